@@ -1,0 +1,9 @@
+"""`python -m eggroll`: the command line."""
+
+from __future__ import annotations
+
+import sys
+
+from eggroll.cli import main
+
+sys.exit(main())

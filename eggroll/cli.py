@@ -1,0 +1,145 @@
+"""The command line: `eggroll train` and `eggroll explain`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import tyro
+from rich.console import Console
+
+from eggroll.recipes.settings import DEFAULTS, Distribution, Model, Settings, SettingsError, Shaping, settings_for
+
+DESCRIPTION = "Train neural networks without backpropagation. `eggroll --version` prints the version."
+FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
+WIDE = 130  # columns of a table that no terminal limits
+
+
+def _by_model(name: str, metavar: str) -> Any:
+    """Help for an option whose default depends on the model."""
+    values = {model: getattr(settings, name) for model, settings in DEFAULTS.items()}
+    same = len(set(values.values())) == 1
+    text = str(next(iter(values.values()))) if same else ", ".join(f"{m} {v}" for m, v in values.items())
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
+
+
+def _choices(literal: Any) -> str:
+    return "{" + ",".join(get_args(literal)) + "}"
+
+
+@dataclass(frozen=True)
+class Train:
+    """Train a network on handwritten digits by evolution and write a run folder.
+
+    The folder receives metrics.jsonl, curve.png, parameters.npz and config.json. Ctrl-C ends the run early and writes
+    what there is.
+    """
+
+    model: Model = Settings.model
+    """The network: an ordinary Flax NNX module."""
+    population: Annotated[int | None, _by_model("population", "INT")] = None
+    """Members in a generation; an even number."""
+    rank: Annotated[int | None, _by_model("rank", "INT")] = None
+    """Columns of each noise factor."""
+    sigma: Annotated[float | None, _by_model("sigma", "FLOAT")] = None
+    """Noise scale, in the units of the weights."""
+    generations: Annotated[int | None, _by_model("generations", "INT")] = None
+    """Number of updates."""
+    learning_rate: Annotated[float | None, _by_model("learning_rate", "FLOAT")] = None
+    """Adam's learning rate at the start; it falls along a cosine."""
+    batch_size: Annotated[int | None, _by_model("batch_size", "INT")] = None
+    """Images in a generation's minibatch, the same for all members."""
+    distribution: Annotated[Distribution | None, _by_model("distribution", _choices(Distribution))] = None
+    """Distribution of the noise."""
+    shaping: Annotated[Shaping | None, _by_model("shaping", _choices(Shaping))] = None
+    """How fitness becomes the weight of a member."""
+    seed: int = Settings.seed
+    """Decides initial parameters, noise and the order of the data."""
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/digits-MODEL)")] = None
+    """Run folder."""
+    overwrite: bool = False
+    """Replace a finished run in the folder."""
+
+
+@dataclass(frozen=True)
+class Explain:
+    """Print how a network uses each parameter, and what noise each gets."""
+
+    model: Model = Settings.model
+    """The network."""
+    rank: int = Settings.rank
+    """Columns of each noise factor."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: without the program's name; None takes `sys.argv`.
+
+    Returns:
+        The exit status: 0, 1 for a run that failed, 2 for bad usage, 130 for a run that was interrupted.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments in (["--version"], ["-V"]):
+        from eggroll.recipes.run_folder import package_version
+
+        print(f"eggroll {package_version()}")
+        return 0
+    command = tyro.cli(Train | Explain, prog="eggroll", description=DESCRIPTION, args=arguments or ["--help"])
+    try:
+        return _train(command) if isinstance(command, Train) else _explain(command)
+    except SettingsError as why:
+        print(f"eggroll: {why}", file=sys.stderr)
+        return BAD_USAGE
+    except KeyboardInterrupt:
+        print("eggroll: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _train(command: Train) -> int:
+    from eggroll.recipes.digits import train  # here, so that the help does not wait for Flax and scikit-learn
+    from eggroll.recipes.interrupt import StopRequest
+    from eggroll.recipes.progress import Meter
+
+    settings = settings_for(**asdict(command))
+    console = Console()
+    with StopRequest() as stop, Meter(console, settings.generations, settings.model) as meter:
+        result = train(settings, show=meter.update, asked_to_stop=lambda: stop.asked)
+    unit = "generation" if result.generations == 1 else "generations"
+    console.print(
+        f"test accuracy {result.before:.1%} before, {result.after:.1%} after {result.generations} {unit} "
+        f"in {result.seconds:.1f} s, compilation included",
+        highlight=False,
+        soft_wrap=True,
+    )
+    for file in sorted(result.folder.iterdir()):
+        console.print(f"  {file}", highlight=False, soft_wrap=True)
+    if result.ended == "finished":
+        return 0
+    print(f"eggroll: {result.ended}; what there is was written", file=sys.stderr)
+    return INTERRUPTED if result.ended == "interrupted" else FAILED
+
+
+def _explain(command: Explain) -> int:
+    import jax.numpy as jnp
+
+    import eggroll.nnx
+    from eggroll.recipes.models import SIDE, build
+
+    console = Console()
+    console = console if console.is_terminal else Console(width=WIDE)
+    try:
+        model = build(command.model, seed=0)
+        table = eggroll.nnx.explain(lambda model, x: model(x), model, jnp.ones((2, SIDE, SIDE)), rank=command.rank)
+    except (TypeError, ValueError) as why:
+        raise SettingsError(str(why)) from why
+    console.print(table)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Evaluate a function at low-rank perturbed parameters without forming them."""

@@ -1,0 +1,89 @@
+"""The only file that touches version-sensitive JAX internals.
+
+Supported: JAX 0.10.2 to 0.12. What moved in that range: `ClosedJaxpr` became an alias of `Jaxpr`, and scan's
+`num_consts`/`num_carry` parameters became the flattened trees `ft_in`/`ft_out`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax._src import source_info_util
+from jax._src.interpreters import partial_eval
+from jax.extend import core as jex
+
+Literal = jex.Literal
+
+
+def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+    """Splits an open or closed jaxpr into `(open jaxpr, constants)`."""
+    consts = getattr(jaxpr, "consts", ())
+    return getattr(jaxpr, "jaxpr", jaxpr), tuple(consts)
+
+
+def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
+    """Number of constants and of carries of a scan equation."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    consts, carry, _ = params["ft_in"].unpack()
+    return len(consts), len(carry)
+
+
+def bind(eqn: Any, args: Sequence[Any]) -> list[Any]:
+    """Evaluates an equation on `args`, keeping its source line, name stack and context."""
+    params = eqn.primitive.get_bind_params(eqn.params)
+    with source_context(eqn):
+        # get_bind_params returned a pair (functions, params) before JAX 0.10.
+        outs = eqn.primitive.bind(*args, **params)
+    return list(outs) if eqn.primitive.multiple_results else [outs]
+
+
+def source_context(eqn: Any) -> Any:
+    """A context in which new operations carry the source line and name of `eqn`."""
+    from contextlib import ExitStack
+
+    stack = ExitStack()
+    names = source_info_util.current_name_stack() + eqn.source_info.name_stack
+    traceback = eqn.source_info.traceback
+    if _user_frame(traceback) is None:
+        traceback = None  # keeps that of the call around it
+    stack.enter_context(source_info_util.user_context(traceback, name_stack=names))
+    stack.enter_context(eqn.ctx.manager)
+    return stack
+
+
+def source_line(eqn: Any) -> str:
+    """`file:line (function)` of the user's code that made the equation.
+
+    JAX keeps none for its own functions that are jitted; then it is the line of the call around them.
+    """
+    for traceback in (eqn.source_info.traceback, source_info_util.current().traceback):
+        if (frame := _user_frame(traceback)) is not None:
+            return f"{frame.file_name}:{frame.start_line} ({frame.function_name})"
+    return "an unknown line"
+
+
+def _user_frame(traceback: Any) -> Any | None:
+    """The innermost frame that is neither JAX's nor ours."""
+    ours = str(Path(__file__).parents[1])
+    return next((f for f in source_info_util.user_frames(traceback) if not f.file_name.startswith(ours)), None)
+
+
+def drop_dead_code(jaxpr: Any) -> Any:
+    """Removes equations, nested ones included, whose results nothing uses."""
+    kept, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), True)
+    return kept
+
+
+def abstract(value: Any) -> jax.ShapeDtypeStruct:
+    """The shape, dtype and weak type of an array, tracer or number."""
+    aval = jax.typeof(value)
+    return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
+
+
+def inner_jaxprs(eqn: Any) -> list[Any]:
+    """The jaxprs that an equation calls."""
+    return list(jex.jaxprs_in_params(eqn.params))

@@ -1,0 +1,231 @@
+"""Values that stand for `base + Σ_r Π_f factor_f` without forming the sum.
+
+`LowRank` is the public leaf (two factors). Inside the engine every perturbed value is a `Perturbed`: a base and a
+sum of terms, each a product of factors over named axes. Axis bookkeeping is then one idea for every rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a perturbation comes from: the parameter's path, and how many members share the evaluation."""
+
+    path: str = ""
+    members: int | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """A parameter `base + Σ_k left[..., k] ⊗ right[..., k]` whose dense form is never needed.
+
+    Every axis of `base` belongs to `left`, to `right`, to both (a batch axis: layer stack, experts) or to neither
+    (the perturbation is constant along it). The scale `σ/√r` and the member's sign are already inside the factors.
+
+    Args:
+        base: `[*shape]`, the parameter shared by all members.
+        left: `[*(shape[a] for a in left_axes), rank]`.
+        right: `[*(shape[a] for a in right_axes), rank]`.
+        left_axes: axes of `base` that `left` owns, ascending.
+        right_axes: axes of `base` that `right` owns, ascending.
+        source: the parameter's path and the population, for messages.
+
+    Raises:
+        ValueError: from `check()` and `eggroll.factored`, if shapes, axes or dtypes do not fit.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> w = LowRank(jnp.zeros((2, 3)), jnp.ones((2, 1)), 2 * jnp.ones((3, 1)), (0,), (1,))
+        >>> w.dense().tolist()
+        [[2.0, 2.0, 2.0], [2.0, 2.0, 2.0]]
+
+    References:
+        Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652, Section 4.
+    """
+
+    base: Array
+    left: Array
+    right: Array
+    left_axes: tuple[int, ...] = field(metadata={"static": True})
+    right_axes: tuple[int, ...] = field(metadata={"static": True})
+    source: Source = field(default=Source(), metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dense parameter."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the dense parameter."""
+        return self.base.dtype
+
+    @property
+    def rank(self) -> int:
+        """Number of columns of each factor."""
+        return self.left.shape[-1]
+
+    def dense(self) -> Array:
+        """The dense parameter `[*shape]`: the factors are summed in float32 or wider, then cast."""
+        return as_perturbed(self).dense()
+
+    def check(self) -> None:
+        """Raises ValueError unless factors fit the base."""
+        for name, factor, axes in (("left", self.left, self.left_axes), ("right", self.right, self.right_axes)):
+            if list(axes) != sorted(set(axes)) or any(not 0 <= a < len(self.shape) for a in axes):
+                raise ValueError(
+                    f"LowRank {name}_axes={axes} must be distinct axes of a base of shape {self.shape}, "
+                    "in ascending order; negative axes are not accepted."
+                )
+            required = (*(self.shape[a] for a in axes), self.rank)
+            if tuple(factor.shape) != required:
+                raise ValueError(
+                    f"LowRank {name} has shape {tuple(factor.shape)}; axes {axes} of a base of shape {self.shape} "
+                    f"at rank {self.rank} require {required}."
+                )
+            if factor.dtype != self.dtype:
+                raise ValueError(
+                    f"LowRank {name} is {factor.dtype} but its base is {self.dtype}: cast the factor to the "
+                    "base's dtype first."
+                )
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """`array [*(base.shape[a] for a in axes), rank]`; `origin` names the parameter axes it stems from (discovery)."""
+
+    array: Array
+    axes: tuple[int, ...] = field(metadata={"static": True})
+    origin: frozenset[int] = field(default=frozenset(), metadata={"static": True})
+
+    def relabel(self, new_axis: Mapping[int, int]) -> Factor:
+        """Renames the owned axes and restores their ascending order."""
+        renamed = [new_axis[a] for a in self.axes]
+        order = sorted(range(len(renamed)), key=renamed.__getitem__)
+        array = self.array
+        if order != list(range(len(order))):
+            array = lax.transpose(array, (*order, len(order)))
+        return replace(self, array=array, axes=tuple(sorted(renamed)))
+
+    def position(self, axis: int) -> int:
+        """Which dimension of `array` holds `axis` of the base."""
+        return self.axes.index(axis)
+
+    def squeeze(self, sizes: Sequence[int]) -> Factor:
+        """Drops owned axes of size one: they carry no choice and get in the way of reshapes."""
+        drop = tuple(i for i, a in enumerate(self.axes) if sizes[a] == 1)
+        kept = tuple(a for a in self.axes if sizes[a] != 1)
+        return replace(self, array=lax.squeeze(self.array, drop), axes=kept) if drop else self
+
+    def expand(self, axis: int, size: int) -> Factor:
+        """Makes the factor own `axis` as well, constant along it."""
+        axes = tuple(sorted((*self.axes, axis)))
+        array = jnp.expand_dims(self.array, axes.index(axis))
+        shape = list(array.shape)
+        shape[axes.index(axis)] = size
+        return replace(self, array=jnp.broadcast_to(array, shape), axes=axes)
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Term:
+    """A product of factors, summed over their shared trailing rank axis.
+
+    `added` records that the value was added to something, or set beside a plain array: so activations are told from
+    weights. `looked_up` records, for discovery, which parameter axes were indexed.
+    """
+
+    factors: tuple[Factor, ...]
+    source: Source = field(default=Source(), metadata={"static": True})
+    added: bool = field(default=False, metadata={"static": True})
+    looked_up: frozenset[int] = field(default=frozenset(), metadata={"static": True})
+
+    @property
+    def rank(self) -> int:
+        """Size of the trailing axis that the factors share."""
+        return self.factors[0].array.shape[-1]
+
+    def owners(self, axis: int) -> list[Factor]:
+        """The factors that vary along `axis`."""
+        return [f for f in self.factors if axis in f.axes]
+
+    def map(self, change: Callable[[Factor], Factor]) -> Term:
+        """Changes every factor."""
+        return replace(self, factors=tuple(change(f) for f in self.factors))
+
+    def scale(self, change: Callable[[Array], Array]) -> Term:
+        """Applies a linear function to the first factor only, so that the product is changed once."""
+        first, *rest = self.factors
+        return replace(self, factors=(replace(first, array=change(first.array)), *rest))
+
+    def dense(self, shape: Sequence[int], dtype: Any) -> Array:
+        """The term as an array of the base's `shape`, accumulated in `dtype`."""
+        ndim = len(shape)
+        operands: list[Any] = []
+        for f in self.factors:
+            operands += [f.array.astype(dtype), [*f.axes, ndim]]
+        owned = sorted({a for f in self.factors for a in f.axes})
+        total = jnp.einsum(*operands, owned, precision=lax.Precision.HIGHEST)
+        return lax.broadcast_in_dim(total, tuple(shape), tuple(owned))
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True, eq=False)
+class Perturbed:
+    """`base` plus a sum of terms: what the interpreter carries instead of a dense perturbed array."""
+
+    base: Array
+    terms: tuple[Term, ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the dense value."""
+        return self.base.shape
+
+    @property
+    def dtype(self) -> Any:
+        """Dtype of the dense value."""
+        return self.base.dtype
+
+    def map(self, base: Array, change: Callable[[Term], Term]) -> Perturbed:
+        """A new base, and every term changed."""
+        return Perturbed(base, tuple(change(t) for t in self.terms))
+
+    def dense(self) -> Array:
+        """The dense value, summed in float32 or wider and cast once."""
+        wide = accumulator_dtype(self.dtype)
+        total = self.base.astype(wide)
+        for term in self.terms:
+            total = total + term.dense(self.shape, wide)
+        return total.astype(self.dtype)
+
+
+def accumulator_dtype(dtype: Any) -> Any:
+    """float32, or the dtype itself where it is wider."""
+    # Not promote_types: it refuses bfloat16 and float32 under strict dtype promotion.
+    narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32
+    return jnp.dtype(jnp.float32 if narrow else dtype)
+
+
+def as_perturbed(value: LowRank) -> Perturbed:
+    """The engine's form of a public leaf."""
+    left = Factor(value.left, value.left_axes)
+    right = Factor(value.right, value.right_axes)
+    return Perturbed(value.base, (Term((left, right), value.source),))
+
+
+def is_low_rank(value: Any) -> bool:
+    """True for `LowRank` leaves; for `is_leaf=`."""
+    return isinstance(value, LowRank)

@@ -1,0 +1,162 @@
+"""dot_general: the unchanged base product plus one thin product per term."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+from jax import lax
+
+from eggroll.engine.fallback import Unsupported
+from eggroll.engine.interpreter import Interpreter
+from eggroll.engine.lowrank import Array, Factor, Perturbed, Term, accumulator_dtype
+from eggroll.kernels import lowrank_dot
+
+UNROLLED_RANK = 4  # up to here, a sum of outer products fuses into the base product's consumer and beats a dot
+
+
+def dot_general(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+    """`x·(W + Σ f₁⊗f₂) = x·W + Σ (x·f₁)·f₂`, for any dimension numbers, the weight on either side."""
+    if eqn.params.get("out_sharding") is not None:
+        raise Unsupported("a product with an explicit output sharding")
+    contract, batch = eqn.params["dimension_numbers"]
+    args, discovering = list(args), ctx.observer is not None
+    if (given_up := _given_up(args, discovering)) is not None:
+        reason = "a product of two perturbed values: one of them is made dense"
+        args[given_up] = ctx.dense(args[given_up], eqn, reason)
+    sides = [s for s in (0, 1) if isinstance(args[s], Perturbed)]
+    if discovering:
+        for s in sides:
+            ctx.product(eqn, args[s], contract[s], batch[s])
+        return [ctx.base(eqn, args)]
+    return [_product(ctx, eqn, args, sides[0])]
+
+
+def _given_up(args: Sequence[Any], discovering: bool) -> int | None:
+    """Which of two perturbed values is made dense: an activation to which something was added, else the smaller."""
+    if not all(isinstance(a, Perturbed) for a in args):
+        return None
+    sums = [any(t.added for t in a.terms) for a in args]
+    if sums[0] != sums[1]:
+        return sums.index(True)
+    return None if discovering else min((0, 1), key=lambda s: args[s].base.size)
+
+
+def _product(ctx: Interpreter, eqn: Any, args: Sequence[Any], side: int) -> Array:
+    weight, x = args[side], args[1 - side]
+    if side == 1 and (out := _canonical(eqn, x, weight)) is not None:
+        return out
+    base = ctx.base(eqn, args)
+    wide = accumulator_dtype(base.dtype)
+    total = base.astype(wide)
+    labels = _Labels(eqn, args, side)
+    for term in weight.terms:
+        total = total + labels.correction(x, term, eqn.params["precision"], wide)
+    return total.astype(base.dtype)
+
+
+def _canonical(eqn: Any, x: Any, weight: Perturbed) -> Array | None:
+    """The layout of dense layers, `x [..., K] · W [K, N]`, goes to the kernel, which takes floating-point inputs."""
+    dims = eqn.params["dimension_numbers"]
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        return None
+    if dims != (((x.ndim - 1,), (0,)), ((), ())) or len(weight.shape) != 2 or len(weight.terms) != 1:
+        return None
+    (term,) = weight.terms
+    by_axes = {f.axes: f.array for f in term.factors}
+    if set(by_axes) != {(0,), (1,)}:
+        return None
+    return lowrank_dot(
+        x,
+        weight.base,
+        by_axes[(0,)],
+        by_axes[(1,)],
+        precision=eqn.params["precision"],
+        preferred_element_type=eqn.params["preferred_element_type"],
+    )
+
+
+class _Labels:
+    """Names the axes of a product as einsum does: weight axes first, then the free axes of `x`, then the rank."""
+
+    def __init__(self, eqn: Any, args: Sequence[Any], side: int) -> None:
+        contract, batch = eqn.params["dimension_numbers"]
+        weight, x = args[side], args[1 - side]
+        ndim = len(weight.shape)
+        pairs = dict(zip(contract[1 - side], contract[side], strict=True))
+        pairs |= dict(zip(batch[1 - side], batch[side], strict=True))
+        self.x = [pairs.get(i, ndim + i) for i in range(x.ndim)]
+        self.rank = ndim + x.ndim
+        free_w = [a for a in range(ndim) if a not in contract[side] and a not in batch[side]]
+        free_x = [label for i, label in enumerate(self.x) if i not in pairs]
+        free = free_w + free_x if side == 0 else free_x + free_w
+        self.out = [*batch[side], *free]
+
+    def correction(self, x: Any, term: Term, precision: Any, dtype: Any) -> Array:
+        """Σ_r Π factors·x in the layout of the output; size one along axes that no operand knows."""
+        contracted = set(self.x) - set(self.out)
+        # Factors that are summed over come first, so that no intermediate is as large as the weight.
+        first, *rest = sorted(term.factors, key=lambda f: not contracted & set(f.axes))
+        rest_labels = [{*f.axes, self.rank} for f in rest]
+        acc, labels = x, self.x
+        for f, later in zip([first, *rest[:-1]], _suffix_unions(rest_labels), strict=True):
+            acc, labels = self._absorb(acc, labels, f, later, precision, dtype)
+        return self._finish(acc, labels, rest[-1], precision, dtype)
+
+    def _absorb(
+        self, acc: Any, labels: list[int], f: Factor, later: set[int], precision: Any, dtype: Any
+    ) -> tuple[Array, list[int]]:
+        own = [*f.axes, self.rank]
+        keep = [a for a in dict.fromkeys([*labels, *own]) if a in self.out or a in later - {self.rank}]
+        keep.append(self.rank)
+        return _einsum(acc, labels, f.array, own, keep, precision, dtype), keep
+
+    def _finish(self, acc: Array, labels: list[int], f: Factor, precision: Any, dtype: Any) -> Array:
+        known = [a for a in self.out if a in labels or a in f.axes]
+        own = [*f.axes, self.rank]
+        summed = (set(labels) | set(own)) - set(self.out) - {self.rank}
+        if summed or f.array.shape[-1] > UNROLLED_RANK:
+            out = _einsum(acc, labels, f.array, own, known, precision, dtype)
+        else:
+            out = _unrolled(acc, labels, f.array.astype(dtype), own, known)
+        return jnp.expand_dims(out, [i for i, a in enumerate(self.out) if a not in known])
+
+
+def _suffix_unions(sets: Sequence[set[int]]) -> list[set[int]]:
+    """What each absorbed factor has to leave for those after it."""
+    return [set().union(*sets[i:]) for i in range(len(sets))]
+
+
+def _einsum(
+    a: Any, a_labels: list[int], b: Any, b_labels: list[int], out: list[int], precision: Any, dtype: Any
+) -> Array:
+    if a.dtype != b.dtype:  # never to the narrower of the two: it would round the factor
+        a, b = a.astype(dtype), b.astype(dtype)
+    precision = precision if _is_precision(precision) else None
+    return jnp.einsum(a, a_labels, b, b_labels, out, precision=precision, preferred_element_type=dtype)
+
+
+def _is_precision(precision: Any) -> bool:
+    """Dot algorithms name operand types that the factors need not have; plain precisions always apply."""
+    if isinstance(precision, tuple):
+        return all(isinstance(p, lax.Precision) for p in precision)
+    return isinstance(precision, lax.Precision)
+
+
+def _unrolled(a: Array, a_labels: list[int], b: Array, b_labels: list[int], out: list[int]) -> Array:
+    """Σ_r a[..., r]·b[..., r] as broadcast multiplies (both have their rank label last)."""
+    a, b = _aligned(a, a_labels[:-1], out), _aligned(b, b_labels[:-1], out)
+    total = a[..., 0] * b[..., 0]
+    for k in range(1, a.shape[-1]):
+        total = total + a[..., k] * b[..., k]
+    return total
+
+
+def _aligned(array: Array, labels: list[int], out: list[int]) -> Array:
+    order = sorted(range(len(labels)), key=lambda i: out.index(labels[i]))
+    array = jnp.transpose(array, (*order, len(order)))
+    return jnp.expand_dims(array, [i for i, a in enumerate(out) if a not in labels])
+
+
+RULES = {"dot_general": dot_general}

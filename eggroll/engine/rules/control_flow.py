@@ -1,0 +1,163 @@
+"""scan, while and cond, re-emitted through the public functions with factors as loop constants or slices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import jax
+from jax import lax
+
+from eggroll.engine import jax_compat
+from eggroll.engine.interpreter import Interpreter
+from eggroll.engine.lowrank import Factor, Perturbed
+
+CARRY = "a loop carry that the body changes"
+STACKED = "stacked output of a scan"
+
+
+def scan(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+    """Perturbed inputs travel as factors; a carry that the body hands on unchanged becomes a constant."""
+    n_consts, n_carry = jax_compat.scan_counts(eqn.params)
+    jaxpr, consts = eqn.params["jaxpr"], args[:n_consts]
+    init, xs = list(args[n_consts : n_consts + n_carry]), args[n_consts + n_carry :]
+    sliced = [_Sliced(x) for x in xs]
+
+    def body(carry: Sequence[Any], slices: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+        values = [s.value(part) for s, part in zip(sliced, slices, strict=True)]
+        outs = ctx.evaluate(jaxpr, [*consts, *carry, *values])
+        return outs[:n_carry], outs[n_carry:], values
+
+    parts = [s.scanned for s in sliced]
+    first = jax.eval_shape(lambda p: jax.tree.map(lambda a: a[0], p), parts) if eqn.params["length"] else None
+    fixed = {} if first is None else _invariant(ctx, init, lambda carry, part: body(carry, part)[0], first)
+    forwarded: dict[int, int] = {}
+
+    def step(carry: tuple, slices: Any) -> tuple[tuple, dict[int, Any]]:
+        new, ys, values = body(_merge(carry, fixed, n_carry), slices)
+        forwarded.update(_identical(ys, values))
+        kept = {j: ctx.dense(y, eqn, STACKED) for j, y in enumerate(ys) if j not in forwarded}
+        return tuple(ctx.dense(c, eqn, CARRY) for i, c in enumerate(new) if i not in fixed), kept
+
+    moving = tuple(ctx.dense(c, eqn, CARRY) for i, c in enumerate(init) if i not in fixed)
+    options = {k: eqn.params[k] for k in ("length", "reverse", "unroll")}
+    last, ys = lax.scan(step, moving, parts, **options)
+    n_ys = len(eqn.outvars) - n_carry
+    return [*_merge(last, fixed, n_carry), *(xs[forwarded[j]] if j in forwarded else ys[j] for j in range(n_ys))]
+
+
+class _Sliced:
+    """A scanned input: what lax.scan slices, and how to put the perturbed slice together inside the body."""
+
+    def __init__(self, x: Any) -> None:
+        self.x = x
+        if not isinstance(x, Perturbed):
+            self.scanned: Any = x
+            return
+        arrays = [f.array for t in x.terms for f in t.factors if 0 in f.axes]
+        self.scanned = (x.base, arrays)
+
+    def value(self, part: Any) -> Any:
+        if not isinstance(self.x, Perturbed):
+            return part
+        base, arrays = part
+        remaining = iter(arrays)
+
+        def change(f: Factor) -> Factor:
+            array = next(remaining) if 0 in f.axes else f.array
+            return replace(f, array=array, axes=tuple(a - 1 for a in f.axes if a != 0))
+
+        return self.x.map(base, lambda t: t.map(change))
+
+
+def _identical(ys: Sequence[Any], values: Sequence[Any]) -> dict[int, int]:
+    """Perturbed outputs that are perturbed slices, untouched."""
+    return {j: i for j, y in enumerate(ys) if isinstance(y, Perturbed) for i, value in enumerate(values) if y is value}
+
+
+def _invariant(ctx: Interpreter, init: list[Any], body: Callable[..., list[Any]], *others: Any) -> dict[int, Perturbed]:
+    """Perturbed carries that the body returns untouched, found by evaluating it abstractly until nothing changes.
+
+    The body is given the carries and `others`, whose arrays may be shapes only.
+    """
+    fixed = {i: c for i, c in enumerate(init) if isinstance(c, Perturbed)}
+    while fixed:
+        changed: list[int] = []
+
+        def attempt(carry: list[Any], *others: Any, fixed: Any = fixed, changed: Any = changed) -> None:
+            outs = body(_merge(carry, fixed, len(init)), *others)
+            changed += [i for i, c in fixed.items() if outs[i] is not c]
+
+        moving = [_abstract(c) for i, c in enumerate(init) if i not in fixed]
+        with ctx.silent():
+            jax.eval_shape(attempt, moving, *others)
+        if not changed:
+            return fixed
+        fixed = {i: c for i, c in fixed.items() if i not in changed}
+    return fixed
+
+
+def _abstract(value: Any) -> jax.ShapeDtypeStruct:
+    return jax_compat.abstract(value.base if isinstance(value, Perturbed) else value)
+
+
+def _merge(moving: Sequence[Any], fixed: dict[int, Any], n: int) -> list[Any]:
+    """All `n` carries, from those that move and those that stay."""
+    rest = iter(moving)
+    return [fixed[i] if i in fixed else next(rest) for i in range(n)]
+
+
+def while_loop(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+    """Constants are captured; carries are treated as in scan."""
+    n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
+    cond_consts, body_consts = args[:n_cond], args[n_cond : n_cond + n_body]
+    init = list(args[n_cond + n_body :])
+
+    def body(carry: Sequence[Any]) -> list[Any]:
+        return ctx.evaluate(eqn.params["body_jaxpr"], [*body_consts, *carry])
+
+    fixed = _invariant(ctx, init, body)
+
+    def proceed(carry: tuple) -> Any:
+        everything = _merge(carry, fixed, len(init))
+        return ctx.dense(ctx.evaluate(eqn.params["cond_jaxpr"], [*cond_consts, *everything])[0], eqn, CARRY)
+
+    def step(carry: tuple) -> tuple:
+        new = body(_merge(carry, fixed, len(init)))
+        return tuple(ctx.dense(c, eqn, CARRY) for i, c in enumerate(new) if i not in fixed)
+
+    moving = tuple(ctx.dense(c, eqn, CARRY) for i, c in enumerate(init) if i not in fixed)
+    return _merge(lax.while_loop(proceed, step, moving), fixed, len(init))
+
+
+def cond(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+    """Every branch is walked; an output stays factored where all branches factor it alike."""
+    index, *operands = args
+    index = ctx.dense(index, eqn, "a branch chosen by a perturbed value")
+
+    def walk(branch: Any) -> Callable[..., list[Any]]:
+        return lambda *values: ctx.evaluate(branch, values)
+
+    branches = [walk(b) for b in eqn.params["branches"]]
+    with ctx.silent():
+        shapes = [jax.eval_shape(b, *operands) for b in branches]
+    alike = [len({_form(s) for s in outs}) == 1 for outs in zip(*shapes, strict=True)]
+
+    def unify(branch: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        def call(*values: Any) -> list[Any]:
+            outs = branch(*values)
+            reason = "branches return it in different forms"
+            return [o if same else ctx.dense(o, eqn, reason) for o, same in zip(outs, alike, strict=True)]
+
+        return call
+
+    return lax.switch(index, [unify(b) for b in branches], *operands)
+
+
+def _form(value: Any) -> tuple[Any, ...]:
+    """Structure and shapes: the factors of two perturbed values may own the same axes and differ in rank."""
+    return (jax.tree.structure(value), *((a.shape, a.dtype) for a in jax.tree.leaves(value)))
+
+
+RULES = {"scan": scan, "while": while_loop, "cond": cond}

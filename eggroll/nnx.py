@@ -1,0 +1,221 @@
+"""The drop-in for Flax NNX: where `nnx.value_and_grad` and `nnx.grad` stood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from eggroll.strategy import gradient
+from eggroll.strategy.explain import Explanation
+from eggroll.strategy.explain import explain as explain_function
+from eggroll.strategy.keys import as_threefry
+
+__all__ = ["explain", "grad", "value_and_grad"]
+
+
+def value_and_grad(
+    loss_fn: Callable[..., Any], *, wrt: Any = nnx.Param, share_rngs: bool = True, **options: Any
+) -> Callable[..., Any]:
+    """Estimates loss and gradient of an unmodified NNX model from forward passes alone.
+
+    Only the variables that `wrt` selects are perturbed. Other state (batch statistics, RNG streams, caches) passes
+    through: what the loss changes of it is written back to the model, averaged over members where it is floating point.
+
+    Args:
+        loss_fn: `loss_fn(model, *args, **kwargs)` → scalar loss, or `(loss, aux)` with `has_aux`. Arguments may be NNX
+            objects themselves (`nnx.Rngs`).
+        wrt: NNX filter for the variables to train; the same as for `nnx.Optimizer(..., wrt=...)`. Default `nnx.Param`.
+        share_rngs: True (default) gives all members the same dropout masks (common random numbers: less noise in the
+            comparison); False gives every pair its own.
+        **options: as in `eggroll.value_and_grad`; `population` and `sigma` are required. `in_axes` speaks of the
+            arguments after `model`.
+
+    Returns:
+        `f(model, *args, key, **kwargs) -> (value, grads)`, or `((value, aux), grads)` with `has_aux`; `grads` feeds
+        `nnx.Optimizer.update(model, grads)`.
+
+    Raises:
+        TypeError: no NNX object as the first argument, parameters that are not floating point, or no key.
+        ValueError: `wrt` selects nothing, or as `eggroll.value_and_grad`.
+        FloatingPointError: no member's loss is finite; the model is unchanged.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, eggroll.nnx
+        >>> from flax import nnx
+        >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+        >>> optimizer = nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param)
+        >>> loss_fn = lambda model, x: jnp.mean((model(x) - 1.0) ** 2)
+        >>> step = eggroll.nnx.value_and_grad(loss_fn, population=256, sigma=0.05)
+        >>> before = loss_fn(model, jnp.eye(4))
+        >>> for key in jax.random.split(jax.random.key(0), 20):
+        ...     loss, grads = step(model, jnp.eye(4), key=key)
+        ...     _ = optimizer.update(model, grads)
+        >>> bool(loss_fn(model, jnp.eye(4)) < before / 2)
+        True
+
+    References:
+        Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
+    """
+    has_aux = options.pop("has_aux", False)
+    in_axes = options.pop("in_axes", None)
+
+    def pure(params: Any, rest: Any, keys: Any, split: _Split, args: tuple, kwargs: dict[str, Any]) -> Any:
+        nodes = split.merge(params, _with_keys(rest, keys))
+        model, call_args = split.restore(nodes, args)
+        out = loss_fn(model, *call_args, **kwargs)
+        loss, aux = out if has_aux else (out, ())
+        return loss, (aux, split.rest_of(nodes))
+
+    # One row per member only where the user says so, and for keys that are not shared.
+    axes = (None, None if share_rngs else 0, None, in_axes if in_axes is None else _axes(in_axes), None)
+    estimate = gradient.value_and_grad(pure, has_aux=True, in_axes=axes, **options)
+
+    def value_and_grad_fun(model: Any, *args: Any, key: Any, **kwargs: Any) -> Any:
+        split, params, rest, arrays = _Split.of(model, args, wrt)
+        keys = [] if share_rngs else _member_keys(rest, options["population"], options.get("antithetic", True), key)
+        (value, (aux, new)), grads = estimate(params, rest, keys, split, arrays, kwargs, key=key)
+        split.write_back(model, args, _with_keys(new, _keys_of(rest)))
+        return ((value, aux) if has_aux else value), grads
+
+    return value_and_grad_fun
+
+
+def grad(loss_fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Estimates the gradient of an unmodified NNX model; `value_and_grad` without the value.
+
+    Args:
+        loss_fn: as in `value_and_grad`.
+        **options: as in `value_and_grad`.
+
+    Returns:
+        `f(model, *args, key, **kwargs) -> grads`, or `(grads, aux)` with `has_aux`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, eggroll.nnx
+        >>> from flax import nnx
+        >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+        >>> f = eggroll.nnx.grad(lambda model, x: model(x).sum(), population=64, sigma=0.1)
+        >>> f(model, jnp.ones((1, 4)), key=jax.random.key(0))["kernel"].shape
+        (4, 2)
+    """
+    has_aux = options.get("has_aux", False)
+    both = value_and_grad(loss_fn, **options)
+
+    def grad_fun(model: Any, *args: Any, key: Any, **kwargs: Any) -> Any:
+        value, grads = both(model, *args, key=key, **kwargs)
+        return (grads, value[1]) if has_aux else grads
+
+    return grad_fun
+
+
+def explain(fun: Callable[..., Any], model: Any, *args: Any, wrt: Any = nnx.Param, **options: Any) -> Explanation:
+    """Says how `fun(model, *args)` uses each parameter of an NNX model, and what noise each gets.
+
+    Args:
+        fun: a function of the model; `lambda model, x: model(x)` will do.
+        model: the NNX model; it is not changed.
+        *args: further arguments.
+        wrt: NNX filter for the variables to train.
+        **options: `rank`, `rules`, `population` as in `eggroll.explain`.
+
+    Returns:
+        As `eggroll.explain`.
+
+    Example:
+        >>> import jax.numpy as jnp, eggroll.nnx
+        >>> from flax import nnx
+        >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
+        >>> [row.path for row in eggroll.nnx.explain(lambda m, x: m(x), model, jnp.ones((1, 4))).rows]
+        ['bias', 'kernel']
+    """
+    split, params, rest, arrays = _Split.of(model, args, wrt)
+
+    def pure(params: Any, rest: Any, split: _Split, args: tuple) -> Any:
+        model, call_args = split.restore(split.merge(params, rest), args)
+        return fun(model, *call_args)
+
+    return explain_function(pure, params, rest, split, arrays, **options)
+
+
+@jax.tree_util.register_static
+class _Split:
+    """How a model and the NNX objects among the arguments come apart and together; hashable, without arrays."""
+
+    def __init__(self, graphdef: Any, objects: tuple[int, ...], wrt: Any) -> None:
+        self.graphdef, self.objects, self.wrt = graphdef, objects, wrt
+
+    def __hash__(self) -> int:
+        return hash((self.graphdef, self.objects))
+
+    def __eq__(self, other: object) -> bool:
+        same = isinstance(other, _Split) and self.objects == other.objects and self.wrt == other.wrt
+        return same and self.graphdef == other.graphdef  # type: ignore[attr-defined]
+
+    @staticmethod
+    def of(model: Any, args: tuple, wrt: Any) -> tuple[_Split, Any, Any, tuple]:
+        """`(split, trained state of the model, all other state, arguments without NNX objects)`."""
+        if not isinstance(model, nnx.Pytree):
+            raise TypeError(
+                f"got {type(model).__name__} as the model; an NNX module is required. For plain parameters use "
+                "eggroll.value_and_grad."
+            )
+        objects = tuple(i for i, a in enumerate(args) if isinstance(a, nnx.Pytree))
+        nodes = (model, *(args[i] for i in objects))
+        graphdef, params, rest = nnx.split(nodes, _of_model(wrt), ...)
+        if not jax.tree.leaves(params):
+            raise ValueError(f"got wrt={wrt!r}, which selects no variable of the model.")
+        arrays = tuple(None if i in objects else a for i, a in enumerate(args))
+        return _Split(graphdef, objects, wrt), params[0], rest, arrays
+
+    def merge(self, params: Any, rest: Any) -> tuple:
+        """The model and the other objects."""
+        return nnx.merge(self.graphdef, nnx.State({0: params}), rest)
+
+    def restore(self, nodes: tuple, args: tuple) -> tuple[Any, list[Any]]:
+        """The model, and the arguments with the objects put back."""
+        found = dict(zip(self.objects, nodes[1:], strict=True))
+        return nodes[0], [found.get(i, a) for i, a in enumerate(args)]
+
+    def rest_of(self, nodes: tuple) -> Any:
+        """All state that is not trained, as the function left it."""
+        return nnx.split(nodes, _of_model(self.wrt), ...)[2]
+
+    def write_back(self, model: Any, args: tuple, rest: Any) -> None:
+        """Updates the user's objects with the new state."""
+        nnx.update((model, *(args[i] for i in self.objects)), rest)
+
+
+def _of_model(wrt: Any) -> Any:
+    """The filter for trained variables of the first node only."""
+    return nnx.All(lambda path, _: path[0] == 0, wrt)
+
+
+def _axes(in_axes: Any) -> Any:
+    return in_axes if isinstance(in_axes, int) else tuple(in_axes)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _keys_of(state: Any) -> list[jax.Array]:
+    return [x for x in jax.tree.leaves(state) if _is_key(x)]
+
+
+def _with_keys(state: Any, keys: list[jax.Array]) -> Any:
+    """`state` with its random keys replaced, in order; unchanged without keys."""
+    if not keys:
+        return state
+    new = iter(keys)
+    return jax.tree.map(lambda x: next(new) if _is_key(x) else x, state)
+
+
+def _member_keys(rest: Any, population: int, antithetic: bool, key: jax.Array) -> list[jax.Array]:
+    """One key per member for every RNG stream; a pair shares its own."""
+    pair = jnp.arange(population) // (2 if antithetic else 1)
+    seed = jax.random.bits(as_threefry(key), (), "uint32")
+    return [jax.vmap(lambda i, k=k: jax.random.fold_in(jax.random.fold_in(k, seed), i))(pair) for k in _keys_of(rest)]

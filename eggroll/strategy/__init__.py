@@ -1,0 +1,1 @@
+"""The evolution strategy: noise, plan, shaping, estimator, population."""

@@ -1,0 +1,293 @@
+"""`ES`: the evolution strategy as ask / apply / tell, and as one compiled step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from eggroll.engine.fallback import Fallback
+from eggroll.engine.interpreter import abstract
+from eggroll.strategy import precision
+from eggroll.strategy.compiled import CompiledCache
+from eggroll.strategy.fitness import as_float, check_fitness, summary
+from eggroll.strategy.frozen import put_back, without
+from eggroll.strategy.generation import Generation
+from eggroll.strategy.inputs import InAxes, Rows, make_rows
+from eggroll.strategy.keys import as_threefry, generation_key
+from eggroll.strategy.members import Members
+from eggroll.strategy.plan import Plan, check_params, leaf_paths, make_plan
+from eggroll.strategy.population import Population
+from eggroll.strategy.problem import (
+    as_arrays,
+    check_covered,
+    check_optimizer,
+    check_scalar,
+    check_sigma,
+    is_traced,
+    nothing_finite,
+    plan_for,
+    split_aux,
+    trace_member,
+)
+from eggroll.strategy.rules import FrozenRule, Rules, check_rank
+from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
+
+Metrics = dict[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class State:
+    """The state of a run: an ordinary pytree to jit, shard and checkpoint.
+
+    Attributes:
+        params: the parameters, in the dtypes they were given in.
+        master: float32 copies of the parameters of lower precision, in order; they take the updates.
+        opt_state: the optimizer's state; frozen parameters have none.
+        key: the run's random key; never changes.
+        generation: int32 scalar, the number of updates made.
+    """
+
+    params: Any
+    master: tuple[jax.Array, ...]
+    opt_state: Any
+    key: jax.Array
+    generation: jax.Array
+
+
+class ES:
+    r"""Trains parameters by low-rank evolution: fitness in, optax updates out, no backpropagation.
+
+    In every generation member `i` sees `W + σ·Aᵢ·Bᵢᵀ/√r`. Its fitness (maximised) is shaped into a weight `wᵢ`, and the
+    optimizer receives `−1/(N·σ·√r)·Σ wᵢ·Aᵢ·Bᵢᵀ`.
+
+    Args:
+        population: number of members `N`, even with `antithetic`. Default 1024.
+        sigma: noise scale `σ` > 0 in the units of the weights, or an optax schedule over generations. Default 0.05.
+        rank: columns of each factor, at least 1. Default 1.
+        optimizer: an optax optimizer (its learning rate may be a schedule); one that watches the loss is given the
+            negative mean fitness. Default `optax.adam(1e-2)`. Line searches need a function and are not supported.
+        shaping: `"zscore"` (default), `"none"`, `"group"`, `"centered_rank"`, `"sign"`, or a callable `[N] -> [N]`.
+        antithetic: members `2i` and `2i + 1` share noise with opposite signs. Default True.
+        distribution: `"rademacher"` (±1, default) or `"normal"`.
+        rules: `(pattern, rule)` pairs that decide by path how a parameter is perturbed; see `LowRankRule`.
+        groups: number of equal groups of members, for arguments with a row per group and for `shaping="group"`.
+            Default 1.
+        noise_reuse: successive generations with the same noise. Default 1: fresh every generation.
+        chunk: members evaluated at once, or `"auto"` (default). Never changes the noise.
+        mesh: a mesh with an axis `"population"` over whose devices the members are split.
+        fallback: `"warn"` (default), `"allow"` or `"error"` where a weight has to be made dense.
+
+    Raises:
+        ValueError: settings that do not fit together.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, eggroll
+        >>> es = eggroll.ES(population=256, sigma=0.1, optimizer=optax.adam(0.1))
+        >>> state = es.init({"w": jnp.zeros((4, 3))}, jax.random.key(0))
+        >>> fitness = lambda params, x: -jnp.mean((x @ params["w"] - 1.0) ** 2)
+        >>> for _ in range(50):
+        ...     state, metrics = es.step(state, fitness, jnp.eye(4))
+        >>> bool(metrics["fitness_mean"] > -0.1)
+        True
+
+    References:
+        Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
+    """
+
+    def __init__(
+        self,
+        *,
+        population: int = 1024,
+        sigma: float | Callable[[Any], Any] = 0.05,
+        rank: int = 1,
+        optimizer: optax.GradientTransformation | None = None,
+        shaping: Shaping = "zscore",
+        antithetic: bool = True,
+        distribution: str = "rademacher",
+        rules: Rules = (),
+        groups: int = 1,
+        noise_reuse: int = 1,
+        chunk: int | str = "auto",
+        mesh: Mesh | None = None,
+        fallback: Fallback = "warn",
+    ) -> None:
+        self.settings = Population(population, antithetic, distribution, groups, chunk, mesh, fallback)
+        check_sigma(sigma)
+        validate_shaping(shaping)
+        generation_key(jax.random.key(0), 0, noise_reuse)  # checks noise_reuse
+        self.population, self.groups = self.settings.size, self.settings.groups
+        self.sigma, self.rank, self.rules, self.shaping = sigma, check_rank(rank), tuple(rules), shaping
+        self.noise_reuse = noise_reuse
+        self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
+        self.cache = CompiledCache()
+        self._plans: dict[Any, Plan] = {}
+
+    def init(self, params: Any, key: jax.Array) -> State:
+        """A fresh state.
+
+        Args:
+            params: pytree of floating-point arrays (others only under a `"frozen"` rule).
+            key: a `jax.random` key, typed or legacy.
+
+        Returns:
+            The state of generation 0.
+
+        Raises:
+            TypeError: a parameter that is not floating point, or a key that is none.
+            ValueError: no parameters, or rules that match nothing.
+        """
+        params = as_arrays(params)
+        chosen = check_params(params, self.rules)
+        moving = without(params, [isinstance(chosen.get(path), FrozenRule) for path in leaf_paths(params)])
+        master = precision.master_copies(moving)
+        opt_state = self.optimizer.init(precision.full(moving, master))
+        return State(params, master, opt_state, as_threefry(key), jnp.zeros((), jnp.int32))
+
+    def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
+        """The plan for parameters of these shapes; the first function seen decides it, for all later generations.
+
+        Without a function, a plan by shapes alone, which later generations do not inherit.
+        """
+        leaves, tree = jax.tree.flatten(params)
+        key = (tree, tuple((tuple(x.shape), str(x.dtype)) for x in leaves))
+        if key not in self._plans:
+            if fun is None or rows is None:
+                return make_plan(params, None, rank=self.rank, rules=self.rules)
+            shapes = jax.tree.map(abstract, params)
+            program = trace_member(fun, shapes, rows)
+            self._plans[key] = plan_for(program, shapes, rows, rank=self.rank, rules=self.rules)
+        return self._plans[key]
+
+    def ask(self, state: State) -> Members:
+        """The members of the next generation; nothing dense is built.
+
+        Args:
+            state: the current state.
+
+        Returns:
+            Members to `apply` a function to, or to `materialize` one by one.
+        """
+        return Members(self, state.params, state.generation, self._key(state), self._sigma(state))
+
+    def tell(self, state: State, members: Members, fitness: Any) -> tuple[State, Metrics]:
+        """Updates the parameters from the members' fitness.
+
+        Args:
+            state: the state that `members` were asked from.
+            members: from `ask`.
+            fitness: `[N]` real numbers, maximised; JAX, numpy or a list. A member whose fitness is not finite is
+                dropped with its pair, and counted.
+
+        Returns:
+            `(state, metrics)`. Metrics: `fitness_mean`, `fitness_best`, `fitness_worst`, `fitness_std` (over finite
+            fitness), `nonfinite` (members dropped), `gradient_norm`, `update_norm`, `sigma`, `generation`.
+
+        Raises:
+            TypeError: fitness that is not real numbers.
+            ValueError: fitness of another shape than `[N]`, members of another generation or run, or a sigma schedule
+                that is not > 0.
+            FloatingPointError: no fitness is finite; the state is unchanged. Under `jit` nothing can be raised: the
+                state then stays as it is.
+        """
+        fitness = check_fitness(fitness, self.population)
+        members.check_asked_from(state, self._key(state))
+        plan = members.plan
+        state, metrics = self.cache(
+            lambda state, fitness: self._update(plan, state, fitness), ("tell", plan), state, fitness
+        )
+        self._raise_if_lost(metrics)
+        return state, metrics
+
+    def step(
+        self,
+        state: State,
+        fitness_fn: Callable[..., Any],
+        *args: Any,
+        in_axes: InAxes = None,
+        has_aux: bool = False,
+    ) -> tuple[State, Metrics]:
+        """Ask, apply and tell in one compiled call.
+
+        Pass the same `fitness_fn` object at every call: a new one is compiled anew.
+
+        Args:
+            state: the current state.
+            fitness_fn: `fitness_fn(params, *args)` → scalar fitness (maximised), or `(fitness, aux)` with `has_aux`.
+            *args: further arguments; arrays are traced, other leaves reach `fitness_fn` as they are, so a number that
+                changes in every generation should be an array.
+            in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
+                per group.
+            has_aux: whether `fitness_fn` returns auxiliary output; floating-point leaves are averaged over members with
+                finite fitness, others are the first member's.
+
+        Returns:
+            `(state, metrics)` as `tell`; also `metrics["chunk"]`, the members evaluated at once, and `metrics["aux"]`
+            with `has_aux`.
+
+        Raises:
+            ValueError: a fitness that is not scalar, rows that fit neither population nor groups, or parameters that
+                the first function of this ES did not use.
+            FloatingPointError: as `tell`.
+        """
+        rows = make_rows(args, in_axes, self.population, self.groups)
+        plan, axes = self.plan_for(state.params, fitness_fn, rows), rows.axes
+
+        def run(state: State, args: tuple) -> tuple[State, Metrics]:
+            rows = Rows(args, axes, self.population)
+            program = trace_member(fitness_fn, state.params, rows)
+            check_scalar(program, has_aux, "fitness")
+            check_covered(plan, program, state.params, rows)
+            generation = Generation(self.settings, plan, self._key(state), self._sigma(state))
+            fitness, aux = generation.evaluate(program, state.params, rows, split_aux(has_aux))
+            state, metrics = self._update(plan, state, as_float(fitness))
+            metrics["chunk"] = jnp.int32(generation.chunk_units(program) * self.settings.signs)
+            return state, {**metrics, "aux": aux} if has_aux else metrics
+
+        state, metrics = self.cache(run, ("step", fitness_fn, plan, axes, has_aux), state, args)
+        self._raise_if_lost(metrics)
+        return state, metrics
+
+    def _update(self, plan: Plan, state: State, fitness: jax.Array) -> tuple[State, Metrics]:
+        shaped = shape_fitness(fitness, shaping=self.shaping, antithetic=self.settings.antithetic, groups=self.groups)
+        weights, valid = shaped
+        sigma = self._sigma(state)
+        still = [leaf.kind == "frozen" for leaf in plan.leaves]
+        params = without(state.params, still)
+        full = precision.full(params, state.master)
+        gradient = Generation(self.settings, plan, self._key(state), sigma).gradient(weights, state.params)
+        gradient = without(gradient, still)
+        metrics = summary(fitness, valid)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
+            updates, opt_state = self.optimizer.update(gradient, state.opt_state, full, value=-metrics["fitness_mean"])
+        moved = optax.apply_updates(full, updates)
+        params, master = precision.rounded(moved, params)
+        params = put_back(params, state.params, still)
+        new = State(params, master, opt_state, state.key, state.generation + jnp.int32(1))
+        some = valid.any() & (sigma > 0)
+        new = jax.tree.map(lambda a, b: jnp.where(some, a, b), new, state)
+        metrics |= {"gradient_norm": optax.tree.norm(gradient), "update_norm": optax.tree.norm(updates)}
+        return new, {**metrics, "sigma": jnp.asarray(sigma, jnp.float32), "generation": state.generation}
+
+    def _key(self, state: State) -> jax.Array:
+        return generation_key(as_threefry(state.key), state.generation, self.noise_reuse)
+
+    def _sigma(self, state: State) -> Any:
+        return self.sigma(state.generation) if callable(self.sigma) else float(self.sigma)
+
+    def _raise_if_lost(self, metrics: Metrics) -> None:
+        if is_traced(metrics):
+            return
+        if not metrics["sigma"] > 0:
+            raise ValueError(
+                f"got sigma={float(metrics['sigma'])} from the schedule at generation {int(metrics['generation'])}; a "
+                "number > 0 is required in every generation. Let the schedule end above zero."
+            )
+        if metrics["nonfinite"] == self.population:
+            raise nothing_finite("fitness", self.population)

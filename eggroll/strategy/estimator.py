@@ -1,0 +1,82 @@
+"""The estimator `g = −1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ`, summed in factored form, one product per parameter and chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eggroll.engine.lowrank import accumulator_dtype
+from eggroll.kernels import rank_update
+from eggroll.strategy.perturbation import Noise
+from eggroll.strategy.plan import LeafPlan, Plan
+
+
+def zero_sums(plan: Plan) -> list[jax.Array | None]:
+    """Accumulators, float32 or wider; None where nothing is perturbed."""
+    return [
+        jnp.zeros(leaf.shape, accumulator_dtype(leaf.dtype)) if leaf.kind in ("low_rank", "dense") else None
+        for leaf in plan.leaves
+    ]
+
+
+def add_chunk(plan: Plan, sums: Sequence[Any], weights: jax.Array, noise: Noise) -> list[jax.Array | None]:
+    """Adds Σ_p weights[p]·noise[p] of one chunk.
+
+    Args:
+        plan: what each parameter got.
+        sums: accumulators from `zero_sums`.
+        weights: `[P]`, one per unit; for a pair the difference w⁺ − w⁻.
+        noise: per leaf, with a leading axis `P`.
+
+    Returns:
+        The new accumulators.
+    """
+    return [_add(leaf, *rest) for leaf, *rest in zip(plan.leaves, sums, [weights] * len(sums), noise, strict=True)]
+
+
+def _add(leaf: LeafPlan, total: Any, weights: jax.Array, noise: Any) -> Any:
+    if leaf.kind == "low_rank":
+        return total + _low_rank_sum(leaf, weights, *noise).astype(total.dtype)
+    if leaf.kind == "dense":
+        return total + jnp.tensordot(
+            weights.astype(total.dtype), noise.astype(total.dtype), 1, precision=jax.lax.Precision.HIGHEST
+        )
+    return total
+
+
+def _low_rank_sum(leaf: LeafPlan, weights: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
+    """`[*shape]`: both factors become `[P, *stack, side, r]`, one product, axes put back."""
+    stack = leaf.stack_axes
+    rows = tuple(a for a in leaf.left_axes if a not in stack)
+    cols = tuple(a for a in leaf.right_axes if a not in stack)
+    left = _as_matrix(leaf, left, leaf.left_axes, stack)
+    right = _as_matrix(leaf, right, leaf.right_axes, stack)
+    update = rank_update
+    for _ in stack:
+        update = jax.vmap(update, in_axes=(None, 1, 1))
+    total = update(weights, left, right)
+    order = (*stack, *rows, *cols)
+    total = total.reshape([leaf.shape[a] for a in order])
+    return jnp.transpose(total, [order.index(a) for a in range(len(order))])
+
+
+def _as_matrix(leaf: LeafPlan, factor: jax.Array, axes: Sequence[int], stack: Sequence[int]) -> jax.Array:
+    order = [*stack, *(a for a in axes if a not in stack)]
+    factor = jnp.transpose(factor, (0, *(1 + axes.index(a) for a in order), factor.ndim - 1))
+    return factor.reshape(factor.shape[0], *(leaf.shape[a] for a in stack), -1, factor.shape[-1])
+
+
+def descent(plan: Plan, sums: Sequence[Any], population: int, sigma: Any) -> list[jax.Array | None]:
+    """The descent direction from the finished sums: the scale of `jax.grad`, the sign of a loss's gradient."""
+    out = []
+    for leaf, total in zip(plan.leaves, sums, strict=True):
+        if total is None:
+            out.append(None)
+            continue
+        # (1/N)·Σ w·E/σ with E = ABᵀ/√r: the √r below is E's, not the scale's.
+        factor = -1.0 / (population * leaf.sigma_scale * sigma * (leaf.rank or 1) ** 0.5)
+        out.append(total * jnp.asarray(factor, total.dtype))
+    return out

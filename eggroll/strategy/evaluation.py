@@ -1,0 +1,159 @@
+"""The loops of one evaluation: pairs under vmap, chunks under scan, devices under shard_map."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from eggroll.engine.fallback import Policy
+from eggroll.engine.interpreter import Interpreter, Program, partition
+from eggroll.engine.lowrank import accumulator_dtype
+from eggroll.strategy.inputs import Rows
+from eggroll.strategy.perturbation import Sampler, member_sign
+from eggroll.strategy.population import AXIS, Population
+
+
+class Totals(NamedTuple):
+    """What is summed up over members, chunk by chunk.
+
+    Attributes:
+        sums: of every floating-point leaf that is averaged, over members with finite kept outputs.
+        firsts: the first member's value of every other leaf.
+        count: int32, how many members the sums are of.
+    """
+
+    sums: Any
+    firsts: Any
+    count: Any
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Evaluates one program on all members; see `Generation.evaluate`."""
+
+    population: Population
+    sampler: Sampler
+    program: Program
+    split: Callable[[Any], tuple[Any, Any]]
+    chunk: int
+
+    def everywhere(self, params: Any, rows: Rows, key: jax.Array, sigma: Any) -> tuple[Any, Any]:
+        """All members on the current device."""
+        kept, totals = self._units(params, rows, key, sigma, 0, self.population.units)
+        return kept, self._mean(totals, params, rows)
+
+    def on_mesh(self, mesh: Mesh, params: Any, rows: Rows, key: jax.Array, sigma: Any) -> tuple[Any, Any]:
+        """Each device evaluates its share of the units; of the outputs only averages cross the mesh."""
+        share = self.population.units // mesh.shape[AXIS]
+        arrays, merge, _ = partition((params, rows.args, key, sigma))
+
+        def local(arrays: list[Any]) -> tuple[Any, Totals]:
+            params, args, key, sigma = merge(arrays)
+            start = lax.axis_index(AXIS) * share
+            kept, totals = self._units(params, Rows(args, rows.axes, rows.population), key, sigma, start, share)
+            sums, count = lax.psum((totals.sums, totals.count), AXIS)
+            return kept, Totals(sums, [x[None] for x in totals.firsts], count)
+
+        each, whole = PartitionSpec(AXIS), PartitionSpec()
+        out_specs = each, Totals(whole, each, whole)
+        mapped = jax.shard_map(local, mesh=mesh, in_specs=(whole,), out_specs=out_specs, check_vma=False)
+        kept, totals = mapped(arrays)
+        totals = totals._replace(firsts=[x[0] for x in totals.firsts])  # of the first device
+        return kept, self._mean(totals, params, rows)
+
+    def _units(self, params: Any, rows: Rows, key: jax.Array, sigma: Any, start: Any, n: int) -> tuple[Any, Totals]:
+        """(kept outputs `[n·signs, ...]`, totals of the averaged outputs) of `n` units from `start` on."""
+        keys = self.sampler.leaf_keys(key)
+        signs = self.population.signs
+        policy = Policy(self.population.fallback)
+
+        def unit(u: Any) -> tuple[Any, Any]:
+            noise = self.sampler.draw(keys, u)
+
+            def member(index: Any) -> tuple[Any, Any]:
+                seen = self.sampler.perturb(params, noise, member_sign(index), sigma)
+                args = rows.of_member(u * signs + index)
+                return self.split(self.program.evaluate(Interpreter(policy), (seen, *args)))
+
+            return jax.vmap(member)(jnp.arange(signs))
+
+        def chunk(first: Any, count: int) -> tuple[Any, Totals]:
+            outs = jax.vmap(unit)(start + first + jnp.arange(count))
+            kept, averaged = jax.tree.map(lambda x: x.reshape(count * signs, *x.shape[2:]), outs)
+            return kept, _totals(averaged, _all_finite(kept, count * signs))
+
+        return _in_chunks(chunk, n, min(self.chunk, n))
+
+    def _mean(self, totals: Totals, params: Any, rows: Rows) -> Any:
+        """Sums to means, in the dtypes that one member's output has."""
+
+        def one(params: Any, args: tuple) -> Any:
+            return self.split(self.program.evaluate(Interpreter(Policy("allow")), (params, *args)))[1]
+
+        arrays, merge, _ = partition((params, rows.abstract()))
+        like, tree = jax.tree.flatten(jax.eval_shape(lambda a: one(*merge(a)), arrays))
+        sums, firsts = iter(totals.sums), iter(totals.firsts)
+
+        def mean(total: jax.Array, dtype: Any) -> jax.Array:
+            return (total / totals.count.astype(total.dtype)).astype(dtype)
+
+        return tree.unflatten([mean(next(sums), x.dtype) if _is_floating(x) else next(firsts) for x in like])
+
+
+def _in_chunks(chunk: Callable[[Any, int], tuple[Any, Totals]], n: int, size: int) -> tuple[Any, Totals]:
+    """Runs whole chunks under scan and the rest after it; the memory of one chunk is all that lives."""
+    whole, left = divmod(n, size)
+    if whole == 1:
+        kept, totals = chunk(0, size)
+    else:
+        shapes = jax.eval_shape(lambda: chunk(0, size)[1])
+        zeros = jax.tree.map(lambda s: lax.full(s.shape, 0, s.dtype), shapes)
+
+        def step(carry: Totals, i: Any) -> tuple[Totals, Any]:
+            kept, new = chunk(i * size, size)
+            return _add(carry, new, i == 0), kept
+
+        totals, kept = lax.scan(step, zeros, jnp.arange(whole))
+        kept = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), kept)
+    if left:
+        last, new = chunk(whole * size, left)
+        kept = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), kept, last)
+        totals = _add(totals, new, False)
+    return kept, totals
+
+
+def _add(total: Totals, new: Totals, is_first: Any) -> Totals:
+    sums = [a + b for a, b in zip(total.sums, new.sums, strict=True)]
+    firsts = [jnp.where(is_first, b, a) for a, b in zip(total.firsts, new.firsts, strict=True)]
+    return Totals(sums, firsts, total.count + new.count)
+
+
+def _all_finite(kept: Any, members: int) -> jax.Array:
+    """`[members]` bool: which have finite kept outputs."""
+    finite = jnp.ones(members, bool)
+    for leaf in jax.tree.leaves(kept):
+        if _is_floating(leaf):
+            finite = finite & jnp.isfinite(leaf).reshape(members, -1).all(1)
+    return finite
+
+
+def _totals(averaged: Any, finite: jax.Array) -> Totals:
+    """Floating-point leaves summed over finite members, in float32 or wider; of other leaves the first member's."""
+    sums, firsts = [], []
+    for leaf in jax.tree.leaves(averaged):
+        if _is_floating(leaf):
+            mask = finite.reshape(-1, *[1] * (leaf.ndim - 1))
+            sums.append(jnp.where(mask, leaf.astype(accumulator_dtype(leaf.dtype)), 0).sum(0))
+        else:
+            firsts.append(leaf[0])
+    return Totals(sums, firsts, finite.sum(dtype=jnp.int32))
+
+
+def _is_floating(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.floating)

@@ -1,0 +1,170 @@
+"""`explain`: how a function uses its parameters and what noise each will get."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from rich.console import Console
+from rich.table import Table
+
+from eggroll.engine.fallback import DenseFallback, Policy
+from eggroll.engine.interpreter import Interpreter, Program, abstract, partition
+from eggroll.engine.lowrank import LowRank, Source
+from eggroll.engine.usage import Use, discover
+from eggroll.strategy.inputs import InAxes, Rows, make_rows
+from eggroll.strategy.plan import LeafPlan, Plan, leaf_paths, make_plan
+from eggroll.strategy.problem import trace_member
+from eggroll.strategy.rules import Rules
+
+
+@dataclass(frozen=True)
+class Row:
+    """What `explain` says of one parameter.
+
+    Attributes:
+        plan: path, shape, dtype, kind of perturbation, rank, axes of each factor, random numbers.
+        uses: every use the function makes of it, in order.
+        fallbacks: every place where its perturbation has to be made dense.
+    """
+
+    plan: LeafPlan
+    uses: tuple[Use, ...]
+    fallbacks: tuple[DenseFallback, ...]
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self.plan, name)
+
+    @property
+    def use(self) -> str:
+        """Primitives that use it, with counts."""
+        names = [u.primitive if u.kind != "lookup" else f"lookup, {u.primitive}" for u in self.uses]
+        return ", ".join(f"{n} x{names.count(n)}" if names.count(n) > 1 else n for n in dict.fromkeys(names)) or "-"
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """A table of parameters: print it, or read `.rows`.
+
+    Attributes:
+        rows: one `Row` per parameter, in the order of `jax.tree.leaves(params)`.
+        plan: the plan that sampling follows.
+    """
+
+    rows: tuple[Row, ...]
+    plan: Plan = field(repr=False)
+
+    @property
+    def fallbacks(self) -> tuple[DenseFallback, ...]:
+        """Every place where some perturbation has to be made dense."""
+        return tuple(f for row in self.rows for f in row.fallbacks)
+
+    def __str__(self) -> str:
+        console = Console(file=io.StringIO(), width=130, no_color=True)
+        console.print(self)
+        return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+    def __rich_console__(self, console: Console, options: Any) -> Iterator[Any]:
+        yield _table(self)
+        for fallback in self.fallbacks:
+            yield f"dense fallback: {fallback}"
+
+
+def _table(explanation: Explanation) -> Table:
+    table = Table(caption=f"{explanation.plan.numbers:,} random numbers per pair of members")
+    for name in ("parameter", "shape", "use", "noise", "left axes", "right axes", "stack"):
+        table.add_column(name, overflow="fold")
+    table.add_column("numbers", justify="right")
+    for row in explanation.rows:
+        noise = f"rank {row.rank}" if row.kind == "low_rank" else row.kind
+        if row.fallbacks:
+            noise += f", {len(row.fallbacks)} dense fallback(s)"
+        own = [[a for a in side if a not in row.stack_axes] for side in (row.left_axes, row.right_axes)]
+        axes = [_axes(side) for side in (*own, row.stack_axes)]
+        table.add_row(row.path, "x".join(map(str, row.shape)), row.use, noise, *axes, f"{row.numbers:,}")
+    return table
+
+
+def _axes(axes: Any) -> str:
+    return ", ".join(map(str, axes)) or "-"
+
+
+def explain(
+    fun: Callable[..., Any],
+    params: Any,
+    *args: Any,
+    rank: int = 1,
+    rules: Rules = (),
+    in_axes: InAxes = None,
+    population: int | None = None,
+) -> Explanation:
+    """Says how `fun` uses each parameter, and what noise each gets; nothing is computed.
+
+    The plan is the one that sampling follows: the contracted axes of a parameter's first product (or the looked-up
+    axis, or the input side of a convolution) belong to the left factor, the others to the right; axes that a loop
+    walks or a batched product pairs up belong to both (the stack).
+
+    Args:
+        fun: `fun(params, *args)`.
+        params: pytree of arrays or `jax.ShapeDtypeStruct`.
+        *args: arguments, or their shapes.
+        rank: columns of each factor.
+        rules: `(pattern, rule)` pairs, as for `eggroll.ES`.
+        in_axes: as in `members.apply`, if some arguments have a row per member; needs `population`.
+        population: number of members, for `in_axes` and for the sizes of dense fallbacks.
+
+    Returns:
+        `str()` is a table, `.rows` the data, `.fallbacks` the dense fallbacks.
+
+    Raises:
+        TypeError: parameters that are not floating point.
+        ValueError: rules that match nothing, or parameters that `fun` does not use.
+
+    Example:
+        >>> import jax.numpy as jnp, eggroll
+        >>> params = {"kernel": jnp.ones((8, 4)), "bias": jnp.ones(4)}
+        >>> table = eggroll.explain(lambda p, x: x @ p["kernel"] + p["bias"], params, jnp.ones((2, 8)))
+        >>> [(row.path, row.kind, row.left_axes, row.right_axes, row.numbers) for row in table.rows]
+        [('bias', 'dense', (), (), 4), ('kernel', 'low_rank', (0,), (1,), 12)]
+    """
+    params = jax.tree.map(lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else abstract(jnp.asarray(x)), params)
+    rows = make_rows(args, in_axes, population or 1, 1)
+    program = trace_member(fun, params, rows)
+    uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
+    plan = make_plan(params, uses, rank=rank, rules=rules)
+    records = _dry_run(program, plan, params, rows, population)
+    return Explanation(
+        tuple(
+            Row(leaf, tuple(uses[leaf.path]), tuple(r for r in records if r.path == leaf.path)) for leaf in plan.leaves
+        ),
+        plan,
+    )
+
+
+def _dry_run(program: Program, plan: Plan, params: Any, rows: Rows, members: int | None) -> list[DenseFallback]:
+    """Evaluates shapes only, to find where the plan's factors cannot be kept apart."""
+    policy = Policy("allow")
+    arrays, merge, _ = partition((params, rows.abstract()))
+
+    def run(values: list[Any]) -> None:
+        params, args = merge(values)
+        leaves, tree = jax.tree.flatten(params)
+        seen = [_low_rank(leaf, value, members) for leaf, value in zip(plan.leaves, leaves, strict=True)]
+        program.evaluate(Interpreter(policy), (tree.unflatten(seen), *args))
+
+    jax.eval_shape(run, arrays)
+    return policy.records
+
+
+def _low_rank(leaf: LeafPlan, value: Any, members: int | None) -> Any:
+    if leaf.kind != "low_rank":
+        return value
+    left = jnp.zeros((*leaf.left_shape, leaf.rank), leaf.dtype)
+    right = jnp.zeros((*leaf.right_shape, leaf.rank), leaf.dtype)
+    return LowRank(value, left, right, leaf.left_axes, leaf.right_axes, Source(leaf.path, members))

@@ -1,0 +1,87 @@
+"""Fitness as it comes from users: checks, and the numbers that metrics report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eggroll.engine.lowrank import accumulator_dtype
+
+
+def check_fitness(fitness: Any, population: int) -> Any:
+    """Fitness as an array `[population]` of real numbers.
+
+    Args:
+        fitness: JAX array (may be traced), numpy array, or a sequence of numbers.
+        population: number of members.
+
+    Returns:
+        The array, float32 or wider.
+
+    Raises:
+        TypeError: not numbers, or complex ones.
+        ValueError: another shape.
+    """
+    if not isinstance(fitness, jax.Array):
+        fitness = _from_host(fitness)
+    if fitness.shape != (population,):
+        raise ValueError(
+            f"got fitness of shape {fitness.shape}; one number per member, shape ({population},), is required, in the "
+            "order of the members. Average over data first where there are several numbers per member."
+        )
+    if jnp.issubdtype(fitness.dtype, jnp.complexfloating):
+        raise TypeError(f"got fitness of dtype {fitness.dtype}; real numbers are required.")
+    return as_float(fitness)
+
+
+def as_float(fitness: Any) -> Any:
+    """Fitness as float32 or wider: counts can be averaged, and statistics are not rounded to half precision."""
+    floating = jnp.issubdtype(fitness.dtype, jnp.floating)
+    return fitness.astype(accumulator_dtype(fitness.dtype) if floating else jnp.float32)
+
+
+def _from_host(fitness: Any) -> np.ndarray:
+    try:
+        host = np.asarray(fitness)
+        if host.dtype.kind in "USMm" or any(x is None for x in host.flat):
+            raise TypeError("it has text, dates or None among its values")
+        if not np.iscomplexobj(host) and host.dtype.kind not in "fiub":
+            host = host.astype(np.float64)
+    except (TypeError, ValueError) as why:
+        raise TypeError(
+            f"got fitness of type {type(fitness).__name__}, which is not an array of numbers ({why}); a score that is "
+            "missing is float('nan')."
+        ) from why
+    if np.iscomplexobj(host):
+        raise TypeError(f"got fitness of dtype {host.dtype}; real numbers are required.")
+    wide = host.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+    with np.errstate(over="ignore"):  # beyond float32 is infinite: dropped and counted
+        return host if wide else host.astype(np.float32)
+
+
+def summary(fitness: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
+    """Mean, best, worst and standard deviation over finite fitness, and the number of members dropped.
+
+    Args:
+        fitness: `[N]`.
+        valid: `[N]` bool, members that count in the update.
+
+    Returns:
+        Scalars by name; NaN where nothing is finite.
+    """
+    finite = jnp.isfinite(fitness)
+    count = finite.sum().astype(fitness.dtype)
+    mean = jnp.where(finite, fitness, 0).sum() / count
+    spread = jnp.sqrt(jnp.where(finite, (fitness - mean) ** 2, 0).sum() / count)
+    inf = jnp.asarray(jnp.inf, fitness.dtype)
+    none = jnp.asarray(jnp.nan, fitness.dtype)
+    return {
+        "fitness_mean": mean,
+        "fitness_best": jnp.where(count > 0, jnp.where(finite, fitness, -inf).max(), none),
+        "fitness_worst": jnp.where(count > 0, jnp.where(finite, fitness, inf).min(), none),
+        "fitness_std": spread,
+        "nonfinite": (~valid).sum(dtype=jnp.int32),
+    }

@@ -1,0 +1,123 @@
+"""One generation: evaluate every member, and sum their noise again for the update."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from eggroll.engine.interpreter import Program
+from eggroll.engine.lowrank import accumulator_dtype
+from eggroll.strategy import estimator
+from eggroll.strategy.chunking import units_per_chunk, units_per_update
+from eggroll.strategy.evaluation import Evaluation
+from eggroll.strategy.inputs import Rows
+from eggroll.strategy.perturbation import Sampler, member_sign
+from eggroll.strategy.plan import Plan
+from eggroll.strategy.population import AXIS, Population
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One generation's members: everything needed to evaluate them and to sum their noise again.
+
+    Attributes:
+        population: who they are.
+        plan: how each parameter is perturbed.
+        key: typed threefry key of the generation.
+        sigma: noise scale, a Python float or a traced scalar.
+    """
+
+    population: Population
+    plan: Plan
+    key: jax.Array
+    sigma: Any
+
+    @property
+    def sampler(self) -> Sampler:
+        """Draws this generation's noise."""
+        return Sampler(self.plan, self.population.distribution, self.population.size)
+
+    def member(self, params: Any, member: Any) -> Any:
+        """`params` as member `member` sees them, with `LowRank` leaves."""
+        signs = self.population.signs
+        noise = self.sampler.draw(self.sampler.leaf_keys(self.key), member // signs)
+        return self.sampler.perturb(params, noise, member_sign(member % signs), self.sigma)
+
+    def chunk_units(self, program: Program) -> int:
+        """Units evaluated at once."""
+        pop = self.population
+        devices = 1 if pop.mesh is None else pop.mesh.shape[AXIS]
+        return units_per_chunk(pop.chunk, program, self.plan, pop.units // devices, pop.signs)
+
+    def evaluate(
+        self, program: Program, params: Any, rows: Rows, split: Callable[[Any], tuple[Any, Any]]
+    ) -> tuple[Any, Any]:
+        """Evaluates `program` on every member.
+
+        Args:
+            program: the function of one member, traced.
+            params: the parameters that the members share.
+            rows: the other arguments.
+            split: parts an output into (kept for every member, averaged over members).
+
+        Returns:
+            (outputs with a leading axis `population`, outputs averaged over the members whose kept outputs are
+            finite). Averaged leaves that are not floating point are the first member's.
+        """
+        run = Evaluation(self.population, self.sampler, program, split, self.chunk_units(program))
+        if self.population.mesh is not None:
+            return run.on_mesh(self.population.mesh, params, rows, self.key, self.sigma)
+        return run.everywhere(params, rows, self.key, self.sigma)
+
+    def gradient(self, weights: jax.Array, params: Any) -> Any:
+        """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ`, float32 or wider; zeros where nothing is perturbed."""
+        pop = self.population
+        per_unit = weights[0::2] - weights[1::2] if pop.antithetic else weights
+        sums = self._sums(per_unit, self.key, 0) if pop.mesh is None else self._sums_on_mesh(pop.mesh, per_unit)
+        flat = estimator.descent(self.plan, sums, pop.size, self.sigma)
+        leaves, tree = jax.tree.flatten(params)
+        return tree.unflatten([_or_zeros(g, p) for g, p in zip(flat, leaves, strict=True)])
+
+    def _sums(self, weights: jax.Array, key: jax.Array, start: Any) -> list[Any]:
+        keys = self.sampler.leaf_keys(key)
+
+        def add(sums: list[Any], first: Any, count: int) -> list[Any]:
+            noise = jax.vmap(lambda u: self.sampler.draw(keys, u))(start + first + jnp.arange(count))
+            chosen = lax.dynamic_slice_in_dim(weights, first, count)
+            return estimator.add_chunk(self.plan, sums, chosen, noise)
+
+        units = weights.shape[0]
+        return fold_chunks(add, estimator.zero_sums(self.plan), units, units_per_update(self.plan, units))
+
+    def _sums_on_mesh(self, mesh: Mesh, weights: jax.Array) -> list[Any]:
+        share = self.population.units // mesh.shape[AXIS]
+
+        def local(part: jax.Array, key: jax.Array) -> list[Any]:
+            return lax.psum(self._sums(part, key, lax.axis_index(AXIS) * share), AXIS)
+
+        each, whole = PartitionSpec(AXIS), PartitionSpec()
+        mapped = jax.shard_map(local, mesh=mesh, in_specs=(each, whole), out_specs=whole, check_vma=False)
+        return mapped(weights, self.key)
+
+
+def fold_chunks(step: Callable[[Any, Any, int], Any], carry: Any, n: int, size: int) -> Any:
+    """`step(carry, first, count)` over whole chunks under scan, then over what is left."""
+    whole = n // size
+    if whole > 1:
+        carry, _ = lax.scan(lambda c, i: (step(c, i * size, size), None), carry, jnp.arange(whole))
+    else:
+        carry = step(carry, 0, size)
+    return step(carry, whole * size, n % size) if n % size else carry
+
+
+def _or_zeros(gradient: Any, param: Any) -> jax.Array:
+    if gradient is not None:
+        return gradient
+    floating = jnp.issubdtype(param.dtype, jnp.floating)
+    return jnp.zeros(param.shape, accumulator_dtype(param.dtype) if floating else param.dtype)

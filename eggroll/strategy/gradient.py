@@ -1,0 +1,170 @@
+"""`value_and_grad` and `grad`: the drop-in for their namesakes in JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from eggroll.engine.fallback import Fallback
+from eggroll.strategy.compiled import CompiledCache
+from eggroll.strategy.fitness import as_float
+from eggroll.strategy.generation import Generation
+from eggroll.strategy.inputs import InAxes, make_rows
+from eggroll.strategy.keys import as_threefry
+from eggroll.strategy.population import Population
+from eggroll.strategy.problem import (
+    as_arrays,
+    check_scalar,
+    check_sigma,
+    is_traced,
+    nothing_finite,
+    plan_for,
+    split_aux,
+    trace_member,
+)
+from eggroll.strategy.rules import Rules, check_rank
+from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
+
+
+def value_and_grad(
+    loss_fn: Callable[..., Any],
+    *,
+    population: int,
+    sigma: float,
+    rank: int = 1,
+    has_aux: bool = False,
+    antithetic: bool = True,
+    distribution: str = "rademacher",
+    shaping: Shaping = "none",
+    rules: Rules = (),
+    chunk: int | str = "auto",
+    mesh: Mesh | None = None,
+    in_axes: InAxes = None,
+    groups: int = 1,
+    fallback: Fallback = "warn",
+) -> Callable[..., Any]:
+    r"""Estimates the value and the gradient of a loss from forward passes alone.
+
+    Every member `i` sees `W + σ·Aᵢ·Bᵢᵀ/√r`; with fitness `f = −loss` and mean-centred weights `w` the gradient is
+    `g = −1/(N·σ·√r)·Σ wᵢ·Aᵢ·Bᵢᵀ`. For `shaping="none"` it is an unbiased estimate of the gradient of the smoothed loss
+    `E[loss(W + σE)]`, on the scale of `jax.grad`: a learning rate that suits backpropagation suits it.
+
+    Args:
+        loss_fn: `loss_fn(params, *args, **kwargs)` → scalar loss, or `(loss, aux)` with `has_aux`. Arrays are traced;
+            other arguments (numbers, booleans, strings, None) reach it as they are, so a number that changes at every
+            call should be an array. What `loss_fn` closes over is fixed when it is compiled, as under `jax.jit`.
+        population: number of members `N`, even with `antithetic`.
+        sigma: noise scale `σ` > 0, in the units of the weights.
+        rank: columns of each factor, at least 1.
+        has_aux: whether `loss_fn` returns auxiliary output. Floating-point leaves of it are averaged over members,
+            other leaves are the first member's.
+        antithetic: members `2i` and `2i + 1` share noise with opposite signs.
+        distribution: `"rademacher"` (±1, default) or `"normal"`.
+        shaping: `"none"` (default), `"zscore"`, `"group"`, `"centered_rank"`, `"sign"`, or a callable `[N] -> [N]`;
+            all but `"none"` change the gradient's scale.
+        rules: `(pattern, rule)` pairs, first match wins; see `LowRankRule`.
+        chunk: members evaluated at once, or `"auto"`. Never changes the noise.
+        mesh: a mesh with an axis `"population"` over whose devices the members are split; params and args replicated.
+        in_axes: None (default: all members share the arguments) or as in `jax.vmap`, for the arguments after `params`:
+            one row per member or per group.
+        groups: number of equal groups of members.
+        fallback: `"warn"`, `"allow"` or `"error"` where a weight has to be made dense.
+
+    Returns:
+        `f(params, *args, key, **kwargs) -> (value, grads)`, or `((value, aux), grads)` with `has_aux`. `value` is the
+        mean loss of the members (those with a finite loss), `grads` has the structure, shapes and dtypes of `params`,
+        zeros for frozen and unused parameters. `key` is a `jax.random` key: pass a new one at every step. Compiled on
+        its own when called outside `jit`.
+
+    Raises:
+        ValueError: settings that do not fit together, a loss that is not scalar, rules that match nothing, a loss that
+            does not use its parameters.
+        TypeError: parameters that are not floating point, or a key that is none.
+        FloatingPointError: no member's loss is finite. Under `jit` nothing can be raised: the gradient is then zero
+            and the value NaN.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, eggroll
+        >>> loss = lambda params, x, y: jnp.mean((x @ params["w"] - y) ** 2)
+        >>> params = {"w": jnp.zeros((8, 4))}
+        >>> f = eggroll.value_and_grad(loss, population=4096, sigma=0.1)
+        >>> value, grads = f(params, jnp.ones((16, 8)), jnp.ones((16, 4)), key=jax.random.key(0))
+        >>> exact = jax.grad(loss)(params, jnp.ones((16, 8)), jnp.ones((16, 4)))
+        >>> bool(jnp.vdot(grads["w"], exact["w"]) > 0.9 * jnp.linalg.norm(grads["w"]) * jnp.linalg.norm(exact["w"]))
+        True
+
+    References:
+        Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652, Section 4.
+        Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", arXiv 1703.03864.
+    """
+    members = Population(population, antithetic, distribution, groups, chunk, mesh, fallback)
+    if callable(sigma):
+        raise TypeError(
+            "got a schedule as sigma; value_and_grad takes a number: make it anew where sigma changes, or use ES."
+        )
+    check_sigma(sigma)
+    rank, rules = check_rank(rank), tuple(rules)
+    validate_shaping(shaping)
+    cache = CompiledCache()
+
+    def with_kwargs(params: Any, kwargs: dict[str, Any], *args: Any) -> Any:
+        return loss_fn(params, *args, **kwargs)
+
+    def estimate(params: Any, kwargs: dict[str, Any], args: tuple, key: Any) -> tuple[Any, Any, Any, Any]:
+        rows = make_rows(args, in_axes, members.size, members.groups).after(kwargs)
+        program = trace_member(with_kwargs, params, rows)
+        check_scalar(program, has_aux, "loss")
+        plan = plan_for(program, params, rows, rank=rank, rules=rules)
+        generation = Generation(members, plan, as_threefry(key), sigma)
+        losses, aux = generation.evaluate(program, params, rows, split_aux(has_aux))
+        fitness = -as_float(losses)
+        weights, valid = shape_fitness(fitness, shaping=shaping, antithetic=antithetic, groups=members.groups)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), generation.gradient(weights, params), params)
+        return _mean_loss(fitness, losses.dtype), valid.any(), aux, grads
+
+    def value_and_grad_fun(params: Any, *args: Any, key: Any, **kwargs: Any) -> Any:
+        as_threefry(key)
+        value, some, aux, grads = cache(estimate, None, as_arrays(params), kwargs, args, key)
+        if not is_traced(some) and not some:
+            raise nothing_finite("loss", members.size)
+        return ((value, aux) if has_aux else value), grads
+
+    return value_and_grad_fun
+
+
+def grad(loss_fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Estimates the gradient of a loss from forward passes alone; `value_and_grad` without the value.
+
+    Args:
+        loss_fn: as in `value_and_grad`.
+        **options: as in `value_and_grad`; `population` and `sigma` are required.
+
+    Returns:
+        `f(params, *args, key) -> grads`, or `(grads, aux)` with `has_aux`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, eggroll
+        >>> f = eggroll.grad(lambda w: jnp.sum(w * jnp.arange(1.0, 4.0)), population=1024, sigma=0.1)
+        >>> jnp.round(f(jnp.zeros(3), key=jax.random.key(0)))
+        Array([1., 2., 3.], dtype=float32)
+    """
+    both = value_and_grad(loss_fn, **options)
+    has_aux = options.get("has_aux", False)
+
+    def grad_fun(params: Any, *args: Any, key: Any, **kwargs: Any) -> Any:
+        value, grads = both(params, *args, key=key, **kwargs)
+        return (grads, value[1]) if has_aux else grads
+
+    return grad_fun
+
+
+def _mean_loss(fitness: jax.Array, dtype: Any) -> jax.Array:
+    """The mean of the finite losses `−fitness`, in the loss's own dtype if that is floating point."""
+    finite = jnp.isfinite(fitness)
+    total = -jnp.where(finite, fitness, 0).sum()
+    mean = total / finite.sum().astype(total.dtype)
+    return mean.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else mean

@@ -1,0 +1,132 @@
+"""The members of one generation, as `ES.ask` returns them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from eggroll.engine.lowrank import LowRank, is_low_rank
+from eggroll.strategy.generation import Generation
+from eggroll.strategy.inputs import InAxes, Rows, make_rows
+from eggroll.strategy.plan import Plan
+from eggroll.strategy.problem import check_covered, is_traced, trace_member
+
+if TYPE_CHECKING:
+    from eggroll.strategy.es import ES, State
+
+
+class Members:
+    """A population of perturbed parameters of which none exists until it is evaluated.
+
+    Attributes:
+        params: the parameters that all members share.
+        generation: the generation's number.
+    """
+
+    def __init__(self, es: ES, params: Any, generation: Any, key: jax.Array, sigma: Any) -> None:
+        self.params = params
+        self.generation = generation
+        self._es = es
+        self._key = key
+        self._sigma = sigma
+        self._plan: Plan | None = None
+
+    def __len__(self) -> int:
+        return self._es.population
+
+    def __repr__(self) -> str:
+        return f"Members(population={len(self)}, generation={self.generation})"
+
+    def check_asked_from(self, state: State, key: jax.Array) -> None:
+        """Raises unless these are members of the state's generation, whose key is `key`."""
+        if is_traced(state.generation, self.generation, self._key, key):
+            return
+        if state.generation != self.generation:
+            raise ValueError(
+                f"got members of generation {int(self.generation)} for a state of generation {int(state.generation)}; "
+                "ask again from the state that you tell."
+            )
+        if self._key != key:
+            raise ValueError(
+                "got members asked from a state with another key: their noise is not this state's; ask again from the "
+                "state that you tell."
+            )
+
+    @property
+    def plan(self) -> Plan:
+        """How each parameter is perturbed: fixed by the first function that is applied, else by the shapes."""
+        if self._plan is None:
+            self._plan = self._es.plan_for(self.params)
+        return self._plan
+
+    def apply(self, fun: Callable[..., Any], *args: Any, in_axes: InAxes = None) -> Any:
+        """Evaluates `fun(params, *args)` for every member, in compiled chunks.
+
+        Args:
+            fun: any traceable function of the parameters.
+            *args: further arguments; arrays are traced, other leaves reach `fun` as they are.
+            in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
+            per
+                group.
+
+        Returns:
+            The output of `fun`, every leaf with a leading axis `population`.
+
+        Raises:
+            ValueError: rows that fit neither the population nor the groups; parameters that `fun` does not use; a
+                parameter that the first function of this ES did not use.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, optax, eggroll
+            >>> es = eggroll.ES(population=8, sigma=0.1, optimizer=optax.sgd(0.1))
+            >>> members = es.ask(es.init({"w": jnp.zeros((4, 3))}, jax.random.key(0)))
+            >>> members.apply(lambda params, x: x @ params["w"], jnp.ones((5, 4))).shape
+            (8, 5, 3)
+        """
+        es = self._es
+        rows = make_rows(args, in_axes, es.population, es.groups)
+        if self._plan is None:
+            self._plan = es.plan_for(self.params, fun, rows)
+        plan, axes = self._plan, rows.axes
+
+        def run(params: Any, args: tuple, key: jax.Array, sigma: Any) -> Any:
+            rows = Rows(args, axes, es.population)
+            program = trace_member(fun, params, rows)
+            check_covered(plan, program, params, rows)
+            generation = Generation(es.settings, plan, key, sigma)
+            return generation.evaluate(program, params, rows, lambda out: (out, ()))[0]
+
+        return es.cache(run, ("apply", fun, plan, axes), self.params, args, self._key, self._sigma)
+
+    def materialize(self, i: Any) -> Any:
+        """The dense parameters of member `i`, to inspect or ship; equal to what `apply` evaluates, up to rounding.
+
+        Args:
+            i: member, 0 to `population − 1`; may be traced.
+
+        Returns:
+            A pytree as `params`.
+
+        Raises:
+            IndexError: there is no such member.
+        """
+        if not is_traced(i):
+            i = operator.index(i)
+            if not 0 <= i < len(self):
+                raise IndexError(f"got member {i}; members are numbered 0 to {len(self) - 1}.")
+
+        settings, plan = self._es.settings, self.plan  # not self: what is compiled is kept, its parameters must not be
+
+        def run(params: Any, i: Any, key: jax.Array, sigma: Any) -> Any:
+            seen = Generation(settings, plan, key, sigma).member(params, i)
+            return jax.tree.map(lambda x: x.dense() if isinstance(x, LowRank) else x, seen, is_leaf=is_low_rank)
+
+        index = jax.numpy.asarray(i)
+        return self._es.cache(run, ("materialize", plan), self.params, index, self._key, self._sigma)
+
+    def gradient(self, weights: jax.Array) -> Any:
+        """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ` for shaped fitness `weights [N]`, float32 or wider."""
+        return Generation(self._es.settings, self.plan, self._key, self._sigma).gradient(weights, self.params)

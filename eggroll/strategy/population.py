@@ -1,0 +1,74 @@
+"""The settings that say who the members are."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+from eggroll.engine.fallback import Fallback, check_fallback
+from eggroll.strategy.chunking import check_chunk
+from eggroll.strategy.integers import as_count
+from eggroll.strategy.noise import check_distribution
+
+AXIS = "population"
+
+
+@dataclass(frozen=True)
+class Population:
+    """Settings that say who the members are; see `eggroll.ES` for their meaning.
+
+    Raises:
+        ValueError: settings that do not fit together.
+    """
+
+    size: int
+    antithetic: bool = True
+    distribution: str = "rademacher"
+    groups: int = 1
+    chunk: int | str = "auto"
+    mesh: Mesh | None = None
+    fallback: Fallback = "warn"
+
+    def __post_init__(self) -> None:
+        self._set("size", as_count("population", self.size, 2 if self.antithetic else 1))
+        if self.antithetic and self.size % 2:
+            raise ValueError(
+                f"got population={self.size} with antithetic pairs; an even population is required. Use "
+                f"{self.size + 1}, or antithetic=False."
+            )
+        self._set("groups", as_count("groups", self.groups))
+        if self.size % self.groups or (self.antithetic and (self.size // self.groups) % 2):
+            even = " into parts of an even number of members, so that pairs stay together" if self.antithetic else ""
+            raise ValueError(f"got groups={self.groups}, which must divide population={self.size}{even}.")
+        check_distribution(self.distribution)
+        self._set("chunk", check_chunk(self.chunk))
+        check_fallback(self.fallback)
+        if self.mesh is not None:
+            self._check_mesh(self.mesh)
+            # `jax.make_mesh` gives axes of type Explicit, along which JAX sorts and slices nothing.
+            self._set("mesh", Mesh(self.mesh.devices, self.mesh.axis_names))
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def _check_mesh(self, mesh: Mesh) -> None:
+        if AXIS not in mesh.shape:
+            raise ValueError(f'got a mesh with axes {tuple(mesh.shape)}; an axis named "{AXIS}" is required.')
+        if self.units % mesh.shape[AXIS]:
+            unit = "pairs" if self.antithetic else "members"
+            raise ValueError(
+                f"got {self.units} {unit} for {mesh.shape[AXIS]} devices; the population must split evenly over the "
+                f'mesh axis "{AXIS}".'
+            )
+
+    @property
+    def signs(self) -> int:
+        """Members in a unit: 2 for an antithetic pair, else 1."""
+        return 2 if self.antithetic else 1
+
+    @property
+    def units(self) -> int:
+        """Draws of noise in a generation."""
+        return self.size // self.signs

@@ -1,0 +1,123 @@
+"""A function, its parameters and its other arguments, traced for one member and checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.core import Tracer
+
+from eggroll.engine.interpreter import Program, trace
+from eggroll.engine.usage import discover
+from eggroll.strategy.inputs import Rows
+from eggroll.strategy.plan import Plan, leaf_paths, make_plan
+from eggroll.strategy.rules import Rules
+
+
+def as_arrays(params: Any) -> Any:
+    """Parameters as JAX arrays; Python numbers would otherwise be part of the function."""
+    return jax.tree.map(_as_array, params)
+
+
+def _as_array(leaf: Any) -> jax.Array:
+    try:
+        array = jnp.asarray(leaf)
+    except TypeError as why:
+        raise TypeError(
+            f"got a parameter of type {type(leaf).__name__}; arrays or numbers are required. Pass everything else to "
+            "the function as a further argument."
+        ) from why
+    # A number's weak type would be lost in the first update, and everything compiled twice.
+    return array.astype(array.dtype) if getattr(jax.typeof(array), "weak_type", False) else array
+
+
+def trace_member(fun: Callable[..., Any], params: Any, rows: Rows) -> Program:
+    """Traces `fun(params, *args)` as one member sees it."""
+    return trace(fun, (params, *rows.abstract()))
+
+
+def plan_for(program: Program, params: Any, rows: Rows, *, rank: int, rules: Rules) -> Plan:
+    """Discovers how the program uses the parameters and decides their perturbation."""
+    uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
+    return make_plan(params, uses, rank=rank, rules=rules)
+
+
+def check_covered(plan: Plan, program: Program, params: Any, rows: Rows) -> None:
+    """Raises if the program reads parameters that the plan, made for an earlier function, holds for unused."""
+    idle = [leaf.path for leaf in plan.leaves if leaf.kind == "unused" and math.prod(leaf.shape)]
+    if not idle:
+        return
+    uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
+    late = [path for path in idle if uses[path]]
+    if late:
+        raise ValueError(
+            f"the function uses {', '.join(late[:5])}, which the first function of this ES did not use: the plan gives "
+            "them no noise, and they would never move. Apply a function of all parameters first, or make another ES."
+        )
+
+
+def check_scalar(program: Program, has_aux: bool, what: str) -> None:
+    """Raises unless the program returns a real scalar, or `(scalar, aux)`."""
+    out = program.out_shape
+    if has_aux and not (isinstance(out, tuple) and len(out) == 2):
+        raise TypeError(f"has_aux=True requires the function to return ({what}, aux); got {_describe(out)}.")
+    value = out[0] if has_aux else out
+    if not isinstance(value, jax.ShapeDtypeStruct):
+        hint = "" if has_aux else "; pass has_aux=True for a function that returns a pair"
+        raise TypeError(f"the function must return one scalar {what} per member; got {_describe(value)}{hint}.")
+    if value.shape != ():
+        raise ValueError(
+            f"the function must return one scalar {what} per member; got shape {value.shape}. Reduce it, for "
+            "instance with .mean()."
+        )
+    if jnp.issubdtype(value.dtype, jnp.complexfloating):
+        raise TypeError(f"the {what} must be real; got {value.dtype}. Take its real part or its modulus.")
+
+
+def _describe(tree: Any) -> str:
+    return str(jax.tree.structure(tree)) + " of shapes " + str([x.shape for x in jax.tree.leaves(tree)])
+
+
+def split_aux(has_aux: bool) -> Callable[[Any], tuple[Any, Any]]:
+    """Parts a member's output into its scalar and its auxiliary output."""
+    return (lambda out: (out[0], out[1])) if has_aux else (lambda out: (out, ()))
+
+
+def is_traced(*trees: Any) -> bool:
+    """True while a transformation traces these values, when nothing can be checked or raised by value."""
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(trees))
+
+
+def nothing_finite(what: str, population: int) -> FloatingPointError:
+    """The error for a generation of which nothing can be learned."""
+    return FloatingPointError(
+        f"got no finite {what} among {population} members (with antithetic pairs, a pair counts only when both are "
+        f"finite): nothing was updated. Look at the {what} of the unperturbed parameters; if it is finite, lower sigma."
+    )
+
+
+def check_sigma(sigma: Any) -> None:
+    """Raises unless sigma is a positive number (its value at generation 0, for a schedule)."""
+    value: Any = sigma(0) if callable(sigma) else sigma
+    if isinstance(value, Tracer):
+        return
+    number = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
+    if not number or jnp.ndim(value) != 0 or not 0 < float(value) < float("inf"):
+        raise ValueError(
+            f"got sigma={value!r}; a finite number > 0, or an optax schedule of such numbers, is required. 0.01 to 0.1 "
+            "times the size of a weight is sensible."
+        )
+
+
+def check_optimizer(optimizer: Any) -> optax.GradientTransformationExtraArgs:
+    """The optimizer, able to take the loss (the negative mean fitness) as schedules on plateaus do."""
+    if not isinstance(optimizer, optax.GradientTransformation):
+        raise TypeError(
+            f"got optimizer={optimizer!r}; an optax optimizer is required, such as optax.adam(1e-2) or optax.sgd(0.1)."
+        )
+    return optax.with_extra_args_support(optimizer)

@@ -1,0 +1,153 @@
+"""The entry points: check the arguments, then hand them to an implementation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from . import reference  # noqa: F401  registers the implementations that run everywhere
+from .registry import dispatch
+
+_Shape = tuple[int, ...]
+
+
+def lowrank_dot(
+    x: jax.Array,
+    w: jax.Array,
+    left: jax.Array,
+    right: jax.Array,
+    *,
+    precision: Any = None,
+    preferred_element_type: DTypeLike | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Multiply by a perturbed weight without forming it: `y = x·w + (x·left)·rightᵀ`.
+
+    Written for one member. Under `jax.vmap` over members, with `left`, `right` and perhaps `x` batched and
+    `w` not, all members share one product with `w`. Scale factors such as `σ/√r` belong in `left`.
+
+    Args:
+        x: inputs `[..., K]`.
+        w: the shared weight `[K, N]`; its dtype may differ from that of `x` as `jax.lax.dot_general` allows.
+        left: input-side factor `[K, r]`.
+        right: output-side factor `[N, r]`.
+        precision: of the product with `w`, as in `jax.lax.dot_general`. Default None.
+        preferred_element_type: output dtype of the product with `w`, as there. Default None.
+        implementation: a name from `implementations("lowrank_dot")`. Default None: the platform decides.
+
+    Returns:
+        `[..., N]`, in the dtype that `jax.lax.dot_general` gives for `x` and `w`; the correction is
+        accumulated in float32 or wider.
+
+    Raises:
+        ValueError: shapes that do not fit together, or an unknown implementation.
+        TypeError: an argument that is not floating point.
+        NotImplementedError: the named implementation cannot do these shapes or dtypes.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from eggroll.kernels import lowrank_dot
+        >>> x, w = jnp.ones((2, 3)), jnp.eye(3, 4)
+        >>> left, right = jnp.ones((3, 1)), jnp.arange(4.0)[:, None]
+        >>> y = lowrank_dot(x, w, left, right)
+        >>> bool(jnp.allclose(y, x @ (w + left @ right.T)))
+        True
+        >>> members = jax.vmap(lowrank_dot, in_axes=(None, None, 0, None))
+        >>> members(x, w, jnp.stack([left, -left]), right).shape
+        (2, 2, 4)
+
+    References:
+        Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
+    """
+    _require_floating("lowrank_dot", x=x, w=w, left=left, right=right)
+    _check_lowrank_dot(jnp.shape(x), jnp.shape(w), jnp.shape(left), jnp.shape(right))
+    x, w, left, right = (jnp.asarray(a) for a in (x, w, left, right))
+    options = {"precision": precision, "preferred_element_type": preferred_element_type}
+    return dispatch("lowrank_dot", x, w, left, right, implementation=implementation, **options)
+
+
+def rank_update(
+    weights: jax.Array,
+    left: jax.Array,
+    right: jax.Array,
+    *,
+    accumulator: jax.Array | None = None,
+    implementation: str | None = None,
+) -> jax.Array:
+    """Sum weighted low-rank perturbations: `accumulator + Σₚ weightsₚ·leftₚ·rightₚᵀ`.
+
+    One matrix product `[m, P·r]·[P·r, n]`; no `m×n` matrix of a single member is ever formed.
+
+    Args:
+        weights: one number a member (or an antithetic pair) `[P]`.
+        left: factors `[P, m, r]`.
+        right: factors `[P, n, r]`.
+        accumulator: `[m, n]` to add the sum to. Default None: zero.
+        implementation: a name from `implementations("rank_update")`. Default None: the platform decides.
+
+    Returns:
+        `[m, n]` in float32 whatever the inputs' dtypes, or in float64 if any input is float64.
+
+    Raises:
+        ValueError: shapes that do not fit together, or an unknown implementation.
+        TypeError: an argument that is not floating point.
+        NotImplementedError: the named implementation cannot do these shapes or dtypes.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from eggroll.kernels import rank_update
+        >>> weights = jnp.array([2.0, -1.0])
+        >>> left, right = jnp.ones((2, 3, 1)), jnp.ones((2, 4, 1))
+        >>> rank_update(weights, left, right)[0]
+        Array([1., 1., 1., 1.], dtype=float32)
+
+    References:
+        Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
+    """
+    _require_floating("rank_update", weights=weights, left=left, right=right, accumulator=accumulator)
+    _check_rank_update(jnp.shape(weights), jnp.shape(left), jnp.shape(right))
+    if accumulator is not None:
+        _check_accumulator(jnp.shape(accumulator), (jnp.shape(left)[1], jnp.shape(right)[1]))
+        accumulator = jnp.asarray(accumulator)
+    weights, left, right = (jnp.asarray(a) for a in (weights, left, right))
+    return dispatch("rank_update", weights, left, right, accumulator=accumulator, implementation=implementation)
+
+
+def _check_lowrank_dot(x: _Shape, w: _Shape, left: _Shape, right: _Shape) -> None:
+    fits = len(x) >= 1 and len(w) == len(left) == len(right) == 2
+    if not (fits and x[-1:] == w[:1] == left[:1] and w[1] == right[0] and left[1] == right[1] >= 1):
+        raise ValueError(
+            f"lowrank_dot got x {list(x)}, w {list(w)}, left {list(left)}, right {list(right)}; "
+            "it needs x [..., K], w [K, N], left [K, r], right [N, r] with r >= 1: "
+            "transpose or reshape the operands, and use jax.vmap for further axes of w, left or right"
+        )
+
+
+def _check_rank_update(weights: _Shape, left: _Shape, right: _Shape) -> None:
+    fits = len(weights) == 1 and len(left) == len(right) == 3
+    if not (fits and weights[0] == left[0] == right[0] and left[2] == right[2] >= 1):
+        raise ValueError(
+            f"rank_update got weights {list(weights)}, left {list(left)}, right {list(right)}; "
+            "it needs weights [P], left [P, m, r], right [P, n, r] with r >= 1: "
+            "put the members first, and use jax.vmap for further axes"
+        )
+
+
+def _check_accumulator(accumulator: _Shape, required: _Shape) -> None:
+    if accumulator != required:
+        raise ValueError(
+            f"rank_update got accumulator {list(accumulator)}; left and right need {list(required)}: "
+            "pass None, or zeros of that shape"
+        )
+
+
+def _require_floating(operation: str, **arrays: jax.Array | None) -> None:
+    for name, array in arrays.items():
+        if array is not None and not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+            raise TypeError(
+                f"{operation} got {name} of dtype {jnp.result_type(array)}; it needs a floating-point array: "
+                f"convert it, for example with {name}.astype(jax.numpy.float32)"
+            )

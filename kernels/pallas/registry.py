@@ -1,0 +1,144 @@
+"""Which implementations an operation has, and which of them runs.
+
+A kernel plugs in by registering itself under the operation's name; nothing else changes::
+
+    @register("lowrank_dot", "mosaic_tpu", platforms=("tpu",))
+    def lowrank_dot_tpu(x, w, left, right, *, precision, preferred_element_type):
+        if left.shape[-1] > 16:
+            raise NotImplementedError("rank above 16")
+        ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import jax
+
+REFERENCE = "reference"  # every operation has it; it runs everywhere and takes everything
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an operation.
+
+    Args:
+        name: what a caller passes as `implementation`.
+        function: takes the operation's arguments; raises `NotImplementedError` where it cannot do them.
+        platforms: JAX platforms (`"cpu"`, `"gpu"`, `"tpu"`) on which it is tried without being named.
+    """
+
+    name: str
+    function: Callable[..., Any]
+    platforms: tuple[str, ...] = ()
+
+
+_OPERATIONS: dict[str, dict[str, Implementation]] = {}
+
+
+def register(
+    operation: str, implementation: str, *, platforms: tuple[str, ...] = ()
+) -> Callable[[_Function], _Function]:
+    """Return a decorator that adds a function as an implementation of an operation.
+
+    Args:
+        operation: the operation's name, such as `"lowrank_dot"`. A new name makes a new operation.
+        implementation: the name callers select it by, such as `"mosaic_tpu"`.
+        platforms: JAX platforms on which it is tried when the caller names none, in order of registration.
+            Default: only when named.
+
+    Returns:
+        A decorator that registers the function and returns it unchanged.
+
+    Raises:
+        ValueError: the operation already has an implementation of that name.
+
+    Example:
+        >>> from eggroll.kernels import register
+        >>> register("rank_update", "reference")(print)
+        Traceback (most recent call last):
+        ValueError: rank_update already has an implementation 'reference': use another name
+    """
+
+    def decorate(function: _Function) -> _Function:
+        known = _OPERATIONS.setdefault(operation, {})
+        if implementation in known:
+            raise ValueError(f"{operation} already has an implementation {implementation!r}: use another name")
+        known[implementation] = Implementation(implementation, function, tuple(platforms))
+        return function
+
+    return decorate
+
+
+def implementations(operation: str) -> tuple[str, ...]:
+    """Return the names of an operation's implementations, in order of registration.
+
+    Args:
+        operation: the operation's name.
+
+    Returns:
+        The names that the operation accepts as `implementation`.
+
+    Raises:
+        ValueError: no such operation.
+
+    Example:
+        >>> from eggroll.kernels import implementations
+        >>> "reference" in implementations("rank_update")
+        True
+    """
+    return tuple(_known(operation))
+
+
+def dispatch(operation: str, *args: Any, implementation: str | None, **options: Any) -> Any:
+    """Run an operation with the named implementation, or with the first that can do it.
+
+    Args:
+        operation: the operation's name.
+        *args: passed on.
+        implementation: a name, which then runs or raises; or None for those registered for the current
+            platform, in order, then the reference, moving on when one raises `NotImplementedError`.
+        **options: passed on.
+
+    Returns:
+        What the implementation returns.
+
+    Raises:
+        ValueError: no such operation or implementation.
+        NotImplementedError: the named implementation cannot do these shapes or dtypes.
+    """
+    known = _known(operation)
+    if implementation is not None:
+        if implementation not in known:
+            raise ValueError(
+                f"{operation} has no implementation {implementation!r}: choose one of {', '.join(known)}, "
+                "or None to let the platform decide"
+            )
+        return known[implementation].function(*args, **options)
+    platform = current_platform()
+    for candidate in known.values():
+        if platform in candidate.platforms:
+            try:
+                return candidate.function(*args, **options)
+            except NotImplementedError:
+                continue
+    return known[REFERENCE].function(*args, **options)
+
+
+def current_platform() -> str:
+    """Return the platform that JAX computes on by default: `"cpu"`, `"gpu"` or `"tpu"`."""
+    # What `with jax.default_device(...)` sets; it outranks the backend.
+    device = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    if device is None:
+        return jax.default_backend()
+    return device if isinstance(device, str) else device.platform
+
+
+def _known(operation: str) -> dict[str, Implementation]:
+    if operation not in _OPERATIONS:
+        raise ValueError(f"there is no operation {operation!r}: choose one of {', '.join(sorted(_OPERATIONS))}")
+    return _OPERATIONS[operation]

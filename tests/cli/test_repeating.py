@@ -1,0 +1,58 @@
+"""The same seed gives the same run; a finished run is not replaced unasked."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eggroll.recipes.run_folder import read_metrics
+from tests.cli.running import arrays, train
+
+TIMES = {"seconds", "members_per_second"}
+
+
+def without_times(folder: Path) -> list[dict[str, float]]:
+    return [{name: x for name, x in record.items() if name not in TIMES} for record in read_metrics(folder)]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+def test_a_seed_repeats_its_run(finished: Path, tmp_path: Path) -> None:
+    assert train(tmp_path / "again", "--seed", "0") == 0
+    first, second = arrays(finished), arrays(tmp_path / "again")
+    assert first.keys() == second.keys()
+    for path in first:
+        np.testing.assert_array_equal(first[path], second[path])
+    assert without_times(finished) == without_times(tmp_path / "again")
+
+
+def test_a_finished_run_is_replaced_only_when_asked_to(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    capsys.readouterr()
+    assert train(folder, "--seed", "1", "--generations", "1") == 2
+    output = capsys.readouterr()
+    assert "--overwrite" in output.err and "--out" in output.err
+    assert contents(folder) == contents(finished)
+
+    assert train(folder, "--seed", "1", "--generations", "1", "--overwrite") == 0
+    assert json.loads((folder / "config.json").read_text(encoding="utf-8"))["options"]["seed"] == 1
+    # Another seed means another start, other noise and other data.
+    assert len(read_metrics(folder)) == 1
+    assert without_times(folder)[0] != without_times(finished)[0]
+    assert not np.array_equal(arrays(folder)["head/kernel"], arrays(finished)["head/kernel"])
+
+
+def test_a_rejected_option_leaves_the_finished_run_alone(finished: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    assert train(folder, "--overwrite", "--rank", "9999") == 2
+    assert contents(folder) == contents(finished)

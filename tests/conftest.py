@@ -1,0 +1,23 @@
+"""Settings that every test runs under."""
+
+from __future__ import annotations
+
+import os
+
+import jax
+import pytest
+from hypothesis import settings
+
+# A library that mixes dtypes implicitly fails here, not in a user's bfloat16 model.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# The first example compiles, so time per example says nothing. CI must not depend on luck.
+settings.register_profile("eggroll", deadline=None, max_examples=25, derandomize="CI" in os.environ)
+settings.load_profile("eggroll")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test marked `gpu` or `tpu` where JAX has no such device."""
+    for platform in ("gpu", "tpu"):
+        if item.get_closest_marker(platform) and jax.default_backend() != platform:
+            pytest.skip(f"needs a {platform.upper()}, JAX runs on {jax.default_backend()} here")

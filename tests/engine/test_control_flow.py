@@ -1,0 +1,191 @@
+"""while and cond; scan is in test_scan.py."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from eggroll.engine.fallback import DenseFallbackError
+from tests.engine.truth import check, check_never_dense, integers, low_rank
+
+W = low_rank(1, (6, 6), (0,), (1,), 2)
+V = low_rank(5, (6, 6), (0,), (1,), 2, path="v")
+X = integers(2, (2, 6), bound=2)
+
+
+def shrink(x):
+    """Keeps values small integers, so that many steps stay exact."""
+    return jnp.clip(x, -3, 3)
+
+
+def test_fori_loop():
+    fun = lambda w, x: lax.fori_loop(0, 3, lambda i, h: shrink(h @ w), x)  # noqa: E731
+    check(fun, W, X)
+    check_never_dense(fun, W, X, strict=True)
+
+
+def test_while_with_a_traced_bound():
+    """Not a scan: the number of steps is not known while tracing. Members may stop at different steps."""
+
+    def fun(w, n, x):
+        more = lambda c: (c[0] < n) & (jnp.abs(c[1] @ w).sum() < 60)  # noqa: E731
+        return lax.while_loop(more, lambda c: (c[0] + 1, shrink(c[1] @ w) + c[1]), (0, x))
+
+    check(fun, W, jnp.int32(4), X)
+    check_never_dense(fun, W, jnp.int32(4), X, strict=True)
+    check(fun, W, jnp.array([0, 2, 4]), X, per_member=[0])
+
+
+def test_layers_indexed_in_a_loop():
+    w = low_rank(1, (3, 6, 6), (0, 1), (0, 2), 2)
+    fun = lambda w, n, x: lax.fori_loop(0, n, lambda i, h: shrink(h @ w[i]), x)  # noqa: E731
+    check(fun, w, jnp.int32(3), X)
+    check_never_dense(fun, w, jnp.int32(3), X, limit=6 * 6, strict=True)
+
+
+def test_while_carry_handed_on_unchanged():
+    def fun(w, n, x):
+        def body(carry):
+            i, w, h = carry
+            return i + 1, w, shrink(h @ w)
+
+        _, same, h = lax.while_loop(lambda c: c[0] < n, body, (0, w, x))
+        return h @ same
+
+    check(fun, W, jnp.int32(3), X)
+    check_never_dense(fun, W, jnp.int32(3), X, strict=True)
+
+
+def test_while_condition_reads_a_carry_handed_on():
+    def fun(w, n, x):
+        more = lambda c: (c[0] < n) & ((c[2] @ c[1]).sum() < 50)  # noqa: E731
+        return lax.while_loop(more, lambda c: (c[0] + 1, c[1], shrink(c[2] @ c[1])), (0, w, x))[2]
+
+    check(fun, W, jnp.int32(5), X)
+    check_never_dense(fun, W, jnp.int32(5), X, strict=True)
+
+
+def test_while_carries_that_change():
+    """A changed one, two that change places, and one that is replaced by a perturbed one."""
+
+    def doubled(p, n, x):
+        return x @ lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[1] * 2), (0, p[0]))[1]
+
+    def swapped(p, n, x):
+        _, w, v = lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, c[2], c[1]), (0, *p))
+        return x @ w @ v
+
+    def replaced(p, n, x):
+        return lax.while_loop(lambda c: c[0] < n, lambda c: (c[0] + 1, p[0]), (0, jnp.zeros((6, 6))))[1] @ x.T
+
+    for fun in (doubled, swapped, replaced):
+        check(fun, [W, V], jnp.int32(3), X, fallback="allow")
+        with pytest.raises(DenseFallbackError, match=r"`while`.*loop carry that the body changes"):
+            check(fun, [W, V], jnp.int32(3), X)
+
+
+def test_a_loop_in_a_loop():
+    def fun(w, n, x):
+        def inner(carry, row):
+            w, h = carry
+            return (w, shrink(h @ w + row)), None
+
+        def outer(i, carry):
+            return lax.scan(inner, carry, jnp.ones((2, 6)))[0]
+
+        same, h = lax.fori_loop(0, n, outer, (w, x))
+        return h @ same
+
+    check(fun, W, jnp.int32(2), X)
+    check_never_dense(fun, W, jnp.int32(2), X, strict=True)
+
+
+@pytest.mark.parametrize("flag", [False, True])
+def test_cond(flag):
+    def fun(w, flag, x):
+        return lax.cond(flag, lambda x: x @ w, lambda x: x - (x @ w.T), x)
+
+    check(fun, W, jnp.asarray(flag), X)
+    check_never_dense(fun, W, jnp.asarray(flag), X, strict=True)
+
+
+def test_every_member_takes_its_own_branch():
+    """Under vmap both branches are evaluated; neither makes a weight dense."""
+    fun = lambda w, flag, x: lax.cond(flag, lambda x: x @ w, lambda x: x * 2, x)  # noqa: E731
+    check(fun, W, jnp.array([True, False, True]), X, per_member=[0])
+
+
+@pytest.mark.parametrize("index", [-1, 0, 1, 2, 9])
+def test_switch(index):
+    branches = [lambda p, x: x @ p[0], lambda p, x: x @ p[1].T, lambda p, x: x + 1]
+    check(lambda p, i, x: lax.switch(i, branches, p, x), [W, V], jnp.int32(index), X)
+
+
+def test_a_branch_chosen_by_a_perturbed_value():
+    """By a product with a weight, as in early exit; and by the parameter itself, which is made dense."""
+    early = lambda w, x: lax.cond((x @ w).sum() > 0, lambda: x @ w, lambda: x)  # noqa: E731
+    check(early, W, X)
+    s = low_rank(3, (), (), (), 2)
+    itself = lambda s, x: lax.cond(s > 0, lambda: x, lambda: -x)  # noqa: E731
+    check(itself, s, X, fallback="allow")
+    with pytest.raises(DenseFallbackError, match="`gt`"):
+        check(itself, s, X)
+
+
+def test_branches_that_return_weights_alike():
+    """The weight comes out of the branches still factored."""
+    for fun in (
+        lambda w, flag, x: x @ lax.cond(flag, lambda w: w.T, lambda w: -w.T, w),
+        lambda w, flag, x: x @ lax.cond(flag, lambda w: (w, 1.0), lambda w: (2 * w, 2.0), w)[0],
+    ):
+        for flag in (True, False):
+            check(fun, W, jnp.asarray(flag), X)
+        check_never_dense(fun, W, jnp.asarray(True), X, strict=True)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        low_rank(7, (6, 6), (1,), (0,), 2),
+        low_rank(7, (6, 6), (0,), (1,), 3),
+        low_rank(7, (6, 6), (0,), (1,), 2, path="v"),
+        integers(7, (6, 6)),
+    ],
+    ids=["other owners", "other rank", "other parameter", "dense"],
+)
+def test_branches_that_return_weights_in_different_forms(other):
+    fun = lambda p, flag, x: x @ lax.cond(flag, lambda p: p[0], lambda p: p[1], p)  # noqa: E731
+    for flag in (True, False):
+        check(fun, [W, other], jnp.asarray(flag), X, fallback="allow")
+    with pytest.raises(DenseFallbackError, match=r"`cond`.*different forms"):
+        check(fun, [W, other], jnp.asarray(True), X)
+
+
+def test_select_falls_back():
+    fun = lambda p, flag, x: x @ jnp.where(flag, p[0], p[1])  # noqa: E731
+    check(fun, [W, V], jnp.asarray(True), X, fallback="allow")
+    with pytest.raises(DenseFallbackError, match="`select_n`"):
+        check(fun, [W, V], jnp.asarray(True), X)
+
+
+def test_cond_in_a_scan():
+    """Layers of two kinds in one stack."""
+    w = low_rank(1, (3, 6, 6), (0, 1), (0, 2), 2)
+
+    def fun(w, x):
+        def step(h, layer):
+            kind, p = layer
+            return shrink(lax.cond(kind, lambda h, p: h @ p, lambda h, p: h @ p.T + h, h, p)), None
+
+        return lax.scan(step, x, (jnp.array([True, False, True]), w))[0]
+
+    check(fun, w, X)
+    check_never_dense(fun, w, X, limit=6 * 6, strict=True)
+
+
+def test_associative_scan_and_vmap_inside():
+    fun = lambda w, x: jax.vmap(lambda row: lax.fori_loop(0, 2, lambda i, h: shrink(h @ w), row))(x)  # noqa: E731
+    check(fun, W, X)
+    check(lambda w, x: lax.associative_scan(jnp.add, x @ w), W, X)

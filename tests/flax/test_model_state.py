@@ -1,0 +1,176 @@
+"""State that a model changes while it is evaluated: batch statistics, RNG streams, and its fate on failure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+import eggroll.nnx
+from eggroll.strategy.keys import generation_key
+from tests.flax.truth import ROUNDING, ask, assert_close, functional, normal
+
+X = normal(0, 8, 4)
+SETTINGS = {"population": 6, "sigma": 0.1, "fallback": "error"}
+RUN = jax.random.key(7)  # `ask` starts its run from it
+KEY = generation_key(RUN, 0)
+
+
+def float64_mean(trees: list[Any]) -> Any:
+    return jax.tree.map(lambda *xs: np.mean(np.asarray(xs, np.float64), 0).astype(np.float32), *trees)
+
+
+class Normalised(nnx.Module):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.layer = nnx.Linear(4, 3, rngs=rngs)
+        self.norm = nnx.BatchNorm(3, momentum=0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return nnx.tanh(self.norm(self.layer(x)))
+
+
+def mean_square(model, x):
+    return jnp.mean((model(x) - 0.3) ** 2)
+
+
+def test_batch_statistics_become_the_mean_of_the_members_own():
+    model = Normalised(nnx.Rngs(0))
+    fun, params, rest = functional(model, lambda model, x: (mean_square(model, x), nnx.state(model, nnx.BatchStat)))
+    members = ask(params)
+    members.apply(fun, rest, X)  # the plan follows the function
+    each = [jax.jit(fun)(members.materialize(i), rest, X) for i in range(6)]
+    value, _ = eggroll.nnx.value_and_grad(mean_square, **SETTINGS)(model, X, key=KEY)
+    np.testing.assert_allclose(value, np.mean([loss for loss, _ in each]), rtol=ROUNDING)
+    assert_close(nnx.state(model, nnx.BatchStat), float64_mean([stats for _, stats in each]))
+    spread = np.std([stats["norm"]["mean"][...] for _, stats in each], axis=0)
+    assert spread.min() > 1e-3, "members should disagree about the mean"
+
+
+def test_linen_batch_statistics_come_back_as_auxiliary_output():
+    class Layer(nn.Module):
+        @nn.compact
+        def __call__(self, x, training):
+            x = nn.Dense(3)(x)
+            return nn.BatchNorm(use_running_average=not training, momentum=0.5)(x)
+
+    layer = Layer()
+    variables = layer.init(jax.random.key(0), X, training=False)
+
+    def loss_fn(params, stats, x, training):
+        out, new = layer.apply({"params": params, "batch_stats": stats}, x, training=training, mutable=["batch_stats"])
+        return jnp.mean((out - 0.3) ** 4), new["batch_stats"]
+
+    args = variables["params"], variables["batch_stats"], X
+    members = ask(args[0])
+    members.apply(loss_fn, *args[1:], True)
+    each = [loss_fn(members.materialize(i), *args[1:], True) for i in range(6)]
+    estimate = eggroll.value_and_grad(loss_fn, has_aux=True, **SETTINGS)
+    (value, stats), grads = estimate(*args, training=True, key=KEY)
+    np.testing.assert_allclose(value, np.mean([loss for loss, _ in each]), rtol=ROUNDING)
+    assert_close(stats, float64_mean([s for _, s in each]))
+    assert jax.tree.structure(grads) == jax.tree.structure(args[0])
+
+
+class Dropped(nnx.Module):
+    """Returns its dropout mask beside its output: dropout of ones, 0 or 2 at a rate of one half."""
+
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        self.layer = nnx.Linear(4, 64, rngs=rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        mask = self.dropout(jnp.ones((x.shape[0], 64)))
+        return self.layer(x) * mask, mask
+
+
+def masked_loss(model, x):
+    out, mask = model(x)
+    return jnp.mean(out**2), mask
+
+
+def counts(model) -> int:
+    return int(model.dropout.rngs.count[...])
+
+
+def mean_mask(model, **options) -> np.ndarray:
+    """The members' average mask, in units of kept members of 6."""
+    estimate = eggroll.nnx.value_and_grad(masked_loss, has_aux=True, **SETTINGS, **options)
+    (_, mask), _ = estimate(model, X, key=KEY)
+    return np.asarray(mask) * 3
+
+
+def test_members_share_dropout_masks_which_change_from_call_to_call():
+    model = Dropped(nnx.Rngs(0))
+    first, second = mean_mask(model), mean_mask(model)
+    assert set(np.unique(first)) == {0.0, 6.0}
+    assert counts(model) == 2
+    assert 0.3 < np.mean(first == second) < 0.7  # 512 coins
+
+
+def test_the_shared_mask_is_the_one_the_model_itself_would_draw():
+    model, same = Dropped(nnx.Rngs(0)), Dropped(nnx.Rngs(0))
+    np.testing.assert_array_equal(mean_mask(model), same(X)[1] * 3)
+
+
+def test_pairs_have_masks_of_their_own_on_request():
+    model = Dropped(nnx.Rngs(0))
+    kept = np.rint(mean_mask(model, share_rngs=False))
+    numbers, how_often = np.unique(kept, return_counts=True)
+    # Both members of a pair keep a unit or both drop it: even numbers only, as three fair coins give them.
+    assert numbers.tolist() == [0, 2, 4, 6]
+    np.testing.assert_allclose(how_often / kept.size, [1 / 8, 3 / 8, 3 / 8, 1 / 8], atol=0.08)  # 5 deviations
+    assert counts(model) == 1
+
+
+def test_without_pairs_every_member_has_a_mask_of_its_own():
+    kept = np.rint(mean_mask(Dropped(nnx.Rngs(0)), share_rngs=False, antithetic=False))
+    assert set(np.unique(kept)) == {0, 1, 2, 3, 4, 5, 6}
+
+
+def test_masks_of_pairs_depend_on_the_call_key_and_the_models_own_key_stays():
+    model = Dropped(nnx.Rngs(0))
+    before = jax.random.key_data(model.dropout.rngs.key[...])
+    mean_mask(model, share_rngs=False)
+    np.testing.assert_array_equal(before, jax.random.key_data(model.dropout.rngs.key[...]))
+
+
+def test_a_stream_of_random_keys_as_an_argument_advances_once():
+    class Layer(nnx.Module):
+        def __init__(self, rngs: nnx.Rngs) -> None:
+            self.layer = nnx.Linear(4, 3, rngs=rngs)
+            self.dropout = nnx.Dropout(0.5)
+
+        def __call__(self, x, rngs):
+            return self.dropout(self.layer(x), rngs=rngs)
+
+    model, rngs = Layer(nnx.Rngs(0)), nnx.Rngs(dropout=1)
+    loss = lambda model, x, rngs: jnp.mean(model(x, rngs) ** 2)  # noqa: E731
+    estimate = eggroll.nnx.value_and_grad(loss, **SETTINGS)
+    values = [estimate(model, X, rngs, key=KEY)[0] for _ in range(3)]
+    assert int(rngs.dropout.count[...]) == 3
+    assert len(set(map(float, values))) == 3
+
+
+def test_evaluation_mode_leaves_no_trace():
+    model = Normalised(nnx.Rngs(0))
+    model.eval()
+    before = jax.tree.map(jnp.copy, nnx.state(model))
+    eggroll.nnx.grad(mean_square, **SETTINGS)(model, X, key=KEY)
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
+
+
+def test_a_generation_without_a_finite_loss_raises_and_changes_nothing():
+    model = Normalised(nnx.Rngs(0))
+    before = jax.tree.map(jnp.copy, nnx.state(model))
+    estimate = eggroll.nnx.value_and_grad(lambda m, x, bad: mean_square(m, x) * bad, **SETTINGS)
+    with pytest.raises(FloatingPointError, match="no finite loss among 6 members"):
+        estimate(model, X, jnp.float32("nan"), key=KEY)
+    jax.tree.map(np.testing.assert_array_equal, before, nnx.state(model))
+    value, _ = estimate(model, X, jnp.float32(1.0), key=KEY)
+    assert jnp.isfinite(value)
+    assert bool((before["norm"]["mean"][...] != model.norm.mean[...]).all())

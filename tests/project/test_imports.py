@@ -1,0 +1,92 @@
+"""Importing eggroll is silent, changes nothing, and leaves Hugging Face's `kernels` alone."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+
+import pytest
+
+SNAPSHOT = """
+import json, sys
+import flax, flax.nnx, jax, optax
+before = dict(jax.config.values)
+import eggroll, eggroll.kernels
+changed = [name for name, value in jax.config.values.items() if before.get(name, value) != value]
+print(json.dumps(changed))
+"""
+
+USE_TRANSFORMERS = """
+import importlib.util
+spec = importlib.util.find_spec('kernels')
+assert spec is None or spec.origin is None, spec  # None, or an empty namespace: never a file of ours
+import transformers
+transformers.AutoConfig.for_model('llama')
+from transformers.utils import is_kernels_available
+assert not is_kernels_available()
+import eggroll.kernels
+assert eggroll.kernels.lowrank_dot
+"""
+
+
+def python(root, *arguments: str) -> subprocess.CompletedProcess:
+    """Run the interpreter in a directory, with warnings as errors."""
+    done = subprocess.run([sys.executable, "-W", "error", *arguments], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+def test_import_changes_no_jax_setting_and_prints_nothing(root):
+    done = python(root, "-c", SNAPSHOT)
+    assert json.loads(done.stdout) == []  # and printed nothing else
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize("how", ["-c", "-m"])
+def test_transformers_imports_from_the_repository_root(root, how):
+    if how == "-c":
+        python(root, "-c", USE_TRANSFORMERS)
+    else:
+        python(root, "-m", "timeit", "-n", "1", "-r", "1", USE_TRANSFORMERS)
+
+
+def test_the_package_is_importable_from_anywhere(tmp_path):
+    python(tmp_path, "-c", "import eggroll.kernels; eggroll.kernels.rank_update")
+
+
+def test_nothing_imports_torch(files, pyproject):
+    for file in files:
+        if file.suffix == ".py":
+            for name in imported(ast.parse(file.read_text(encoding="utf-8"))):
+                assert name.split(".")[0] not in ("torch", "torchvision"), f"{file} imports {name}"
+    project = pyproject["project"]
+    for wanted in (project["dependencies"], *project["optional-dependencies"].values()):
+        assert not [requirement for requirement in wanted if requirement.startswith("torch")]
+
+
+def imported(tree: ast.AST) -> set[str]:
+    """Return the modules that a file imports, wherever it does."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names.add(node.module)
+    return names
+
+
+def test_kernels_depend_on_jax_alone(root):
+    allowed = {"jax", *sys.stdlib_module_names}
+    for file in (root / "kernels" / "pallas").rglob("*.py"):
+        names = {name.split(".")[0] for name in imported(ast.parse(file.read_text(encoding="utf-8")))}
+        assert names <= allowed, f"{file} imports {sorted(names - allowed)}"
+
+
+def test_one_file_touches_jax_internals(root):
+    for directory in ("eggroll", "kernels"):
+        for file in (root / directory).rglob("*.py"):
+            names = imported(ast.parse(file.read_text(encoding="utf-8")))
+            private = [name for name in names if name.startswith("jax._src")]
+            assert not private or file.name == "jax_compat.py", f"{file} imports {private}"
