@@ -1,7 +1,7 @@
 """Noise as a pure function of (key, parameter path, member pair, element).
 
-Element `e` of a draw is threefry's output for counter `e` (normal) or bit `e mod 32` of its output for
-counter `⌊e/32⌋` (rademacher), as `jax.random.bits` gives them. So the same numbers come out jitted or not,
+Element `e` of a draw is bit `e mod 32` of threefry's output for counter `⌊e/32⌋` (rademacher) or its half `e mod 2`
+for counter `⌊e/2⌋` (normal), as `jax.random.bits` gives them. So the same numbers come out jitted or not,
 under `vmap`, in chunks of any size, on any number of devices, and a kernel can make them where it needs them.
 
 References:
@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
+
+from eggroll.strategy.normal import standard_normal
 
 DISTRIBUTIONS = ("rademacher", "normal")
 
@@ -46,8 +48,9 @@ def draw(key: jax.Array, shape: Sequence[int], distribution: str, dtype: DTypeLi
     """Draw i.i.d. symmetric noise of zero mean and unit variance.
 
     Rademacher: element `e` in row-major order is `1 − 2·b`, `b` being bit `e mod 32` of word `⌊e/32⌋` of
-    `jax.random.bits(key, (⌈n/32⌉,), "uint32")`. Normal: `jax.random.normal` in float32, then rounded to
-    `dtype`. The random bits depend neither on `dtype` nor on `jax_threefry_partitionable`.
+    `jax.random.bits(key, (⌈n/32⌉,), "uint32")`. Normal: `standard_normal` of the 16 bits from `16·(e mod 2)` of
+    word `⌊e/2⌋` of `jax.random.bits(key, (⌈n/2⌉,), "uint32")`, rounded to `dtype`. The random bits depend neither on
+    `dtype` nor on `jax_threefry_partitionable`.
 
     Args:
         key: a typed threefry key of shape `()`.
@@ -88,20 +91,24 @@ def _check_dtype(dtype: np.dtype, distribution: str) -> None:
 
 
 def _rademacher(key: jax.Array, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
-    size = math.prod(shape)
-    words = jax.random.bits(key, (-(-size // 32),), "uint32")
-    bits = (words[:, None] >> jnp.arange(32, dtype="uint32")) & jnp.uint32(1)
-    negative = (bits != 0).reshape(-1)[:size].reshape(shape)
-    return jnp.where(negative, jnp.array(-1, dtype), jnp.array(1, dtype))
+    return jnp.where(_fields(key, shape, 1) != 0, jnp.array(-1, dtype), jnp.array(1, dtype))
 
 
 def _normal(key: jax.Array, shape: tuple[int, ...], dtype: np.dtype) -> jax.Array:
-    noise = jax.random.normal(key, shape, jnp.float32)
+    noise = standard_normal(_fields(key, shape, 16))
     info = jnp.finfo(dtype)
     if info.bits == 16:
         # Inside a fusion XLA may skip the trip float32 → bfloat16 → float32; it never skips this rounding.
         noise = lax.reduce_precision(noise, info.nexp, info.nmant)
     return noise.astype(dtype)
+
+
+def _fields(key: jax.Array, shape: tuple[int, ...], width: int) -> jax.Array:
+    """As many groups of `width` random bits as `shape` has elements, the low bits of each word first, as uint32."""
+    size, each = math.prod(shape), 32 // width
+    words = jax.random.bits(key, (-(-size // each),), "uint32")
+    fields = (words[:, None] >> jnp.arange(0, 32, width, dtype="uint32")) & jnp.uint32(2**width - 1)
+    return fields.reshape(-1)[:size].reshape(shape)
 
 
 def low_rank_factors(

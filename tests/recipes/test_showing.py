@@ -62,7 +62,7 @@ def shown(generations: int, *, terminal: bool) -> str:
 
 
 def test_progress_without_a_terminal_is_a_few_lines() -> None:
-    lines = shown(1005, terminal=False).splitlines()
+    lines = shown(1005, terminal=False).strip().splitlines()  # some versions of rich end with an empty line
     assert LINES <= len(lines) <= LINES + 3
     assert lines[0].startswith("generation 0/1005") and "12.3%" in lines[0]
     assert lines[-1] == "generation 1005/1005  fitness 8.050  accuracy 12.3%  100 members/s"

@@ -31,11 +31,7 @@ def assert_same(got, want):
     assert got.keys() == want.keys()
     for name in want:
         assert got[name].dtype == want[name].dtype, name
-        if name.startswith("['normal']"):
-            # The bits are the same; XLA's inverse error function, from JAX 0.12 on, is not, in its last ones.
-            np.testing.assert_array_max_ulp(got[name], want[name], maxulp=8)
-        else:
-            np.testing.assert_array_equal(got[name], want[name], err_msg=name)
+        np.testing.assert_array_equal(got[name], want[name], err_msg=name)
 
 
 # 24 pairs as 4·5 + 4; one by one; with an odd chunk, rounded up to whole pairs; in a chunk larger than all.
