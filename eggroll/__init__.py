@@ -8,11 +8,12 @@ from __future__ import annotations
 from eggroll.engine.fallback import DenseFallback, DenseFallbackError, DenseFallbackWarning
 from eggroll.engine.interpreter import factored
 from eggroll.engine.lowrank import LowRank
-from eggroll.strategy.es import ES, State
+from eggroll.strategy.es import ES
 from eggroll.strategy.explain import Explanation, explain
 from eggroll.strategy.gradient import grad, value_and_grad
 from eggroll.strategy.members import Members
 from eggroll.strategy.rules import DenseRule, LowRankRule
+from eggroll.strategy.state import State
 
 __all__ = [
     "ES",

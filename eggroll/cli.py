@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args
 import tyro
 from rich.console import Console
 
+from eggroll.recipes.run_files import claim
 from eggroll.recipes.settings import DEFAULTS, Distribution, Model, Settings, SettingsError, Shaping, settings_for
 
 DESCRIPTION = "Train neural networks without backpropagation. `eggroll --version` prints the version."
@@ -101,17 +102,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _train(command: Train) -> int:
-    from eggroll.recipes.digits import train  # here, so that the help does not wait for Flax and scikit-learn
+    settings = settings_for(**asdict(command))
+    claim(settings.folder, overwrite=settings.overwrite)
+    console = Console()
+    console.print(
+        f"training {settings.model} on handwritten digits, {_generations(settings.generations)} of "
+        f"{settings.population} members, into {settings.folder}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    # Only here, so that help, refusals and the line above do not wait for Flax and scikit-learn.
+    from eggroll.recipes.digits import train
     from eggroll.recipes.interrupt import StopRequest
     from eggroll.recipes.progress import Meter
 
-    settings = settings_for(**asdict(command))
-    console = Console()
     with StopRequest() as stop, Meter(console, settings.generations, settings.model) as meter:
         result = train(settings, show=meter.update, asked_to_stop=lambda: stop.asked)
-    unit = "generation" if result.generations == 1 else "generations"
     console.print(
-        f"test accuracy {result.before:.1%} before, {result.after:.1%} after {result.generations} {unit} "
+        f"test accuracy {result.before:.1%} before, {result.after:.1%} after {_generations(result.generations)} "
         f"in {result.seconds:.1f} s, compilation included",
         highlight=False,
         soft_wrap=True,
@@ -122,6 +131,10 @@ def _train(command: Train) -> int:
         return 0
     print(f"eggroll: {result.ended}; what there is was written", file=sys.stderr)
     return INTERRUPTED if result.ended == "interrupted" else FAILED
+
+
+def _generations(count: int) -> str:
+    return f"{count} generation" if count == 1 else f"{count} generations"
 
 
 def _explain(command: Explain) -> int:

@@ -39,7 +39,8 @@ def value_and_grad(
         `nnx.Optimizer.update(model, grads)`.
 
     Raises:
-        TypeError: no NNX object as the first argument, parameters that are not floating point, or no key.
+        TypeError: no NNX object as the first argument, parameters that are not floating point, no key, or `argnums`
+            (use `wrt`).
         ValueError: `wrt` selects nothing, or as `eggroll.value_and_grad`.
         FloatingPointError: no member's loss is finite; the model is unchanged.
 
@@ -60,6 +61,11 @@ def value_and_grad(
     References:
         Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
     """
+    if "argnums" in options:
+        raise TypeError(
+            f"got argnums={options['argnums']!r}; the model is the first argument here, and `wrt` selects its "
+            "variables: instead of argnums=nnx.DiffState(0, nnx.LoRAParam) pass wrt=nnx.LoRAParam, as to nnx.Optimizer."
+        )
     has_aux = options.pop("has_aux", False)
     in_axes = options.pop("in_axes", None)
 

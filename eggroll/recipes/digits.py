@@ -17,7 +17,8 @@ from eggroll.recipes.classifier import Classifier
 from eggroll.recipes.curve import draw_curve
 from eggroll.recipes.data import digits, minibatches
 from eggroll.recipes.models import build
-from eggroll.recipes.run_folder import CURVE, RunFolder, read_metrics
+from eggroll.recipes.run_files import CURVE
+from eggroll.recipes.run_folder import RunFolder, read_metrics
 from eggroll.recipes.settings import Settings, SettingsError
 from eggroll.strategy.es import ES
 from eggroll.strategy.explain import explain

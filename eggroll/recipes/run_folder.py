@@ -16,10 +16,8 @@ import numpy as np
 from flax import nnx
 
 from eggroll.recipes.models import build
-from eggroll.recipes.settings import SettingsError
+from eggroll.recipes.run_files import CONFIG, CURVE, METRICS, PARAMETERS, claim, not_writable
 from eggroll.strategy.plan import leaf_paths
-
-CONFIG, METRICS, PARAMETERS, CURVE = "config.json", "metrics.jsonl", "parameters.npz", "curve.png"
 
 
 class RunFolder:
@@ -35,15 +33,7 @@ class RunFolder:
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
         self.path = path
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            finished = (path / PARAMETERS).exists()
-        except OSError as why:
-            raise _not_writable(path, why) from why
-        if finished and not overwrite:
-            raise SettingsError(
-                f"'{path}' holds a finished run; choose another folder with --out, or replace it with --overwrite."
-            )
+        claim(path, overwrite=overwrite)
 
     def start(self, **config: Any) -> None:
         """Removes what an earlier run left, and writes `config` with the versions that the run depends on.
@@ -58,7 +48,7 @@ class RunFolder:
             (self.path / CONFIG).write_text(text + "\n", encoding="utf-8")
             self._metrics = (self.path / METRICS).open("w", encoding="utf-8")
         except OSError as why:
-            raise _not_writable(self.path, why) from why
+            raise not_writable(self.path, why) from why
 
     def log(self, record: dict[str, Any]) -> None:
         """Adds a line to the metrics; it is on disk when this returns. JSON has no NaN: such numbers become null."""
@@ -71,12 +61,8 @@ class RunFolder:
         self._metrics.close()
         partial = self.path / (PARAMETERS + ".partial")
         with partial.open("wb") as file:
-            np.savez(file, **arrays_of(model))
+            np.savez(file, **arrays_of(model))  # type: ignore[arg-type]  # pyright takes one of them for allow_pickle
         os.replace(partial, self.path / PARAMETERS)
-
-
-def _not_writable(path: Path, why: OSError) -> SettingsError:
-    return SettingsError(f"cannot write to '{path}' ({why.strerror or why}); choose another folder with --out.")
 
 
 def arrays_of(model: nnx.Module) -> dict[str, np.ndarray]:

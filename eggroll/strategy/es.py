@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -20,13 +19,14 @@ from eggroll.strategy.frozen import put_back, without
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.keys import as_threefry, generation_key
-from eggroll.strategy.members import Members
+from eggroll.strategy.members import Members, check_members
+from eggroll.strategy.optimizer import check_optimizer, init_optimizer, updates
 from eggroll.strategy.plan import Plan, check_params, leaf_paths, make_plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.problem import (
     as_arrays,
     check_covered,
-    check_optimizer,
+    check_function,
     check_scalar,
     check_sigma,
     is_traced,
@@ -37,28 +37,9 @@ from eggroll.strategy.problem import (
 )
 from eggroll.strategy.rules import FrozenRule, Rules, check_rank
 from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
+from eggroll.strategy.state import State, check_state
 
 Metrics = dict[str, Any]
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class State:
-    """The state of a run: an ordinary pytree to jit, shard and checkpoint.
-
-    Attributes:
-        params: the parameters, in the dtypes they were given in.
-        master: float32 copies of the parameters of lower precision, in order; they take the updates.
-        opt_state: the optimizer's state; frozen parameters have none.
-        key: the run's random key; never changes.
-        generation: int32 scalar, the number of updates made.
-    """
-
-    params: Any
-    master: tuple[jax.Array, ...]
-    opt_state: Any
-    key: jax.Array
-    generation: jax.Array
 
 
 class ES:
@@ -72,7 +53,8 @@ class ES:
         sigma: noise scale `σ` > 0 in the units of the weights, or an optax schedule over generations. Default 0.05.
         rank: columns of each factor, at least 1. Default 1.
         optimizer: an optax optimizer (its learning rate may be a schedule); one that watches the loss is given the
-            negative mean fitness. Default `optax.adam(1e-2)`. Line searches need a function and are not supported.
+            negative mean fitness. Default `optax.adam(1e-2)`. Line searches need a function and are not supported:
+            `optax.lbfgs(0.1, linesearch=None)` works, with a large `noise_reuse`, as it compares gradients.
         shaping: `"zscore"` (default), `"none"`, `"group"`, `"centered_rank"`, `"sign"`, or a callable `[N] -> [N]`.
         antithetic: members `2i` and `2i + 1` share noise with opposite signs. Default True.
         distribution: `"rademacher"` (±1, default) or `"normal"`.
@@ -140,14 +122,15 @@ class ES:
             The state of generation 0.
 
         Raises:
-            TypeError: a parameter that is not floating point, or a key that is none.
-            ValueError: no parameters, or rules that match nothing.
+            TypeError: a parameter that is not floating point, an NNX module (split it), a key that is none, or an
+                optimizer that needs more than gradient, parameters and loss.
+            ValueError: no parameters, rules that match nothing, or two paths with the same hash.
         """
         params = as_arrays(params)
         chosen = check_params(params, self.rules)
         moving = without(params, [isinstance(chosen.get(path), FrozenRule) for path in leaf_paths(params)])
         master = precision.master_copies(moving)
-        opt_state = self.optimizer.init(precision.full(moving, master))
+        opt_state = init_optimizer(self.optimizer, precision.full(moving, master))
         return State(params, master, opt_state, as_threefry(key), jnp.zeros((), jnp.int32))
 
     def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
@@ -173,7 +156,11 @@ class ES:
 
         Returns:
             Members to `apply` a function to, or to `materialize` one by one.
+
+        Raises:
+            TypeError: no `State`.
         """
+        check_state(state)
         return Members(self, state.params, state.generation, self._key(state), self._sigma(state))
 
     def tell(self, state: State, members: Members, fitness: Any) -> tuple[State, Metrics]:
@@ -181,7 +168,7 @@ class ES:
 
         Args:
             state: the state that `members` were asked from.
-            members: from `ask`.
+            members: from `ask`; they decide the plan (rank and rules).
             fitness: `[N]` real numbers, maximised; JAX, numpy or a list. A member whose fitness is not finite is
                 dropped with its pair, and counted.
 
@@ -190,14 +177,16 @@ class ES:
             fitness), `nonfinite` (members dropped), `gradient_norm`, `update_norm`, `sigma`, `generation`.
 
         Raises:
-            TypeError: fitness that is not real numbers.
-            ValueError: fitness of another shape than `[N]`, members of another generation or run, or a sigma schedule
-                that is not > 0.
+            TypeError: no `State`, no `Members`, or fitness that is not real numbers.
+            ValueError: fitness of another shape than `[N]` or deleted, members of another generation or run or with
+                other noise than this ES draws, or a sigma schedule that is not > 0.
             FloatingPointError: no fitness is finite; the state is unchanged. Under `jit` nothing can be raised: the
                 state then stays as it is.
         """
+        check_state(state)
+        check_members(members)
+        members.check_asked_from(self, state, self._key(state), self._sigma(state))
         fitness = check_fitness(fitness, self.population)
-        members.check_asked_from(state, self._key(state))
         plan = members.plan
         state, metrics = self.cache(
             lambda state, fitness: self._update(plan, state, fitness), ("tell", plan), state, fitness
@@ -232,10 +221,13 @@ class ES:
             with `has_aux`.
 
         Raises:
+            TypeError: no `State`, or no function.
             ValueError: a fitness that is not scalar, rows that fit neither population nor groups, or parameters that
                 the first function of this ES did not use.
             FloatingPointError: as `tell`.
         """
+        check_state(state)
+        check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         rows = make_rows(args, in_axes, self.population, self.groups)
         plan, axes = self.plan_for(state.params, fitness_fn, rows), rows.axes
 
@@ -245,9 +237,10 @@ class ES:
             check_scalar(program, has_aux, "fitness")
             check_covered(plan, program, state.params, rows)
             generation = Generation(self.settings, plan, self._key(state), self._sigma(state))
-            fitness, aux = generation.evaluate(program, state.params, rows, split_aux(has_aux))
+            units = generation.chunk_units(program, state.params, rows)
+            fitness, aux = generation.evaluate(program, state.params, rows, split_aux(has_aux), units)
             state, metrics = self._update(plan, state, as_float(fitness))
-            metrics["chunk"] = jnp.int32(generation.chunk_units(program) * self.settings.signs)
+            metrics["chunk"] = jnp.int32(units * self.settings.signs)
             return state, {**metrics, "aux": aux} if has_aux else metrics
 
         state, metrics = self.cache(run, ("step", fitness_fn, plan, axes, has_aux), state, args)
@@ -264,15 +257,14 @@ class ES:
         gradient = Generation(self.settings, plan, self._key(state), sigma).gradient(weights, state.params)
         gradient = without(gradient, still)
         metrics = summary(fitness, valid)
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
-            updates, opt_state = self.optimizer.update(gradient, state.opt_state, full, value=-metrics["fitness_mean"])
-        moved = optax.apply_updates(full, updates)
+        change, opt_state = updates(self.optimizer, gradient, state.opt_state, full, -metrics["fitness_mean"])
+        moved = optax.apply_updates(full, change)
         params, master = precision.rounded(moved, params)
         params = put_back(params, state.params, still)
         new = State(params, master, opt_state, state.key, state.generation + jnp.int32(1))
         some = valid.any() & (sigma > 0)
         new = jax.tree.map(lambda a, b: jnp.where(some, a, b), new, state)
-        metrics |= {"gradient_norm": optax.tree.norm(gradient), "update_norm": optax.tree.norm(updates)}
+        metrics |= {"gradient_norm": optax.tree.norm(gradient), "update_norm": optax.tree.norm(change)}
         return new, {**metrics, "sigma": jnp.asarray(sigma, jnp.float32), "generation": state.generation}
 
     def _key(self, state: State) -> jax.Array:

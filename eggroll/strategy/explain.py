@@ -18,7 +18,7 @@ from eggroll.engine.lowrank import LowRank, Source
 from eggroll.engine.usage import Use, discover
 from eggroll.strategy.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.plan import LeafPlan, Plan, leaf_paths, make_plan
-from eggroll.strategy.problem import trace_member
+from eggroll.strategy.problem import check_function, check_no_module, trace_member
 from eggroll.strategy.rules import Rules
 
 
@@ -123,7 +123,7 @@ def explain(
         `str()` is a table, `.rows` the data, `.fallbacks` the dense fallbacks.
 
     Raises:
-        TypeError: parameters that are not floating point.
+        TypeError: no function, parameters that are not floating point, or an NNX module.
         ValueError: rules that match nothing, or parameters that `fun` does not use.
 
     Example:
@@ -133,6 +133,8 @@ def explain(
         >>> [(row.path, row.kind, row.left_axes, row.right_axes, row.numbers) for row in table.rows]
         [('bias', 'dense', (), (), 4), ('kernel', 'low_rank', (0,), (1,), 12)]
     """
+    check_function("fun", fun, "explain(fun, params, *args)")
+    check_no_module(params)
     params = jax.tree.map(lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else abstract(jnp.asarray(x)), params)
     rows = make_rows(args, in_axes, population or 1, 1)
     program = trace_member(fun, params, rows)

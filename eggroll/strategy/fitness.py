@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from eggroll.engine.lowrank import accumulator_dtype
 
@@ -23,8 +24,13 @@ def check_fitness(fitness: Any, population: int) -> Any:
 
     Raises:
         TypeError: not numbers, or complex ones.
-        ValueError: another shape.
+        ValueError: another shape, or an array that was deleted.
     """
+    if any(map(_is_deleted, jax.tree.leaves(fitness))):
+        raise ValueError(
+            "got fitness that was deleted: its memory was donated to a compiled function (donate_argnums) or freed by "
+            ".delete(). Tell before that, leave it out of the donated arguments, or keep a copy: np.asarray(fitness)."
+        )
     if not isinstance(fitness, jax.Array):
         fitness = _from_host(fitness)
     if fitness.shape != (population,):
@@ -35,6 +41,10 @@ def check_fitness(fitness: Any, population: int) -> Any:
     if jnp.issubdtype(fitness.dtype, jnp.complexfloating):
         raise TypeError(f"got fitness of dtype {fitness.dtype}; real numbers are required.")
     return as_float(fitness)
+
+
+def _is_deleted(x: Any) -> bool:
+    return isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted()
 
 
 def as_float(fitness: Any) -> Any:

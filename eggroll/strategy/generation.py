@@ -14,12 +14,13 @@ from jax.sharding import Mesh, PartitionSpec
 from eggroll.engine.interpreter import Program
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy import estimator
-from eggroll.strategy.chunking import units_per_chunk, units_per_update
+from eggroll.strategy.chunking import auto_units, units_per_update
 from eggroll.strategy.evaluation import Evaluation
 from eggroll.strategy.inputs import Rows
-from eggroll.strategy.perturbation import Sampler, member_sign
+from eggroll.strategy.perturbation import Sampler, check_noise_is_seen, member_sign
 from eggroll.strategy.plan import Plan
 from eggroll.strategy.population import AXIS, Population
+from eggroll.strategy.working_set import member_bytes
 
 
 @dataclass(frozen=True)
@@ -31,12 +32,18 @@ class Generation:
         plan: how each parameter is perturbed.
         key: typed threefry key of the generation.
         sigma: noise scale, a Python float or a traced scalar.
+
+    Raises:
+        ValueError: a sigma that is zero in a parameter's dtype.
     """
 
     population: Population
     plan: Plan
     key: jax.Array
     sigma: Any
+
+    def __post_init__(self) -> None:
+        check_noise_is_seen(self.plan, self.sigma)
 
     @property
     def sampler(self) -> Sampler:
@@ -49,14 +56,22 @@ class Generation:
         noise = self.sampler.draw(self.sampler.leaf_keys(self.key), member // signs)
         return self.sampler.perturb(params, noise, member_sign(member % signs), self.sigma)
 
-    def chunk_units(self, program: Program) -> int:
-        """Units evaluated at once."""
+    def chunk_units(self, program: Program, params: Any, rows: Rows) -> int:
+        """Units evaluated at once on a device."""
         pop = self.population
-        devices = 1 if pop.mesh is None else pop.mesh.shape[AXIS]
-        return units_per_chunk(pop.chunk, program, self.plan, pop.units // devices, pop.signs)
+        units = pop.units // (1 if pop.mesh is None else pop.mesh.shape[AXIS])
+        if pop.chunk != "auto":
+            return min(units, -(-int(pop.chunk) // pop.signs))
+        need = pop.signs * member_bytes(self.sampler, program, params, rows) + 4 * self.plan.numbers
+        return auto_units(need, units)
 
     def evaluate(
-        self, program: Program, params: Any, rows: Rows, split: Callable[[Any], tuple[Any, Any]]
+        self,
+        program: Program,
+        params: Any,
+        rows: Rows,
+        split: Callable[[Any], tuple[Any, Any]],
+        units: int | None = None,
     ) -> tuple[Any, Any]:
         """Evaluates `program` on every member.
 
@@ -65,12 +80,14 @@ class Generation:
             params: the parameters that the members share.
             rows: the other arguments.
             split: parts an output into (kept for every member, averaged over members).
+            units: how many at once; by default `chunk_units`.
 
         Returns:
             (outputs with a leading axis `population`, outputs averaged over the members whose kept outputs are
             finite). Averaged leaves that are not floating point are the first member's.
         """
-        run = Evaluation(self.population, self.sampler, program, split, self.chunk_units(program))
+        units = units or self.chunk_units(program, params, rows)
+        run = Evaluation(self.population, self.sampler, program, split, units)
         if self.population.mesh is not None:
             return run.on_mesh(self.population.mesh, params, rows, self.key, self.sigma)
         return run.everywhere(params, rows, self.key, self.sigma)

@@ -18,6 +18,7 @@ from eggroll.strategy.keys import as_threefry
 from eggroll.strategy.population import Population
 from eggroll.strategy.problem import (
     as_arrays,
+    check_function,
     check_scalar,
     check_sigma,
     is_traced,
@@ -82,8 +83,8 @@ def value_and_grad(
 
     Raises:
         ValueError: settings that do not fit together, a loss that is not scalar, rules that match nothing, a loss that
-            does not use its parameters.
-        TypeError: parameters that are not floating point, or a key that is none.
+            does not use its parameters, a sigma that is zero in a parameter's dtype.
+        TypeError: no function, parameters that are not floating point, an NNX module, or a key that is none.
         FloatingPointError: no member's loss is finite. Under `jit` nothing can be raised: the gradient is then zero
             and the value NaN.
 
@@ -101,6 +102,7 @@ def value_and_grad(
         Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652, Section 4.
         Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", arXiv 1703.03864.
     """
+    check_function("loss_fn", loss_fn, "value_and_grad(loss_fn, ...)(params, *args, key=key)")
     members = Population(population, antithetic, distribution, groups, chunk, mesh, fallback)
     if callable(sigma):
         raise TypeError(

@@ -11,8 +11,8 @@ import jax
 from eggroll.engine.lowrank import LowRank, is_low_rank
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.inputs import InAxes, Rows, make_rows
-from eggroll.strategy.plan import Plan
-from eggroll.strategy.problem import check_covered, is_traced, trace_member
+from eggroll.strategy.plan import Plan, leaf_paths
+from eggroll.strategy.problem import check_covered, check_function, is_traced, trace_member
 
 if TYPE_CHECKING:
     from eggroll.strategy.es import ES, State
@@ -40,8 +40,12 @@ class Members:
     def __repr__(self) -> str:
         return f"Members(population={len(self)}, generation={self.generation})"
 
-    def check_asked_from(self, state: State, key: jax.Array) -> None:
-        """Raises unless these are members of the state's generation, whose key is `key`."""
+    def check_asked_from(self, es: ES, state: State, key: jax.Array, sigma: Any) -> None:
+        """Raises unless these are members of the state's generation, as `es` draws them from `key` and `sigma`."""
+        if self._es is not es:
+            self._check_noise_of(es, sigma)
+        if self.params is not state.params:
+            self._check_parameters_of(state)
         if is_traced(state.generation, self.generation, self._key, key):
             return
         if state.generation != self.generation:
@@ -53,6 +57,24 @@ class Members:
             raise ValueError(
                 "got members asked from a state with another key: their noise is not this state's; ask again from the "
                 "state that you tell."
+            )
+
+    def _check_noise_of(self, es: ES, sigma: Any) -> None:
+        """Another ES, of whose settings those below decide the noise; rank and rules come with the members' plan."""
+        for name in ("size", "antithetic", "distribution"):
+            mine, other = getattr(self._es.settings, name), getattr(es.settings, name)
+            if mine != other:
+                raise _other_noise("population" if name == "size" else name, mine, other)
+        if not is_traced(self._sigma, sigma) and self._sigma != sigma:
+            raise _other_noise("sigma", float(self._sigma), float(sigma))
+
+    def _check_parameters_of(self, state: State) -> None:
+        mine, other = _layout(self.params), _layout(state.params)
+        if mine != other:
+            names = sorted(dict(mine.items() ^ other.items()))
+            raise ValueError(
+                f"got members of other parameters than the state's: they differ in {', '.join(map(repr, names[:5]))} "
+                "by name, shape or dtype. Ask from the state that you tell."
             )
 
     @property
@@ -69,15 +91,15 @@ class Members:
             fun: any traceable function of the parameters.
             *args: further arguments; arrays are traced, other leaves reach `fun` as they are.
             in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
-            per
-                group.
+                per group.
 
         Returns:
             The output of `fun`, every leaf with a leading axis `population`.
 
         Raises:
+            TypeError: no function.
             ValueError: rows that fit neither the population nor the groups; parameters that `fun` does not use; a
-                parameter that the first function of this ES did not use.
+                parameter that the first function of this ES did not use; a sigma that is zero in a parameter's dtype.
 
         Example:
             >>> import jax, jax.numpy as jnp, optax, eggroll
@@ -86,6 +108,7 @@ class Members:
             >>> members.apply(lambda params, x: x @ params["w"], jnp.ones((5, 4))).shape
             (8, 5, 3)
         """
+        check_function("fun", fun, "members.apply(fun, *args)")
         es = self._es
         rows = make_rows(args, in_axes, es.population, es.groups)
         if self._plan is None:
@@ -130,3 +153,24 @@ class Members:
     def gradient(self, weights: jax.Array) -> Any:
         """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ` for shaped fitness `weights [N]`, float32 or wider."""
         return Generation(self._es.settings, self.plan, self._key, self._sigma).gradient(weights, self.params)
+
+
+def check_members(members: Any) -> None:
+    """Raises `TypeError` unless `members` is what `ES.ask` returns."""
+    if not isinstance(members, Members):
+        raise TypeError(
+            f"got {type(members).__name__} as the members; what es.ask(state) returned is required: "
+            "es.tell(state, members, fitness)."
+        )
+
+
+def _other_noise(name: str, mine: Any, other: Any) -> ValueError:
+    return ValueError(
+        f"got members of an ES with {name}={mine!r} for one with {name}={other!r}: their noise is not what would be "
+        "summed up. Tell the ES that you asked."
+    )
+
+
+def _layout(params: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+    leaves = zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
+    return {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}

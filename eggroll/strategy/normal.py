@@ -44,8 +44,8 @@ def standard_normal(bits: jax.Array) -> jax.Array:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> standard_normal(jnp.array([0x4000, 0xC000], "uint32")).round(2).tolist()
-        [0.6700000166893005, -0.6700000166893005]
+        >>> [f"{x:.2f}" for x in standard_normal(jnp.array([0x4000, 0xC000], "uint32"))]
+        ['0.67', '-0.67']
     """
     odd = (bits & jnp.uint32(0x7FFF)) * jnp.uint32(2) + jnp.uint32(1)
     centred = _twelve_bits(_minus_log2(-(odd * odd)) - np.float32(4))

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
 from eggroll.strategy.keys import leaf_key
@@ -73,6 +74,29 @@ class Sampler:
 def noise_scale(leaf: LeafPlan, sigma: Any) -> Any:
     """σ·c for dense noise, σ·c/√r for factors; a Python float stays one, to be exact in float64."""
     return sigma * leaf.sigma_scale / math.sqrt(leaf.rank or 1)
+
+
+def check_noise_is_seen(plan: Plan, sigma: Any) -> None:
+    """Raises `ValueError` where a sigma known beforehand is zero in a parameter's dtype: all members would be alike."""
+    if isinstance(sigma, Tracer):
+        return
+    sigma = float(sigma)  # under jit, arithmetic on a JAX number would be traced
+    for leaf in plan.leaves:
+        if leaf.kind not in ("low_rank", "dense"):
+            continue
+        scale, least = noise_scale(leaf, sigma), _least(leaf.dtype)
+        if scale < least:
+            raise ValueError(
+                f"got sigma={sigma:g}, which gives '{leaf.path}' noise of size {scale:.3g}: zero in its dtype "
+                f"{leaf.dtype}, whose smallest number is {least:.3g}. Use a larger sigma (0.01 to 0.1 times the size "
+                "of a weight is sensible), or float32 parameters."
+            )
+
+
+def _least(dtype: str) -> float:
+    """The smallest number > 0 that is not flushed to zero: XLA keeps subnormal numbers of narrow exponents only."""
+    info = jnp.finfo(dtype)
+    return float(info.tiny if info.nexp >= 8 else info.smallest_subnormal)
 
 
 def member_sign(index: Any) -> Any:

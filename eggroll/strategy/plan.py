@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from eggroll.engine.usage import Use
+from eggroll.strategy.keys import path_hash
 from eggroll.strategy.rules import DenseRule, FrozenRule, LowRankRule, Rule, Rules, check_rank, match_rules
 
 Kind = Literal["low_rank", "dense", "frozen", "unused"]
@@ -117,7 +118,8 @@ def make_plan(params: Any, uses: Mapping[str, Sequence[Use]] | None, *, rank: in
     Raises:
         TypeError: a leaf that is not floating point and not frozen.
         ValueError: a rank below 1 or beyond every layer, a rule that matches nothing or asks for a rank beyond its
-            layer, parameters that the function does not use, or no parameter left to perturb.
+            layer, parameters that the function does not use, no parameter left to perturb, or two paths with the same
+            hash.
     """
     check_rank(rank)
     chosen = check_params(params, rules)
@@ -138,12 +140,13 @@ def check_params(params: Any, rules: Rules = ()) -> dict[str, Rule]:
 
     Raises:
         TypeError: a leaf that is not floating point and not frozen.
-        ValueError: no leaves, or a rule that matches nothing.
+        ValueError: no leaves, a rule that matches nothing, or two paths with the same hash.
     """
     paths = leaf_paths(params)
     if not paths:
         raise ValueError("got parameters without a single array; pass the model's parameters.")
     chosen = match_rules(rules, paths)
+    _check_noise_differs([path for path in paths if not isinstance(chosen.get(path), FrozenRule)])
     for path, leaf in zip(paths, jax.tree.leaves(params), strict=True):
         if not jnp.issubdtype(leaf.dtype, jnp.floating) and not isinstance(chosen.get(path), FrozenRule):
             raise TypeError(
@@ -151,6 +154,24 @@ def check_params(params: Any, rules: Rules = ()) -> dict[str, Rule]:
                 f'it to the function as an argument instead, or freeze it: rules=[("{path}", "frozen")].'
             )
     return chosen
+
+
+def _check_noise_differs(paths: Sequence[str]) -> None:
+    """Noise is a function of the path's hash: with the same one, two parameters would always move together."""
+    seen: dict[int, str] = {}
+    for path in paths:
+        code = path_hash(path)
+        if code in seen:
+            same = (
+                f"the same path '{path}'"
+                if seen[code] == path
+                else f"paths, '{seen[code]}' and '{path}', of the same hash"
+            )
+            raise ValueError(
+                f"got two parameters with {same}: they would get the same noise. Rename one of them, or freeze one: "
+                f'rules=[("{path}", "frozen")].'
+            )
+        seen[code] = path
 
 
 def _leaf_plan(path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | None, rank: int) -> LeafPlan:

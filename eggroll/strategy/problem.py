@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.core import Tracer
 
 from eggroll.engine.interpreter import Program, trace
@@ -21,6 +21,7 @@ from eggroll.strategy.rules import Rules
 
 def as_arrays(params: Any) -> Any:
     """Parameters as JAX arrays; Python numbers would otherwise be part of the function."""
+    check_no_module(params)
     return jax.tree.map(_as_array, params)
 
 
@@ -34,6 +35,28 @@ def _as_array(leaf: Any) -> jax.Array:
         ) from why
     # A number's weak type would be lost in the first update, and everything compiled twice.
     return array.astype(array.dtype) if getattr(jax.typeof(array), "weak_type", False) else array
+
+
+def check_no_module(params: Any) -> None:
+    """Raises `TypeError` for a Flax NNX module, whose batch statistics and RNG streams are no parameters."""
+    for leaf in jax.tree.leaves(params, is_leaf=_is_nnx_module):
+        if _is_nnx_module(leaf):
+            raise TypeError(
+                f"got the NNX module {type(leaf).__name__} as parameters; a pytree of arrays is required. Use "
+                "eggroll.nnx.value_and_grad, eggroll.nnx.grad or eggroll.nnx.explain, or split the model: graphdef, "
+                "params, rest = nnx.split(model, nnx.Param, ...)."
+            )
+
+
+def _is_nnx_module(x: Any) -> bool:
+    nnx = sys.modules.get("flax.nnx")  # nobody has a module who did not import it: no need to depend on Flax
+    return isinstance(x, getattr(nnx, "Module", ()))
+
+
+def check_function(name: str, fun: Any, usage: str) -> None:
+    """Raises `TypeError` unless `fun` can be called; `usage` shows where it belongs."""
+    if not callable(fun):
+        raise TypeError(f"got {type(fun).__name__} as {name}; a function of the parameters is required: {usage}.")
 
 
 def trace_member(fun: Callable[..., Any], params: Any, rows: Rows) -> Program:
@@ -112,12 +135,3 @@ def check_sigma(sigma: Any) -> None:
             f"got sigma={value!r}; a finite number > 0, or an optax schedule of such numbers, is required. 0.01 to 0.1 "
             "times the size of a weight is sensible."
         )
-
-
-def check_optimizer(optimizer: Any) -> optax.GradientTransformationExtraArgs:
-    """The optimizer, able to take the loss (the negative mean fitness) as schedules on plateaus do."""
-    if not isinstance(optimizer, optax.GradientTransformation):
-        raise TypeError(
-            f"got optimizer={optimizer!r}; an optax optimizer is required, such as optax.adam(1e-2) or optax.sgd(0.1)."
-        )
-    return optax.with_extra_args_support(optimizer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,23 @@ def test_a_rejected_option_leaves_the_finished_run_alone(finished: Path, tmp_pat
     shutil.copytree(finished, folder)
     assert train(folder, "--overwrite", "--rank", "9999") == 2
     assert contents(folder) == contents(finished)
+
+
+def test_a_finished_run_is_seen_before_anything_slow_is_imported(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "eggroll.recipes.digits", None)  # importing it raises
+    capsys.readouterr()
+    assert train(finished) == 2
+    output = capsys.readouterr()
+    assert "--overwrite" in output.err and output.out == ""
+
+
+def test_the_first_line_comes_before_anything_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "eggroll.recipes.digits", None)
+    with pytest.raises(ImportError):
+        train(tmp_path / "run", "--model", "cnn")
+    line = f"training cnn on handwritten digits, 3 generations of 4 members, into {tmp_path / 'run'}\n"
+    assert capsys.readouterr().out == line

@@ -7,56 +7,53 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import eggroll
 from eggroll.engine.interpreter import trace
 from eggroll.strategy import chunking
-from eggroll.strategy.chunking import check_chunk, units_per_chunk, units_per_update, working_set
+from eggroll.strategy.chunking import auto_units, check_chunk, units_per_update
+from eggroll.strategy.generation import Generation
+from eggroll.strategy.inputs import make_rows
 from eggroll.strategy.plan import make_plan
 from tests.strategy.common import KEY
 
 PLAN = make_plan({"w": jnp.zeros((64, 32))}, None)
 
 
-def program(hidden, steps=0):
-    """Its largest operation reads `[8, hidden]` and writes as much."""
-
-    def fun(p, x):
-        h = jnp.broadcast_to(x[:, :1], (8, hidden))
-        h = jnp.tanh(h) if not steps else jax.lax.fori_loop(0, steps, lambda _, h: jnp.tanh(h), h)
-        return (x @ p["w"]).sum() + h.sum()
-
-    return trace(fun, ({"w": jnp.zeros((64, 32))}, jnp.zeros((8, 64))))
+def units(chunk, population, antithetic, hidden=64):
+    """Units evaluated at once of a function whose largest operation reads and writes `[8, hidden]` per member."""
+    shapes = ({"w": jnp.zeros((64, hidden))}, jnp.zeros((8, 64)))
+    program = trace(lambda p, x: jnp.tanh(x @ p["w"]).sum(), shapes)
+    settings = {"population": population, "sigma": 0.1, "chunk": chunk, "antithetic": antithetic}
+    strategy = eggroll.ES(optimizer=optax.sgd(1.0), **settings).settings
+    plan = make_plan(shapes[0], None)
+    return Generation(strategy, plan, KEY, 0.1).chunk_units(
+        program, shapes[0], make_rows(shapes[1:], None, population, 1)
+    )
 
 
 def test_a_number_is_rounded_up_to_whole_units():
-    for chunk, units, signs in itertools.product(range(1, 30), range(1, 20), (1, 2)):
-        got = units_per_chunk(chunk, None, PLAN, units, signs)
-        assert got == min(units, int(np.ceil(chunk / signs))), (chunk, units, signs)
+    for chunk, pairs, antithetic in itertools.product(range(1, 30), range(1, 20), (False, True)):
+        signs = 2 if antithetic else 1
+        assert units(chunk, pairs * signs, antithetic) == min(pairs, int(np.ceil(chunk / signs)))
 
 
-@pytest.mark.parametrize("steps", [0, 3])
-def test_the_working_set_is_that_of_the_largest_operation(steps):
-    wide = 2 * 8 * 4096 * 4
-    assert wide <= working_set(program(4096, steps).jaxpr) <= 2 * wide
-    assert working_set(program(1, steps).jaxpr) < wide / 100
-
-
-@pytest.mark.parametrize(("units", "signs"), [(1, 2), (96, 2), (97, 1), (100_000, 2)])
-def test_auto_fits_the_budget_and_prefers_a_divisor(units, signs):
-    for hidden in (16, 4096, 1 << 20):
-        need = signs * working_set(program(hidden).jaxpr) + 4 * PLAN.numbers
-        got = units_per_chunk("auto", program(hidden), PLAN, units, signs)
-        limit = max(1, min(units, chunking._budget() // need))
+@pytest.mark.parametrize("count", [1, 96, 97, 100_000])
+def test_auto_fits_the_budget_and_prefers_a_divisor(count):
+    for need in (0, 100, 30_000, 4 << 20, 1 << 30):
+        got = auto_units(need, count)
+        limit = max(1, min(count, chunking._budget() // max(need, 1)))
         assert 1 <= got <= limit
-        divisors = [d for d in range(limit // 2 + 1, limit + 1) if units % d == 0]
+        divisors = [d for d in range(limit // 2 + 1, limit + 1) if count % d == 0]
         assert got == (max(divisors) if divisors else limit)
 
 
 def test_larger_members_come_in_smaller_chunks():
-    sizes = [units_per_chunk("auto", program(h), PLAN, 4096, 2) for h in (16, 4096, 1 << 16)]
+    sizes = [units("auto", 4096, True, hidden) for hidden in (64, 4096, 1 << 16)]
     assert sizes[0] > sizes[1] > sizes[2] >= 1
+    assert units("auto", 4096, False, 4096) >= 1.5 * sizes[1], "single members need half of what pairs do"
 
 
 def test_the_update_sums_as_many_units_as_its_noise_allows():

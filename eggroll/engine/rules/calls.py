@@ -66,7 +66,9 @@ RULES = {
     "jit": inline,
     "pjit": inline,
     "closed_call": inline,
+    "call": inline,
     "core_call": inline,
+    "eval_jaxpr": inline,  # JAX 0.12 has it in place of call and closed_call
     "remat": remat,
     "remat2": remat,
     "checkpoint": remat,

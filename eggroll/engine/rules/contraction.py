@@ -131,7 +131,9 @@ def _suffix_unions(sets: Sequence[set[int]]) -> list[set[int]]:
 def _einsum(
     a: Any, a_labels: list[int], b: Any, b_labels: list[int], out: list[int], precision: Any, dtype: Any
 ) -> Array:
-    if a.dtype != b.dtype:  # never to the narrower of the two: it would round the factor
+    # An axis of one operand alone is summed beforehand: einsum then mixes dtypes, which strict promotion forbids.
+    alone = (set(a_labels) ^ set(b_labels)) - set(out)
+    if alone or a.dtype != b.dtype:  # never to the narrower of the two: it would round the factor
         a, b = a.astype(dtype), b.astype(dtype)
     precision = precision if _is_precision(precision) else None
     return jnp.einsum(a, a_labels, b, b_labels, out, precision=precision, preferred_element_type=dtype)
