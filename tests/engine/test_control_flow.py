@@ -1,14 +1,18 @@
-"""while and cond; scan is in test_scan.py."""
+"""while and cond; scan is in test_scan.py, loops of any form in test_any_loop.py."""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from jax import lax
 
 from eggroll.engine.fallback import DenseFallbackError
-from tests.engine.truth import check, check_never_dense, integers, low_rank
+from eggroll.engine.lowrank import is_low_rank
+from tests.engine.truth import check, check_never_dense, compressible, integers, low_rank, weights
 
 W = low_rank(1, (6, 6), (0,), (1,), 2)
 V = low_rank(5, (6, 6), (0,), (1,), 2, path="v")
@@ -121,6 +125,53 @@ def test_every_member_takes_its_own_branch():
 def test_switch(index):
     branches = [lambda p, x: x @ p[0], lambda p, x: x @ p[1].T, lambda p, x: x + 1]
     check(lambda p, i, x: lax.switch(i, branches, p, x), [W, V], jnp.int32(index), X)
+
+
+BRANCHES = [
+    lambda p, q, x: x @ p,
+    lambda p, q, x: x @ q.T - x,
+    lambda p, q, x: x @ p.T @ q,
+    lambda p, q, x: x * 2,
+    lambda p, q, x: jax.jit(lambda x: x @ -p)(x),
+]
+
+
+@settings(max_examples=14)
+@given(weights(2, 2, st.just(4)), st.data())
+def test_any_branches(w, data):
+    """One to four, any index, one for all members or each its own; weights as operands or closed over, dense or not."""
+    other = data.draw(weights(2, 2, st.just(4), path="v"))
+    pair = data.draw(st.permutations([w, data.draw(st.sampled_from([other, other.base]))]))
+    branches = data.draw(st.lists(st.sampled_from(BRANCHES), min_size=1, max_size=4))
+    closed = data.draw(st.booleans())
+    per_member = data.draw(st.booleans())
+    index = st.integers(-2, 5)
+    index = np.array(data.draw(st.lists(index, min_size=3, max_size=3) if per_member else index), np.int32)
+
+    def fun(pair, index, x):
+        if closed:
+            return lax.switch(index, [lambda x, b=b: b(*pair, x) for b in branches], x)
+        return lax.switch(index, branches, *pair, x)
+
+    x = integers(3, (2, 4), bound=2)
+    check(fun, pair, jnp.asarray(index), x, per_member=[0] if per_member else [])
+    if all(compressible(p) for p in pair if is_low_rank(p)):
+        check_never_dense(fun, pair, jnp.int32(0), x, strict=True)
+
+
+@settings(max_examples=10)
+@given(weights(1, 3), st.integers(0, 2), st.data())
+def test_weights_out_of_any_branches(w, index, data):
+    """Factored alike by all branches, they come out factored, and the product is taken outside."""
+    order = data.draw(st.permutations(range(w.base.ndim)))
+    changes = [lambda w: w, lambda w: -w, lambda w: 2 * w, lambda w: w[::-1], lambda w: jnp.flip(w)]
+    branches = data.draw(st.lists(st.sampled_from(changes), min_size=2, max_size=3))
+    branches = [lambda w, b=b: jnp.transpose(b(w), order) for b in branches]
+    fun = lambda w, i, x: jnp.tensordot(lax.switch(i, branches, w), x, x.ndim)  # noqa: E731
+    x = integers(3, [w.shape[a] for a in order])
+    check(fun, w, jnp.int32(index), x)
+    if compressible(w):
+        check_never_dense(fun, w, jnp.int32(index), x)
 
 
 def test_a_branch_chosen_by_a_perturbed_value():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -74,6 +75,22 @@ def test_parts_of_one_parameter_join_into_one_term():
     (out,) = Interpreter(Policy("error")).evaluate(program, [as_perturbed(w)])
     assert len(out.terms) == 1 and out.terms[0].rank == 2
     assert [f.array.shape for f in out.terms[0].factors] == [(4, 5, 2), (4, 6, 2)]
+
+
+@settings(max_examples=12)
+@given(st.data())
+def test_stack_of_any_parts(data):
+    """Along any new axis, of any ownership and rank, dense parts among them, one part twice."""
+    shape = data.draw(st.lists(st.integers(1, 3), max_size=3))
+    owners = st.tuples(ownerships(len(shape)), st.integers(1, 3))
+    found = [
+        low_rank(i, shape, *o, rank) for i, (o, rank) in enumerate(data.draw(st.lists(owners, min_size=1, max_size=2)))
+    ]
+    order = data.draw(st.permutations([*found, found[0], integers(3, shape)]))
+    order = order[: data.draw(st.integers(1, 4))]
+    axis = data.draw(st.integers(-len(shape) - 1, len(shape)))
+    fun = lambda parts, x: jnp.tensordot(jnp.stack(parts, axis), x, x.ndim)  # noqa: E731
+    check(fun, [found[0], *order], integers(5, np.stack([np.zeros(shape)] * (len(order) + 1), axis).shape))
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])

@@ -15,6 +15,7 @@ from eggroll.engine.interpreter import factored
 from tests.engine.truth import (
     check,
     check_never_dense,
+    compressible,
     dense,
     integers,
     jit,
@@ -109,6 +110,24 @@ def test_products_with_arrays_that_broadcast(w, data):
     check(fun, w, scale, integers(3, full), fallback="allow")
 
 
+@settings(max_examples=20)
+@given(weights(max_ndim=3), st.data())
+def test_scales_along_the_axes_of_one_factor(w, data):
+    """A scalar, or an array that varies along axes of one factor; shared, or each member's own."""
+    own = data.draw(st.sampled_from([w.left_axes, w.right_axes]))
+    varying = data.draw(st.sets(st.sampled_from(own))) if own else ()
+    shape = [n if a in varying else 1 for a, n in enumerate(w.shape)]
+    shape = () if not varying and data.draw(st.booleans()) else shape
+    per_member = data.draw(st.booleans())
+    powers = np.random.default_rng(1).integers(-2, 3, (3, *shape) if per_member else shape)
+    scale = jnp.asarray(np.exp2(powers).astype(np.float32))
+    scaled = data.draw(st.sampled_from([lambda w, s: w * s, lambda w, s: s * w, lambda w, s: w / s]))
+    fun = lambda w, s, x: jnp.tensordot(scaled(w, s), x, x.ndim)  # noqa: E731
+    check(fun, w, scale, integers(3, w.shape), per_member=[0] if per_member else [])
+    if compressible(w) and not per_member:
+        check_never_dense(fun, w, scale, integers(3, w.shape))
+
+
 def test_an_array_that_varies_along_both_falls_back():
     mask = jnp.asarray(np.tril(np.ones((6, 8), np.float32)))
     fun = lambda w, x: x @ (w * mask)  # noqa: E731
@@ -177,7 +196,7 @@ def addends(draw):
 def test_sums(pair, sign, swap):
     def fun(p, x):
         a, b = reversed(p) if swap else p
-        return jnp.tensordot(a + sign * b, x, x.ndim)
+        return jnp.tensordot(a + b if sign == 1 else a - b, x, x.ndim)
 
     check(fun, pair, integers(3, pair[0].shape))
 
@@ -203,6 +222,27 @@ def test_low_rank_adaptation():
     params = [W, low_rank(3, (6, 2), (0,), (1,), 1, path="A"), low_rank(4, (2, 8), (0,), (1,), 1, path="B")]
     check(lambda p, x: x @ (p[0] + p[1] @ p[2]), params, X, fallback="allow")
     check(lambda p, x: x @ p[0] + x @ p[1] @ p[2], params, X)
+
+
+FLOATS = st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16])
+
+
+@settings(max_examples=10)
+@given(st.data())
+def test_casts_of_small_integers_are_exact(data):
+    """Through any floating-point types, for weights and factors that all of them can hold."""
+    w = data.draw(weights(max_ndim=3, dtype=data.draw(FLOATS)))
+    dtypes = data.draw(st.lists(FLOATS, min_size=1, max_size=3))
+
+    def fun(w, x):
+        for dtype in dtypes:
+            w = w.astype(dtype)
+        return jnp.tensordot(w, x, x.ndim, preferred_element_type=jnp.float32)
+
+    x = integers(3, w.shape, dtypes[-1])
+    check(fun, w, x)
+    if compressible(w):
+        check_never_dense(fun, w, x)
 
 
 @pytest.mark.parametrize(("start", "end"), [("float32", "bfloat16"), ("bfloat16", "float32"), ("float16", "float32")])
