@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from eggroll.strategy import gradient
 from eggroll.strategy.explain import Explanation
 from eggroll.strategy.explain import explain as explain_function
 from eggroll.strategy.keys import as_threefry
+from eggroll.strategy.problem import is_traced
 
 __all__ = ["explain", "grad", "value_and_grad"]
 
@@ -27,7 +29,7 @@ def value_and_grad(
 
     Args:
         loss_fn: `loss_fn(model, *args, **kwargs)` → scalar loss, or `(loss, aux)` with `has_aux`. Arguments may be NNX
-            objects themselves (`nnx.Rngs`).
+            objects (`nnx.Rngs`) or variables, by position or by name, or pytrees that hold some.
         wrt: NNX filter for the variables to train; the same as for `nnx.Optimizer(..., wrt=...)`. Default `nnx.Param`.
         share_rngs: True (default) gives all members the same dropout masks (common random numbers: less noise in the
             comparison); False gives every pair its own.
@@ -42,7 +44,8 @@ def value_and_grad(
         TypeError: no NNX object as the first argument, parameters that are not floating point, no key, or `argnums`
             (use `wrt`).
         ValueError: `wrt` selects nothing, or as `eggroll.value_and_grad`.
-        FloatingPointError: no member's loss is finite; the model is unchanged.
+        FloatingPointError: no member's loss is finite; the model is unchanged. Under `nnx.jit` nothing can be raised:
+            the model is unchanged, the gradient zero and the value NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, eggroll.nnx
@@ -71,8 +74,8 @@ def value_and_grad(
 
     def pure(params: Any, rest: Any, keys: Any, split: _Split, args: tuple, kwargs: dict[str, Any]) -> Any:
         nodes = split.merge(params, _with_keys(rest, keys))
-        model, call_args = split.restore(nodes, args)
-        out = loss_fn(model, *call_args, **kwargs)
+        args, kwargs = _filled((args, kwargs), nodes)
+        out = loss_fn(nodes[0], *args, **kwargs)
         loss, aux = out if has_aux else (out, ())
         return loss, (aux, split.rest_of(nodes))
 
@@ -81,10 +84,12 @@ def value_and_grad(
     estimate = gradient.value_and_grad(pure, has_aux=True, in_axes=axes, **options)
 
     def value_and_grad_fun(model: Any, *args: Any, key: Any, **kwargs: Any) -> Any:
-        split, params, rest, arrays = _Split.of(model, args, wrt)
+        nodes, (args, kwargs) = _taken_out(model, (args, kwargs))
+        split, params, rest = _Split.of(nodes, wrt)
         keys = [] if share_rngs else _member_keys(rest, options["population"], options.get("antithetic", True), key)
-        (value, (aux, new)), grads = estimate(params, rest, keys, split, arrays, kwargs, key=key)
-        split.write_back(model, args, _with_keys(new, _keys_of(rest)))
+        (value, (aux, new)), grads = estimate(params, rest, keys, split, args, kwargs, key=key)
+        new = _with_keys(new, _keys_of(rest))
+        nnx.update(nodes, _kept_if(jnp.isnan(value), rest, new) if is_traced(value) else new)
         return ((value, aux) if has_aux else value), grads
 
     return value_and_grad_fun
@@ -138,61 +143,82 @@ def explain(fun: Callable[..., Any], model: Any, *args: Any, wrt: Any = nnx.Para
         >>> [row.path for row in eggroll.nnx.explain(lambda m, x: m(x), model, jnp.ones((1, 4))).rows]
         ['bias', 'kernel']
     """
-    split, params, rest, arrays = _Split.of(model, args, wrt)
+    nodes, args = _taken_out(model, args)
+    split, params, rest = _Split.of(nodes, wrt)
 
     def pure(params: Any, rest: Any, split: _Split, args: tuple) -> Any:
-        model, call_args = split.restore(split.merge(params, rest), args)
-        return fun(model, *call_args)
+        nodes = split.merge(params, rest)
+        return fun(nodes[0], *_filled(args, nodes))
 
-    return explain_function(pure, params, rest, split, arrays, **options)
+    return explain_function(pure, params, rest, split, args, **options)
+
+
+@jax.tree_util.register_static
+@dataclass(frozen=True)
+class _Slot:
+    """Where an NNX object was among the arguments."""
+
+    index: int
+
+
+def _taken_out(model: Any, args: Any) -> tuple[tuple, Any]:
+    """`((model, *NNX objects among the arguments), the arguments with slots in their places)`."""
+    nodes = [model]
+
+    def slot(x: Any) -> Any:
+        if not _is_node(x):
+            return x
+        index = next((i for i, node in enumerate(nodes) if node is x), len(nodes))
+        nodes[index:] = nodes[index:] or [x]
+        return _Slot(index)
+
+    args = jax.tree.map(slot, args, is_leaf=_is_node)
+    return tuple(nodes), args
+
+
+def _is_node(x: Any) -> bool:
+    return isinstance(x, nnx.Pytree | nnx.Variable)
+
+
+def _filled(args: Any, nodes: tuple) -> Any:
+    """The arguments with the objects back in their slots."""
+    is_slot = lambda x: isinstance(x, _Slot)  # noqa: E731
+    return jax.tree.map(lambda x: nodes[x.index] if is_slot(x) else x, args, is_leaf=is_slot)
 
 
 @jax.tree_util.register_static
 class _Split:
     """How a model and the NNX objects among the arguments come apart and together; hashable, without arrays."""
 
-    def __init__(self, graphdef: Any, objects: tuple[int, ...], wrt: Any) -> None:
-        self.graphdef, self.objects, self.wrt = graphdef, objects, wrt
+    def __init__(self, graphdef: Any, wrt: Any) -> None:
+        self.graphdef, self.wrt = graphdef, wrt
 
     def __hash__(self) -> int:
-        return hash((self.graphdef, self.objects))
+        return hash(self.graphdef)
 
     def __eq__(self, other: object) -> bool:
-        same = isinstance(other, _Split) and self.objects == other.objects and self.wrt == other.wrt
-        return same and self.graphdef == other.graphdef  # type: ignore[attr-defined]
+        return isinstance(other, _Split) and self.wrt == other.wrt and self.graphdef == other.graphdef
 
     @staticmethod
-    def of(model: Any, args: tuple, wrt: Any) -> tuple[_Split, Any, Any, tuple]:
-        """`(split, trained state of the model, all other state, arguments without NNX objects)`."""
-        if not isinstance(model, nnx.Pytree):
+    def of(nodes: tuple, wrt: Any) -> tuple[_Split, Any, Any]:
+        """`(split, trained state of the model, all other state)`."""
+        if not isinstance(nodes[0], nnx.Pytree):
             raise TypeError(
-                f"got {type(model).__name__} as the model; an NNX module is required. For plain parameters use "
+                f"got {type(nodes[0]).__name__} as the model; an NNX module is required. For plain parameters use "
                 "eggroll.value_and_grad."
             )
-        objects = tuple(i for i, a in enumerate(args) if isinstance(a, nnx.Pytree))
-        nodes = (model, *(args[i] for i in objects))
         graphdef, params, rest = nnx.split(nodes, _of_model(wrt), ...)
         if not jax.tree.leaves(params):
             raise ValueError(f"got wrt={wrt!r}, which selects no variable of the model.")
-        arrays = tuple(None if i in objects else a for i, a in enumerate(args))
-        return _Split(graphdef, objects, wrt), params[0], rest, arrays
+        return _Split(graphdef, wrt), params[0], rest
 
     def merge(self, params: Any, rest: Any) -> tuple:
         """The model and the other objects."""
         return nnx.merge(self.graphdef, nnx.State({0: params}), rest)
 
-    def restore(self, nodes: tuple, args: tuple) -> tuple[Any, list[Any]]:
-        """The model, and the arguments with the objects put back."""
-        found = dict(zip(self.objects, nodes[1:], strict=True))
-        return nodes[0], [found.get(i, a) for i, a in enumerate(args)]
-
     def rest_of(self, nodes: tuple) -> Any:
         """All state that is not trained, as the function left it."""
         return nnx.split(nodes, _of_model(self.wrt), ...)[2]
-
-    def write_back(self, model: Any, args: tuple, rest: Any) -> None:
-        """Updates the user's objects with the new state."""
-        nnx.update((model, *(args[i] for i in self.objects)), rest)
 
 
 def _of_model(wrt: Any) -> Any:
@@ -218,6 +244,17 @@ def _with_keys(state: Any, keys: list[jax.Array]) -> Any:
         return state
     new = iter(keys)
     return jax.tree.map(lambda x: next(new) if _is_key(x) else x, state)
+
+
+def _kept_if(lost: jax.Array, old: Any, new: Any) -> Any:
+    """The new state, or the old one where there is one of the same shape and no member's loss was finite."""
+    before = dict(jax.tree_util.tree_leaves_with_path(old))
+
+    def one(path: Any, x: Any) -> Any:
+        kept = before.get(path, x)
+        return jnp.where(lost, kept, x) if kept.shape == x.shape and kept.dtype == x.dtype else x
+
+    return jax.tree_util.tree_map_with_path(one, new)
 
 
 def _member_keys(rest: Any, population: int, antithetic: bool, key: jax.Array) -> list[jax.Array]:

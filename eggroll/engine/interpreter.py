@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import jax
@@ -12,7 +12,8 @@ import numpy as np
 
 from eggroll.engine import jax_compat
 from eggroll.engine.fallback import Fallback, Policy, Unsupported, check_fallback
-from eggroll.engine.lowrank import LowRank, Perturbed, Term, as_perturbed, is_low_rank
+from eggroll.engine.lowrank import LowRank, Perturbed, Source, Term, as_perturbed, is_low_rank
+from eggroll.engine.paths import path_name
 
 
 class Observer(Protocol):
@@ -189,7 +190,9 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | LowRank | Perturbed)
 
 
-def factored(fun: Callable[..., Any], *, fallback: Fallback = "warn") -> Callable[..., Any]:
+def factored(
+    fun: Callable[..., Any], *, fallback: Fallback = "warn", population: int | None = None
+) -> Callable[..., Any]:
     """Makes `fun` accept parameters of which some leaves are `LowRank`, without forming the dense weights.
 
     The result equals `fun` on `leaf.dense()` to rounding. `fun` is traced once per call and its jaxpr is walked:
@@ -201,6 +204,8 @@ def factored(fun: Callable[..., Any], *, fallback: Fallback = "warn") -> Callabl
         fun: any traceable function of pytrees. Leaves that are not arrays (strings, None, Python numbers and
             booleans, callables) reach it unchanged.
         fallback: `"warn"` (default), `"allow"` or `"error"` where a dense weight has to be formed.
+        population: how many members the `jax.vmap` around it evaluates, for the bytes in messages; None (default)
+            speaks of each member.
 
     Returns:
         A function with the signature of `fun`.
@@ -223,9 +228,22 @@ def factored(fun: Callable[..., Any], *, fallback: Fallback = "warn") -> Callabl
     check_fallback(fallback)
 
     def factored_fun(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _named(args, population), _named(kwargs, population)
         return trace(fun, args, kwargs).evaluate(Interpreter(Policy(fallback)), args, kwargs)
 
     return factored_fun
+
+
+def _named(tree: Any, population: int | None) -> Any:
+    """The same arguments, where a `LowRank` without a source takes its path inside its argument for a name."""
+
+    def name(keys: tuple, leaf: Any) -> Any:
+        if not is_low_rank(leaf):
+            return leaf
+        path, members = leaf.source.path, leaf.source.members
+        return replace(leaf, source=Source(path or path_name(keys[1:] or keys), members or population))
+
+    return jax.tree_util.tree_map_with_path(name, tree, is_leaf=_is_value)
 
 
 def map_terms(value: Perturbed, base: Any, change: Callable[[Term], Term]) -> list[Any]:

@@ -67,9 +67,10 @@ def source_line(eqn: Any) -> str:
 
 
 def _user_frame(traceback: Any) -> Any | None:
-    """The innermost frame that is neither JAX's nor ours."""
+    """The innermost frame that is neither JAX's, nor ours, nor, where there is another, Flax's."""
     ours = str(Path(__file__).parents[1])
-    return next((f for f in source_info_util.user_frames(traceback) if not f.file_name.startswith(ours)), None)
+    frames = [f for f in source_info_util.user_frames(traceback) if not f.file_name.startswith(ours)]
+    return next((f for f in frames if "flax" not in Path(f.file_name).parts), frames[0] if frames else None)
 
 
 def drop_dead_code(jaxpr: Any) -> Any:

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from eggroll.engine.paths import leaf_paths
 from eggroll.recipes.models import build
 from eggroll.recipes.run_files import CONFIG, CURVE, METRICS, PARAMETERS, claim, not_writable
-from eggroll.strategy.plan import leaf_paths
 
 
 class RunFolder:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from eggroll.engine.fallback import Fallback
 from eggroll.engine.interpreter import abstract
+from eggroll.engine.paths import leaf_paths
 from eggroll.strategy import precision
 from eggroll.strategy.compiled import CompiledCache
 from eggroll.strategy.fitness import as_float, check_fitness, summary
@@ -21,7 +22,7 @@ from eggroll.strategy.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.keys import as_threefry, generation_key
 from eggroll.strategy.members import Members, check_members
 from eggroll.strategy.optimizer import check_optimizer, init_optimizer, updates
-from eggroll.strategy.plan import Plan, check_params, leaf_paths, make_plan
+from eggroll.strategy.plan import Plan, check_params, make_plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.problem import (
     as_arrays,
@@ -51,7 +52,7 @@ class ES:
     Args:
         population: number of members `N`, even with `antithetic`. Default 1024.
         sigma: noise scale `σ` > 0 in the units of the weights, or an optax schedule over generations. Default 0.05.
-        rank: columns of each factor, at least 1. Default 1.
+        rank: columns of each factor, at least 1. Default 1. A layer that is smaller gets dense noise.
         optimizer: an optax optimizer (its learning rate may be a schedule); one that watches the loss is given the
             negative mean fitness. Default `optax.adam(1e-2)`. Line searches need a function and are not supported:
             `optax.lbfgs(0.1, linesearch=None)` works, with a large `noise_reuse`, as it compares gradients.

@@ -15,9 +15,10 @@ from rich.table import Table
 from eggroll.engine.fallback import DenseFallback, Policy
 from eggroll.engine.interpreter import Interpreter, Program, abstract, partition
 from eggroll.engine.lowrank import LowRank, Source
+from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import Use, discover
 from eggroll.strategy.inputs import InAxes, Rows, make_rows
-from eggroll.strategy.plan import LeafPlan, Plan, leaf_paths, make_plan
+from eggroll.strategy.plan import LeafPlan, Plan, make_plan
 from eggroll.strategy.problem import check_function, check_no_module, trace_member
 from eggroll.strategy.rules import Rules
 
@@ -114,7 +115,7 @@ def explain(
         fun: `fun(params, *args)`.
         params: pytree of arrays or `jax.ShapeDtypeStruct`.
         *args: arguments, or their shapes.
-        rank: columns of each factor.
+        rank: columns of each factor. A layer that is smaller gets dense noise.
         rules: `(pattern, rule)` pairs, as for `eggroll.ES`.
         in_axes: as in `members.apply`, if some arguments have a row per member; needs `population`.
         population: number of members, for `in_axes` and for the sizes of dense fallbacks.

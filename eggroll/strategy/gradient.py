@@ -60,7 +60,7 @@ def value_and_grad(
             call should be an array. What `loss_fn` closes over is fixed when it is compiled, as under `jax.jit`.
         population: number of members `N`, even with `antithetic`.
         sigma: noise scale `σ` > 0, in the units of the weights.
-        rank: columns of each factor, at least 1.
+        rank: columns of each factor, at least 1. A layer that is smaller gets dense noise.
         has_aux: whether `loss_fn` returns auxiliary output. Floating-point leaves of it are averaged over members,
             other leaves are the first member's.
         antithetic: members `2i` and `2i + 1` share noise with opposite signs.
@@ -126,7 +126,8 @@ def value_and_grad(
         fitness = -as_float(losses)
         weights, valid = shape_fitness(fitness, shaping=shaping, antithetic=antithetic, groups=members.groups)
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), generation.gradient(weights, params), params)
-        return _mean_loss(fitness, losses.dtype), valid.any(), aux, grads
+        some = valid.any()
+        return jnp.where(some, _mean_loss(fitness, losses.dtype), jnp.nan), some, aux, grads
 
     def value_and_grad_fun(params: Any, *args: Any, key: Any, **kwargs: Any) -> Any:
         as_threefry(key)

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import jax
 
 from eggroll.engine.lowrank import LowRank, is_low_rank
+from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.inputs import InAxes, Rows, make_rows
-from eggroll.strategy.plan import Plan, leaf_paths
+from eggroll.strategy.plan import Plan
 from eggroll.strategy.problem import check_covered, check_function, is_traced, trace_member
 
 if TYPE_CHECKING:

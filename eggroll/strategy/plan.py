@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import Use
 from eggroll.strategy.keys import path_hash
 from eggroll.strategy.rules import DenseRule, FrozenRule, LowRankRule, Rule, Rules, check_rank, match_rules
@@ -74,28 +75,6 @@ class Plan:
     def numbers(self) -> int:
         """Random numbers drawn for one pair of members, all parameters together."""
         return sum(leaf.numbers for leaf in self.leaves)
-
-
-def leaf_paths(params: Any) -> list[str]:
-    """The path of each leaf: keys, attributes and indices joined by `/`; the `.value` of Flax's boxes is left out.
-
-    Example:
-        >>> leaf_paths({"layers": [{"kernel": 1.0}], "scale": 2.0})
-        ['layers/0/kernel', 'scale']
-    """
-    return [_path(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
-
-
-def _path(keys: Sequence[Any]) -> str:
-    boxed = len(keys) > 1 and getattr(keys[-1], "name", None) == "value"
-    return "/".join(_name(k) for k in (keys[:-1] if boxed else keys))
-
-
-def _name(key: Any) -> str:
-    for attribute in ("key", "idx", "name"):
-        if hasattr(key, attribute):
-            return str(getattr(key, attribute))
-    return str(key)
 
 
 def make_plan(params: Any, uses: Mapping[str, Sequence[Use]] | None, *, rank: int = 1, rules: Rules = ()) -> Plan:

@@ -13,9 +13,10 @@ import numpy as np
 from jax.core import Tracer
 
 from eggroll.engine.interpreter import Program, trace
+from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import discover
 from eggroll.strategy.inputs import Rows
-from eggroll.strategy.plan import Plan, leaf_paths, make_plan
+from eggroll.strategy.plan import Plan, make_plan
 from eggroll.strategy.rules import Rules
 
 

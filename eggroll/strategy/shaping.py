@@ -52,7 +52,8 @@ def shape_fitness(fitness: Any, *, shaping: Shaping, antithetic: bool, groups: i
     - `"centered_rank"`: the rank, ties averaged, scaled to `[−0.5, 0.5]`.
     - `"sign"`: with pairs `sign(f⁺ − f⁻)` for the first of a pair and its negative for the second; otherwise
       `sign(f − f̄)`.
-    - a callable: `shaping(fitness)`, where an invalid member's fitness reads `f̄`.
+    - a callable: `shaping(fitness)` as it is, not centred, where an invalid member's fitness reads `f̄`; 0 where all
+      valid members have the same fitness: there is nothing to follow.
 
     Only `"group"` looks at groups; the others use the statistics of the whole population. All but `"none"`
     and a callable are unchanged when the fitness is shifted or multiplied by a positive number. A member
@@ -223,7 +224,9 @@ def _custom(shaping: Callable[[jax.Array], jax.Array], fitness: jax.Array, valid
             f"the shaping returned shape {shape} for fitness of shape {fitness.shape}; the same shape is "
             "required; return one weight per member"
         )
-    return jnp.asarray(weights, dtype=fitness.dtype)
+    highest = jnp.where(valid, fitness, -jnp.inf).max()
+    lowest = jnp.where(valid, fitness, jnp.inf).min()
+    return jnp.where(highest > lowest, jnp.asarray(weights, dtype=fitness.dtype), 0)
 
 
 SHAPINGS: dict[str, Callable[[jax.Array, jax.Array, bool, int], jax.Array]] = {

@@ -65,6 +65,23 @@ def test_the_message(members, size):
     assert message.startswith(str(warned[0].message)) and len(warned) == 1
 
 
+def test_factored_names_parameters_by_their_paths_and_speaks_of_its_population():
+    def fun(params, x, *, more):
+        return sines(params["decoder"][1]["kernel"], x) + sines(more["bias"], x)
+
+    unnamed = replace(W, source=Source())
+    params = {"decoder": [None, {"kernel": unnamed}]}
+    with pytest.warns(DenseFallbackWarning) as warned:
+        factored(fun, population=1024)(params, X, more={"bias": unnamed})
+    first, second = (str(w.message) for w in warned)
+    assert "parameter 'decoder/1/kernel'" in first and "0.197 MB for the whole population of 1024" in first
+    assert "parameter 'bias'" in second
+    with pytest.warns(DenseFallbackWarning, match="parameter '0' .* for each member"):
+        factored(sines)(unnamed, X)
+    with pytest.warns(DenseFallbackWarning, match="parameter 'mine' .* population of 6"):
+        factored(sines, population=1024)(named(W, "mine", 6), X)
+
+
 def test_the_record():
     (record,) = records(sines, named(W, "kernel", 100), X)
     assert (record.path, record.primitive, record.members) == ("kernel", "sin", 100)

@@ -174,3 +174,73 @@ def test_a_generation_without_a_finite_loss_raises_and_changes_nothing():
     value, _ = estimate(model, X, jnp.float32(1.0), key=KEY)
     assert jnp.isfinite(value)
     assert bool((before["norm"]["mean"][...] != model.norm.mean[...]).all())
+
+
+def test_under_jit_a_generation_without_a_finite_loss_changes_nothing_either():
+    model = Dropping(nnx.Rngs(0))
+
+    def loss(m, x, bad):
+        value = mean_square(m, x)
+        m.seen = nnx.Intermediate(value)  # state that was not there before
+        return value * bad
+
+    before = jax.tree.map(jnp.copy, nnx.state(model))
+    step = nnx.jit(lambda m, bad: eggroll.nnx.value_and_grad(loss, **SETTINGS)(m, X, bad, key=KEY))
+    for bad in (jnp.float32("nan"), jnp.float32("inf")):
+        value, grads = step(model, bad)
+        assert jnp.isnan(value) and not any(jnp.any(g) for g in jax.tree.leaves(grads))
+        after = nnx.state(model, nnx.Not(nnx.Intermediate))
+        jax.tree.map(np.testing.assert_array_equal, data(before), data(after))
+    value, _ = step(model, jnp.float32(1.0))
+    assert jnp.isfinite(value) and int(model.dropout.rngs.count[...]) == 1
+    assert bool((before["norm"]["mean"][...] != model.norm.mean[...]).all())
+
+
+class Dropping(Normalised):
+    def __init__(self, rngs: nnx.Rngs) -> None:
+        super().__init__(rngs)
+        self.dropout = nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        return self.dropout(super().__call__(x))
+
+
+def data(state):
+    """Keys as their data."""
+    is_key = lambda x: jnp.issubdtype(x.dtype, jax.dtypes.prng_key)  # noqa: E731
+    return jax.tree.map(lambda x: jax.random.key_data(x) if is_key(x) else x, state)
+
+
+PLACES = {
+    "by position": lambda f, m, rngs, seen: f(m, rngs, seen),
+    "by name": lambda f, m, rngs, seen: f(m, rngs=rngs, seen=seen),
+    "in a dict": lambda f, m, rngs, seen: f(m, {"rngs": rngs, "more": [seen, None]}),
+    "twice": lambda f, m, rngs, seen: f(m, rngs, seen=seen, again=(rngs, m)),
+}
+
+
+@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+def test_objects_among_the_arguments_keep_their_state_wherever_they_are(place, jit):
+    """As `nnx.value_and_grad` does for what is passed by position; the noise is too small to be seen."""
+
+    def loss(m, first=None, second=None, *, rngs=None, seen=None, again=None):
+        if isinstance(first, dict):
+            rngs, (seen, _) = first["rngs"], first["more"]
+        rngs, seen = rngs or first, second if seen is None else seen
+        seen[...] = seen[...] + 1.0
+        value = m(X).sum() * rngs.normal() + seen[...]
+        return value if again is None else value + again[0].normal() + 0 * again[1](X).sum()
+
+    def three(f):
+        model, rngs, seen = nnx.Linear(4, 3, rngs=nnx.Rngs(0)), nnx.Rngs(1), nnx.Variable(jnp.zeros(()))
+        values = [float(PLACES[place](f, model, rngs, seen)) for _ in range(3)]
+        return values, int(rngs.default.count[...]), float(seen[...])
+
+    options = {"population": 6, "sigma": 1e-6}
+    estimate = eggroll.nnx.value_and_grad(loss, **options)
+    mine = lambda *args, **kwargs: estimate(*args, key=KEY, **kwargs)[0]  # noqa: E731
+    values, count, seen = three(nnx.jit(mine) if jit else mine)
+    expected, *state = three(loss)
+    np.testing.assert_allclose(values, expected, rtol=1e-4)
+    assert [count, seen] == state and seen == 3

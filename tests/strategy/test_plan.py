@@ -8,7 +8,8 @@ import pytest
 from jax import lax
 
 import eggroll
-from eggroll.strategy.plan import check_params, full_rank, leaf_paths, make_plan
+from eggroll.engine.paths import leaf_paths
+from eggroll.strategy.plan import check_params, full_rank, make_plan
 from tests.strategy.common import KEY, es
 
 

@@ -116,7 +116,7 @@ def test_differences_of_a_few_ulp_are_not_drowned_by_the_mean(ulps, base):
 
 
 @pytest.mark.parametrize("antithetic", [True, False])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, jnp.cos])
 @pytest.mark.parametrize("size", [2, 6, 1000])
 def test_constant_fitness_gives_exact_zero(name, antithetic, size):
     groups = 2 if size % 4 == 0 else 1

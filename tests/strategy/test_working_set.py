@@ -8,10 +8,11 @@ import pytest
 from jax import lax
 
 from eggroll.engine.interpreter import trace
+from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import discover
 from eggroll.strategy.inputs import make_rows
 from eggroll.strategy.perturbation import Sampler
-from eggroll.strategy.plan import leaf_paths, make_plan
+from eggroll.strategy.plan import make_plan
 from eggroll.strategy.working_set import largest_operation, member_bytes
 
 ROWS, WIDTH = 8, 512
