@@ -57,7 +57,7 @@ def convolutions(draw):
     return conv(**options), w, integers(3, [image[c] for c in lhs])
 
 
-@settings(max_examples=30)
+@settings(max_examples=16)
 @given(convolutions())
 def test_any_convolution(case):
     fun, w, x = case

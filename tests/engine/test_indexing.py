@@ -28,7 +28,7 @@ def verify(change, w, never_dense=True):
         check_never_dense(fun, w, x)
 
 
-@settings(max_examples=20)
+@settings(max_examples=14)
 @given(weights(max_ndim=3, sizes=SIZES), st.data())
 def test_slice(w, data):
     parts = []
@@ -44,7 +44,7 @@ def test_slice(w, data):
     verify(change, w)
 
 
-@settings(max_examples=20)
+@settings(max_examples=14)
 @given(weights(max_ndim=3, sizes=SIZES), st.data())
 def test_dynamic_slice(w, data):
     """Starts beyond the end, or negative, clamp for the factors as for the base."""

@@ -17,7 +17,7 @@ from tests.engine.truth import dense, jit, low_rank, member, member_axes, weight
 W = low_rank(1, (3, 4, 5), (0, 1), (0, 2), 2, members=None)
 
 
-@settings(max_examples=40)
+@settings(max_examples=14)
 @given(weights(max_ndim=4))
 def test_dense_is_the_sum(w):
     many = jit(jax.vmap(lambda w: w.dense(), in_axes=(member_axes(w),)))(w)

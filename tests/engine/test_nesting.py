@@ -129,7 +129,7 @@ def test_gradients_through_calls(w, data):
     np.testing.assert_array_equal(got_x, want_x)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(weights(max_ndim=3, members=None), st.data())
 def test_derivatives_through_a_custom_rule_are_refused(w, data):
     """Wherever it lies among other calls, in the weight and in the other argument, forwards and backwards."""

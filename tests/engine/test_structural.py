@@ -97,7 +97,7 @@ def reshapes(draw):
     return runs, sum(runs, ()), sum(new, ())
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(reshapes(), st.data())
 def test_reshape_of_axes_that_have_one_owner(case, data):
     """Whole runs are owned alike, so no reshape merges axes of two factors."""
@@ -109,7 +109,7 @@ def test_reshape_of_axes_that_have_one_owner(case, data):
     verify(lambda w: w.reshape(new_shape), w, new_shape)
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(reshapes(), st.data())
 def test_any_reshape_is_right(case, data):
     """Whatever the owners, the value is right; a fallback is allowed."""
@@ -196,7 +196,7 @@ def chains(draw):
     return w, steps, shape
 
 
-@settings(max_examples=30)
+@settings(max_examples=16)
 @given(chains(), st.data())
 def test_chains_that_end_in_a_product(case, data):
     w, steps, shape = case

@@ -107,7 +107,7 @@ def member_noise(pair, distribution, dtype="float32"):
 
 
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_bits_are_equal_eager_jitted_vmapped_mapped_and_chunked(distribution, dtype):
     pairs = jnp.arange(7)
 
