@@ -38,6 +38,11 @@ def auto_units(need: int, units: int) -> int:
     return _near_divisor(units, max(1, min(units, _budget() // max(need, 1))))
 
 
+def keep_words(need: int) -> bool:
+    """Whether all random words of a generation are kept from its evaluation to its update."""
+    return need <= 4 * _budget()
+
+
 def units_per_update(plan: Plan, units: int) -> int:
     """Units whose noise is summed at once in the estimator."""
     budget = 16 * CPU_WORKING_SET if jax.default_backend() == "cpu" else _budget()

@@ -190,7 +190,10 @@ class ES:
         fitness = check_fitness(fitness, self.population)
         plan = members.plan
         state, metrics = self.cache(
-            lambda state, fitness: self._update(plan, state, fitness), ("tell", plan), state, fitness
+            lambda state, fitness: self._update(self._generation(plan, state), state, fitness),
+            ("tell", plan),
+            state,
+            fitness,
         )
         self._raise_if_lost(metrics)
         return state, metrics
@@ -237,10 +240,11 @@ class ES:
             program = trace_member(fitness_fn, state.params, rows)
             check_scalar(program, has_aux, "fitness")
             check_covered(plan, program, state.params, rows)
-            generation = Generation(self.settings, plan, self._key(state), self._sigma(state))
+            generation = self._generation(plan, state)
             units = generation.chunk_units(program, state.params, rows)
-            fitness, aux = generation.evaluate(program, state.params, rows, split_aux(has_aux), units)
-            state, metrics = self._update(plan, state, as_float(fitness))
+            words = generation.words()
+            fitness, aux = generation.evaluate(program, state.params, rows, split_aux(has_aux), units, words)
+            state, metrics = self._update(generation, state, as_float(fitness), words)
             metrics["chunk"] = jnp.int32(units * self.settings.signs)
             return state, {**metrics, "aux": aux} if has_aux else metrics
 
@@ -248,14 +252,19 @@ class ES:
         self._raise_if_lost(metrics)
         return state, metrics
 
-    def _update(self, plan: Plan, state: State, fitness: jax.Array) -> tuple[State, Metrics]:
+    def _generation(self, plan: Plan, state: State) -> Generation:
+        return Generation(self.settings, plan, self._key(state), self._sigma(state))
+
+    def _update(
+        self, generation: Generation, state: State, fitness: jax.Array, words: jax.Array | None = None
+    ) -> tuple[State, Metrics]:
         shaped = shape_fitness(fitness, shaping=self.shaping, antithetic=self.settings.antithetic, groups=self.groups)
         weights, valid = shaped
-        sigma = self._sigma(state)
-        still = [leaf.kind == "frozen" for leaf in plan.leaves]
+        sigma = generation.sigma
+        still = [leaf.kind == "frozen" for leaf in generation.plan.leaves]
         params = without(state.params, still)
         full = precision.full(params, state.master)
-        gradient = Generation(self.settings, plan, self._key(state), sigma).gradient(weights, state.params)
+        gradient = generation.gradient(weights, state.params, words)
         gradient = without(gradient, still)
         metrics = summary(fitness, valid)
         change, opt_state = updates(self.optimizer, gradient, state.opt_state, full, -metrics["fitness_mean"])

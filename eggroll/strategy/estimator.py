@@ -29,7 +29,7 @@ def add_chunk(plan: Plan, sums: Sequence[Any], weights: jax.Array, noise: Noise)
         plan: what each parameter got.
         sums: accumulators from `zero_sums`.
         weights: `[P]`, one per unit; for a pair the difference w⁺ − w⁻.
-        noise: per leaf, with a leading axis `P`.
+        noise: of P units, from `Sampler.draw(..., for_update=True)`.
 
     Returns:
         The new accumulators.
@@ -50,6 +50,7 @@ def _add(leaf: LeafPlan, total: Any, weights: jax.Array, noise: Any) -> Any:
 def _low_rank_sum(leaf: LeafPlan, weights: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
     """`[*shape]`: both factors become `[P, *stack, side, r]`, one product, axes put back."""
     stack = leaf.stack_axes
+    left = jnp.moveaxis(left, -1, 0)
     rows = tuple(a for a in leaf.left_axes if a not in stack)
     cols = tuple(a for a in leaf.right_axes if a not in stack)
     left = _as_matrix(leaf, left, leaf.left_axes, stack)

@@ -15,7 +15,7 @@ from eggroll.engine.fallback import Policy
 from eggroll.engine.interpreter import Interpreter, Program, partition
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy.inputs import Rows
-from eggroll.strategy.perturbation import Sampler, member_sign
+from eggroll.strategy.perturbation import Noise, Sampler, member_sign
 from eggroll.strategy.population import AXIS, Population
 
 
@@ -43,48 +43,52 @@ class Evaluation:
     split: Callable[[Any], tuple[Any, Any]]
     chunk: int
 
-    def everywhere(self, params: Any, rows: Rows, key: jax.Array, sigma: Any) -> tuple[Any, Any]:
+    def everywhere(self, params: Any, rows: Rows, key: jax.Array, sigma: Any, words: Any) -> tuple[Any, Any]:
         """All members on the current device."""
-        kept, totals = self._units(params, rows, key, sigma, 0, self.population.units)
+        kept, totals = self._units(params, rows, key, sigma, words, 0, self.population.units)
         return kept, self._mean(totals, params, rows)
 
-    def on_mesh(self, mesh: Mesh, params: Any, rows: Rows, key: jax.Array, sigma: Any) -> tuple[Any, Any]:
+    def on_mesh(self, mesh: Mesh, params: Any, rows: Rows, key: jax.Array, sigma: Any, words: Any) -> tuple[Any, Any]:
         """Each device evaluates its share of the units; of the outputs only averages cross the mesh."""
         share = self.population.units // mesh.shape[AXIS]
         arrays, merge, _ = partition((params, rows.args, key, sigma))
 
-        def local(arrays: list[Any]) -> tuple[Any, Totals]:
+        def local(arrays: list[Any], words: Any) -> tuple[Any, Totals]:
             params, args, key, sigma = merge(arrays)
             start = lax.axis_index(AXIS) * share
-            kept, totals = self._units(params, Rows(args, rows.axes, rows.population), key, sigma, start, share)
+            rows_here = Rows(args, rows.axes, rows.population)
+            kept, totals = self._units(params, rows_here, key, sigma, words, start, share)
             sums, count = lax.psum((totals.sums, totals.count), AXIS)
             return kept, Totals(sums, [x[None] for x in totals.firsts], count)
 
         each, whole = PartitionSpec(AXIS), PartitionSpec()
         out_specs = each, Totals(whole, each, whole)
-        mapped = jax.shard_map(local, mesh=mesh, in_specs=(whole,), out_specs=out_specs, check_vma=False)
-        kept, totals = mapped(arrays)
+        mapped = jax.shard_map(local, mesh=mesh, in_specs=(whole, each), out_specs=out_specs, check_vma=False)
+        kept, totals = mapped(arrays, words)
         totals = totals._replace(firsts=[x[0] for x in totals.firsts])  # of the first device
         return kept, self._mean(totals, params, rows)
 
-    def _units(self, params: Any, rows: Rows, key: jax.Array, sigma: Any, start: Any, n: int) -> tuple[Any, Totals]:
+    def _units(
+        self, params: Any, rows: Rows, key: jax.Array, sigma: Any, words: Any, start: Any, n: int
+    ) -> tuple[Any, Totals]:
         """(kept outputs `[n·signs, ...]`, totals of the averaged outputs) of `n` units from `start` on."""
-        keys = self.sampler.leaf_keys(key)
         signs = self.population.signs
         policy = Policy(self.population.fallback)
 
-        def unit(u: Any) -> tuple[Any, Any]:
-            noise = self.sampler.draw(keys, u)
-
-            def member(index: Any) -> tuple[Any, Any]:
+        def unit(noise: Noise, own: list[Any]) -> tuple[Any, Any]:
+            def member(index: Any, own: list[Any]) -> tuple[Any, Any]:
                 seen = self.sampler.perturb(params, noise, member_sign(index), sigma)
-                args = rows.of_member(u * signs + index)
-                return self.split(self.program.evaluate(Interpreter(policy), (seen, *args)))
+                return self.split(self.program.evaluate(Interpreter(policy), (seen, *rows.merged(own))))
 
-            return jax.vmap(member)(jnp.arange(signs))
+            return jax.vmap(member)(jnp.arange(signs), own)
 
         def chunk(first: Any, count: int) -> tuple[Any, Totals]:
-            outs = jax.vmap(unit)(start + first + jnp.arange(count))
+            noise = self.sampler.draw(self.sampler.words(key, words, start, first, count))
+            # Else every operation that reads a factor would unpack it anew, for every row that it multiplies.
+            noise = lax.optimization_barrier(noise)
+            own = rows.of_members((start + first) * signs, count * signs)
+            own = [x.reshape(count, signs, *x.shape[1:]) for x in own]
+            outs = jax.vmap(unit)(noise, own)
             kept, averaged = jax.tree.map(lambda x: x.reshape(count * signs, *x.shape[2:]), outs)
             return kept, _totals(averaged, _all_finite(kept, count * signs))
 

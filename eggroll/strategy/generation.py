@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from eggroll.engine.interpreter import Program
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy import estimator
-from eggroll.strategy.chunking import auto_units, units_per_update
+from eggroll.strategy.chunking import auto_units, keep_words, units_per_update
 from eggroll.strategy.evaluation import Evaluation
 from eggroll.strategy.inputs import Rows
 from eggroll.strategy.perturbation import Sampler, check_noise_is_seen, member_sign
@@ -53,13 +53,32 @@ class Generation:
     def member(self, params: Any, member: Any) -> Any:
         """`params` as member `member` sees them, with `LowRank` leaves."""
         signs = self.population.signs
-        noise = self.sampler.draw(self.sampler.leaf_keys(self.key), member // signs)
+        words = self.sampler.streams.draw(self.key, jnp.reshape(member // signs, 1))
+        noise = jax.tree.map(lambda x: x[0], self.sampler.draw(words))
         return self.sampler.perturb(params, noise, member_sign(member % signs), self.sigma)
+
+    def words(self) -> jax.Array | None:
+        """The random words of all units, to be made once for evaluation and update; None where they are too many."""
+        pop = self.population
+        streams = self.sampler.streams
+        if not keep_words(4 * streams.words * pop.units // self._devices):
+            return None
+        units = jnp.arange(pop.units)
+        if pop.mesh is None:
+            return streams.draw(self.key, units)
+        each, whole = PartitionSpec(AXIS), PartitionSpec()
+        mapped = jax.shard_map(streams.draw, mesh=pop.mesh, in_specs=(whole, each), out_specs=each, check_vma=False)
+        return mapped(self.key, units)
+
+    @property
+    def _devices(self) -> int:
+        mesh = self.population.mesh
+        return 1 if mesh is None else mesh.shape[AXIS]
 
     def chunk_units(self, program: Program, params: Any, rows: Rows) -> int:
         """Units evaluated at once on a device."""
         pop = self.population
-        units = pop.units // (1 if pop.mesh is None else pop.mesh.shape[AXIS])
+        units = pop.units // self._devices
         if pop.chunk != "auto":
             return min(units, -(-int(pop.chunk) // pop.signs))
         need = pop.signs * member_bytes(self.sampler, program, params, rows) + 4 * self.plan.numbers
@@ -72,6 +91,7 @@ class Generation:
         rows: Rows,
         split: Callable[[Any], tuple[Any, Any]],
         units: int | None = None,
+        words: jax.Array | None = None,
     ) -> tuple[Any, Any]:
         """Evaluates `program` on every member.
 
@@ -81,6 +101,7 @@ class Generation:
             rows: the other arguments.
             split: parts an output into (kept for every member, averaged over members).
             units: how many at once; by default `chunk_units`.
+            words: from `words()`; by default drawn anew, chunk by chunk.
 
         Returns:
             (outputs with a leading axis `population`, outputs averaged over the members whose kept outputs are
@@ -89,38 +110,50 @@ class Generation:
         units = units or self.chunk_units(program, params, rows)
         run = Evaluation(self.population, self.sampler, program, split, units)
         if self.population.mesh is not None:
-            return run.on_mesh(self.population.mesh, params, rows, self.key, self.sigma)
-        return run.everywhere(params, rows, self.key, self.sigma)
+            return run.on_mesh(self.population.mesh, params, rows, self.key, self.sigma, words)
+        return run.everywhere(params, rows, self.key, self.sigma, words)
 
-    def gradient(self, weights: jax.Array, params: Any) -> Any:
-        """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ`, float32 or wider; zeros where nothing is perturbed."""
+    def gradient(self, weights: jax.Array, params: Any, words: jax.Array | None = None) -> Any:
+        """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ`, float32 or wider; zeros where nothing is perturbed.
+
+        Args:
+            weights: `[N]`, shaped fitness.
+            params: the parameters that the members share.
+            words: from `words()`; by default drawn anew.
+
+        Returns:
+            A pytree as `params`.
+        """
         pop = self.population
         per_unit = weights[0::2] - weights[1::2] if pop.antithetic else weights
-        sums = self._sums(per_unit, self.key, 0) if pop.mesh is None else self._sums_on_mesh(pop.mesh, per_unit)
+        if pop.mesh is None:
+            sums = self._sums(per_unit, words, self.key, 0)
+        else:
+            sums = self._sums_on_mesh(pop.mesh, per_unit, words)
         flat = estimator.descent(self.plan, sums, pop.size, self.sigma)
         leaves, tree = jax.tree.flatten(params)
         return tree.unflatten([_or_zeros(g, p) for g, p in zip(flat, leaves, strict=True)])
 
-    def _sums(self, weights: jax.Array, key: jax.Array, start: Any) -> list[Any]:
-        keys = self.sampler.leaf_keys(key)
+    def _sums(self, weights: jax.Array, words: jax.Array | None, key: jax.Array, start: Any) -> list[Any]:
+        sampler = self.sampler
 
         def add(sums: list[Any], first: Any, count: int) -> list[Any]:
-            noise = jax.vmap(lambda u: self.sampler.draw(keys, u))(start + first + jnp.arange(count))
+            noise = sampler.draw(sampler.words(key, words, start, first, count), for_update=True)
             chosen = lax.dynamic_slice_in_dim(weights, first, count)
             return estimator.add_chunk(self.plan, sums, chosen, noise)
 
         units = weights.shape[0]
         return fold_chunks(add, estimator.zero_sums(self.plan), units, units_per_update(self.plan, units))
 
-    def _sums_on_mesh(self, mesh: Mesh, weights: jax.Array) -> list[Any]:
-        share = self.population.units // mesh.shape[AXIS]
+    def _sums_on_mesh(self, mesh: Mesh, weights: jax.Array, words: jax.Array | None) -> list[Any]:
+        share = self.population.units // self._devices
 
-        def local(part: jax.Array, key: jax.Array) -> list[Any]:
-            return lax.psum(self._sums(part, key, lax.axis_index(AXIS) * share), AXIS)
+        def local(part: jax.Array, words: jax.Array | None, key: jax.Array) -> list[Any]:
+            return lax.psum(self._sums(part, words, key, lax.axis_index(AXIS) * share), AXIS)
 
         each, whole = PartitionSpec(AXIS), PartitionSpec()
-        mapped = jax.shard_map(local, mesh=mesh, in_specs=(each, whole), out_specs=whole, check_vma=False)
-        return mapped(weights, self.key)
+        mapped = jax.shard_map(local, mesh=mesh, in_specs=(each, each, whole), out_specs=whole, check_vma=False)
+        return mapped(weights, words, self.key)
 
 
 def fold_chunks(step: Callable[[Any, Any, int], Any], carry: Any, n: int, size: int) -> Any:

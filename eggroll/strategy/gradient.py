@@ -122,10 +122,11 @@ def value_and_grad(
         check_scalar(program, has_aux, "loss")
         plan = plan_for(program, params, rows, rank=rank, rules=rules)
         generation = Generation(members, plan, as_threefry(key), sigma)
-        losses, aux = generation.evaluate(program, params, rows, split_aux(has_aux))
+        words = generation.words()
+        losses, aux = generation.evaluate(program, params, rows, split_aux(has_aux), words=words)
         fitness = -as_float(losses)
         weights, valid = shape_fitness(fitness, shaping=shaping, antithetic=antithetic, groups=members.groups)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), generation.gradient(weights, params), params)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), generation.gradient(weights, params, words), params)
         some = valid.any()
         return jnp.where(some, _mean_loss(fitness, losses.dtype), jnp.nan), some, aux, grads
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from eggroll.engine.interpreter import abstract, partition
@@ -28,16 +29,27 @@ class Rows:
     axes: tuple[int | None, ...]
     population: int
 
-    def of_member(self, member: Any) -> tuple:
-        """The arguments that one member sees; group `g` is members `g·N/G` to `(g+1)·N/G − 1`."""
-        arrays, merge, _ = partition(self.args)
-        return merge([self._row(a, axis, member) for a, axis in zip(arrays, self.axes, strict=True)])
+    def of_members(self, first: Any, count: int) -> list[Any]:
+        """The rows of members `first` to `first + count − 1`, `[count, ...]` of each array that has rows.
 
-    def _row(self, array: Any, axis: int | None, member: Any) -> Any:
-        if axis is None:
-            return array
-        row = member // (self.population // array.shape[axis])
-        return lax.dynamic_index_in_dim(array, row, axis, keepdims=False)
+        Group `g` is members `g·N/G` to `(g+1)·N/G − 1`.
+        """
+        arrays, _, _ = partition(self.args)
+        return [
+            self._rows(a, axis, first, count) for a, axis in zip(arrays, self.axes, strict=True) if axis is not None
+        ]
+
+    def _rows(self, array: Any, axis: int, first: Any, count: int) -> Any:
+        if array.shape[axis] == self.population:  # neighbours: a slice, where a gather would go number by number
+            return jnp.moveaxis(lax.dynamic_slice_in_dim(array, first, count, axis), axis, 0)
+        groups = (first + jnp.arange(count)) // (self.population // array.shape[axis])
+        return jnp.moveaxis(jnp.take(array, groups, axis, mode="clip"), axis, 0)
+
+    def merged(self, own: Sequence[Any]) -> tuple:
+        """The arguments that one member sees: its own rows, from `of_members`, beside what all share."""
+        arrays, merge, _ = partition(self.args)
+        rest = iter(own)
+        return merge([a if axis is None else next(rest) for a, axis in zip(arrays, self.axes, strict=True)])
 
     def after(self, shared: Any) -> Rows:
         """These rows with one more argument in front, which all members share."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
-from eggroll.strategy.keys import leaf_key
-from eggroll.strategy.noise import dense_noise, low_rank_factors
+from eggroll.strategy.keys import path_hash
+from eggroll.strategy.noise import unpack, words_for
 from eggroll.strategy.plan import LeafPlan, Plan
+from eggroll.strategy.streams import DENSE, LEFT, RIGHT, Stream, Streams
 
 Noise = Sequence[Any]  # per leaf: (left, right), a dense array, or None
 
@@ -33,21 +35,57 @@ class Sampler:
     distribution: str
     members: int
 
-    def leaf_keys(self, key: jax.Array) -> list[jax.Array]:
-        """One key per parameter; computed once, outside the loop over members."""
-        return [leaf_key(key, leaf.path) for leaf in self.plan.leaves]
+    @cached_property
+    def streams(self) -> Streams:
+        """Where the random words of each parameter's noise come from, and lie in a unit's row of words."""
+        return Streams(
+            tuple(
+                Stream(path_hash(leaf.path), side, words_for(math.prod(shape), self.distribution))
+                for leaf in self.plan.leaves
+                for side, shape in _sides(leaf)
+            )
+        )
 
-    def draw(self, keys: Sequence[jax.Array], unit: Any) -> Noise:
-        """The unit's noise, unscaled, in each parameter's dtype."""
-        return [self._draw_leaf(leaf, key, unit) for leaf, key in zip(self.plan.leaves, keys, strict=True)]
+    def words(self, key: jax.Array, kept: jax.Array | None, start: Any, first: Any, count: int) -> jax.Array:
+        """Words of units `start + first` to `start + first + count − 1`.
 
-    def _draw_leaf(self, leaf: LeafPlan, key: jax.Array, unit: Any) -> Any:
-        if leaf.kind == "low_rank":
-            shapes = leaf.left_shape, leaf.right_shape
-            return low_rank_factors(key, unit, *shapes, leaf.rank, self.distribution, leaf.dtype)
-        if leaf.kind == "dense":
-            return dense_noise(key, unit, leaf.shape, self.distribution, leaf.dtype)
-        return None
+        Args:
+            key: the generation's key.
+            kept: `[U, W]`, the words of the units from `start` on, or None to draw.
+            start: this device's first unit.
+            first: number of the first unit among this device's.
+            count: how many.
+
+        Returns:
+            `[count, W]` uint32.
+        """
+        if kept is None:
+            return self.streams.draw(key, start + first + jnp.arange(count))
+        return jax.lax.dynamic_slice_in_dim(kept, first, count)
+
+    def draw(self, words: jax.Array, *, for_update: bool = False) -> Noise:
+        """Noise of several units, unscaled, in each parameter's dtype.
+
+        Args:
+            words: `[U, W]`, from `streams.draw`.
+            for_update: whether it is to be summed up: left factors then have the units last, as the left operand of a
+                matrix product likes them.
+
+        Returns:
+            Per parameter `(left [U, ...], right [U, ...])`, a dense `[U, ...]`, or None.
+        """
+        numbered, noise = 0, []
+        for leaf in self.plan.leaves:
+            parts = []
+            for side, shape in _sides(leaf):
+                own = words[:, self.streams.place(numbered)]
+                last = for_update and side == LEFT
+                # Only the words are transposed, of which there are 32 or 2 times fewer than numbers.
+                own = jax.lax.optimization_barrier(own.T) if last else own
+                parts.append(unpack(own, shape, self.distribution, leaf.dtype, members_last=last))
+                numbered += 1
+            noise.append(tuple(parts) if leaf.kind == "low_rank" else parts[0] if parts else None)
+        return noise
 
     def perturb(self, params: Any, noise: Noise, sign: Any, sigma: Any) -> Any:
         """`params` with `LowRank` leaves where the plan says so: `W + sign·σ·c·A·Bᵀ/√r`."""
@@ -69,6 +107,13 @@ class Sampler:
             wide = accumulator_dtype(value.dtype)
             return (value.astype(wide) + noise.astype(wide) * _signed(sign, scale, wide)).astype(value.dtype)
         return value
+
+
+def _sides(leaf: LeafPlan) -> list[tuple[int, tuple[int, ...]]]:
+    """The draws that a parameter's noise consists of: (side, shape)."""
+    if leaf.kind == "low_rank":
+        return [(LEFT, (*leaf.left_shape, leaf.rank)), (RIGHT, (*leaf.right_shape, leaf.rank))]
+    return [(DENSE, leaf.shape)] if leaf.kind == "dense" else []
 
 
 def noise_scale(leaf: LeafPlan, sigma: Any) -> Any:

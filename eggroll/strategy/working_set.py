@@ -30,8 +30,8 @@ def member_bytes(sampler: Sampler, program: Program, params: Any, rows: Rows) ->
     Returns:
         0 for a function that no member's noise reaches.
     """
-    key = jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32"))
-    noise = jax.eval_shape(lambda k: sampler.draw(sampler.leaf_keys(k), 0), key)
+    words = jax.ShapeDtypeStruct((1, sampler.streams.words), np.uint32)
+    noise = jax.eval_shape(lambda w: jax.tree.map(lambda x: x[0], sampler.draw(w)), words)
     arrays, merge, _ = partition(rows.abstract())
     leaves, tree = jax.tree.flatten(params)
 

@@ -70,11 +70,14 @@ def test_members_of_a_group_see_its_row(groups):
     own, shared = numbered(groups, 2, 3), numbered(4)
     by_column = np.moveaxis(numbered(N, 2), 0, 1)
     rows = make_rows((own, {"s": shared, "k": 7}, by_column), (0, None, 1), N, groups)
-    for member in range(N):
-        got, extra, column = rows.of_member(jnp.int32(member))
-        np.testing.assert_array_equal(got, own[member // (N // groups)])
-        np.testing.assert_array_equal(column, by_column[:, member])
-        assert extra["s"] is shared and extra["k"] == 7
+    for first, count in ((0, N), (0, 3), (5, 2), (N - 1, 1)):
+        got, column = rows.of_members(jnp.int32(first), count)
+        members = np.arange(first, first + count)
+        np.testing.assert_array_equal(got, own[members // (N // groups)])
+        np.testing.assert_array_equal(column, by_column[:, members].T)
+    mine, extra, its_column = rows.merged([got[0], column[0]])
+    assert extra["s"] is shared and extra["k"] == 7
+    assert mine.shape == (2, 3) and its_column.shape == (2,)
     one, extra, column = rows.abstract()
     assert (one.shape, extra["s"].shape, extra["k"], column.shape) == ((2, 3), (4,), 7, (2,))
 
@@ -82,7 +85,7 @@ def test_members_of_a_group_see_its_row(groups):
 def test_a_shared_argument_can_be_put_in_front():
     rows = make_rows((A, C), (0, None), N, 1).after({"shared": C, "flag": True})
     assert rows.axes == (None, 0, None)
-    front, own, _ = rows.of_member(3)
+    front, own, _ = rows.merged([x[0] for x in rows.of_members(3, 1)])
     assert front["shared"] is C and front["flag"] is True
     np.testing.assert_array_equal(own, A[3])
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from scipy.special import erfinv
 
 from eggroll.strategy.keys import as_threefry, generation_key, leaf_key, path_hash
-from eggroll.strategy.noise import DISTRIBUTIONS, check_distribution, dense_noise, draw, low_rank_factors
+from eggroll.strategy.noise import DISTRIBUTIONS, check_distribution
+from tests.strategy.single_stream import dense_noise, draw, low_rank_factors
 
 KEY = jax.random.key(0, impl="threefry2x32")
 LEAF = leaf_key(KEY, "dense/kernel")
