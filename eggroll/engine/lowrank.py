@@ -1,4 +1,4 @@
-"""Values that stand for `base + Σ_r Π_f factor_f` without forming the sum.
+"""Values that stand for `base + scale·Σ_r Π_f factor_f` without forming the sum.
 
 `LowRank` is the public leaf (two factors). Inside the engine every perturbed value is a `Perturbed`: a base and a
 sum of terms, each a product of factors over named axes. Axis bookkeeping is then one idea for every rule.
@@ -28,10 +28,11 @@ class Source:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A parameter `base + Σ_k left[..., k] ⊗ right[..., k]` whose dense form is never needed.
+    """A parameter `base + scale·Σ_k left[..., k] ⊗ right[..., k]` whose dense form is never needed.
 
     Every axis of `base` belongs to `left`, to `right`, to both (a batch axis: layer stack, experts) or to neither
-    (the perturbation is constant along it). The scale `σ/√r` and the member's sign are already inside the factors.
+    (the perturbation is constant along it). `σ/√r` and the member's sign go into `scale`: an antithetic pair then
+    shares both factors.
 
     Args:
         base: `[*shape]`, the parameter shared by all members.
@@ -40,6 +41,7 @@ class LowRank:
         left_axes: axes of `base` that `left` owns, ascending.
         right_axes: axes of `base` that `right` owns, ascending.
         source: the parameter's path and the population, for messages.
+        scale: a floating-point scalar on the perturbation; None (default) is 1.
 
     Raises:
         ValueError: from `check()` and `eggroll.factored`, if shapes, axes or dtypes do not fit.
@@ -60,6 +62,7 @@ class LowRank:
     left_axes: tuple[int, ...] = field(metadata={"static": True})
     right_axes: tuple[int, ...] = field(metadata={"static": True})
     source: Source = field(default=Source(), metadata={"static": True})
+    scale: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -99,6 +102,11 @@ class LowRank:
                     f"LowRank {name} is {factor.dtype} but its base is {self.dtype}: cast the factor to the "
                     "base's dtype first."
                 )
+        if self.scale is not None and (self.scale.shape or not jnp.issubdtype(self.scale.dtype, jnp.floating)):
+            raise ValueError(
+                f"LowRank scale is {self.scale.dtype} of shape {tuple(self.scale.shape)}; a floating-point scalar of "
+                "shape () is required: put anything else into a factor."
+            )
 
 
 @jax.tree_util.register_dataclass
@@ -141,7 +149,7 @@ class Factor:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Term:
-    """A product of factors, summed over their shared trailing rank axis.
+    """A product of factors, summed over their shared trailing rank axis, times a scalar (None is 1).
 
     `added` records that the value was added to something, or set beside a plain array: so activations are told from
     weights. `looked_up` records, for discovery, which parameter axes were indexed.
@@ -151,6 +159,7 @@ class Term:
     source: Source = field(default=Source(), metadata={"static": True})
     added: bool = field(default=False, metadata={"static": True})
     looked_up: frozenset[int] = field(default=frozenset(), metadata={"static": True})
+    scale: Array | None = None
 
     @property
     def rank(self) -> int:
@@ -165,10 +174,24 @@ class Term:
         """Changes every factor."""
         return replace(self, factors=tuple(change(f) for f in self.factors))
 
-    def scale(self, change: Callable[[Array], Array]) -> Term:
-        """Applies a linear function to the first factor only, so that the product is changed once."""
+    def scaled(self, change: Callable[[Array], Array]) -> Term:
+        """Applies a linear function of scalars once: to the scale, or to the first factor where there is none."""
+        if self.scale is not None:
+            return replace(self, scale=change(self.scale))
         first, *rest = self.factors
         return replace(self, factors=(replace(first, array=change(first.array)), *rest))
+
+    def without_scale(self) -> Term:
+        """The same term, with its scale inside the first factor."""
+        if self.scale is None:
+            return self
+        first, *rest = self.factors
+        array = first.array * self.scale.astype(first.array.dtype)
+        return replace(self, factors=(replace(first, array=array), *rest), scale=None)
+
+    def times_scale(self, array: Array) -> Array:
+        """`scale·array`, in the array's dtype."""
+        return array if self.scale is None else array * self.scale.astype(array.dtype)
 
     def dense(self, shape: Sequence[int], dtype: Any) -> Array:
         """The term as an array of the base's `shape`, accumulated in `dtype`."""
@@ -177,7 +200,7 @@ class Term:
         for f in self.factors:
             operands += [f.array.astype(dtype), [*f.axes, ndim]]
         owned = sorted({a for f in self.factors for a in f.axes})
-        total = jnp.einsum(*operands, owned, precision=lax.Precision.HIGHEST)
+        total = self.times_scale(jnp.einsum(*operands, owned, precision=lax.Precision.HIGHEST))
         return lax.broadcast_in_dim(total, tuple(shape), tuple(owned))
 
 
@@ -223,7 +246,7 @@ def as_perturbed(value: LowRank) -> Perturbed:
     """The engine's form of a public leaf."""
     left = Factor(value.left, value.left_axes)
     right = Factor(value.right, value.right_axes)
-    return Perturbed(value.base, (Term((left, right), value.source),))
+    return Perturbed(value.base, (Term((left, right), value.source, scale=value.scale),))
 
 
 def is_low_rank(value: Any) -> bool:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -9,7 +12,9 @@ import jax
 from eggroll.strategy.integers import as_count
 from eggroll.strategy.plan import Plan
 
-CPU_WORKING_SET = 4 << 20  # bytes: activations of a chunk that stay in a core's second-level cache
+CPU_WORKING_SET = 8 << 20  # bytes: what an operation reads and writes for a chunk stays in the caches
+ENOUGH_ROWS = 1024  # in a product with a shared matrix: with fewer, reading the matrix takes longer than multiplying
+CPU_SHARE = 1 / 16  # of the machine's memory, that a chunk may take for the sake of enough rows
 ACCELERATOR_SHARE = 0.25  # of the memory that the device reports
 ACCELERATOR_WORKING_SET = 1 << 30  # bytes, where the device does not tell its memory
 
@@ -21,21 +26,39 @@ def check_chunk(chunk: Any) -> int | str:
     return as_count("chunk", chunk, 1, ' It is the number of members evaluated at once; "auto" chooses one.')
 
 
-def auto_units(need: int, units: int) -> int:
+_CHOSEN: OrderedDict[Hashable, int] = OrderedDict()
+REMEMBERED = 256  # choices
+
+
+def remembered(key: Hashable, choose: Callable[[], int]) -> int:
+    """The choice made earlier in this process for the same key; else `choose()`, kept."""
+    if key not in _CHOSEN:
+        _CHOSEN[key] = choose()
+        if len(_CHOSEN) > REMEMBERED:
+            _CHOSEN.popitem(last=False)
+    _CHOSEN.move_to_end(key)
+    return _CHOSEN[key]
+
+
+def auto_units(need: int, units: int, rows: int = 0) -> int:
     """Units (pairs, or single members) in a chunk under `chunk="auto"`: as many as fit the working set.
 
-    On a CPU the working set is a cache's size (measured: a tenth faster than 256 members of a small network at once),
-    on an accelerator a share of its memory. A near divisor of the population is preferred: no smaller last chunk then
-    has to be compiled.
+    On a CPU the working set is a cache's size, but more where so few members bring few rows to the products with shared
+    matrices, which every chunk reads again (one row each: a decoder). On an accelerator it is a share of its memory. A
+    near divisor of the population is preferred: no smaller last chunk then has to be compiled.
 
     Args:
         need: bytes of one unit: what its largest operation reads and writes, and its noise.
         units: units in all.
+        rows: of one unit in the largest product with a matrix that all members share. Default 0: there is none.
 
     Returns:
         Between 1 and `units`.
     """
-    return _near_divisor(units, max(1, min(units, _budget() // max(need, 1))))
+    fitting = _budget() // max(need, 1)
+    if rows and jax.default_backend() == "cpu":
+        fitting = max(fitting, min(-(-ENOUGH_ROWS // rows), int(_host_memory() * CPU_SHARE) // max(need, 1)))
+    return _near_divisor(units, max(1, min(units, fitting)))
 
 
 def keep_words(need: int) -> bool:
@@ -45,7 +68,7 @@ def keep_words(need: int) -> bool:
 
 def units_per_update(plan: Plan, units: int) -> int:
     """Units whose noise is summed at once in the estimator."""
-    budget = 16 * CPU_WORKING_SET if jax.default_backend() == "cpu" else _budget()
+    budget = 8 * CPU_WORKING_SET if jax.default_backend() == "cpu" else _budget()
     return _near_divisor(units, max(1, min(units, budget // max(4 * plan.numbers, 1))))
 
 
@@ -54,6 +77,13 @@ def _near_divisor(n: int, limit: int) -> int:
         if n % d == 0:
             return d
     return limit
+
+
+def _host_memory() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return 4 << 30
 
 
 def _budget() -> int:

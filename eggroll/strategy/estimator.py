@@ -48,26 +48,28 @@ def _add(leaf: LeafPlan, total: Any, weights: jax.Array, noise: Any) -> Any:
 
 
 def _low_rank_sum(leaf: LeafPlan, weights: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
-    """`[*shape]`: both factors become `[P, *stack, side, r]`, one product, axes put back."""
+    """`[*shape]`: both factors become `[*stack, P, side, r]`, one product, axes put back."""
     stack = leaf.stack_axes
-    left = jnp.moveaxis(left, -1, 0)
     rows = tuple(a for a in leaf.left_axes if a not in stack)
     cols = tuple(a for a in leaf.right_axes if a not in stack)
-    left = _as_matrix(leaf, left, leaf.left_axes, stack)
-    right = _as_matrix(leaf, right, leaf.right_axes, stack)
+    ndim = left.ndim  # [*left_shape, r, P] → [*stack, P, *rows, r]
+    left = jnp.transpose(left, (*_places(leaf, stack), ndim - 1, *_places(leaf, rows), ndim - 2))
     update = rank_update
     for _ in stack:
-        update = jax.vmap(update, in_axes=(None, 1, 1))
-    total = update(weights, left, right)
+        update = jax.vmap(update, in_axes=(None, 0, 0))
+    total = update(weights, _as_matrices(left, len(stack)), _as_matrices(right, len(stack)))
     order = (*stack, *rows, *cols)
     total = total.reshape([leaf.shape[a] for a in order])
     return jnp.transpose(total, [order.index(a) for a in range(len(order))])
 
 
-def _as_matrix(leaf: LeafPlan, factor: jax.Array, axes: Sequence[int], stack: Sequence[int]) -> jax.Array:
-    order = [*stack, *(a for a in axes if a not in stack)]
-    factor = jnp.transpose(factor, (0, *(1 + axes.index(a) for a in order), factor.ndim - 1))
-    return factor.reshape(factor.shape[0], *(leaf.shape[a] for a in stack), -1, factor.shape[-1])
+def _places(leaf: LeafPlan, axes: Sequence[int]) -> list[int]:
+    return [leaf.left_axes.index(a) for a in axes]
+
+
+def _as_matrices(factor: jax.Array, stacks: int) -> jax.Array:
+    """`[*stack, P, ..., r]` → `[*stack, P, side, r]`."""
+    return factor.reshape(*factor.shape[: stacks + 1], -1, factor.shape[-1])
 
 
 def descent(plan: Plan, sums: Sequence[Any], population: int, sigma: Any) -> list[jax.Array | None]:

@@ -84,11 +84,9 @@ class Evaluation:
 
         def chunk(first: Any, count: int) -> tuple[Any, Totals]:
             noise = self.sampler.draw(self.sampler.words(key, words, start, first, count))
-            # Else every operation that reads a factor would unpack it anew, for every row that it multiplies.
-            noise = lax.optimization_barrier(noise)
             own = rows.of_members((start + first) * signs, count * signs)
             own = [x.reshape(count, signs, *x.shape[1:]) for x in own]
-            outs = jax.vmap(unit)(noise, own)
+            outs = jax.vmap(unit, in_axes=(self.sampler.unit_axes, 0))(noise, own)
             kept, averaged = jax.tree.map(lambda x: x.reshape(count * signs, *x.shape[2:]), outs)
             return kept, _totals(averaged, _all_finite(kept, count * signs))
 

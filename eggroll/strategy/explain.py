@@ -170,4 +170,5 @@ def _low_rank(leaf: LeafPlan, value: Any, members: int | None) -> Any:
         return value
     left = jnp.zeros((*leaf.left_shape, leaf.rank), leaf.dtype)
     right = jnp.zeros((*leaf.right_shape, leaf.rank), leaf.dtype)
-    return LowRank(value, left, right, leaf.left_axes, leaf.right_axes, Source(leaf.path, members))
+    source, scale = Source(leaf.path, members), jnp.ones((), leaf.dtype)
+    return LowRank(value, left, right, leaf.left_axes, leaf.right_axes, source, scale)

@@ -14,13 +14,13 @@ from jax.sharding import Mesh, PartitionSpec
 from eggroll.engine.interpreter import Program
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy import estimator
-from eggroll.strategy.chunking import auto_units, keep_words, units_per_update
+from eggroll.strategy.chunking import auto_units, keep_words, remembered, units_per_update
 from eggroll.strategy.evaluation import Evaluation
 from eggroll.strategy.inputs import Rows
 from eggroll.strategy.perturbation import Sampler, check_noise_is_seen, member_sign
 from eggroll.strategy.plan import Plan
 from eggroll.strategy.population import AXIS, Population
-from eggroll.strategy.working_set import member_bytes
+from eggroll.strategy.working_set import member_need
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Generation:
         """`params` as member `member` sees them, with `LowRank` leaves."""
         signs = self.population.signs
         words = self.sampler.streams.draw(self.key, jnp.reshape(member // signs, 1))
-        noise = jax.tree.map(lambda x: x[0], self.sampler.draw(words))
+        noise = self.sampler.draw_one(words)
         return self.sampler.perturb(params, noise, member_sign(member % signs), self.sigma)
 
     def words(self) -> jax.Array | None:
@@ -81,8 +81,15 @@ class Generation:
         units = pop.units // self._devices
         if pop.chunk != "auto":
             return min(units, -(-int(pop.chunk) // pop.signs))
-        need = pop.signs * member_bytes(self.sampler, program, params, rows) + 4 * self.plan.numbers
-        return auto_units(need, units)
+
+        def choose() -> int:
+            need = member_need(self.sampler, program, params, rows)
+            size = pop.signs * need.bytes + 4 * self.plan.numbers
+            return auto_units(size, units, pop.signs * need.rows)
+
+        # The jaxpr's text names everything that the choice depends on: shapes, dtypes and operations.
+        where = jax.default_backend(), jax.local_devices()[0].device_kind
+        return remembered((str(program.jaxpr), self.plan, rows.axes, pop.signs, pop.distribution, units, where), choose)
 
     def evaluate(
         self,

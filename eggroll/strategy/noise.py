@@ -58,6 +58,7 @@ def words_for(size: int, distribution: str) -> int:
         >>> words_for(33, "rademacher"), words_for(33, "normal")
         (2, 17)
     """
+    check_distribution(distribution)
     return -(-size * _WIDTH[distribution] // 32)
 
 

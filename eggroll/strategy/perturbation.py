@@ -72,7 +72,7 @@ class Sampler:
                 matrix product likes them.
 
         Returns:
-            Per parameter `(left [U, ...], right [U, ...])`, a dense `[U, ...]`, or None.
+            Per parameter `(left, right)`, a dense array, or None, with the units at `unit_axes`.
         """
         numbered, noise = 0, []
         for leaf in self.plan.leaves:
@@ -82,10 +82,23 @@ class Sampler:
                 last = for_update and side == LEFT
                 # Only the words are transposed, of which there are 32 or 2 times fewer than numbers.
                 own = jax.lax.optimization_barrier(own.T) if last else own
-                parts.append(unpack(own, shape, self.distribution, leaf.dtype, members_last=last))
+                drawn = unpack(own, shape, self.distribution, leaf.dtype, members_last=last)
+                parts.append(drawn if last or leaf.kind != "low_rank" else _for_product(leaf, side, drawn))
                 numbered += 1
             noise.append(tuple(parts) if leaf.kind == "low_rank" else parts[0] if parts else None)
         return noise
+
+    @property
+    def unit_axes(self) -> list[int]:
+        """The axis of the units in `draw`'s noise, for `jax.vmap`: after the stack axes."""
+        return [len(leaf.stack_axes) if leaf.kind == "low_rank" else 0 for leaf in self.plan.leaves]
+
+    def draw_one(self, words: jax.Array) -> Noise:
+        """Noise of one unit, without the axis of units, from its `[1, W]` words."""
+        return [
+            jax.tree.map(lambda x, axis=axis: jnp.squeeze(x, axis), noise)
+            for noise, axis in zip(self.draw(words), self.unit_axes, strict=True)
+        ]
 
     def perturb(self, params: Any, noise: Noise, sign: Any, sigma: Any) -> Any:
         """`params` with `LowRank` leaves where the plan says so: `W + sign·σ·c·A·Bᵀ/√r`."""
@@ -99,14 +112,27 @@ class Sampler:
     def _perturb_leaf(self, leaf: LeafPlan, value: Any, noise: Any, sign: Any, sigma: Any) -> Any:
         scale = noise_scale(leaf, sigma)
         if leaf.kind == "low_rank":
+            source = Source(leaf.path, self.members)
+            signed = _signed(sign, scale, accumulator_dtype(value.dtype))
             left, right = noise
-            # The sign sits on the right, so that products with `left` are shared by a pair on shared inputs.
-            right = right * _signed(sign, scale, leaf.dtype)
-            return LowRank(value, left, right, leaf.left_axes, leaf.right_axes, Source(leaf.path, self.members))
+            return LowRank(value, left, right, leaf.left_axes, leaf.right_axes, source, signed)
         if leaf.kind == "dense":
             wide = accumulator_dtype(value.dtype)
             return (value.astype(wide) + noise.astype(wide) * _signed(sign, scale, wide)).astype(value.dtype)
         return value
+
+
+def _for_product(leaf: LeafPlan, side: int, factor: jax.Array) -> jax.Array:
+    """A factor as the evaluation likes it: in memory, and stack axes before the units.
+
+    A scan over layers then takes its slices without a transposed copy.
+    """
+    axes = leaf.left_axes if side == LEFT else leaf.right_axes
+    stack = [1 + axes.index(a) for a in leaf.stack_axes]
+    if stack:
+        return jnp.moveaxis(factor, stack, range(len(stack)))
+    # Else each operation would unpack it anew for every row that it multiplies; a loop stores its inputs anyway.
+    return jax.lax.optimization_barrier(factor)
 
 
 def _sides(leaf: LeafPlan) -> list[tuple[int, tuple[int, ...]]]:

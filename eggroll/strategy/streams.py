@@ -78,20 +78,22 @@ class Streams:
         if not self.words:
             return jnp.zeros((units.shape[0], 0), jnp.uint32)
         used = [self.streams[i] for i in self._order if self.streams[i].words]
-        keys = tuple(jax.random.key_data(key))
-        keys = _threefry(*keys, np.array([s.path for s in used], np.uint32))
-        keys = _threefry(*keys, np.array([s.side for s in used], np.uint32))
-        keys = _threefry(*keys, units.astype(jnp.uint32)[:, None])  # [U, streams]
+        data = jax.random.key_data(key)
+        keys = _threefry((data[0], data[1]), np.array([s.path for s in used], np.uint32))
+        keys = _threefry(keys, np.array([s.side for s in used], np.uint32))
+        keys = _threefry(keys, units.astype(jnp.uint32)[:, None])  # [U, streams]
         lengths = [s.words for s in used]
         counts = np.concatenate([np.arange(n, dtype=np.uint32) for n in lengths])
-        first, second = _threefry(*(_repeat(k, lengths) for k in keys), counts)
+        first, second = _threefry((_repeat(keys[0], lengths), _repeat(keys[1], lengths)), counts)
         return first ^ second
 
 
-def _threefry(key0: jax.Array, key1: jax.Array, count: Any) -> tuple[jax.Array, jax.Array]:
+def _threefry(keys: tuple[jax.Array, jax.Array], count: Any) -> tuple[jax.Array, jax.Array]:
     """Encrypts counters below 2³²; the result is also `jax.random.fold_in(key, count)`, word by word."""
-    operands = jnp.broadcast_arrays(key0, key1, jnp.uint32(0), count)
-    return tuple(threefry2x32_p.bind(*operands))
+    # All operands or none must be batched: under a caller's vmap the primitive does not broadcast for itself.
+    zero = (keys[0] & np.uint32(0)) | (count & np.uint32(0))
+    first, second = threefry2x32_p.bind(keys[0] | zero, keys[1] | zero, zero, count | zero)
+    return first, second
 
 
 def _repeat(keys: jax.Array, lengths: Sequence[int]) -> jax.Array:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,9 +15,30 @@ from eggroll.engine.interpreter import Interpreter, Program, abstract, partition
 from eggroll.strategy.inputs import Rows
 from eggroll.strategy.perturbation import Sampler, member_sign
 
+OTHER, WEIGHT, OWN = range(3)  # shared data, parameters that members share, what differs between members
 
-def member_bytes(sampler: Sampler, program: Program, params: Any, rows: Rows) -> int:
-    """Bytes that the largest operation reads and writes for one member, what all members share left out.
+
+class Need(NamedTuple):
+    """What one member more costs.
+
+    Attributes:
+        bytes: that the largest operation reads and writes, what all members share left out.
+        flops: multiplications of the largest product of a member's own rows with a matrix that all share; 0: none.
+        rows: how many rows a member brings to that product.
+    """
+
+    bytes: int = 0
+    flops: int = 0
+    rows: int = 0
+
+    def join(self, other: Need) -> Need:
+        """The larger of both, operation by operation."""
+        product = max(self[1:], other[1:])
+        return Need(max(self.bytes, other.bytes), *product)
+
+
+def member_need(sampler: Sampler, program: Program, params: Any, rows: Rows) -> Need:
+    """What one member more costs while it is evaluated.
 
     Base weights, whatever is made of them alone, and base products on shared inputs are the same for every member; a
     parameter that falls back to its dense form is not.
@@ -28,10 +50,10 @@ def member_bytes(sampler: Sampler, program: Program, params: Any, rows: Rows) ->
         rows: the other arguments.
 
     Returns:
-        0 for a function that no member's noise reaches.
+        Zeros for a function that no member's noise reaches.
     """
     words = jax.ShapeDtypeStruct((1, sampler.streams.words), np.uint32)
-    noise = jax.eval_shape(lambda w: jax.tree.map(lambda x: x[0], sampler.draw(w)), words)
+    noise = jax.eval_shape(sampler.draw_one, words)
     arrays, merge, _ = partition(rows.abstract())
     leaves, tree = jax.tree.flatten(params)
 
@@ -41,53 +63,72 @@ def member_bytes(sampler: Sampler, program: Program, params: Any, rows: Rows) ->
         return program.evaluate(Interpreter(Policy("allow")), (seen, *merge(arrays)))
 
     traced = jax.make_jaxpr(member)(noise, np.int32(0), arrays, [abstract(leaf) for leaf in leaves])
-    own = [True] * (len(jax.tree.leaves(noise)) + 1) + [axis is not None for axis in rows.axes]
-    return largest_operation(traced, [*own, *[False] * len(leaves)])
+    own = [OWN] * (len(jax.tree.leaves(noise)) + 1) + [OTHER if axis is None else OWN for axis in rows.axes]
+    return largest_operations(traced, [*own, *[WEIGHT] * len(leaves)])
 
 
-def largest_operation(jaxpr: Any, own: Sequence[bool]) -> int:
-    """Bytes of the member's own values that the largest operation reads and writes.
+def largest_operations(jaxpr: Any, kinds: Sequence[int]) -> Need:
+    """The largest operation and the largest shared product on a member's own values.
 
     Args:
         jaxpr: open or closed.
-        own: for each input, whether it differs between members.
+        kinds: for each input `OWN` if it differs between members, `WEIGHT` for parameters, else `OTHER`.
 
     Returns:
-        The number of bytes.
+        What they need for one member.
     """
-    return _walk(jaxpr, own)[0]
+    return _walk(jaxpr, kinds)[0]
 
 
-def _walk(jaxpr: Any, own: Sequence[bool]) -> tuple[int, list[bool]]:
-    """(bytes of the largest operation, for each output whether it differs between members)."""
+def _walk(jaxpr: Any, kinds: Sequence[int]) -> tuple[Need, list[int]]:
+    """(the largest operations, the kind of each output): what is made of several kinds is of the highest."""
     jaxpr, _ = jax_compat.open_jaxpr(jaxpr)
-    mine = {v for v, differs in zip(jaxpr.invars, own, strict=True) if differs}
-    largest = 0
+    known = dict(zip(jaxpr.invars, kinds, strict=True))
+    largest = Need()
     for eqn in jaxpr.eqns:
-        reads = {v for v in eqn.invars if not isinstance(v, jax_compat.Literal) and v in mine}
-        if not reads:
+        kind = max((_kind(v, known) for v in eqn.invars), default=OTHER)
+        known.update(dict.fromkeys(eqn.outvars, kind))
+        if kind < OWN:
             continue
-        mine.update(eqn.outvars)
-        size = sum(_bytes(v.aval) for v in [*reads, *eqn.outvars])
-        inner = [_walk_inner(eqn, j, mine) for j in jax_compat.inner_jaxprs(eqn)]
-        largest = max(largest, size, *inner)
-    return largest, [not isinstance(v, jax_compat.Literal) and v in mine for v in jaxpr.outvars]
+        size = sum(_bytes(v.aval) for v in {v for v in eqn.invars if _kind(v, known) == OWN} | {*eqn.outvars})
+        largest = largest.join(Need(size)).join(_shared_product(eqn, known))
+        for inner in jax_compat.inner_jaxprs(eqn):
+            largest = largest.join(_walk_inner(eqn, inner, known))
+    return largest, [_kind(v, known) for v in jaxpr.outvars]
 
 
-def _walk_inner(eqn: Any, jaxpr: Any, mine: set[Any]) -> int:
+def _kind(v: Any, known: dict[Any, int]) -> int:
+    return OTHER if isinstance(v, jax_compat.Literal) else known.get(v, OTHER)
+
+
+def _shared_product(eqn: Any, known: dict[Any, int]) -> Need:
+    """A product of the member's own rows with a weight that all members share."""
+    kinds = [_kind(v, known) for v in eqn.invars]
+    if eqn.primitive.name != "dot_general" or sorted(kinds) != [WEIGHT, OWN]:
+        return Need()
+    contract, batch = eqn.params["dimension_numbers"]
+    side = kinds.index(WEIGHT)
+    shape = eqn.invars[side].aval.shape
+    summed = math.prod(shape[a] for a in contract[side])
+    columns = math.prod(n for a, n in enumerate(shape) if a not in (*contract[side], *batch[side]))
+    numbers = math.prod(eqn.outvars[0].aval.shape)
+    return Need(0, numbers * summed, numbers // max(columns, 1))
+
+
+def _walk_inner(eqn: Any, jaxpr: Any, known: dict[Any, int]) -> Need:
     """The largest operation inside a call, a branch or a step of a loop."""
     inputs = jax_compat.open_jaxpr(jaxpr)[0].invars
     # Predicates, and constants of a loop's condition, come first and are no inputs of this jaxpr.
-    outer = eqn.invars[max(len(eqn.invars) - len(inputs), 0) :]
-    own = [not isinstance(v, jax_compat.Literal) and v in mine for v in outer]
-    own = own if len(own) == len(inputs) else [True] * len(inputs)
-    size, outs = _walk(jaxpr, own)
+    kinds = [_kind(v, known) for v in eqn.invars[max(len(eqn.invars) - len(inputs), 0) :]]
+    kinds = kinds if len(kinds) == len(inputs) else [OWN] * len(inputs)
+    need, outs = _walk(jaxpr, kinds)
     if eqn.primitive.name in ("scan", "while") and len(outs) >= len(eqn.outvars):  # a body, not a condition
         scan = eqn.primitive.name == "scan"
-        first, count = jax_compat.scan_counts(eqn.params) if scan else (len(own) - len(outs), len(outs))
-        own = [a or (first <= i < first + count and outs[i - first]) for i, a in enumerate(own)]
-        size, _ = _walk(jaxpr, own)  # what one step makes a member's own is so in the next
-    return size
+        first, count = jax_compat.scan_counts(eqn.params) if scan else (len(kinds) - len(outs), len(outs))
+        carried = [outs[i - first] if first <= i < first + count else OTHER for i in range(len(kinds))]
+        # What one step makes of a carry is what the next one gets.
+        need, _ = _walk(jaxpr, [max(a, b) for a, b in zip(kinds, carried, strict=True)])
+    return need
 
 
 def _bytes(aval: Any) -> int:

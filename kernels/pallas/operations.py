@@ -20,20 +20,22 @@ def lowrank_dot(
     left: jax.Array,
     right: jax.Array,
     *,
+    scale: jax.Array | None = None,
     precision: Any = None,
     preferred_element_type: DTypeLike | None = None,
     implementation: str | None = None,
 ) -> jax.Array:
-    """Multiply by a perturbed weight without forming it: `y = x·w + (x·left)·rightᵀ`.
+    """Multiply by a perturbed weight without forming it: `y = x·w + scale·(x·left)·rightᵀ`.
 
     Written for one member. Under `jax.vmap` over members, with `left`, `right` and perhaps `x` batched and
-    `w` not, all members share one product with `w`. Scale factors such as `σ/√r` belong in `left`.
+    `w` not, all members share one product with `w`. The two members of an antithetic pair differ in `scale` alone.
 
     Args:
         x: inputs `[..., K]`.
         w: the shared weight `[K, N]`; its dtype may differ from that of `x` as `jax.lax.dot_general` allows.
         left: input-side factor `[K, r]`.
         right: output-side factor `[N, r]`.
+        scale: a scalar such as `±σ/√r`, of shape `()`. Default None: 1.
         precision: of the product with `w`, as in `jax.lax.dot_general`. Default None.
         preferred_element_type: output dtype of the product with `w`, as there. Default None.
         implementation: a name from `implementations("lowrank_dot")`. Default None: the platform decides.
@@ -62,10 +64,13 @@ def lowrank_dot(
     References:
         Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
     """
-    _require_floating("lowrank_dot", x=x, w=w, left=left, right=right)
+    _require_floating("lowrank_dot", x=x, w=w, left=left, right=right, scale=scale)
     _check_lowrank_dot(jnp.shape(x), jnp.shape(w), jnp.shape(left), jnp.shape(right))
+    if scale is not None and jnp.shape(scale):
+        raise ValueError(f"lowrank_dot got scale {list(jnp.shape(scale))}; it needs a scalar: use jax.vmap for more")
     x, w, left, right = (jnp.asarray(a) for a in (x, w, left, right))
-    options = {"precision": precision, "preferred_element_type": preferred_element_type}
+    scale = None if scale is None else jnp.asarray(scale)
+    options = {"scale": scale, "precision": precision, "preferred_element_type": preferred_element_type}
     return dispatch("lowrank_dot", x, w, left, right, implementation=implementation, **options)
 
 

@@ -23,13 +23,16 @@ def lowrank_dot_reference(
     left: jax.Array,
     right: jax.Array,
     *,
+    scale: jax.Array | None = None,
     precision: Any = None,
     preferred_element_type: DTypeLike | None = None,
 ) -> jax.Array:
-    """Compute `x·w + (x·left)·rightᵀ`; see `eggroll.kernels.lowrank_dot`."""
+    """Compute `x·w + scale·(x·left)·rightᵀ`; see `eggroll.kernels.lowrank_dot`."""
     base = lax.dot_general(x, w, _last_with(x, 0), precision=precision, preferred_element_type=preferred_element_type)
     accumulator = _accumulator_dtype(base, x, left, right)
     thin = _thin_product(x, left, precision, accumulator)
+    if scale is not None:
+        thin = thin * scale.astype(accumulator)  # not on `right`: it is larger, and the members of a pair share it
     correction = _outer_product(thin, right.astype(accumulator))
     return (base.astype(accumulator) + correction).astype(base.dtype)  # one rounding, at the end
 

@@ -3,7 +3,7 @@
 A kernel plugs in by registering itself under the operation's name; nothing else changes::
 
     @register("lowrank_dot", "mosaic_tpu", platforms=("tpu",))
-    def lowrank_dot_tpu(x, w, left, right, *, precision, preferred_element_type):
+    def lowrank_dot_tpu(x, w, left, right, *, scale, precision, preferred_element_type):
         if left.shape[-1] > 16:
             raise NotImplementedError("rank above 16")
         ...

@@ -119,7 +119,7 @@ def test_members_share_one_convolution():
     axes = jax.tree.map(lambda _: 0, w)
     axes = type(w)(None, 0, 0, w.left_axes, w.right_axes, w.source)
     many = jax.tree.map(lambda a: jnp.stack([a] * 5), w)
-    many = type(w)(w.base, many.left, many.right, w.left_axes, w.right_axes, w.source)
+    many = type(w)(w.base, many.left, many.right, w.left_axes, w.right_axes, w.source, many.scale)
     jaxpr = jax.make_jaxpr(jax.vmap(factored(conv()), in_axes=(axes, None)))(many, integers(2, IMAGE)).jaxpr
     convs = [e for e in jaxpr.eqns if e.primitive.name == "conv_general_dilated"]
     assert [e.invars[1] is jaxpr.invars[0] for e in convs].count(True) == 1

@@ -83,7 +83,8 @@ def test_any_nesting(w, data):
 
     x = integers(3, (2, w.shape[0]), bound=2)
     check(fun, w, x)
-    if compressible(w):
+    # Inside another step a branch is chosen by each member's own values: jax.vmap then copies the operands of `cond`.
+    if compressible(w) and ("cond" not in names or len(names) == 1):
         check_never_dense(fun, w, x, strict=True)
 
 
@@ -117,15 +118,16 @@ def loss_of(names, data, w):
 @settings(max_examples=10)
 @given(weights(max_ndim=3, members=None), st.data())
 def test_gradients_through_calls(w, data):
-    """By the chain rule, from the gradient in the dense weight: `dL = dW·right`, `dR = dW·left`."""
+    """By the chain rule, from the gradient in the dense weight: `dL = s·dW·right`, `dR = s·dW·left`."""
     loss, x = loss_of(data.draw(st.lists(st.sampled_from(sorted(CALLS)), min_size=1, max_size=3)), data, w)
     got, got_x = jit(jax.grad(factored(loss, fallback="error"), (0, 1)))(w, x)
     want, want_x = jit(jax.grad(loss, (0, 1)))(jnp.asarray(dense(w), jnp.float32), x)
     letters = string.ascii_lowercase[: w.base.ndim]
     left, right = ("".join(letters[a] for a in axes) + "Z" for axes in (w.left_axes, w.right_axes))
     np.testing.assert_array_equal(got.base, want)
-    np.testing.assert_array_equal(got.left, np.einsum(f"{letters},{right}->{left}", want, w.right))
-    np.testing.assert_array_equal(got.right, np.einsum(f"{letters},{left}->{right}", want, w.left))
+    scale = 1 if w.scale is None else np.asarray(w.scale)
+    np.testing.assert_array_equal(got.left, scale * np.einsum(f"{letters},{right}->{left}", want, w.right))
+    np.testing.assert_array_equal(got.right, scale * np.einsum(f"{letters},{left}->{right}", want, w.left))
     np.testing.assert_array_equal(got_x, want_x)
 
 

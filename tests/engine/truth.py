@@ -49,12 +49,14 @@ def low_rank(
     dtype: Any = jnp.float32,
     members: int | None = MEMBERS,
     path: str = "w",
+    scaled: bool = False,
 ) -> LowRank:
-    """A parameter of integers; its factors have a leading axis of `members`, if given."""
+    """A parameter of integers; its factors, and its scale if it has one, have a leading axis of `members`, if given."""
     lead = () if members is None else (members,)
     factors = [(*lead, *(shape[a] for a in axes), rank) for axes in (left_axes, right_axes)]
     arrays = [integers(seed * 3 + i, s, dtype) for i, s in enumerate([shape, *factors])]
-    return LowRank(*arrays, tuple(left_axes), tuple(right_axes), Source(path, members))
+    scale = integers(seed + 7, lead, dtype) if scaled else None
+    return LowRank(*arrays, tuple(left_axes), tuple(right_axes), Source(path, members), scale)
 
 
 def dense(leaf: LowRank) -> np.ndarray:
@@ -64,6 +66,9 @@ def dense(leaf: LowRank) -> np.ndarray:
     owned = "".join(c for c in letters if c in left + right)
     spec = f"...{left}Z,...{right}Z->...{owned}"
     change = np.einsum(spec, np.asarray(leaf.left, np.float64), np.asarray(leaf.right, np.float64))
+    if leaf.scale is not None:
+        scale = np.asarray(leaf.scale, np.float64)
+        change = np.asarray(change) * scale.reshape((*scale.shape, *[1] * (np.ndim(change) - scale.ndim)))
     missing = [a - len(leaf.shape) for a, c in enumerate(letters) if c not in owned]
     for a in sorted(missing, reverse=True):  # from the last axis: its place does not depend on the others
         change = np.expand_dims(change, change.ndim + 1 + a)
@@ -83,7 +88,9 @@ def member_axes(tree: Any) -> Any:
     """`in_axes` for `jax.vmap`: factors are batched, bases and other arrays are shared."""
 
     def axes(leaf: Any) -> Any:
-        return replace(leaf, base=None, left=0, right=0) if is_low_rank(leaf) else None
+        if not is_low_rank(leaf):
+            return None
+        return replace(leaf, base=None, left=0, right=0, scale=None if leaf.scale is None else 0)
 
     return _map(axes, tree)
 
@@ -160,11 +167,14 @@ def _thin(leaf: Any) -> Any:
     def cut(f: jax.Array) -> np.ndarray:
         return np.broadcast_to(np.asarray(f)[:1, ..., :1], (DISTINCT, *f.shape[1:-1], 1))
 
-    return replace(leaf, left=cut(leaf.left), right=cut(leaf.right))
+    scale = None if leaf.scale is None else np.broadcast_to(np.asarray(leaf.scale)[:1], (DISTINCT,))
+    return replace(leaf, left=cut(leaf.left), right=cut(leaf.right), scale=scale)
 
 
 def _kinds(leaf: Any) -> Any:
-    return replace(leaf, base=PLAIN, left=FACTOR, right=FACTOR) if is_low_rank(leaf) else PLAIN
+    if not is_low_rank(leaf):
+        return PLAIN
+    return replace(leaf, base=PLAIN, left=FACTOR, right=FACTOR, scale=None if leaf.scale is None else FACTOR)
 
 
 def _rank_one_sizes(leaf: LowRank) -> list[int]:
@@ -187,7 +197,8 @@ def ownerships(draw: Any, ndim: int, kinds: str = "lrbn") -> tuple[tuple[int, ..
 def weights(
     draw: Any, min_ndim: int = 1, max_ndim: int = 4, sizes: Any = SIZES, kinds: str = "lrbn", **options: Any
 ) -> LowRank:
-    """Parameters of any ownership and of ranks 1 to 6."""
+    """Parameters of any ownership and of ranks 1 to 6, with a scale or without."""
+    options.setdefault("scaled", draw(st.booleans()))
     shape = tuple(draw(st.lists(sizes, min_size=min_ndim, max_size=max_ndim)))
     left, right = draw(ownerships(len(shape), kinds))
     return low_rank(draw(st.integers(0, 999)), shape, left, right, draw(st.integers(1, 6)), **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import pytest
 
 import eggroll
 from eggroll.engine.interpreter import trace
-from eggroll.strategy import chunking
+from eggroll.strategy import chunking, generation
 from eggroll.strategy.chunking import auto_units, check_chunk, units_per_update
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.inputs import make_rows
@@ -54,6 +55,32 @@ def test_larger_members_come_in_smaller_chunks():
     sizes = [units("auto", 4096, True, hidden) for hidden in (64, 4096, 1 << 16)]
     assert sizes[0] > sizes[1] > sizes[2] >= 1
     assert units("auto", 4096, False, 4096) >= 1.5 * sizes[1], "single members need half of what pairs do"
+
+
+def test_members_of_one_row_come_in_chunks_of_enough_rows(monkeypatch):
+    need = 4 << 20
+    assert auto_units(need, 4096) == 2
+    assert auto_units(need, 4096, rows=1) * need <= chunking._host_memory() * chunking.CPU_SHARE
+    monkeypatch.setattr(chunking, "_host_memory", lambda: 1 << 40)
+    assert auto_units(need, 4096, rows=1) == chunking.ENOUGH_ROWS
+    assert auto_units(need, 4096, rows=2) == chunking.ENOUGH_ROWS / 2
+    assert auto_units(need, 4096, rows=1 << 20) == 2
+
+
+def test_a_choice_is_remembered_for_the_same_program(monkeypatch):
+    asked = []
+    real = generation.member_need
+    monkeypatch.setattr(generation, "member_need", lambda *args: asked.append(args) or real(*args))
+    monkeypatch.setattr(chunking, "_CHOSEN", OrderedDict())
+    first = units("auto", 4096, True, 96)
+    assert units("auto", 4096, True, 96) == first and len(asked) == 1
+    units("auto", 2048, True, 96)
+    units("auto", 4096, True, 97)
+    units("auto", 4096, False, 96)
+    assert len(asked) == 4
+    for i in range(2 * chunking.REMEMBERED):
+        chunking.remembered(i, lambda: 1)
+    assert len(chunking._CHOSEN) == chunking.REMEMBERED
 
 
 def test_the_update_sums_as_many_units_as_its_noise_allows():

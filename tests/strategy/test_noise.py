@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy.special import erfinv
 
 from eggroll.strategy.keys import as_threefry, generation_key, leaf_key, path_hash
-from eggroll.strategy.noise import DISTRIBUTIONS, check_distribution
-from tests.strategy.single_stream import dense_noise, draw, low_rank_factors
+from eggroll.strategy.noise import DISTRIBUTIONS, check_distribution, unpack, words_for
+from eggroll.strategy.streams import Stream, Streams
+from tests.strategy.single_stream import dense_noise, draw, low_rank_factors, stream
 
 KEY = jax.random.key(0, impl="threefry2x32")
 LEAF = leaf_key(KEY, "dense/kernel")
@@ -248,3 +249,34 @@ def test_unknown_distribution_names_the_known_ones(name):
 def test_dtype_that_cannot_hold_the_noise(distribution, dtype):
     with pytest.raises(TypeError, match=f"{dtype} for {distribution}"):
         draw(KEY, (2,), distribution, dtype)
+
+
+# ---- the words of all streams at once
+
+
+@given(
+    words=st.lists(st.sampled_from([0, 1, 2, 2, 5, 33]), min_size=1, max_size=6),
+    seed=st.integers(0, 2**31 - 1),
+    first=st.integers(0, 2**31 - 5),
+)
+def test_words_of_many_streams_are_those_of_jax_random(words, seed, first):
+    streams = Streams(tuple(Stream(1000 * i, i % 3, n) for i, n in enumerate(words)))
+    key = jax.random.key(seed, impl="threefry2x32")
+    got = np.asarray(streams.draw(key, first + jnp.arange(3)))
+    assert got.shape == (3, streams.words) == (3, sum(words))
+    for i, n in enumerate(words):
+        leaf = jax.random.fold_in(key, np.uint32(1000 * i))
+        for unit in range(3):
+            own = stream(leaf, i % 3, first + unit)
+            with jax.threefry_partitionable(True):
+                np.testing.assert_array_equal(got[unit, streams.place(i)], jax.random.bits(own, (n,), "uint32"))
+
+
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("shape", [(3, 5), (), (33,), (0, 2)])
+def test_members_last_is_members_first_transposed(distribution, shape):
+    raw = jax.random.bits(KEY, (4, words_for(int(np.prod(shape)), distribution)), "uint32")
+    first = unpack(raw, shape, distribution, "float32")
+    last = unpack(raw.T, shape, distribution, "float32", members_last=True)
+    assert first.shape == (4, *shape)
+    np.testing.assert_array_equal(np.moveaxis(np.asarray(last), -1, 0), first)

@@ -13,7 +13,7 @@ from eggroll.engine.usage import discover
 from eggroll.strategy.inputs import make_rows
 from eggroll.strategy.perturbation import Sampler
 from eggroll.strategy.plan import make_plan
-from eggroll.strategy.working_set import largest_operation, member_bytes
+from eggroll.strategy.working_set import OTHER, OWN, largest_operations, member_need
 
 ROWS, WIDTH = 8, 512
 PARAMS = {"w": jnp.zeros((WIDTH, WIDTH))}
@@ -25,7 +25,11 @@ def cost(fun, *args, params=PARAMS, in_axes=None):
     shapes = (params, *rows.abstract())
     program = trace(fun, shapes)
     plan = make_plan(params, discover(program, leaf_paths(params), shapes))
-    return member_bytes(Sampler(plan, "rademacher", 6), program, params, rows)
+    return member_need(Sampler(plan, "rademacher", 6), program, params, rows)
+
+
+def bytes_of(fun, *args, **options):
+    return cost(fun, *args, **options).bytes
 
 
 X = jnp.zeros((ROWS, WIDTH))
@@ -44,7 +48,7 @@ SHARING = {
 
 @pytest.mark.parametrize("name", SHARING)
 def test_weights_that_are_moved_or_cast_are_shared(name):
-    assert ACTIVATIONS / 2 <= cost(SHARING[name], X) <= 4 * ACTIVATIONS
+    assert ACTIVATIONS / 2 <= bytes_of(SHARING[name], X) <= 4 * ACTIVATIONS
     assert 4 * ACTIVATIONS < 4 * WIDTH * WIDTH / 8
 
 
@@ -52,13 +56,13 @@ def test_layers_of_a_scan_count_once():
     def fun(p, x):
         return lax.scan(lambda h, w: (jnp.tanh(h @ w.T), None), x, p["w"])[0]
 
-    deep, shallow = (cost(fun, X, params={"w": jnp.zeros((n, WIDTH, WIDTH))}) for n in (12, 2))
+    deep, shallow = (bytes_of(fun, X, params={"w": jnp.zeros((n, WIDTH, WIDTH))}) for n in (12, 2))
     assert ACTIVATIONS <= shallow <= 4 * ACTIVATIONS
     assert deep - shallow <= 10 * 2 * 4 * 2 * WIDTH  # the ten layers' factors
 
 
 def test_a_dense_fallback_is_a_members_own():
-    assert cost(lambda p, x: x @ jnp.sin(p["w"]), X) >= 4 * WIDTH * WIDTH
+    assert bytes_of(lambda p, x: x @ jnp.sin(p["w"]), X) >= 4 * WIDTH * WIDTH
 
 
 def test_shared_inputs_are_free_and_a_members_own_rows_are_not():
@@ -66,8 +70,8 @@ def test_shared_inputs_are_free_and_a_members_own_rows_are_not():
         return jnp.tanh(table).sum() + (x[:1] @ p["w"]).sum()
 
     table = jnp.zeros((6, 1 << 16))
-    assert cost(fun, table, X) < table.nbytes / 8
-    own = cost(fun, table, X, in_axes=(0, None))
+    assert bytes_of(fun, table, X) < table.nbytes / 8
+    own = bytes_of(fun, table, X, in_axes=(0, None))
     assert 2 * table.nbytes / 6 <= own < 3 * table.nbytes / 6
 
 
@@ -77,8 +81,8 @@ def test_a_loop_that_makes_its_carry_differ():
         return lax.fori_loop(0, 3, lambda _, c: (c[0] + 1, jnp.sin(c[1]) + c[0]), (small, large))
 
     jaxpr = jax.make_jaxpr(loop)(0.0, jnp.zeros(1000))
-    assert largest_operation(jaxpr, [True, False]) >= 2 * 4000
-    assert largest_operation(jaxpr, [False, False]) == 0
+    assert largest_operations(jaxpr, [OWN, OTHER]).bytes >= 2 * 4000
+    assert largest_operations(jaxpr, [OTHER, OTHER]).bytes == 0
 
 
 def test_a_while_loop_with_constants_of_its_own():
@@ -86,5 +90,22 @@ def test_a_while_loop_with_constants_of_its_own():
         return lax.while_loop(lambda c: c[0] < limit, lambda c: (c[0] + 1.0, c[1] * step), (0.0, x))
 
     jaxpr = jax.make_jaxpr(loop)(3.0, 2.0, jnp.zeros(1000))
-    assert 8000 <= largest_operation(jaxpr, [False, True, False]) <= 12100
-    assert largest_operation(jaxpr, [False, False, False]) == 0
+    assert 8000 <= largest_operations(jaxpr, [OTHER, OWN, OTHER]).bytes <= 12100
+    assert largest_operations(jaxpr, [OTHER, OTHER, OTHER]).bytes == 0
+
+
+@pytest.mark.parametrize(("rows", "expected"), [(1, 1), (8, 8)])
+def test_the_rows_that_a_member_brings_to_the_largest_product(rows, expected):
+    def fun(p, x):
+        hidden = jnp.tanh(x @ p["w"])  # the base product on shared rows is made once
+        return hidden @ p["w"], jnp.ones((100, 5)) @ hidden[:1, :5].T
+
+    need = cost(fun, jnp.zeros((rows, WIDTH)))
+    assert (need.rows, need.flops) == (expected, rows * WIDTH * WIDTH)
+
+
+def test_own_rows_count_and_a_function_without_products_has_none():
+    assert cost(lambda p, x: x @ p["w"], jnp.zeros((6, 3, WIDTH)), in_axes=0).rows == 3
+    looped = lambda p, x: lax.fori_loop(0, 4, lambda _, h: jnp.tanh(h @ p["w"]), x)  # noqa: E731
+    assert cost(looped, jnp.zeros((6, 3, WIDTH)), in_axes=0).rows == 3
+    assert cost(lambda p: p["w"].sum(), params={"w": jnp.zeros(5)})[1:] == (0, 0)

@@ -72,6 +72,7 @@ def _canonical(eqn: Any, x: Any, weight: Perturbed) -> Array | None:
         weight.base,
         by_axes[(0,)],
         by_axes[(1,)],
+        scale=term.scale,
         precision=eqn.params["precision"],
         preferred_element_type=eqn.params["preferred_element_type"],
     )
@@ -102,6 +103,7 @@ class _Labels:
         acc, labels = x, self.x
         for f, later in zip([first, *rest[:-1]], _suffix_unions(rest_labels), strict=True):
             acc, labels = self._absorb(acc, labels, f, later, precision, dtype)
+        acc = term.times_scale(acc)  # thin by now, and two members of a pair share all that came before
         return self._finish(acc, labels, rest[-1], precision, dtype)
 
     def _absorb(

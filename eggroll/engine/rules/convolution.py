@@ -28,7 +28,7 @@ def conv_general_dilated(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> lis
     out_axis, *inner = eqn.params["dimension_numbers"].rhs_spec
     if ctx.product(eqn, kernel, inner, ()):
         return [ctx.base(eqn, args)]
-    split = [_split(t, out_axis) for t in kernel.terms]
+    split = [_split(t.without_scale(), out_axis) for t in kernel.terms]
     base = ctx.base(eqn, args)
     wide = accumulator_dtype(base.dtype)
     total = base.astype(wide)

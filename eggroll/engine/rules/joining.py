@@ -53,7 +53,7 @@ def _factorwise(parts: Sequence[Any], axis: int) -> Term | None:
     """One term for all parts, where every part has one, of the same rank, with `axis` a batch axis of its factors."""
     if not all(isinstance(p, Perturbed) and len(p.terms) == 1 for p in parts):
         return None
-    terms = [p.terms[0] for p in parts]
+    terms = [p.terms[0].without_scale() for p in parts]
     layout = [f.axes for f in terms[0].factors]
     if len({t.source.path for t in terms}) > 1 or any(axis not in axes for axes in layout):
         return None

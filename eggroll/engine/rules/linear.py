@@ -35,7 +35,7 @@ def sharding_constraint(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list
 def neg(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     """Changes the sign of one factor of each term."""
     (value,) = args
-    return map_terms(value, ctx.base(eqn, args), lambda t: t.scale(lax.neg))
+    return map_terms(value, ctx.base(eqn, args), lambda t: t.scaled(lax.neg))
 
 
 def convert_element_type(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
@@ -84,7 +84,10 @@ def _scaled(ctx: Interpreter, eqn: Any, args: Sequence[Any], which: int, op: Any
 
 
 def _scale_term(term: Term, other: Any, varying: frozenset[int], op: Any) -> Term:
-    """Scales the first factor that owns every axis along which `other` varies."""
+    """Scales the first factor that owns every axis along which `other` varies; a scalar goes into the scale."""
+    if not varying and term.scale is not None:
+        scalar = jnp.reshape(_along(other, (), term.scale.dtype, varying), ())
+        return replace(term, scale=op(term.scale, scalar))
     i = next(i for i, f in enumerate(term.factors) if varying <= set(f.axes))
     f = term.factors[i]
     scaled = replace(f, array=op(f.array, _along(other, f.axes, f.array.dtype, varying)))
@@ -112,7 +115,7 @@ def sub(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     """Adds the negative."""
     _refuse_options(eqn)
     lhs, rhs = (_addends(eqn, args, a) for a in args)
-    return [Perturbed(ctx.base(eqn, args), (*lhs, *(t.scale(lax.neg) for t in rhs)))]
+    return [Perturbed(ctx.base(eqn, args), (*lhs, *(t.scaled(lax.neg) for t in rhs)))]
 
 
 def _addends(eqn: Any, args: Sequence[Any], value: Any) -> tuple[Term, ...]:

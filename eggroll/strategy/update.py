@@ -1,0 +1,51 @@
+"""The second half of a generation: from shaped fitness to new parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from eggroll.strategy import precision
+from eggroll.strategy.frozen import put_back, without
+from eggroll.strategy.generation import Generation
+from eggroll.strategy.optimizer import updates
+from eggroll.strategy.state import State
+
+
+def moved(
+    optimizer: optax.GradientTransformationExtraArgs,
+    generation: Generation,
+    state: State,
+    weights: jax.Array,
+    words: jax.Array | None,
+    loss: jax.Array,
+) -> tuple[State, dict[str, jax.Array]]:
+    """The state after one update.
+
+    Args:
+        optimizer: turns the gradient into a change of the parameters.
+        generation: whose members the weights belong to.
+        state: before the update.
+        weights: `[N]`, shaped fitness.
+        words: from `Generation.words`, or None to draw the noise anew.
+        loss: scalar, for optimizers that watch it.
+
+    Returns:
+        (the new state, the norms of gradient and update as float32).
+    """
+    still = [leaf.kind == "frozen" for leaf in generation.plan.leaves]
+    params = without(state.params, still)
+    full = precision.full(params, state.master)
+    gradient = without(generation.gradient(weights, state.params, words), still)
+    change, opt_state = updates(optimizer, gradient, state.opt_state, full, loss)
+    params, master = precision.rounded(optax.apply_updates(full, change), params)
+    params = put_back(params, state.params, still)
+    new = State(params, master, opt_state, state.key, state.generation + jnp.int32(1))
+    return new, {"gradient_norm": _norm(gradient), "update_norm": _norm(change)}
+
+
+def _norm(tree: Any) -> jax.Array:
+    return optax.tree.norm(tree).astype(jnp.float32)
