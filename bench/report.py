@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from rich.table import Table
 from bench.environment import describe, device_slug
 
 RESULTS = pathlib.Path(__file__).parent / "results"
+WIDTH = 180  # of the card in a file or a pipe
 
 
 @dataclass
@@ -27,6 +29,7 @@ class Report:
         rows: the table; every row has the same keys.
         notes: sentences below the table: what a column means, what was left out and why.
         summary: the few figures that matter, by name.
+        series: curves, kept but not shown; left out where there are none.
     """
 
     question: str
@@ -34,6 +37,7 @@ class Report:
     rows: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
+    series: list[dict[str, Any]] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Everything that JSON can hold, with versions and device."""
@@ -45,6 +49,7 @@ class Report:
             "environment": describe(),
             "rows": self.rows,
             "notes": self.notes,
+            **({"series": self.series} if self.series else {}),
         }
 
     def finish(self, *, quick: bool, out: pathlib.Path | None = None) -> None:
@@ -55,7 +60,7 @@ class Report:
             out: file for the result; None (default) keeps a full run in
                 `bench/results/<question>/<device>.json`.
         """
-        self.card(Console())
+        self.card(Console(width=None if sys.stdout.isatty() else WIDTH))
         if out is None and not quick:
             out = RESULTS / self.question / f"{device_slug()}.json"
         content = _plain(self.as_dict())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,8 @@ from typing import Any
 
 import jax
 import numpy as np
+
+LEAST_ROUNDS = 3  # of candidates so slow that all rounds would take too long
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,11 @@ class Ratio:
 
 
 def interleave(
-    candidates: Mapping[str, Callable[[], Any]], *, rounds: int = 9, least_seconds: float = 0.05
+    candidates: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int = 9,
+    least_seconds: float = 0.05,
+    most_seconds: float = math.inf,
 ) -> dict[str, Timing]:
     """Time candidates in turns, A B C, A B C.
 
@@ -57,13 +64,17 @@ def interleave(
         candidates: name → a call without arguments; what it returns is waited for.
         rounds: how often each has its turn.
         least_seconds: a turn lasts at least about this long.
+        most_seconds: after this time there are no more rounds than three.
 
     Returns:
         name → timing, in the given order.
     """
     repeats = {name: _repeats(call, least_seconds) for name, call in candidates.items()}
     seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(rounds):
+    start = time.perf_counter()
+    for done in range(rounds):
+        if done >= LEAST_ROUNDS and time.perf_counter() - start > most_seconds:
+            break
         for name, call in candidates.items():
             seconds[name].append(_turn(call, repeats[name]))
     return {name: Timing(name, tuple(values)) for name, values in seconds.items()}

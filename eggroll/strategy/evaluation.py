@@ -19,6 +19,19 @@ from eggroll.strategy.perturbation import Noise, Sampler, member_sign
 from eggroll.strategy.population import AXIS, Population
 
 
+def in_memory(fun: Callable[[jax.Array], Any], words: jax.Array) -> Any:
+    """`fun(words)`, computed once and stored.
+
+    XLA would compute it anew inside every operation that reads it, for every row that a factor meets. On CPUs it
+    ignores `optimization_barrier` as it fuses, but does not fuse out of a branch; elsewhere a branch would be slow.
+    """
+    if jax.default_backend() != "cpu":
+        return lax.optimization_barrier(fun(words))
+    shapes = jax.eval_shape(fun, words)
+    always = (words.ravel()[:1] >> 1).astype(jnp.int32).min(initial=0) >= 0  # no simplifier knows
+    return lax.cond(always, fun, lambda _: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), words)
+
+
 class Totals(NamedTuple):
     """What is summed up over members, chunk by chunk.
 
@@ -83,7 +96,7 @@ class Evaluation:
             return jax.vmap(member)(jnp.arange(signs), own)
 
         def chunk(first: Any, count: int) -> tuple[Any, Totals]:
-            noise = self.sampler.draw(self.sampler.words(key, words, start, first, count))
+            noise = in_memory(self.sampler.draw, self.sampler.words(key, words, start, first, count))
             own = rows.of_members((start + first) * signs, count * signs)
             own = [x.reshape(count, signs, *x.shape[1:]) for x in own]
             outs = jax.vmap(unit, in_axes=(self.sampler.unit_axes, 0))(noise, own)

@@ -83,7 +83,7 @@ class Sampler:
                 # Only the words are transposed, of which there are 32 or 2 times fewer than numbers.
                 own = jax.lax.optimization_barrier(own.T) if last else own
                 drawn = unpack(own, shape, self.distribution, leaf.dtype, members_last=last)
-                parts.append(drawn if last or leaf.kind != "low_rank" else _for_product(leaf, side, drawn))
+                parts.append(drawn if last else _stack_first(leaf, side, drawn))
                 numbered += 1
             noise.append(tuple(parts) if leaf.kind == "low_rank" else parts[0] if parts else None)
         return noise
@@ -122,17 +122,13 @@ class Sampler:
         return value
 
 
-def _for_product(leaf: LeafPlan, side: int, factor: jax.Array) -> jax.Array:
-    """A factor as the evaluation likes it: in memory, and stack axes before the units.
-
-    A scan over layers then takes its slices without a transposed copy.
-    """
+def _stack_first(leaf: LeafPlan, side: int, noise: jax.Array) -> jax.Array:
+    """Stack axes before the units: a scan over layers then takes its slices without a transposed copy."""
+    if leaf.kind != "low_rank":
+        return noise
     axes = leaf.left_axes if side == LEFT else leaf.right_axes
     stack = [1 + axes.index(a) for a in leaf.stack_axes]
-    if stack:
-        return jnp.moveaxis(factor, stack, range(len(stack)))
-    # Else each operation would unpack it anew for every row that it multiplies; a loop stores its inputs anyway.
-    return jax.lax.optimization_barrier(factor)
+    return jnp.moveaxis(noise, stack, range(len(stack)))
 
 
 def _sides(leaf: LeafPlan) -> list[tuple[int, tuple[int, ...]]]:

@@ -1,0 +1,48 @@
+"""The unit that speed is measured in: pure inference of the same rows, as users write it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+
+@dataclass(frozen=True)
+class Inference:
+    """One `jax.vmap` over the members, compiled: unperturbed weights are shared, rows are each member's own argument.
+
+    Attributes:
+        call: without arguments; returns the outputs of all members, part by part.
+        parts: vmapped calls that the members are split over: 1, or as few as fit the memory allowed.
+    """
+
+    call: Callable[[], list[Any]]
+    parts: int
+
+
+def plain_inference(fun: Callable[..., Any], params: Any, rows: tuple[jax.Array, ...], limit: float) -> Inference:
+    """Inference that is given every member's rows, in as few vmapped calls as keep each below `limit`.
+
+    Args:
+        fun: `fun(params, *rows)` of one member.
+        params: unperturbed.
+        rows: arrays `[members, ...]`.
+        limit: bytes for what a call makes: outputs and temporary arrays.
+    """
+    members = len(rows[0])
+    batched = jax.jit(jax.vmap(fun, in_axes=(None, *[0] * len(rows))))
+    for parts in (n for n in range(1, members + 1) if members % n == 0):
+        size = members // parts
+        shapes = [jax.ShapeDtypeStruct((size, *x.shape[1:]), x.dtype) for x in rows]
+        compiled = batched.lower(params, *shapes).compile()
+        if _bytes_made(compiled) <= limit:
+            break
+    pieces = [tuple(x[i : i + size] for x in rows) for i in range(0, members, size)] if parts > 1 else [rows]
+    return Inference(lambda: [compiled(params, *piece) for piece in pieces], parts)
+
+
+def _bytes_made(compiled: Any) -> int:
+    need = compiled.memory_analysis()
+    return need.temp_size_in_bytes + need.output_size_in_bytes if need else 0

@@ -1,0 +1,105 @@
+import json
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bench import chunks, model
+from bench.inference import plain_inference
+from bench.timing import LEAST_ROUNDS, Timing, interleave
+
+TINY = ["--quick", "--networks", "digits", "--populations", "8", "--rows", "4"]
+
+
+def run(capsys, arguments):
+    model.main(arguments)
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+def test_a_tiny_run_says_what_step_and_forward_cost(capsys, tmp_path):
+    out = tmp_path / "kept.json"
+    found = run(capsys, [*TINY, "--out", str(out)])
+    (row,) = found["rows"]
+    assert (row["network"], row["population"], row["parts"]) == ("digits", 8, 1)
+    assert 1 <= row["chunk"] <= 8
+    for name in ("step_over_inference", "step_over_scored_inference", "forward_over_inference", "members_per_second"):
+        assert 0 < row[name] < math.inf
+    assert row["low"] <= row["step_over_inference"] <= row["high"]
+    assert found["summary"] == {"digits_8_step_over_inference": row["step_over_inference"]}
+    assert json.loads(out.read_text())["rows"] == found["rows"]
+
+
+@pytest.mark.slow
+def test_decoding_is_summed_up_in_per_cent_of_tokens():
+    timings = {
+        name: Timing(name, seconds)
+        for name, seconds in {
+            "inference": (1.0, 2.0, 3.0),
+            "scored": (2.0, 4.0, 6.0),
+            "forward": (1.25, 2.5, 3.75),
+            "step": (1.5, 3.0, 4.5),
+        }.items()
+    }
+    row = model.row(model.network(model.Options(quick=True), "decode"), 8, timings)
+    assert row["step_over_inference"] == pytest.approx(1.5)
+    assert row["step_over_scored_inference"] == pytest.approx(0.75)
+    assert row["forward_percent"] == pytest.approx(80)
+    assert row["members_per_second"] == pytest.approx(8 / 3)
+    assert model.summary([row])["decode_8_percent_of_tokens"] == pytest.approx(80)
+
+
+def test_points_are_each_networks_own_unless_asked_for():
+    every = list(model.points(model.Options()))
+    assert {name for name, _ in every} == set(model.POPULATIONS)
+    assert {p for name, p in every if name == "digits"} == {64, 256, 1024, 4096, 16384}
+    asked = model.Options(networks=("cnn", "decode"), populations=(2, 4))
+    assert list(model.points(asked)) == [("cnn", 2), ("cnn", 4), ("decode", 2), ("decode", 4)]
+
+
+@pytest.mark.parametrize(("limit", "parts"), [(math.inf, 1), (8 * 4 * 5, 2), (0, 12)])
+def test_inference_is_split_into_as_few_equal_parts_as_fit(limit, parts):
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(12, 3)), jnp.float32)
+    weight = jnp.arange(15.0).reshape(3, 5)
+    found = plain_inference(lambda w, x: x @ w, weight, (rows,), limit)
+    assert found.parts == len(found.call()) == parts
+    np.testing.assert_allclose(np.concatenate(found.call()), rows @ weight, rtol=1e-5)
+
+
+def test_slow_candidates_get_three_rounds():
+    calls = []
+    timings = interleave({"a": lambda: calls.append(1)}, rounds=50, least_seconds=0, most_seconds=0)
+    assert len(timings["a"].seconds) == LEAST_ROUNDS
+    assert len(calls) == LEAST_ROUNDS + 2  # one compiles, one says how many calls make a turn
+
+
+def test_choosing_costs_the_difference_of_first_calls_in_steps(monkeypatch):
+    asked = []
+
+    def first_call(options, name, population, chunk):
+        asked.append(chunk)
+        return {"first": 5.0 if chunk == "auto" else 4.0, "later": 0.5, "chunk": 16}
+
+    monkeypatch.setattr(chunks, "fresh_first_call", first_call)
+    cost = chunks.choosing_cost(model.Options(first_calls=2), "digits", 64)
+    assert cost == {"choosing_costs_steps": 2.0, "spread": 0.0}
+    assert asked == ["auto", 16, "auto", 16]
+
+
+@pytest.mark.slow
+def test_auto_is_compared_with_the_best_fixed_chunk(monkeypatch):
+    monkeypatch.setattr(chunks, "choosing_cost", lambda *_: {"choosing_costs_steps": 1.5, "spread": 0.5})
+    options = model.Options(quick=True, networks=("digits",), populations=(8,), rows=4, chunks=(2, 64))
+    report = chunks.chunk_report(options)
+    (row,) = report.rows
+    assert row["best_fixed"] == 2
+    assert row["chunk_64"] is None
+    assert row["auto_over_best_fixed"] > 0
+    assert report.summary["digits_8_choosing_costs_steps"] == 1.5
+
+
+@pytest.mark.slow
+def test_first_calls_in_fresh_processes(capsys, tmp_path):
+    found = run(capsys, [*TINY, "--chunks", "4", "--out", str(tmp_path / "kept.json")])
+    assert found["question"] == "chunks"
+    assert math.isfinite(found["rows"][0]["choosing_costs_steps"])
