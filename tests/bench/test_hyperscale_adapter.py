@@ -95,6 +95,7 @@ def double(tmp_path, monkeypatch):
         del sys.modules[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", [Work("layer", 8, width=5), Work("digits", 8, rows=3)], ids=lambda work: work.name)
 def test_a_generation_moves_every_parameter_with_new_noise(double, work):
     module = adapter("hyperscale_es")

@@ -113,6 +113,7 @@ def test_the_fitness_is_minus_the_mean_square():
     assert reduced(outputs).tolist() == [-5.0, -2.0] and reduced(outputs).dtype == jnp.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_candidate_runs_and_training_goes_on(dtype):
     small = Layer(width=8, population=6, dtype=dtype)

@@ -8,6 +8,7 @@ from bench.fresh import run_fresh
 SMALL = ["--rows", "4", "--populations", "8"]
 
 
+@pytest.mark.slow
 def test_a_point_is_a_process_of_its_own_and_counts_what_it_did():
     base = memory.fresh_point(memory.Options(rows=4), "base", 8)
     assert base["measured"] in ("process", "device")

@@ -17,6 +17,7 @@ def run(capsys, arguments):
     return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_a_tiny_run_says_what_step_and_forward_cost(capsys, tmp_path):
     out = tmp_path / "kept.json"
     found = run(capsys, [*TINY, "--out", str(out)])

@@ -68,6 +68,7 @@ def test_sizes_are_those_of_the_issue():
     assert blocks["up"].shape == (12, 256, 1024)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", networks.NETWORKS)
 def test_every_network_has_a_float32_fitness_of_its_rows(name):
     dtype = "bfloat16"  # where a promotion that nobody asked for shows
@@ -79,6 +80,7 @@ def test_every_network_has_a_float32_fitness_of_its_rows(name):
     assert np.isfinite(each).all()
 
 
+@pytest.mark.slow
 def test_members_share_rows_or_have_their_own():
     shared, own = networks.digits(rows=3), networks.decode(rows=3, depth=1, width=16)
     assert [x.shape for x in shared.rows(4)] == [(3, 8, 8), (3,)]

@@ -73,6 +73,7 @@ def test_inference_evaluates_every_member_on_its_rows(work):
         np.testing.assert_allclose(outputs[4], task.model(task.params, task.rows[0]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_every_step_goes_on_from_the_last_one():
     candidate = adapter("ours").prepare(SMALL)
     (first, _), (second, metrics) = candidate.step(), candidate.step()
