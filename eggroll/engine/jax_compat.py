@@ -6,13 +6,14 @@ Supported: JAX 0.10.2 to 0.12. What moved in that range: `ClosedJaxpr` became an
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from jax._src import source_info_util
 from jax._src.interpreters import partial_eval
+from jax.experimental.scheduling_groups import xla_metadata_call
 from jax.extend import core as jex
 
 Literal = jex.Literal
@@ -53,6 +54,11 @@ def source_context(eqn: Any) -> Any:
     stack.enter_context(source_info_util.user_context(traceback, name_stack=names))
     stack.enter_context(eqn.ctx.manager)
     return stack
+
+
+def call_apart(fun: Callable[..., Any], *args: Any) -> Any:
+    """`fun(*args)` as a call that XLA does not inline, so that nothing is fused across it."""
+    return xla_metadata_call(fun, inlineable="false")(*args)
 
 
 def source_line(eqn: Any) -> str:

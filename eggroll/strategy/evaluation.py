@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, PartitionSpec
 
+from eggroll.engine import jax_compat
 from eggroll.engine.fallback import Policy
 from eggroll.engine.interpreter import Interpreter, Program, partition
 from eggroll.engine.lowrank import accumulator_dtype
@@ -23,13 +24,11 @@ def in_memory(fun: Callable[[jax.Array], Any], words: jax.Array) -> Any:
     """`fun(words)`, computed once and stored.
 
     XLA would compute it anew inside every operation that reads it, for every row that a factor meets. On CPUs it
-    ignores `optimization_barrier` as it fuses, but does not fuse out of a branch; elsewhere a branch would be slow.
+    ignores `optimization_barrier` as it fuses, but does not fuse out of a call that stays one.
     """
     if jax.default_backend() != "cpu":
         return lax.optimization_barrier(fun(words))
-    shapes = jax.eval_shape(fun, words)
-    always = (words.ravel()[:1] >> 1).astype(jnp.int32).min(initial=0) >= 0  # no simplifier knows
-    return lax.cond(always, fun, lambda _: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), words)
+    return jax_compat.call_apart(fun, words)
 
 
 class Totals(NamedTuple):

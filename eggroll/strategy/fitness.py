@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from eggroll.engine.lowrank import accumulator_dtype
+from eggroll.strategy.statistics import deviation, summarize
 
 
 def check_fitness(fitness: Any, population: int) -> Any:
@@ -83,15 +84,16 @@ def summary(fitness: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
         Scalars by name; NaN where nothing is finite.
     """
     finite = jnp.isfinite(fitness)
-    count = finite.sum().astype(fitness.dtype)
-    mean = jnp.where(finite, fitness, 0).sum() / count
-    spread = jnp.sqrt(jnp.where(finite, (fitness - mean) ** 2, 0).sum() / count)
-    inf = jnp.asarray(jnp.inf, fitness.dtype)
-    none = jnp.asarray(jnp.nan, fitness.dtype)
-    return {
-        "fitness_mean": mean,
-        "fitness_best": jnp.where(count > 0, jnp.where(finite, fitness, -inf).max(), none),
-        "fitness_worst": jnp.where(count > 0, jnp.where(finite, fitness, inf).min(), none),
-        "fitness_std": spread,
-        "nonfinite": (~valid).sum(dtype=jnp.int32),
+    counted = jnp.where(finite, fitness, 0)
+    found = summarize(counted, finite)
+    centred = jnp.where(finite, counted - found.mean, 0)
+    values = {
+        "fitness_mean": found.mean + summarize(centred, finite).mean,
+        "fitness_best": found.high,
+        "fitness_worst": found.low,
+        "fitness_std": deviation(centred, finite),
+    }
+    some = found.count > 0
+    return {name: jnp.where(some, value, jnp.nan)[0] for name, value in values.items()} | {
+        "nonfinite": fitness.size - summarize(jnp.where(valid, fitness, 0), valid).count[0]
     }

@@ -20,6 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eggroll.strategy.statistics import centre, deviation, summarize
+
 Shaping = str | Callable[[jax.Array], jax.Array]
 
 
@@ -88,11 +90,12 @@ def shape_fitness(fitness: Any, *, shaping: Shaping, antithetic: bool, groups: i
     _check_layout(size, shaping, antithetic, groups)
     valid = _valid(fitness, antithetic)
     fitness = jnp.where(valid, fitness, 0)
+    count = jnp.maximum(summarize(fitness, valid).count, 1).astype(fitness.dtype)
     if isinstance(shaping, str):
         weights = SHAPINGS[shaping](fitness, valid, antithetic, groups)
     else:
         weights = _custom(shaping, fitness, valid)
-    return jnp.where(valid, weights * (size / _count(valid, fitness.dtype)), 0), valid
+    return jnp.where(valid, weights * (size / count), 0), valid
 
 
 def _as_fitness(fitness: Any) -> jax.Array:
@@ -139,52 +142,23 @@ def _valid(fitness: jax.Array, antithetic: bool) -> jax.Array:
     return jnp.repeat(finite.reshape(-1, 2).all(axis=1), 2)
 
 
-def _count(valid: jax.Array, dtype: np.dtype) -> jax.Array:
-    """Count the valid members along the last axis, at least 1 so that it can divide."""
-    return jnp.maximum(valid.sum(axis=-1, keepdims=True), 1).astype(dtype)
-
-
-def _scale(x: jax.Array) -> jax.Array:
-    """Return the largest magnitude along the last axis, or 1: a divisor that keeps squares finite."""
-    largest = jnp.max(jnp.abs(x), axis=-1, keepdims=True)
-    # XLA divides an array by a scalar by multiplying with its reciprocal, and flushes a subnormal one to 0.
-    return jnp.where(largest > 0, jnp.minimum(largest, jnp.finfo(x.dtype).max / 8), 1)
-
-
-def _mean(x: jax.Array, valid: jax.Array) -> jax.Array:
-    """Average the valid entries along the last axis; `x` is 0 elsewhere."""
-    scale = _scale(x)
-    mean = jnp.sum(x / scale, axis=-1, keepdims=True) / _count(valid, x.dtype) * scale
-    low = jnp.min(jnp.where(valid, x, jnp.inf), axis=-1, keepdims=True)
-    high = jnp.max(jnp.where(valid, x, -jnp.inf), axis=-1, keepdims=True)
-    # A rounded mean can leave the range of its data; held inside, the mean of a constant is that constant.
-    return jnp.where(low <= high, jnp.clip(mean, low, high), 0)
-
-
-def _centre(x: jax.Array, valid: jax.Array) -> jax.Array:
-    """Subtract the mean along the last axis; the second pass removes the rounding error of the first."""
-    for _ in range(2):
-        x = jnp.where(valid, x - _mean(x, valid), 0)
-    return x
-
-
 def _none(fitness: jax.Array, valid: jax.Array, antithetic: bool, groups: int) -> jax.Array:
-    centred = _centre(fitness, valid)
+    centred = centre(fitness, valid)
     if antithetic:
         return centred  # only f⁺ − f⁻ enters the estimator: the mean cancels and brings no bias
     # The mean holds the member's own fitness, which shrinks the estimate by (n − 1)/n. The factor undoes it:
     # the weight is fᵢ minus the mean of the other members (the leave-one-out baseline), which is independent
     # of member i's noise.
-    count = _count(valid, fitness.dtype)
+    count = summarize(fitness, valid).count.astype(fitness.dtype)
     return centred * (count / jnp.maximum(count - 1, 1))
 
 
 def _group(fitness: jax.Array, valid: jax.Array, antithetic: bool, groups: int) -> jax.Array:
     fitness = fitness / 8  # scale does not matter here: nothing overflows, and 1/std is not subnormal
-    spread = _centre(fitness, valid)
-    scale = _scale(spread)
-    std = jnp.sqrt(jnp.sum((spread / scale) ** 2, keepdims=True) / _count(valid, fitness.dtype)) * scale
-    centred = _centre(fitness.reshape(groups, -1), valid.reshape(groups, -1)).reshape(-1)
+    centred = centre(fitness, valid)
+    std = deviation(centred, valid)
+    if groups > 1:
+        centred = centre(fitness.reshape(groups, -1), valid.reshape(groups, -1)).reshape(-1)
     return jnp.where(std > 0, centred / jnp.where(std > 0, std, 1), 0)
 
 
@@ -205,14 +179,15 @@ def _centered_rank(fitness: jax.Array, valid: jax.Array, antithetic: bool, group
 
 def _sign(fitness: jax.Array, valid: jax.Array, antithetic: bool, groups: int) -> jax.Array:
     if not antithetic:
-        return jnp.sign(_centre(0.5 * fitness, valid))  # halved: differences of halves cannot overflow
+        return jnp.sign(centre(0.5 * fitness, valid))  # halved: differences of halves cannot overflow
     plus, minus = fitness[0::2], fitness[1::2]
     sign = (plus > minus).astype(fitness.dtype) - (plus < minus).astype(fitness.dtype)
     return jnp.stack([sign, -sign], axis=1).reshape(-1)
 
 
 def _custom(shaping: Callable[[jax.Array], jax.Array], fitness: jax.Array, valid: jax.Array) -> jax.Array:
-    weights = shaping(jnp.where(valid, fitness, _mean(fitness, valid)))
+    found = summarize(fitness, valid)
+    weights = shaping(jnp.where(valid, fitness, found.mean))
     shape, dtype = getattr(weights, "shape", None), getattr(weights, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
@@ -224,9 +199,7 @@ def _custom(shaping: Callable[[jax.Array], jax.Array], fitness: jax.Array, valid
             f"the shaping returned shape {shape} for fitness of shape {fitness.shape}; the same shape is "
             "required; return one weight per member"
         )
-    highest = jnp.where(valid, fitness, -jnp.inf).max()
-    lowest = jnp.where(valid, fitness, jnp.inf).min()
-    return jnp.where(highest > lowest, jnp.asarray(weights, dtype=fitness.dtype), 0)
+    return jnp.where(found.high > found.low, jnp.asarray(weights, dtype=fitness.dtype), 0)
 
 
 SHAPINGS: dict[str, Callable[[jax.Array, jax.Array, bool, int], jax.Array]] = {

@@ -78,14 +78,19 @@ class Streams:
         if not self.words:
             return jnp.zeros((units.shape[0], 0), jnp.uint32)
         used = [self.streams[i] for i in self._order if self.streams[i].words]
-        data = jax.random.key_data(key)
-        keys = _threefry((data[0], data[1]), np.array([s.path for s in used], np.uint32))
-        keys = _threefry(keys, np.array([s.side for s in used], np.uint32))
-        keys = _threefry(keys, units.astype(jnp.uint32)[:, None])  # [U, streams]
+        keys = _threefry(_stream_keys(key, used), units.astype(jnp.uint32)[:, None])  # [U, streams]
         lengths = [s.words for s in used]
         counts = np.concatenate([np.arange(n, dtype=np.uint32) for n in lengths])
         first, second = _threefry((_repeat(keys[0], lengths), _repeat(keys[1], lengths)), counts)
         return first ^ second
+
+
+def _stream_keys(key: jax.Array, streams: Sequence[Stream]) -> tuple[jax.Array, jax.Array]:
+    """Per stream `fold_in(fold_in(key, path), side)`; a loop, so that threefry is compiled once for both."""
+    folded = np.array([[s.path for s in streams], [s.side for s in streams]], np.uint32)
+    first, second = jax.random.key_data(key)
+    start = jnp.full(len(streams), first), jnp.full(len(streams), second)
+    return jax.lax.scan(lambda keys, data: (_threefry(keys, data), None), start, folded)[0]
 
 
 def _threefry(keys: tuple[jax.Array, jax.Array], count: Any) -> tuple[jax.Array, jax.Array]:

@@ -8,11 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy import precision
 from eggroll.strategy.frozen import put_back, without
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.optimizer import updates
 from eggroll.strategy.state import State
+
+JOINED = 1 << 16  # numbers in a leaf
 
 
 def moved(
@@ -48,4 +51,9 @@ def moved(
 
 
 def _norm(tree: Any) -> jax.Array:
-    return optax.tree.norm(tree).astype(jnp.float32)
+    """The norm of all leaves together; small ones are joined first: each reduction is a kernel to compile."""
+    leaves = [x.astype(accumulator_dtype(x.dtype)).ravel() for x in jax.tree.leaves(tree)]
+    small = [x for x in leaves if x.size <= JOINED]
+    large = [x for x in leaves if x.size > JOINED]
+    joined = [jnp.concatenate([x.astype(jnp.result_type(*small)) for x in small])] if small else []
+    return jnp.asarray(optax.tree.norm(large + joined), jnp.float32)

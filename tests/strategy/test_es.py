@@ -114,6 +114,18 @@ def test_statistics_of_narrow_fitness_are_in_float32(dtype):
     np.testing.assert_allclose(metrics["fitness_std"], values.std(), rtol=1e-6)
 
 
+@pytest.mark.parametrize("largest", [3e38, 1e30, 1e-20, 1e-36])
+def test_statistics_of_any_magnitude(largest):
+    """Neither sums nor squares overflow or vanish: `|f|` up to the largest float32."""
+    strategy, state, members, _, _ = asked()
+    values = np.float32(largest * np.linspace(-1, 1, N) ** 3)
+    _, metrics = strategy.tell(state, members, values)
+    exact = values.astype(np.float64)
+    assert float(metrics["fitness_mean"]) == pytest.approx(exact.mean(), rel=1e-5, abs=1e-6 * largest)
+    assert float(metrics["fitness_std"]) == pytest.approx(exact.std(), rel=1e-5)
+    assert (float(metrics["fitness_best"]), float(metrics["fitness_worst"])) == (exact.max(), exact.min())
+
+
 @pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_])
 def test_a_step_on_counts(dtype):
     """The number of right answers is a fitness."""
