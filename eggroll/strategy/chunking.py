@@ -15,6 +15,7 @@ from eggroll.strategy.plan import Plan
 CPU_WORKING_SET = 8 << 20  # bytes: what an operation reads and writes for a chunk stays in the caches
 ENOUGH_ROWS = 1024  # in a product with a shared matrix: with fewer, reading the matrix takes longer than multiplying
 CPU_SHARE = 1 / 16  # of the machine's memory, that a chunk may take for the sake of enough rows
+FEW_ROWS, FEW_BYTES = 4 * ENOUGH_ROWS, 8 * CPU_WORKING_SET  # a population this small is not worth a loop over chunks
 ACCELERATOR_SHARE = 0.25  # of the memory that the device reports
 ACCELERATOR_WORKING_SET = 1 << 30  # bytes, where the device does not tell its memory
 
@@ -44,8 +45,9 @@ def auto_units(need: int, units: int, rows: int = 0) -> int:
     """Units (pairs, or single members) in a chunk under `chunk="auto"`: as many as fit the working set.
 
     On a CPU the working set is a cache's size, but more where so few members bring few rows to the products with shared
-    matrices, which every chunk reads again (one row each: a decoder). On an accelerator it is a share of its memory. A
-    near divisor of the population is preferred: no smaller last chunk then has to be compiled.
+    matrices, which every chunk reads again (one row each: a decoder). All units are one chunk where they make no more
+    than `FEW_ROWS` and `FEW_BYTES`: a loop that puts outputs together would take longer. On an accelerator it is a
+    share of its memory. A near divisor of the population is preferred: no smaller last chunk has to be compiled.
 
     Args:
         need: bytes of one unit: what its largest operation reads and writes, and its noise.
@@ -57,6 +59,8 @@ def auto_units(need: int, units: int, rows: int = 0) -> int:
     """
     fitting = _budget() // max(need, 1)
     if rows and jax.default_backend() == "cpu":
+        if units * rows <= FEW_ROWS and units * need <= FEW_BYTES:
+            return units
         fitting = max(fitting, min(-(-ENOUGH_ROWS // rows), int(_host_memory() * CPU_SHARE) // max(need, 1)))
     return _near_divisor(units, max(1, min(units, fitting)))
 

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eggroll.strategy.threefry import fold_in
+
 _IMPL = "threefry2x32"
 
 
@@ -131,4 +133,4 @@ def generation_key(key: jax.Array, generation: int | jax.Array, noise_reuse: int
         )
     if not jnp.issubdtype(jnp.result_type(generation), jnp.integer):
         raise TypeError(f"got generation={generation!r}; an integer is required; count generations from 0")
-    return jax.random.fold_in(key, generation // int(noise_reuse))
+    return fold_in(key, generation // int(noise_reuse))

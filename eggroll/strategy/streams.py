@@ -6,18 +6,19 @@ beside each other, each as often as its stream has words, and threefry runs over
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.random import threefry2x32_p
+
+from eggroll.strategy.threefry import folded, words
 
 LEFT, RIGHT, DENSE = 0, 1, 2  # sides of a parameter; part of what a seed means, so never renumbered
+LONG = 4096  # words: shorter streams are one operation to compile; of longer ones the keys are not repeated in memory
 
 
 class Stream(NamedTuple):
@@ -78,35 +79,14 @@ class Streams:
         if not self.words:
             return jnp.zeros((units.shape[0], 0), jnp.uint32)
         used = [self.streams[i] for i in self._order if self.streams[i].words]
-        keys = _threefry(_stream_keys(key, used), units.astype(jnp.uint32)[:, None])  # [U, streams]
-        lengths = [s.words for s in used]
-        counts = np.concatenate([np.arange(n, dtype=np.uint32) for n in lengths])
-        first, second = _threefry((_repeat(keys[0], lengths), _repeat(keys[1], lengths)), counts)
-        return first ^ second
-
-
-def _stream_keys(key: jax.Array, streams: Sequence[Stream]) -> tuple[jax.Array, jax.Array]:
-    """Per stream `fold_in(fold_in(key, path), side)`; a loop, so that threefry is compiled once for both."""
-    folded = np.array([[s.path for s in streams], [s.side for s in streams]], np.uint32)
-    first, second = jax.random.key_data(key)
-    start = jnp.full(len(streams), first), jnp.full(len(streams), second)
-    return jax.lax.scan(lambda keys, data: (_threefry(keys, data), None), start, folded)[0]
-
-
-def _threefry(keys: tuple[jax.Array, jax.Array], count: Any) -> tuple[jax.Array, jax.Array]:
-    """Encrypts counters below 2³²; the result is also `jax.random.fold_in(key, count)`, word by word."""
-    # All operands or none must be batched: under a caller's vmap the primitive does not broadcast for itself.
-    zero = (keys[0] & np.uint32(0)) | (count & np.uint32(0))
-    first, second = threefry2x32_p.bind(keys[0] | zero, keys[1] | zero, zero, count | zero)
-    return first, second
-
-
-def _repeat(keys: jax.Array, lengths: Sequence[int]) -> jax.Array:
-    """`[U, streams]` → `[U, words]`: every column as often as its stream has words; lengths ascend."""
-    parts, start = [], 0
-    for length, run in groupby(lengths):
-        count = len(list(run))
-        part = keys[:, start : start + count, None]
-        parts.append(jnp.broadcast_to(part, (*part.shape[:2], length)).reshape(keys.shape[0], -1))
-        start += count
-    return jnp.concatenate(parts, axis=1)
+        path, side = (np.array([getattr(s, name) for s in used], np.uint32) for name in ("path", "side"))
+        first, second = jax.random.key_data(key)
+        keys = folded(folded((first, second), path), side)  # [streams]
+        first, second = folded(keys, units.astype(jnp.uint32)[:, None])  # [U, streams]
+        parts, start = [], 0
+        for _, run in groupby((s.words for s in used), lambda n: max(n, LONG)):
+            lengths = list(run)
+            place = slice(start, start + len(lengths))
+            parts.append(words((first[:, place], second[:, place]), lengths))
+            start = place.stop
+        return jnp.concatenate(parts, axis=1)

@@ -67,6 +67,14 @@ def test_members_of_one_row_come_in_chunks_of_enough_rows(monkeypatch):
     assert auto_units(need, 4096, rows=1 << 20) == 2
 
 
+def test_a_small_population_is_one_chunk():
+    need = chunking.FEW_BYTES // 1024
+    assert auto_units(need, 1024, rows=4) == 1024
+    assert auto_units(need, 1024, rows=0) < 1024, "how many rows is not known"
+    assert auto_units(need, 1024, rows=5) < 1024, "too many rows"
+    assert auto_units(need + 1, 1024, rows=4) < 1024, "too many bytes"
+
+
 def test_a_choice_is_remembered_for_the_same_program(monkeypatch):
     asked = []
     real = generation.member_need
