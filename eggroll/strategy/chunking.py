@@ -72,7 +72,7 @@ def keep_words(need: int) -> bool:
 
 def units_per_update(plan: Plan, units: int) -> int:
     """Units whose noise is summed at once in the estimator."""
-    budget = 8 * CPU_WORKING_SET if jax.default_backend() == "cpu" else _budget()
+    budget = 4 * CPU_WORKING_SET if jax.default_backend() == "cpu" else _budget()
     return _near_divisor(units, max(1, min(units, budget // max(4 * plan.numbers, 1))))
 
 

@@ -98,7 +98,7 @@ class Evaluation:
             noise = in_memory(self.sampler.draw, self.sampler.words(key, words, start, first, count))
             own = rows.of_members((start + first) * signs, count * signs)
             own = [x.reshape(count, signs, *x.shape[1:]) for x in own]
-            outs = jax.vmap(unit, in_axes=(self.sampler.unit_axes, 0))(noise, own)
+            outs = jax.vmap(unit)(noise, own)
             kept, averaged = jax.tree.map(lambda x: x.reshape(count * signs, *x.shape[2:]), outs)
             return kept, _totals(averaged, _all_finite(kept, count * signs))
 

@@ -69,10 +69,10 @@ class Sampler:
         Args:
             words: `[U, W]`, from `streams.draw`.
             for_update: whether it is to be summed up: left factors then have the units last, as the left operand of a
-                matrix product likes them.
+                matrix product likes them, and right factors after the stack axes.
 
         Returns:
-            Per parameter `(left, right)`, a dense array, or None, with the units at `unit_axes`.
+            Per parameter `(left, right)`, a dense array, or None, with the units first.
         """
         numbered, noise = 0, []
         for leaf in self.plan.leaves:
@@ -83,22 +83,14 @@ class Sampler:
                 # Only the words are transposed, of which there are 32 or 2 times fewer than numbers.
                 own = jax.lax.optimization_barrier(own.T) if last else own
                 drawn = unpack(own, shape, self.distribution, leaf.dtype, members_last=last)
-                parts.append(drawn if last else _stack_first(leaf, side, drawn))
+                parts.append(_stack_first(leaf, drawn) if for_update and side == RIGHT else drawn)
                 numbered += 1
             noise.append(tuple(parts) if leaf.kind == "low_rank" else parts[0] if parts else None)
         return noise
 
-    @property
-    def unit_axes(self) -> list[int]:
-        """The axis of the units in `draw`'s noise, for `jax.vmap`: after the stack axes."""
-        return [len(leaf.stack_axes) if leaf.kind == "low_rank" else 0 for leaf in self.plan.leaves]
-
     def draw_one(self, words: jax.Array) -> Noise:
         """Noise of one unit, without the axis of units, from its `[1, W]` words."""
-        return [
-            jax.tree.map(lambda x, axis=axis: jnp.squeeze(x, axis), noise)
-            for noise, axis in zip(self.draw(words), self.unit_axes, strict=True)
-        ]
+        return jax.tree.map(lambda x: jnp.squeeze(x, 0), self.draw(words))
 
     def perturb(self, params: Any, noise: Noise, sign: Any, sigma: Any) -> Any:
         """`params` with `LowRank` leaves where the plan says so: `W + sign·σ·c·A·Bᵀ/√r`."""
@@ -122,13 +114,10 @@ class Sampler:
         return value
 
 
-def _stack_first(leaf: LeafPlan, side: int, noise: jax.Array) -> jax.Array:
-    """Stack axes before the units: a scan over layers then takes its slices without a transposed copy."""
-    if leaf.kind != "low_rank":
-        return noise
-    axes = leaf.left_axes if side == LEFT else leaf.right_axes
-    stack = [1 + axes.index(a) for a in leaf.stack_axes]
-    return jnp.moveaxis(noise, stack, range(len(stack)))
+def _stack_first(leaf: LeafPlan, right: jax.Array) -> jax.Array:
+    """Right factors with the stack axes before the units: the batch axes of the update's product."""
+    stack = [1 + leaf.right_axes.index(a) for a in leaf.stack_axes]
+    return jnp.moveaxis(right, stack, range(len(stack)))
 
 
 def _sides(leaf: LeafPlan) -> list[tuple[int, tuple[int, ...]]]:

@@ -6,13 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.special import erfinv
 
 from eggroll.strategy.keys import as_threefry, generation_key, leaf_key, path_hash
 from eggroll.strategy.noise import DISTRIBUTIONS, check_distribution, unpack, words_for
-from eggroll.strategy.streams import Stream, Streams
+from eggroll.strategy.streams import LONG, Stream, Streams
 from tests.strategy.single_stream import dense_noise, draw, low_rank_factors, stream
 
 KEY = jax.random.key(0, impl="threefry2x32")
@@ -259,6 +259,7 @@ def test_dtype_that_cannot_hold_the_noise(distribution, dtype):
     seed=st.integers(0, 2**31 - 1),
     first=st.integers(0, 2**31 - 5),
 )
+@example(words=[LONG + 1, 3, LONG, LONG + 1, 5], seed=3, first=7)
 def test_words_of_many_streams_are_those_of_jax_random(words, seed, first):
     streams = Streams(tuple(Stream(1000 * i, i % 3, n) for i, n in enumerate(words)))
     key = jax.random.key(seed, impl="threefry2x32")

@@ -1,4 +1,4 @@
-"""scan, while and cond, re-emitted through the public functions with factors as loop constants or slices."""
+"""scan, while and cond, re-emitted through the public functions with factors as loop constants."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from eggroll.engine import jax_compat
@@ -22,14 +23,13 @@ def scan(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     n_consts, n_carry = jax_compat.scan_counts(eqn.params)
     jaxpr, consts = eqn.params["jaxpr"], args[:n_consts]
     init, xs = list(args[n_consts : n_consts + n_carry]), args[n_consts + n_carry :]
-    sliced = [_Sliced(x) for x in xs]
 
-    def body(carry: Sequence[Any], slices: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
-        values = [s.value(part) for s, part in zip(sliced, slices, strict=True)]
+    def body(carry: Sequence[Any], slices: tuple[Any, Sequence[Any]]) -> tuple[list[Any], list[Any], list[Any]]:
+        values = [_sliced(x, part, slices[0]) for x, part in zip(xs, slices[1], strict=True)]
         outs = ctx.evaluate(jaxpr, [*consts, *carry, *values])
         return outs[:n_carry], outs[n_carry:], values
 
-    parts = [s.scanned for s in sliced]
+    parts = jnp.arange(eqn.params["length"]), [x.base if isinstance(x, Perturbed) else x for x in xs]
     first = jax.eval_shape(lambda p: jax.tree.map(lambda a: a[0], p), parts) if eqn.params["length"] else None
     fixed = {} if first is None else _invariant(ctx, init, lambda carry, part: body(carry, part)[0], first)
     forwarded: dict[int, int] = {}
@@ -47,28 +47,24 @@ def scan(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     return [*_merge(last, fixed, n_carry), *(xs[forwarded[j]] if j in forwarded else ys[j] for j in range(n_ys))]
 
 
-class _Sliced:
-    """A scanned input: what lax.scan slices, and how to put the perturbed slice together inside the body."""
+def _sliced(x: Any, part: Any, index: Any) -> Any:
+    """The perturbed slice of a scanned input `x`, from the slice of its base."""
+    if not isinstance(x, Perturbed):
+        return part
 
-    def __init__(self, x: Any) -> None:
-        self.x = x
-        if not isinstance(x, Perturbed):
-            self.scanned: Any = x
-            return
-        arrays = [f.array for t in x.terms for f in t.factors if 0 in f.axes]
-        self.scanned = (x.base, arrays)
+    def change(f: Factor) -> Factor:
+        array = _at(f.array, index) if 0 in f.axes else f.array
+        return replace(f, array=array, axes=tuple(a - 1 for a in f.axes if a != 0))
 
-    def value(self, part: Any) -> Any:
-        if not isinstance(self.x, Perturbed):
-            return part
-        base, arrays = part
-        remaining = iter(arrays)
+    return x.map(part, lambda t: t.map(change))
 
-        def change(f: Factor) -> Factor:
-            array = next(remaining) if 0 in f.axes else f.array
-            return replace(f, array=array, axes=tuple(a - 1 for a in f.axes if a != 0))
 
-        return self.x.map(base, lambda t: t.map(change))
+def _at(array: Any, index: Any) -> Any:
+    # Scanned over, factors would be transposed to put the loop's axis before the members', in a loop around this one
+    # (a decoder's) at every turn.
+    if not array.shape[0]:  # a scan of no turns is traced all the same
+        return lax.full(array.shape[1:], 0, array.dtype)
+    return lax.dynamic_index_in_dim(array, index, keepdims=False)
 
 
 def _identical(ys: Sequence[Any], values: Sequence[Any]) -> dict[int, int]:
