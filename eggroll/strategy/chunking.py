@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -71,8 +72,11 @@ def keep_words(need: int) -> bool:
 
 
 def units_per_update(plan: Plan, units: int) -> int:
-    """Units whose noise is summed at once in the estimator."""
-    budget = 4 * CPU_WORKING_SET if jax.default_backend() == "cpu" else _budget()
+    """Units whose noise is summed at once in the estimator: on a CPU as much noise as there are sums to add it to."""
+    budget = _budget()
+    if jax.default_backend() == "cpu":
+        sums = 4 * sum(math.prod(leaf.shape) for leaf in plan.leaves)
+        budget = min(max(budget, 2 * sums), 4 * budget)
     return _near_divisor(units, max(1, min(units, budget // max(4 * plan.numbers, 1))))
 
 
