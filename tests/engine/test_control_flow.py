@@ -236,6 +236,24 @@ def test_cond_in_a_scan():
     check_never_dense(fun, w, X, limit=6 * 6, strict=True)
 
 
+@pytest.mark.parametrize("position", [0, 1])
+def test_branches_hand_on_the_weight(position):
+    """What comes out is the weight itself, so that a loop around need not carry it."""
+    hidden = jax.custom_jvp(lambda w, h: (w, shrink(h @ w)))  # JAX itself sees what plain branches hand on
+    hidden.defjvp(lambda primals, tangents: (hidden(*primals), tangents))
+    branches = [hidden, lambda w, h: (w, -h)]
+
+    def fun(w, flag, x):
+        def turn(c, _):
+            return lax.cond(flag, branches[position], branches[1 - position], *c), None
+
+        (same, h), _ = lax.scan(turn, (w, x), None, length=2)
+        return h @ same
+
+    check(fun, W, jnp.asarray(True), X)
+    check_never_dense(fun, W, jnp.asarray(True), X, strict=True)
+
+
 def test_associative_scan_and_vmap_inside():
     fun = lambda w, x: jax.vmap(lambda row: lax.fori_loop(0, 2, lambda i, h: shrink(h @ w), row))(x)  # noqa: E731
     check(fun, W, X)

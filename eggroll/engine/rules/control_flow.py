@@ -68,7 +68,7 @@ def _at(array: Any, index: Any) -> Any:
 
 
 def _identical(ys: Sequence[Any], values: Sequence[Any]) -> dict[int, int]:
-    """Perturbed outputs that are perturbed slices, untouched."""
+    """Perturbed outputs that are perturbed inputs, untouched."""
     return {j: i for j, y in enumerate(ys) if isinstance(y, Perturbed) for i, value in enumerate(values) if y is value}
 
 
@@ -128,27 +128,34 @@ def while_loop(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
 
 
 def cond(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
-    """Every branch is walked; an output stays factored where all branches factor it alike."""
+    """Every branch is walked; an output stays factored where all branches factor it alike, or hand on one operand."""
     index, *operands = args
     index = ctx.dense(index, eqn, "a branch chosen by a perturbed value")
+    branches, forwarded = eqn.params["branches"], []
 
-    def walk(branch: Any) -> Callable[..., list[Any]]:
-        return lambda *values: ctx.evaluate(branch, values)
-
-    branches = [walk(b) for b in eqn.params["branches"]]
-    with ctx.silent():
-        shapes = [jax.eval_shape(b, *operands) for b in branches]
-    alike = [len({_form(s) for s in outs}) == 1 for outs in zip(*shapes, strict=True)]
-
-    def unify(branch: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+    def attempt(branch: Any) -> Callable[..., list[Any]]:
         def call(*values: Any) -> list[Any]:
-            outs = branch(*values)
-            reason = "branches return it in different forms"
-            return [o if same else ctx.dense(o, eqn, reason) for o, same in zip(outs, alike, strict=True)]
+            outs = ctx.evaluate(branch, values)
+            forwarded.append(set(_identical(outs, values).items()))
+            return outs
 
         return call
 
-    return lax.switch(index, [unify(b) for b in branches], *operands)
+    with ctx.silent():
+        shapes = [jax.eval_shape(attempt(b), *operands) for b in branches]
+    same = dict(set.intersection(*forwarded))
+    alike = [len({_form(s) for s in outs}) == 1 for outs in zip(*shapes, strict=True)]
+
+    def unified(branch: Any) -> Callable[..., list[Any]]:
+        def call(*values: Any) -> list[Any]:
+            outs = enumerate(ctx.evaluate(branch, values))
+            reason = "branches return it in different forms"
+            return [o if alike[j] else ctx.dense(o, eqn, reason) for j, o in outs if j not in same]
+
+        return call
+
+    chosen = iter(lax.switch(index, [unified(b) for b in branches], *operands))
+    return [operands[same[j]] if j in same else next(chosen) for j in range(len(alike))]
 
 
 def _form(value: Any) -> tuple[Any, ...]:
