@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
+from eggroll.kernels import unpack, words_for
 from eggroll.strategy.keys import path_hash
-from eggroll.strategy.noise import unpack, words_for
 from eggroll.strategy.plan import LeafPlan, Plan
 from eggroll.strategy.streams import DENSE, LEFT, RIGHT, Stream, Streams
 

@@ -1,15 +1,29 @@
 """The two operations that all members of a population share, each with several implementations.
 
 `lowrank_dot` multiplies by a perturbed weight, `rank_update` sums weighted perturbations. Both pick an
-implementation for the machine at hand: a Pallas kernel where one is registered, else plain `jax.numpy`.
+implementation for the machine at hand: a Pallas kernel where one is registered and can do it, else plain `jax.numpy`.
+Factors are arrays, or `Seeded`: keys, from which a kernel makes the numbers in its registers.
 
 This package depends on JAX and numpy alone. Its files lie in `kernels/pallas`; its name is `eggroll.kernels`.
 """
 
 from __future__ import annotations
 
+from .noise import check_distribution, unpack, words_for
 from .operations import lowrank_dot, rank_update
 from .registry import Implementation, implementations, register
+from .seeded import Seeded
 from .threefry import threefry2x32
 
-__all__ = ["Implementation", "implementations", "lowrank_dot", "rank_update", "register", "threefry2x32"]
+__all__ = [
+    "Implementation",
+    "Seeded",
+    "check_distribution",
+    "implementations",
+    "lowrank_dot",
+    "rank_update",
+    "register",
+    "threefry2x32",
+    "unpack",
+    "words_for",
+]

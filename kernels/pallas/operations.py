@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from . import reference  # noqa: F401  registers the implementations that run everywhere
+from . import reference, tpu_lowrank_dot, tpu_rank_update  # noqa: F401  they register themselves
+from .members import seeded_dot
 from .registry import dispatch
+from .seeded import Factor, Seeded
 
 _Shape = tuple[int, ...]
 
@@ -17,8 +19,8 @@ _Shape = tuple[int, ...]
 def lowrank_dot(
     x: jax.Array,
     w: jax.Array,
-    left: jax.Array,
-    right: jax.Array,
+    left: Factor,
+    right: Factor,
     *,
     scale: jax.Array | None = None,
     precision: Any = None,
@@ -33,8 +35,8 @@ def lowrank_dot(
     Args:
         x: inputs `[..., K]`.
         w: the shared weight `[K, N]`; its dtype may differ from that of `x` as `jax.lax.dot_general` allows.
-        left: input-side factor `[K, r]`.
-        right: output-side factor `[N, r]`.
+        left: input-side factor `[K, r]`, or `Seeded`: the key that a kernel draws it from where it is needed.
+        right: output-side factor `[N, r]`, in the same form as `left`.
         scale: a scalar such as `±σ/√r`, of shape `()`. Default None: 1.
         precision: of the product with `w`, as in `jax.lax.dot_general`. Default None.
         preferred_element_type: output dtype of the product with `w`, as there. Default None.
@@ -64,20 +66,26 @@ def lowrank_dot(
     References:
         Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
     """
+    _check_seeds("lowrank_dot", left, right)
     _require_floating("lowrank_dot", x=x, w=w, left=left, right=right, scale=scale)
-    _check_lowrank_dot(jnp.shape(x), jnp.shape(w), jnp.shape(left), jnp.shape(right))
+    _check_lowrank_dot(jnp.shape(x), jnp.shape(w), _shape(left), _shape(right))
     if scale is not None and jnp.shape(scale):
         raise ValueError(f"lowrank_dot got scale {list(jnp.shape(scale))}; it needs a scalar: use jax.vmap for more")
-    x, w, left, right = (jnp.asarray(a) for a in (x, w, left, right))
+    x, w = jnp.asarray(x), jnp.asarray(w)
     scale = None if scale is None else jnp.asarray(scale)
+    if isinstance(left, Seeded) and isinstance(right, Seeded):
+        options = {"precision": precision, "preferred": preferred_element_type, "implementation": implementation}
+        return seeded_dot(x, w, left, right, scale, **options)
     options = {"scale": scale, "precision": precision, "preferred_element_type": preferred_element_type}
-    return dispatch("lowrank_dot", x, w, left, right, implementation=implementation, **options)
+    return dispatch(
+        "lowrank_dot", x, w, jnp.asarray(left), jnp.asarray(right), implementation=implementation, **options
+    )
 
 
 def rank_update(
     weights: jax.Array,
-    left: jax.Array,
-    right: jax.Array,
+    left: Factor,
+    right: Factor,
     *,
     accumulator: jax.Array | None = None,
     implementation: str | None = None,
@@ -88,8 +96,8 @@ def rank_update(
 
     Args:
         weights: one number a member (or an antithetic pair) `[P]`.
-        left: factors `[P, m, r]`.
-        right: factors `[P, n, r]`.
+        left: factors `[P, m, r]`, or `Seeded` with keys `[P, 2]`: a kernel then draws them where it needs them.
+        right: factors `[P, n, r]`, in the same form as `left`.
         accumulator: `[m, n]` to add the sum to. Default None: zero.
         implementation: a name from `implementations("rank_update")`. Default None: the platform decides.
 
@@ -112,13 +120,39 @@ def rank_update(
     References:
         Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
     """
+    _check_seeds("rank_update", left, right)
     _require_floating("rank_update", weights=weights, left=left, right=right, accumulator=accumulator)
-    _check_rank_update(jnp.shape(weights), jnp.shape(left), jnp.shape(right))
+    _check_rank_update(jnp.shape(weights), _shape(left), _shape(right))
     if accumulator is not None:
-        _check_accumulator(jnp.shape(accumulator), (jnp.shape(left)[1], jnp.shape(right)[1]))
+        _check_accumulator(jnp.shape(accumulator), (_shape(left)[1], _shape(right)[1]))
         accumulator = jnp.asarray(accumulator)
-    weights, left, right = (jnp.asarray(a) for a in (weights, left, right))
-    return dispatch("rank_update", weights, left, right, accumulator=accumulator, implementation=implementation)
+    left, right = (f if isinstance(f, Seeded) else jnp.asarray(f) for f in (left, right))
+    options = {"accumulator": accumulator, "implementation": implementation}
+    return dispatch("rank_update", jnp.asarray(weights), left, right, **options)
+
+
+def _shape(factor: Factor) -> _Shape:
+    """Of the factor that a seed stands for, its members first."""
+    return (*jnp.shape(factor.key)[:-1], *factor.shape) if isinstance(factor, Seeded) else jnp.shape(factor)
+
+
+def _check_seeds(operation: str, left: Factor, right: Factor) -> None:
+    """Raises where one factor is a seed and the other is not, or they differ in kind."""
+    seeds = {name: f for name, f in (("left", left), ("right", right)) if isinstance(f, Seeded)}
+    for name, seed in seeds.items():
+        seed.check(name)
+    kinds = {(seed.distribution, jnp.dtype(seed.dtype)) for seed in seeds.values()}
+    if len(seeds) == 1 or len(kinds) > 1:
+        raise ValueError(
+            f"{operation} got left {_described(left)} and right {_described(right)}; both must be arrays, or both "
+            "Seeded of one distribution and dtype: call .array() on a Seeded to make it an array"
+        )
+
+
+def _described(factor: Any) -> str:
+    if isinstance(factor, Seeded):
+        return f"Seeded ({factor.distribution}, {jnp.dtype(factor.dtype)})"
+    return f"an array {list(jnp.shape(factor))}"
 
 
 def _check_lowrank_dot(x: _Shape, w: _Shape, left: _Shape, right: _Shape) -> None:
@@ -149,10 +183,13 @@ def _check_accumulator(accumulator: _Shape, required: _Shape) -> None:
         )
 
 
-def _require_floating(operation: str, **arrays: jax.Array | None) -> None:
+def _require_floating(operation: str, **arrays: Factor | None) -> None:
     for name, array in arrays.items():
-        if array is not None and not jnp.issubdtype(jnp.result_type(array), jnp.floating):
+        if array is None:
+            continue
+        dtype = jnp.dtype(array.dtype) if isinstance(array, Seeded) else jnp.result_type(array)
+        if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
-                f"{operation} got {name} of dtype {jnp.result_type(array)}; it needs a floating-point array: "
+                f"{operation} got {name} of dtype {dtype}; it needs a floating-point array: "
                 f"convert it, for example with {name}.astype(jax.numpy.float32)"
             )

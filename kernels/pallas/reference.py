@@ -10,6 +10,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from .registry import REFERENCE, register
+from .seeded import Factor, Seeded, as_array
 
 # Up to this rank the outer product is written as multiplications, which XLA fuses into the addition to the
 # base product; above it a matrix product wins (on a CPU of 2 cores: equal at rank 8, faster at 16).
@@ -20,14 +21,18 @@ LARGEST_FUSED_RANK = 4
 def lowrank_dot_reference(
     x: jax.Array,
     w: jax.Array,
-    left: jax.Array,
-    right: jax.Array,
+    left: Factor,
+    right: Factor,
     *,
     scale: jax.Array | None = None,
     precision: Any = None,
     preferred_element_type: DTypeLike | None = None,
 ) -> jax.Array:
     """Compute `x·w + scale·(x·left)·rightᵀ`; see `eggroll.kernels.lowrank_dot`."""
+    if isinstance(left, Seeded) and isinstance(right, Seeded):
+        options = {"precision": precision, "preferred_element_type": preferred_element_type}
+        return _all_members(x, w, left, right, scale, **options)
+    left, right = as_array(left), as_array(right)
     base = lax.dot_general(x, w, _last_with(x, 0), precision=precision, preferred_element_type=preferred_element_type)
     accumulator = _accumulator_dtype(base, x, left, right)
     thin = _thin_product(x, left, precision, accumulator)
@@ -39,15 +44,35 @@ def lowrank_dot_reference(
 
 @register("rank_update", REFERENCE)
 def rank_update_reference(
-    weights: jax.Array, left: jax.Array, right: jax.Array, *, accumulator: jax.Array | None = None
+    weights: jax.Array,
+    left: Factor,
+    right: Factor,
+    *,
+    accumulator: jax.Array | None = None,
 ) -> jax.Array:
     """Compute `Σₚ weightsₚ·leftₚ·rightₚᵀ`; see `eggroll.kernels.rank_update`."""
+    left, right = as_array(left), as_array(right)
     inputs = (weights, left, right) if accumulator is None else (weights, left, right, accumulator)
     dtype = _accumulator_dtype(*inputs)
     weighted = weights.astype(dtype)[:, None, None] * left.astype(dtype)
     members_and_rank = (((0, 2), (0, 2)), ((), ()))
     update = lax.dot_general(weighted, right.astype(dtype), members_and_rank, precision=lax.Precision.HIGHEST)
     return update if accumulator is None else accumulator.astype(dtype) + update
+
+
+def _all_members(
+    x: jax.Array, w: jax.Array, left: Seeded, right: Seeded, scale: jax.Array | None, **options: Any
+) -> jax.Array:
+    """`x [M, R, K]`, keys `[U, 2]`, `scale [M]` → `[M, R, N]`; members of a unit are neighbours."""
+    units = left.key.shape[0]
+
+    def member(left: jax.Array, right: jax.Array, x: jax.Array, scale: jax.Array) -> jax.Array:
+        return lowrank_dot_reference(x, w, left, right, scale=scale, **options)
+
+    scale = jnp.ones(x.shape[0], jnp.float32) if scale is None else scale
+    own = x.reshape(units, -1, *x.shape[1:]), scale.reshape(units, -1)
+    unit = jax.vmap(member, in_axes=(None, None, 0, 0))
+    return jax.vmap(unit)(left.array(), right.array(), *own).reshape(*x.shape[:2], w.shape[1])
 
 
 def _thin_product(x: jax.Array, left: jax.Array, precision: Any, dtype: jnp.dtype) -> jax.Array:

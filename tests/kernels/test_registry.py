@@ -77,7 +77,9 @@ def test_other_errors_are_not_swallowed(operations):
 
 
 def test_unknown_names_say_what_exists(calls):
-    with pytest.raises(ValueError, match=r"rank_update has no .*'fast': choose one of reference, refusing, elsewhere"):
+    with pytest.raises(
+        ValueError, match=r"rank_update has no .*'fast': choose one of reference, mosaic_tpu, refusing, elsewhere"
+    ):
         rank_update(*ARGS, implementation="fast")
     with pytest.raises(ValueError, match=r"lowrank_dot has no implementation 'fast'"):
         lowrank_dot(jnp.ones(3), jnp.ones((3, 4)), jnp.ones((3, 1)), jnp.ones((4, 1)), implementation="fast")

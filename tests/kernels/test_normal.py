@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from eggroll.strategy.normal import standard_normal
+from eggroll.kernels.normal import standard_normal
 
 BITS = jnp.arange(2**16, dtype="uint32")
 ALL = np.asarray(standard_normal(BITS), np.float64)

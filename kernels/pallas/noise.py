@@ -20,11 +20,11 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from eggroll.strategy.normal import standard_normal
+from .normal import standard_normal
 
 DISTRIBUTIONS = ("rademacher", "normal")
 
-_WIDTH = {"rademacher": 1, "normal": 16}  # random bits a number
+WIDTH = {"rademacher": 1, "normal": 16}  # random bits a number
 
 
 def check_distribution(name: str) -> None:
@@ -59,7 +59,7 @@ def words_for(size: int, distribution: str) -> int:
         (2, 17)
     """
     check_distribution(distribution)
-    return -(-size * _WIDTH[distribution] // 32)
+    return -(-size * WIDTH[distribution] // 32)
 
 
 def unpack(
@@ -97,8 +97,13 @@ def unpack(
     full = (*shape, *members) if members_last else (*members, *shape)
     if math.prod(shape) == 0:
         return jnp.zeros(full, dtype)
-    fields = _fields(words, math.prod(shape), _WIDTH[distribution], members_last).reshape(full)
-    return _rademacher(fields, dtype) if distribution == "rademacher" else _normal(fields, dtype)
+    fields = _fields(words, math.prod(shape), WIDTH[distribution], members_last).reshape(full)
+    return as_numbers(fields, distribution, dtype)
+
+
+def as_numbers(fields: jax.Array, distribution: str, dtype: DTypeLike) -> jax.Array:
+    """Noise of `dtype` from uint32 groups of `WIDTH[distribution]` random bits, of any shape."""
+    return (_rademacher if distribution == "rademacher" else _normal)(fields, jnp.dtype(dtype))
 
 
 def _check_dtype(dtype: np.dtype, distribution: str) -> None:

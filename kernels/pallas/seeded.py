@@ -1,0 +1,82 @@
+"""Factors that do not exist yet: the key of a stream of random words, and what is to be made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from .noise import check_distribution, unpack, words_for
+from .threefry import threefry2x32
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Seeded:
+    """A factor `[size, rank]`, or one for each of many members, as the key that its numbers are drawn from.
+
+    Number `e = i·rank + j` of a factor is a field of threefry's word `⌊e/n⌋`, `n` numbers a word (see `unpack`): any
+    tile can be made anywhere, and is the same everywhere.
+
+    Args:
+        key: `[*members, 2]` uint32: a threefry key each, as `jax.random.key_data` gives it.
+        size: rows of the factor.
+        rank: columns.
+        distribution: `"rademacher"` (±1) or `"normal"`.
+        dtype: of the numbers.
+
+    Example:
+        >>> import jax
+        >>> left = Seeded(jax.random.key_data(jax.random.key(0)), 5, 2, "rademacher")
+        >>> left.array().shape
+        (5, 2)
+    """
+
+    key: Any
+    size: int = field(metadata={"static": True})
+    rank: int = field(metadata={"static": True})
+    distribution: str = field(metadata={"static": True})
+    dtype: DTypeLike = field(default="float32", metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Of one member's factor."""
+        return self.size, self.rank
+
+    def check(self, name: str) -> None:
+        """Raises ValueError or TypeError unless the parts fit together; `name` is for the message."""
+        check_distribution(self.distribution)
+        if jnp.result_type(self.key) != jnp.uint32 or jnp.shape(self.key)[-1:] != (2,):
+            raise TypeError(
+                f"got {name} with a key of {jnp.result_type(self.key)} {list(jnp.shape(self.key))}; uint32 [..., 2] is "
+                "required: pass jax.random.key_data(key) of a threefry key"
+            )
+        if self.size < 1 or self.rank < 1:
+            raise ValueError(f"got {name} of size {self.size} and rank {self.rank}; both must be at least 1")
+
+    def array(self) -> jax.Array:
+        """The numbers, `[*members, size, rank]`."""
+        count = np.arange(words_for(self.size * self.rank, self.distribution), dtype=np.uint32)
+        first, second = threefry2x32((self.key[..., :1], self.key[..., 1:]), (np.uint32(0), count))
+        return unpack(first ^ second, self.shape, self.distribution, self.dtype)
+
+
+Factor = jax.Array | Seeded
+
+
+def as_array(factor: Factor) -> jax.Array:
+    """The numbers, whether they exist already or not."""
+    return factor.array() if isinstance(factor, Seeded) else factor
+
+
+def need_seeds(left: Factor, right: Factor, largest_rank: int) -> tuple[Seeded, Seeded]:
+    """Both factors, if a kernel can make them; else NotImplementedError."""
+    if not (isinstance(left, Seeded) and isinstance(right, Seeded)):
+        raise NotImplementedError("factors that are arrays: the kernel makes its noise from keys (Seeded)")
+    if left.rank > largest_rank:
+        raise NotImplementedError(f"rank {left.rank}: at most {largest_rank}")
+    return left, right
