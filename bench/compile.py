@@ -3,7 +3,8 @@
 Compared are `es.step` (wrapped in `jax.jit`, noise, evaluation and update included), the plain forward pass
 (`jax.jit` of the fitness of the unperturbed parameters on the same rows) and backpropagation (`jax.jit` of
 `jax.value_and_grad` of it), for a causal transformer with a scan over its layers and an MLP whose layers are written
-out, against depth, width and population.
+out, against depth, width and population. The limit is the plainest evolution that can be written: members with dense
+noise given as arguments under one `vmap`, fitness times noise added to the parameters, and nothing else.
 
 Each is traced, lowered and compiled from nothing: a new strategy, `jax.clear_caches()`, and no compilation cache on
 disk; the three take turns, after one round that is not counted. Ratios are medians over rounds.
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
@@ -30,6 +32,7 @@ from bench.report import Report
 
 SIGMA, LEARNING_RATE = 0.01, 1e-3
 PHASES = ("trace", "lower", "compile")
+RATIOS = ("compile_ratio", "compile_ratio_limit", "compile_ratio_backprop", "total_ratio")
 FROM_DEPTH, TO_DEPTH = 6, 24  # between which growth is reported
 
 Built = tuple[Any, tuple[Any, ...]]  # a jitted function and its arguments
@@ -102,6 +105,7 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
         "forward": lambda: (jax.jit(lambda params, *args: net.fitness(params, *args)), (net.params, *net.rows(1))),
         "step": lambda: step(net, case.population, options),
         "backprop": lambda: (jax.jit(jax.value_and_grad(lambda p, *a: net.fitness(p, *a))), (net.params, *net.rows(1))),
+        "limit": lambda: plainest(net),
     }
     rounds = 1 if options.quick else options.rounds
     seconds = {name: np.zeros((rounds, len(PHASES))) for name in candidates}
@@ -117,6 +121,20 @@ def step(net: Network, population: int, options: Options) -> Built:
     es = eggroll.ES(population=population, sigma=SIGMA, optimizer=optax.sgd(LEARNING_RATE), chunk=options.chunk)
     state = es.init(net.params, jax.random.key(3))
     return jax.jit(lambda state, *args: es.step(state, net.fitness, *args)), (state, *net.rows(population))
+
+
+def plainest(net: Network, members: int = 4) -> Built:
+    """Evolution without random numbers, factors, shaping, optimizer or metrics: what no step can do without."""
+
+    def step(params: Any, noise: Any, *args: Any) -> Any:
+        def member(own: Any) -> jax.Array:
+            return net.fitness(jax.tree.map(lambda p, e: p + jnp.asarray(SIGMA, p.dtype) * e, params, own), *args)
+
+        weights = LEARNING_RATE / (members * SIGMA) * jax.vmap(member)(noise)
+        return jax.tree.map(lambda p, e: p + jnp.tensordot(weights.astype(p.dtype), e, 1), params, noise)
+
+    noise = jax.tree.map(lambda p: jax.ShapeDtypeStruct((members, *p.shape), p.dtype), net.params)
+    return jax.jit(step), (net.params, noise, *net.rows(1))
 
 
 def phases(candidate: Callable[[], Built]) -> tuple[float, ...]:
@@ -142,10 +160,12 @@ def figures(seconds: dict[str, np.ndarray]) -> dict[str, float]:
         for name in ("forward", "step")
         for i, phase in enumerate(PHASES)
     }
-    step, forward, backprop = (seconds[name] for name in ("step", "forward", "backprop"))
+    step, forward, backprop, limit = (seconds[name] for name in ("step", "forward", "backprop", "limit"))
     return found | {
         "backprop_total": float(np.median(backprop.sum(1))),
         "compile_ratio": float(np.median(step[:, 2] / forward[:, 2])),
+        "compile_ratio_limit": float(np.median(limit[:, 2] / forward[:, 2])),
+        "compile_ratio_backprop": float(np.median(backprop[:, 2] / forward[:, 2])),
         "total_ratio": float(np.median(step.sum(1) / forward.sum(1))),
         "total_over_backprop": float(np.median(step.sum(1) / backprop.sum(1))),
     }
@@ -159,7 +179,7 @@ def summary(rows: list[dict[str, Any]], options: Options) -> dict[str, Any]:
         by_depth = {r["depth"]: r for r in rows if r["network"] == name and base.items() <= r.items()}
         if name == "transformer" and options.depth in by_depth:
             row = by_depth[options.depth]
-            found |= {f"{name}_{options.depth}_{k}": row[k] for k in ("compile_ratio", "total_ratio")}
+            found |= {f"{name}_{options.depth}_{k}": row[k] for k in RATIOS}
         if {FROM_DEPTH, TO_DEPTH} <= by_depth.keys():
             for candidate in ("step", "forward"):
                 low, high = (sum(by_depth[d][f"{candidate}_{p}"] for p in PHASES) for d in (FROM_DEPTH, TO_DEPTH))
@@ -180,7 +200,8 @@ def no_compilation_cache() -> Iterator[None]:
 
 NOTES = [
     "Seconds are medians; every round starts from a new strategy and cleared caches. compile ratio and total ratio: "
-    "step in units of the plain forward pass, for compiling alone and for trace, lower and compile together.",
+    "step in units of the plain forward pass, for compiling alone and for trace, lower and compile together. Limit: "
+    "the same for the plainest evolution, with noise given; backprop: for value_and_grad without an optimizer.",
 ]
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.extend.random import threefry2x32_p
 
 from eggroll.engine.jax_compat import call_apart
@@ -23,7 +24,10 @@ Halves = tuple[Any, Any]  # of keys, or of a block: uint32 arrays
 
 def folded(keys: Halves, data: Any) -> Halves:
     """`jax.random.fold_in` of keys and uint32 data that broadcast against each other."""
-    return _apart(*keys, data) if jax.default_backend() == "cpu" else _primitive(keys, data)
+    if jax.default_backend() != "cpu":
+        return _primitive(keys, data)
+    both = _folded_apart(*keys, data)
+    return both[0], both[1]
 
 
 def words(keys: Halves, lengths: Sequence[int]) -> jax.Array:
@@ -42,9 +46,8 @@ def words(keys: Halves, lengths: Sequence[int]) -> jax.Array:
 
 
 def _repeat(keys: jax.Array, lengths: Sequence[int]) -> jax.Array:
-    """`[U, K]` → `[U, sum]`: every column as often as its length says."""
-    columns = [jnp.broadcast_to(keys[:, i : i + 1], (keys.shape[0], n)) for i, n in enumerate(lengths)]
-    return jnp.concatenate(columns, axis=1)
+    """`[U, K]` → `[U, sum]`: every column as often as its length says, in one kernel whatever K is."""
+    return keys[:, np.repeat(np.arange(len(lengths)), lengths)]
 
 
 def fold_in(key: jax.Array, data: Any) -> jax.Array:
@@ -56,8 +59,15 @@ def fold_in(key: jax.Array, data: Any) -> jax.Array:
 
 # Compiled on their own where nothing around them is: a call apart would be compiled at every call.
 @jax.jit
-def _apart(first: jax.Array, second: jax.Array, count: jax.Array) -> Halves:
-    return call_apart(lambda a, b, c: threefry2x32((a, b), (np.uint32(0), c)), first, second, count)
+def _folded_apart(first: jax.Array, second: jax.Array, count: jax.Array) -> jax.Array:
+    """Both halves stacked: as one array they are one kernel to compile, as two they are two."""
+
+    def stacked(a: jax.Array, b: jax.Array, c: jax.Array) -> jax.Array:
+        a, b = threefry2x32((a, b), (np.uint32(0), c))
+        half = lax.broadcasted_iota(np.int32, (2, *a.shape), 0)
+        return jnp.where(half == 0, a, b)
+
+    return call_apart(stacked, first, second, count)
 
 
 @jax.jit

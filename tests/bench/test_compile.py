@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from bench import compile as bench_compile
-from bench.compile import Case, Options, cases, figures, phases, summary
+from bench.compile import LEARNING_RATE, SIGMA, Case, Options, cases, figures, phases, plainest, summary
+from bench.networks import deep_mlp
 
 PHASES = bench_compile.PHASES
 
@@ -16,6 +17,8 @@ def row(network, depth, seconds):
     each = {f"{name}_{phase}": seconds[name] / 3 for name in ("step", "forward") for phase in PHASES}
     return {"network": network, "depth": depth, "width": 256, "population": 256, **each} | {
         "compile_ratio": 2.0,
+        "compile_ratio_limit": 1.5,
+        "compile_ratio_backprop": 1.75,
         "total_ratio": 3.0,
     }
 
@@ -50,9 +53,11 @@ def test_depth_width_and_population_vary_one_at_a_time_and_no_case_comes_twice()
 def test_figures_are_medians_of_the_rounds_own_ratios():
     forward = np.array([[1.0, 1, 2], [1, 1, 4], [1, 1, 8]])
     step = np.array([[1.0, 1, 4], [2, 2, 12], [3, 3, 32]])
-    found = figures({"forward": forward, "step": step, "backprop": 2 * forward})
+    found = figures({"forward": forward, "step": step, "backprop": 2 * forward, "limit": 1.5 * forward})
     assert found["step_compile"] == 12
     assert found["compile_ratio"] == 3  # of 2, 3 and 4
+    assert found["compile_ratio_limit"] == 1.5
+    assert found["compile_ratio_backprop"] == 2
     assert found["total_ratio"] == pytest.approx(16 / 6)
     assert found["total_over_backprop"] == pytest.approx(16 / 12)
 
@@ -63,12 +68,28 @@ def test_the_summary_tells_growth_from_6_layers_to_24():
     rows += [row("transformer", 12, {"step": 99, "forward": 1}) | {"width": 64, "compile_ratio": 99.0}]
     assert summary(rows, Options()) == {
         "transformer_12_compile_ratio": 2.0,
+        "transformer_12_compile_ratio_limit": 1.5,
+        "transformer_12_compile_ratio_backprop": 1.75,
         "transformer_12_total_ratio": 3.0,
         "transformer_step_growth_24_over_6": pytest.approx(34 / 16),
         "transformer_forward_growth_24_over_6": pytest.approx(1),
         "mlp_step_growth_24_over_6": pytest.approx(4),
         "mlp_forward_growth_24_over_6": pytest.approx(4),
     }
+
+
+def test_the_limit_is_a_step_of_evolution():
+    net = deep_mlp(depth=1, width=8, rows=4)
+    function, (params, shapes, *args) = plainest(net, members=2)
+    noise = jax.tree.map(lambda s: jax.random.normal(jax.random.key(1), s.shape), shapes)
+    moved = function(params, noise, *args)
+    expected = params
+    for i in range(2):
+        own = jax.tree.map(lambda e, i=i: e[i], noise)
+        fitness = net.fitness(jax.tree.map(lambda p, e: p + SIGMA * e, params, own), *args)
+        step = LEARNING_RATE / (2 * SIGMA) * fitness
+        expected = jax.tree.map(lambda p, e, step=step: p + step * e, expected, own)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), moved, expected)
 
 
 @pytest.mark.slow
