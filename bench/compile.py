@@ -7,7 +7,7 @@ out, against depth, width and population. The limit is the plainest evolution th
 noise given as arguments under one `vmap`, fitness times noise added to the parameters, and nothing else.
 
 Each is traced, lowered and compiled from nothing: a new strategy, `jax.clear_caches()`, and no compilation cache on
-disk; the three take turns, after one round that is not counted. Ratios are medians over rounds.
+disk; the four take turns, after one round that is not counted. Ratios are medians over rounds.
 """
 
 from __future__ import annotations

@@ -7,6 +7,8 @@ The speed test of the paper (arXiv 2511.16652, Fig. 7): a square layer, one row 
 - forward: the outputs of all members, `members.apply(...)` of what `es.ask` returned, which draws the noise on the fly;
   or, with given noise, `eggroll.factored` on `eggroll.LowRank` of factors that are arguments. "forward to fitness"
   returns one number per member.
+- two comparators for the forward pass: the same with given noise written by hand in `jnp`, and inference with one more
+  pass over inputs and outputs without any noise, which is what memory alone asks of a correction.
 - full step: `es.step` with z-scored fitness and SGD, state in, state out; with given noise the same by hand.
 - full rank: OpenAI-ES, see `bench.full_rank`, for a population that fits; its times count per member.
 
@@ -27,7 +29,7 @@ import optax
 import tyro
 
 from bench import full_rank
-from bench.linear import LEARNING_RATE, SIGMA, Layer, fitness, product, reduced
+from bench.linear import LEARNING_RATE, SIGMA, Layer, fitness, one_more_pass, product, reduced
 from bench.options import Common
 from bench.report import Report
 from bench.timing import Timing, interleave
@@ -36,6 +38,7 @@ from eggroll.kernels import rank_update
 INFERENCE, TO_FITNESS = "inference", "inference to fitness"
 FORWARD, FORWARD_GIVEN = "forward, noise on the fly", "forward, given noise"
 FORWARD_TO_FITNESS = "forward to fitness, noise on the fly"
+BY_HAND, ONE_MORE_PASS = "forward by hand, given noise", "inference and one more pass"
 STEP, STEP_GIVEN = "full step, noise on the fly", "full step, given noise"
 FULL_FORWARD, FULL_FORWARD_GIVEN = "full-rank forward, noise on the fly", "full-rank forward, given noise"
 FULL_STEP, FULL_STEP_GIVEN = "full-rank step, noise on the fly", "full-rank step, given noise"
@@ -106,7 +109,7 @@ def low_rank_candidates(layer: Layer) -> dict[str, Callable[[], Any]]:
     inputs, weight, factors, es = layer.inputs, layer.weight, layer.factors, layer.es
     members = es.ask(layer.state())
     infer, to_fitness = jax.jit(jnp.matmul), jax.jit(lambda x, w: reduced(x @ w))
-    forward = jax.jit(layer.forward)
+    forward, by_hand, more = (jax.jit(f) for f in (layer.forward, layer.forward_by_hand, one_more_pass))
     given = jax.jit(partial(step_given, layer), donate_argnums=0)
     return {
         INFERENCE: lambda: infer(inputs, weight),
@@ -114,6 +117,8 @@ def low_rank_candidates(layer: Layer) -> dict[str, Callable[[], Any]]:
         FORWARD: lambda: members.apply(product, inputs, in_axes=0),
         FORWARD_TO_FITNESS: lambda: members.apply(fitness, inputs, in_axes=0),
         FORWARD_GIVEN: lambda: forward(weight, *factors, inputs),
+        BY_HAND: lambda: by_hand(weight, *factors, inputs),
+        ONE_MORE_PASS: lambda: more(inputs, weight),
         STEP: Training(lambda state: es.step(state, fitness, inputs, in_axes=0)[0], layer.state()),
         STEP_GIVEN: Training(lambda master: given(master, *factors, inputs), _master(layer)),
     }
@@ -182,6 +187,8 @@ def summary(width: int, timings: dict[str, Timing]) -> dict[str, float]:
         f"full_step_over_inference_to_fitness_{width}": timings[STEP].ratio(timings[TO_FITNESS]).median,
         f"forward_on_the_fly_per_cent_{width}": share(FORWARD),
         f"forward_given_per_cent_{width}": share(FORWARD_GIVEN),
+        f"forward_by_hand_per_cent_{width}": share(BY_HAND),
+        f"one_more_pass_per_cent_{width}": share(ONE_MORE_PASS),
         f"full_rank_step_over_ours_{width}": timings[FULL_STEP].ratio(timings[STEP]).median,
     }
 

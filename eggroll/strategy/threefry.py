@@ -47,7 +47,8 @@ def words(keys: Halves, lengths: Sequence[int]) -> jax.Array:
 
 def _repeat(keys: jax.Array, lengths: Sequence[int]) -> jax.Array:
     """`[U, K]` → `[U, sum]`: every column as often as its length says, in one kernel whatever K is."""
-    return keys[:, np.repeat(np.arange(len(lengths)), lengths)]
+    columns = np.repeat(np.arange(len(lengths)), lengths)
+    return keys.at[:, columns].get(mode="promise_in_bounds", indices_are_sorted=True)
 
 
 def fold_in(key: jax.Array, data: Any) -> jax.Array:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench import full_rank, layer
-from bench.linear import LEARNING_RATE, SIGMA, Layer, product, reduced
+from bench.linear import LEARNING_RATE, SIGMA, Layer, one_more_pass, product, reduced
 from bench.timing import Timing
 
 
@@ -40,8 +40,10 @@ def test_the_forward_pass_with_given_noise_is_that_of_the_dense_weights(rank, di
     small = Layer(width=8, population=6, rank=rank, distribution=distribution)
     left, right = (np.asarray(f, np.float64) for f in small.factors)
     noise = np.einsum("pkr,pmr->pkm", left, right) / math.sqrt(rank)
-    outputs = jax.jit(small.forward)(small.weight, *small.factors, small.inputs)
-    np.testing.assert_allclose(outputs, outputs_of(small, weights_of_members(small, noise)), atol=1e-5)
+    truth = outputs_of(small, weights_of_members(small, noise))
+    for forward in (small.forward, small.forward_by_hand):
+        outputs = jax.jit(forward)(small.weight, *small.factors, small.inputs)
+        np.testing.assert_allclose(outputs, truth, atol=1e-5)
 
 
 def test_the_step_with_given_noise_moves_as_the_dense_sum_says(monkeypatch):
@@ -53,6 +55,14 @@ def test_the_step_with_given_noise_moves_as_the_dense_sum_says(monkeypatch):
     truth = updated(small, noise, weights_of_members(small, noise))
     change = (truth - np.asarray(small.weight)) / LEARNING_RATE
     np.testing.assert_allclose(moved - small.weight, change, rtol=2e-3, atol=2e-3 * np.abs(change).max())
+
+
+def test_one_more_pass_reads_every_input_and_writes_every_output():
+    small = Layer(width=8, population=6)
+    x, w = (np.asarray(a, np.float64) for a in (small.inputs, small.weight))
+    np.testing.assert_allclose(
+        one_more_pass(small.inputs, small.weight), x @ w + SIGMA * x.sum(1, keepdims=True), atol=1e-5
+    )
 
 
 def test_noise_on_the_fly_is_the_strategys_own():
@@ -156,4 +166,4 @@ def test_quick_run(capsys, tmp_path):
         assert 0 < row["low"] <= row["ratio"] <= row["high"] and row["milliseconds"] > 0 and row["like_for_like"] > 0
         assert row["per_cent_of_inference"] == pytest.approx(100 / row["ratio"], rel=1e-4)
     assert [row["ratio"] for row in rows if row["operation"] == layer.INFERENCE] == [1.0] * len(settings["width"])
-    assert len(result["summary"]) == 5 * len(settings["width"]) and all(v > 0 for v in result["summary"].values())
+    assert len(result["summary"]) == 7 * len(settings["width"]) and all(v > 0 for v in result["summary"].values())
