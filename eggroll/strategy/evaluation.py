@@ -28,7 +28,11 @@ def in_memory(fun: Callable[[jax.Array], Any], words: jax.Array) -> Any:
     """
     if jax.default_backend() != "cpu":
         return lax.optimization_barrier(fun(words))
-    return jax_compat.call_apart(fun, words)
+    # As matrices: XLA lays a trailing axis of length one out its own way, and copies at the call's end to undo it.
+    made = jax.eval_shape(fun, words)
+    flat = jax_compat.call_apart(lambda w: [x.reshape(len(x), -1) for x in jax.tree.leaves(fun(w))], words)
+    leaves, tree = jax.tree.flatten(made)
+    return tree.unflatten([x.reshape(like.shape) for x, like in zip(flat, leaves, strict=True)])
 
 
 class Totals(NamedTuple):
