@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from eggroll.kernels import Seeded, as_array
+
 Array = jax.Array
 
 
@@ -36,8 +38,9 @@ class LowRank:
 
     Args:
         base: `[*shape]`, the parameter shared by all members.
-        left: `[*(shape[a] for a in left_axes), rank]`.
-        right: `[*(shape[a] for a in right_axes), rank]`.
+        left: `[*(shape[a] for a in left_axes), rank]`; of a matrix also `eggroll.kernels.Seeded`: the key that a kernel
+            draws it from.
+        right: `[*(shape[a] for a in right_axes), rank]`, in the same form as `left`.
         left_axes: axes of `base` that `left` owns, ascending.
         right_axes: axes of `base` that `right` owns, ascending.
         source: the parameter's path and the population, for messages.
@@ -57,8 +60,8 @@ class LowRank:
     """
 
     base: Array
-    left: Array
-    right: Array
+    left: Array | Seeded
+    right: Array | Seeded
     left_axes: tuple[int, ...] = field(metadata={"static": True})
     right_axes: tuple[int, ...] = field(metadata={"static": True})
     source: Source = field(default=Source(), metadata={"static": True})
@@ -112,20 +115,36 @@ class LowRank:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """`array [*(base.shape[a] for a in axes), rank]`; `origin` names the parameter axes it stems from (discovery)."""
+    """`[*(base.shape[a] for a in axes), rank]` numbers; `origin` names the parameter axes they stem from (discovery).
 
-    array: Array
+    They may not exist yet: `Seeded` numbers stay a key until something but a kernel asks for `array`.
+    """
+
+    numbers: Array | Seeded
     axes: tuple[int, ...] = field(metadata={"static": True})
     origin: frozenset[int] = field(default=frozenset(), metadata={"static": True})
+
+    @property
+    def array(self) -> Array:
+        """The numbers, drawn if they were a key."""
+        return as_array(self.numbers)
+
+    @property
+    def rank(self) -> int:
+        """Size of the trailing axis."""
+        return self.numbers.shape[-1]
+
+    def with_array(self, array: Array, **changes: Any) -> Factor:
+        """The same with other numbers; `changes` to the other fields."""
+        return replace(self, numbers=array, **changes)
 
     def relabel(self, new_axis: Mapping[int, int]) -> Factor:
         """Renames the owned axes and restores their ascending order."""
         renamed = [new_axis[a] for a in self.axes]
         order = sorted(range(len(renamed)), key=renamed.__getitem__)
-        array = self.array
-        if order != list(range(len(order))):
-            array = lax.transpose(array, (*order, len(order)))
-        return replace(self, array=array, axes=tuple(sorted(renamed)))
+        if order == list(range(len(order))):
+            return replace(self, axes=tuple(renamed))
+        return self.with_array(lax.transpose(self.array, (*order, len(order))), axes=tuple(sorted(renamed)))
 
     def position(self, axis: int) -> int:
         """Which dimension of `array` holds `axis` of the base."""
@@ -135,7 +154,7 @@ class Factor:
         """Drops owned axes of size one: they carry no choice and get in the way of reshapes."""
         drop = tuple(i for i, a in enumerate(self.axes) if sizes[a] == 1)
         kept = tuple(a for a in self.axes if sizes[a] != 1)
-        return replace(self, array=lax.squeeze(self.array, drop), axes=kept) if drop else self
+        return self.with_array(lax.squeeze(self.array, drop), axes=kept) if drop else self
 
     def expand(self, axis: int, size: int) -> Factor:
         """Makes the factor own `axis` as well, constant along it."""
@@ -143,7 +162,7 @@ class Factor:
         array = jnp.expand_dims(self.array, axes.index(axis))
         shape = list(array.shape)
         shape[axes.index(axis)] = size
-        return replace(self, array=jnp.broadcast_to(array, shape), axes=axes)
+        return self.with_array(jnp.broadcast_to(array, shape), axes=axes)
 
 
 @jax.tree_util.register_dataclass
@@ -164,7 +183,7 @@ class Term:
     @property
     def rank(self) -> int:
         """Size of the trailing axis that the factors share."""
-        return self.factors[0].array.shape[-1]
+        return self.factors[0].rank
 
     def owners(self, axis: int) -> list[Factor]:
         """The factors that vary along `axis`."""
@@ -179,7 +198,7 @@ class Term:
         if self.scale is not None:
             return replace(self, scale=change(self.scale))
         first, *rest = self.factors
-        return replace(self, factors=(replace(first, array=change(first.array)), *rest))
+        return replace(self, factors=(first.with_array(change(first.array)), *rest))
 
     def without_scale(self) -> Term:
         """The same term, with its scale inside the first factor."""
@@ -187,7 +206,7 @@ class Term:
             return self
         first, *rest = self.factors
         array = first.array * self.scale.astype(first.array.dtype)
-        return replace(self, factors=(replace(first, array=array), *rest), scale=None)
+        return replace(self, factors=(first.with_array(array), *rest), scale=None)
 
     def times_scale(self, array: Array) -> Array:
         """`scale·array`, in the array's dtype."""

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from eggroll.engine.lowrank import accumulator_dtype
-from eggroll.kernels import rank_update
+from eggroll.kernels import Seeded, rank_update
 from eggroll.strategy.perturbation import Noise
 from eggroll.strategy.plan import LeafPlan, Plan
 
@@ -47,8 +47,10 @@ def _add(leaf: LeafPlan, total: Any, weights: jax.Array, noise: Any) -> Any:
     return total
 
 
-def _low_rank_sum(leaf: LeafPlan, weights: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
+def _low_rank_sum(leaf: LeafPlan, weights: jax.Array, left: Any, right: Any) -> jax.Array:
     """`[*shape]`: both factors become `[*stack, P, side, r]`, one product, axes put back."""
+    if isinstance(left, Seeded):  # of matrices only
+        return rank_update(weights, left, right)
     stack = leaf.stack_axes
     rows = tuple(a for a in leaf.left_axes if a not in stack)
     cols = tuple(a for a in leaf.right_axes if a not in stack)

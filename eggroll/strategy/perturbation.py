@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
-from eggroll.kernels import unpack, words_for
+from eggroll.kernels import Seeded, unpack, words_for
 from eggroll.strategy.keys import path_hash
 from eggroll.strategy.plan import LeafPlan, Plan
 from eggroll.strategy.streams import DENSE, LEFT, RIGHT, Stream, Streams
@@ -29,22 +29,27 @@ class Sampler:
         plan: what each parameter gets.
         distribution: `"rademacher"` or `"normal"`.
         members: population, for messages about dense fallbacks.
+        kernels: whether factors of matrices stay keys (`Seeded`), for kernels that make their noise themselves.
     """
 
     plan: Plan
     distribution: str
     members: int
+    kernels: bool = False
+
+    def seeded(self, leaf: LeafPlan) -> bool:
+        """Whether a parameter's factors stay keys: same numbers, made where they are needed."""
+        return self.kernels and leaf.matrix and leaf.dtype != "float64"
 
     @cached_property
     def streams(self) -> Streams:
         """Where the random words of each parameter's noise come from, and lie in a unit's row of words."""
-        return Streams(
-            tuple(
-                Stream(path_hash(leaf.path), side, words_for(math.prod(shape), self.distribution))
-                for leaf in self.plan.leaves
-                for side, shape in _sides(leaf)
-            )
-        )
+
+        def stream(leaf: LeafPlan, side: int, shape: tuple[int, ...]) -> Stream:
+            key = self.seeded(leaf)
+            return Stream(path_hash(leaf.path), side, 2 if key else words_for(math.prod(shape), self.distribution), key)
+
+        return Streams(tuple(stream(leaf, *side) for leaf in self.plan.leaves for side in _sides(leaf)))
 
     def words(self, key: jax.Array, kept: jax.Array | None, start: Any, first: Any, count: int) -> jax.Array:
         """Words of units `start + first` to `start + first + count − 1`.
@@ -72,21 +77,27 @@ class Sampler:
                 matrix product likes them, and right factors after the stack axes.
 
         Returns:
-            Per parameter `(left, right)`, a dense array, or None, with the units first.
+            Per parameter `(left, right)`, a dense array, or None, with the units first; factors that stay keys are
+            `Seeded`.
         """
         numbered, noise = 0, []
         for leaf in self.plan.leaves:
             parts = []
             for side, shape in _sides(leaf):
                 own = words[:, self.streams.place(numbered)]
-                last = for_update and side == LEFT
-                # Only the words are transposed, of which there are 32 or 2 times fewer than numbers.
-                own = jax.lax.optimization_barrier(own.T) if last else own
-                drawn = unpack(own, shape, self.distribution, leaf.dtype, members_last=last)
-                parts.append(_stack_first(leaf, drawn) if for_update and side == RIGHT else drawn)
+                parts.append(self._drawn(leaf, side, shape, own, for_update))
                 numbered += 1
             noise.append(tuple(parts) if leaf.kind == "low_rank" else parts[0] if parts else None)
         return noise
+
+    def _drawn(self, leaf: LeafPlan, side: int, shape: tuple[int, ...], words: jax.Array, for_update: bool) -> Any:
+        if self.seeded(leaf):
+            return Seeded(words, *shape, self.distribution, leaf.dtype, leaf.path)
+        last = for_update and side == LEFT
+        # Only the words are transposed, of which there are 32 or 2 times fewer than numbers.
+        words = jax.lax.optimization_barrier(words.T) if last else words
+        drawn = unpack(words, shape, self.distribution, leaf.dtype, members_last=last)
+        return _stack_first(leaf, drawn) if for_update and side == RIGHT else drawn
 
     def draw_one(self, words: jax.Array) -> Noise:
         """Noise of one unit, without the axis of units, from its `[1, W]` words."""

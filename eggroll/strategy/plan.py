@@ -31,6 +31,7 @@ class LeafPlan:
         left_axes: axes the left factor owns; stack axes are in both.
         right_axes: axes the right factor owns.
         sigma_scale: factor on the strategy's sigma.
+        matrix: whether it is low-rank and only ever multiplied as `x [..., K]·W [K, N]`, which kernels can do.
     """
 
     path: str
@@ -41,6 +42,7 @@ class LeafPlan:
     left_axes: tuple[int, ...] = ()
     right_axes: tuple[int, ...] = ()
     sigma_scale: float = 1.0
+    matrix: bool = False
 
     @property
     def stack_axes(self) -> tuple[int, ...]:
@@ -170,7 +172,12 @@ def _leaf_plan(path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | No
         _check_layer_rank(path, shape, asked, full)
     if (full <= 1 and not isinstance(rule, LowRankRule)) or asked > full:
         return dense
-    return LeafPlan(path, shape, dtype, "low_rank", asked, left, right, scale)
+    matrix = (left, right) == ((0,), (1,)) and bool(uses) and all(_is_dense_layer(use) for use in uses)
+    return LeafPlan(path, shape, dtype, "low_rank", asked, left, right, scale, matrix)
+
+
+def _is_dense_layer(use: Use) -> bool:
+    return (use.primitive, use.left, use.right, use.stack) == ("dot_general", (0,), (1,), ())
 
 
 def _sides(

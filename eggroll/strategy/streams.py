@@ -27,12 +27,14 @@ class Stream(NamedTuple):
     Attributes:
         path: `path_hash` of the parameter's path.
         side: `LEFT`, `RIGHT` or `DENSE`.
-        words: how many words a unit draws from it.
+        words: how many words a unit draws from it; 2 of a stream that is not drawn but handed on.
+        key: whether a unit's row holds the stream's own key, two words, for a kernel to draw from.
     """
 
     path: int
     side: int
     words: int
+    key: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Streams:
 
     @cached_property
     def _order(self) -> list[int]:
-        # Streams of the same length side by side: each length is one broadcast, not each stream.
-        return sorted(range(len(self.streams)), key=lambda i: self.streams[i].words)
+        # Streams of the same length side by side: each length is one broadcast, not each stream. Keys come last.
+        return sorted(range(len(self.streams)), key=lambda i: (self.streams[i].key, self.streams[i].words))
 
     @cached_property
     def _places(self) -> dict[int, slice]:
@@ -66,8 +68,8 @@ class Streams:
     def draw(self, key: jax.Array, units: jax.Array) -> jax.Array:
         """Words of the given units.
 
-        Word `w` of stream `s` of unit `u` is word `w` of
-        `jax.random.bits(fold_in(fold_in(fold_in(key, s.path), s.side), u), (n,), "uint32")`.
+        Word `w` of stream `s` of unit `u` is word `w` of `jax.random.bits(key, (n,), "uint32")` with the stream's key
+        `fold_in(fold_in(fold_in(key, s.path), s.side), u)`.
 
         Args:
             key: typed threefry key of shape `()`.
@@ -84,9 +86,13 @@ class Streams:
         keys = folded(folded((first, second), path), side)  # [streams]
         first, second = folded(keys, units.astype(jnp.uint32)[:, None])  # [U, streams]
         parts, start = [], 0
-        for _, run in groupby((s.words for s in used), lambda n: max(n, LONG)):
+        drawn = [s.words for s in used if not s.key]
+        for _, run in groupby(drawn, lambda n: max(n, LONG)):
             lengths = list(run)
             place = slice(start, start + len(lengths))
             parts.append(words((first[:, place], second[:, place]), lengths))
             start = place.stop
+        if start < len(used):
+            both = jnp.stack([first[:, start:], second[:, start:]], axis=-1)
+            parts.append(both.reshape(len(both), -1))
         return jnp.concatenate(parts, axis=1)

@@ -11,9 +11,11 @@ A kernel plugs in by registering itself under the operation's name; nothing else
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 
@@ -94,6 +96,67 @@ def implementations(operation: str) -> tuple[str, ...]:
     return tuple(_known(operation))
 
 
+def platform_kernels(operation: str) -> tuple[str, ...]:
+    """Return the implementations that are tried on the current platform before the reference.
+
+    Args:
+        operation: the operation's name.
+
+    Returns:
+        Their names, in the order in which they are tried; on a CPU there are none.
+
+    Raises:
+        ValueError: no such operation.
+
+    Example:
+        >>> from eggroll.kernels import platform_kernels
+        >>> platform_kernels("lowrank_dot") if jax.default_backend() == "cpu" else ()
+        ()
+    """
+    platform = current_platform()
+    return tuple(each.name for each in _known(operation).values() if platform in each.platforms)
+
+
+class Choice(NamedTuple):
+    """One call of an operation.
+
+    Attributes:
+        operation: its name.
+        implementation: the one that did it.
+        name: of the seeded factors; empty where they were arrays or had none.
+    """
+
+    operation: str
+    implementation: str
+    name: str
+
+
+_LISTENERS: ContextVar[tuple[list[Choice], ...]] = ContextVar("listeners", default=())
+
+
+@contextmanager
+def choices() -> Iterator[list[Choice]]:
+    """Collect which implementation each call inside the context gets, while a function is traced.
+
+    Yields:
+        A list that grows: one `Choice` per call of an operation.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from eggroll.kernels import choices, rank_update
+        >>> with choices() as made:
+        ...     total = rank_update(jnp.ones(2), jnp.ones((2, 3, 1)), jnp.ones((2, 4, 1)))
+        >>> [(choice.operation, choice.implementation) for choice in made]
+        [('rank_update', 'reference')]
+    """
+    made: list[Choice] = []
+    token = _LISTENERS.set((*_LISTENERS.get(), made))
+    try:
+        yield made
+    finally:
+        _LISTENERS.reset(token)
+
+
 def dispatch(operation: str, *args: Any, implementation: str | None, **options: Any) -> Any:
     """Run an operation with the named implementation, or with the first that can do it.
 
@@ -118,15 +181,21 @@ def dispatch(operation: str, *args: Any, implementation: str | None, **options: 
                 f"{operation} has no implementation {implementation!r}: choose one of {', '.join(known)}, "
                 "or None to let the platform decide"
             )
-        return known[implementation].function(*args, **options)
-    platform = current_platform()
-    for candidate in known.values():
-        if platform in candidate.platforms:
-            try:
-                return candidate.function(*args, **options)
-            except NotImplementedError:
-                continue
-    return known[REFERENCE].function(*args, **options)
+        return _run(operation, implementation, args, options)
+    for name in platform_kernels(operation):
+        try:
+            return _run(operation, name, args, options)
+        except NotImplementedError:
+            continue
+    return _run(operation, REFERENCE, args, options)
+
+
+def _run(operation: str, implementation: str, args: Any, options: Any) -> Any:
+    result = _known(operation)[implementation].function(*args, **options)
+    named = next((name for arg in args if (name := getattr(arg, "name", ""))), "")
+    for listener in _LISTENERS.get():
+        listener.append(Choice(operation, implementation, named))
+    return result
 
 
 def current_platform() -> str:

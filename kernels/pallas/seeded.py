@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.typing import DTypeLike
 
 from .noise import check_distribution, unpack, words_for
@@ -28,6 +29,7 @@ class Seeded:
         rank: columns.
         distribution: `"rademacher"` (±1) or `"normal"`.
         dtype: of the numbers.
+        name: of the parameter that the factor belongs to, for reports; default: none.
 
     Example:
         >>> import jax
@@ -41,6 +43,7 @@ class Seeded:
     rank: int = field(metadata={"static": True})
     distribution: str = field(metadata={"static": True})
     dtype: DTypeLike = field(default="float32", metadata={"static": True})
+    name: str = field(default="", metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -69,8 +72,8 @@ Factor = jax.Array | Seeded
 
 
 def as_array(factor: Factor) -> jax.Array:
-    """The numbers, whether they exist already or not."""
-    return factor.array() if isinstance(factor, Seeded) else factor
+    """The numbers, whether they exist already or not; stored, not made anew by every operation that reads them."""
+    return lax.optimization_barrier(factor.array()) if isinstance(factor, Seeded) else factor
 
 
 def need_seeds(left: Factor, right: Factor, largest_rank: int) -> tuple[Seeded, Seeded]:

@@ -64,7 +64,7 @@ def _canonical(eqn: Any, x: Any, weight: Perturbed) -> Array | None:
     if dims != (((x.ndim - 1,), (0,)), ((), ())) or len(weight.shape) != 2 or len(weight.terms) != 1:
         return None
     (term,) = weight.terms
-    by_axes = {f.axes: f.array for f in term.factors}
+    by_axes = {f.axes: f.numbers for f in term.factors}
     if set(by_axes) != {(0,), (1,)}:
         return None
     return lowrank_dot(

@@ -54,7 +54,7 @@ def _sliced(x: Any, part: Any, index: Any) -> Any:
 
     def change(f: Factor) -> Factor:
         array = _at(f.array, index) if 0 in f.axes else f.array
-        return replace(f, array=array, axes=tuple(a - 1 for a in f.axes if a != 0))
+        return f.with_array(array, axes=tuple(a - 1 for a in f.axes if a != 0))
 
     return x.map(part, lambda t: t.map(change))
 

@@ -17,7 +17,7 @@ from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
 
 def on_own_axes(f: Factor, change: Callable[[Array, Sequence[int]], Array]) -> Factor:
     """Applies `change(array, axes)` to a factor; the rank axis stays last."""
-    return replace(f, array=change(f.array, f.axes))
+    return f.with_array(change(f.array, f.axes))
 
 
 def slice_(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
@@ -44,7 +44,7 @@ def split(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
         if axis not in f.axes:
             return f
         array = lax.slice_in_dim(f.array, start, start + size, axis=f.position(axis))
-        return replace(f, array=array)
+        return f.with_array(array)
 
     cuts = [partial(part, start, size) for start, size in zip(starts, sizes, strict=True)]
     bases = jax_compat.bind(eqn, [value.base])
@@ -60,7 +60,7 @@ def unstack(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
 
     def part(i: int, f: Factor) -> Factor:
         array = lax.index_in_dim(f.array, i, f.position(axis), keepdims=False) if axis in f.axes else f.array
-        return replace(f, array=array, axes=tuple(a - (a > axis) for a in f.axes if a != axis))
+        return f.with_array(array, axes=tuple(a - (a > axis) for a in f.axes if a != axis))
 
     bases = jax_compat.bind(eqn, [value.base])
     return [value.map(base, partial(Term.map, change=partial(part, i))) for i, base in enumerate(bases)]
@@ -164,11 +164,11 @@ class _Lookup:
         window = [stays[a] for a in f.axes if a in stays]
         if not indexed:  # such axes start at zero
             array = f.array[tuple(slice(0, sizes[a]) if a in stays else 0 for a in f.axes)]
-            return replace(f, array=array, axes=tuple(window))
+            return f.with_array(array, axes=tuple(window))
         array = self._gather(f, indexed)  # [window..., rank, batch...] would be as right; the batch comes first here
         axes = [*batch, *window]
         order = sorted(range(len(axes)), key=axes.__getitem__)
-        return replace(f, array=jnp.transpose(array, (*order, len(order))), axes=tuple(sorted(axes)))
+        return f.with_array(jnp.transpose(array, (*order, len(order))), axes=tuple(sorted(axes)))
 
     def _gather(self, f: Factor, indexed: list[int]) -> Array:
         """`[*batch, *window, rank]`."""

@@ -62,7 +62,7 @@ def _factorwise(parts: Sequence[Any], axis: int) -> Term | None:
     joined = []
     for same in zip(*(t.factors for t in terms), strict=True):
         array = lax.concatenate([f.array for f in same], same[0].position(axis))
-        joined.append(replace(same[0], array=array))
+        joined.append(same[0].with_array(array))
     return replace(terms[0], factors=tuple(joined))
 
 
@@ -77,7 +77,7 @@ def _padded(term: Term, axis: int, size: int, pads: tuple[int, int]) -> Term:
             return f
         widths = [(0, 0, 0)] * f.array.ndim
         widths[f.position(axis)] = (*pads, 0)
-        return replace(f, array=lax.pad(f.array, jnp.zeros((), f.array.dtype), widths))
+        return f.with_array(lax.pad(f.array, jnp.zeros((), f.array.dtype), widths))
 
     return term.map(pad)
 

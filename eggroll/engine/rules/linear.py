@@ -48,7 +48,7 @@ def convert_element_type(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> lis
 
 
 def _cast(f: Factor, dtype: Any) -> Factor:
-    return replace(f, array=f.array.astype(dtype))
+    return f.with_array(f.array.astype(dtype))
 
 
 def mul(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
@@ -90,7 +90,7 @@ def _scale_term(term: Term, other: Any, varying: frozenset[int], op: Any) -> Ter
         return replace(term, scale=op(term.scale, scalar))
     i = next(i for i, f in enumerate(term.factors) if varying <= set(f.axes))
     f = term.factors[i]
-    scaled = replace(f, array=op(f.array, _along(other, f.axes, f.array.dtype, varying)))
+    scaled = f.with_array(op(f.array, _along(other, f.axes, f.array.dtype, varying)))
     return replace(term, factors=(*term.factors[:i], scaled, *term.factors[i + 1 :]))
 
 

@@ -31,7 +31,7 @@ def squeeze(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     def change(f: Factor) -> Factor:
         drop = tuple(f.position(a) for a in gone if a in f.axes)
         axes = tuple(new_axis[a] for a in f.axes if a not in gone)
-        return replace(f, array=lax.squeeze(f.array, drop), axes=axes)
+        return f.with_array(lax.squeeze(f.array, drop), axes=axes)
 
     return map_terms(value, ctx.base(eqn, args), lambda t: t.map(change))
 
@@ -53,7 +53,7 @@ def rev(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
 
     def change(f: Factor) -> Factor:
         own = tuple(f.position(a) for a in dims if a in f.axes)
-        return replace(f, array=lax.rev(f.array, own))
+        return f.with_array(lax.rev(f.array, own))
 
     return map_terms(value, ctx.base(eqn, args), lambda t: t.map(change))
 
@@ -123,7 +123,7 @@ def _regroup(f: Factor, groups: Sequence[tuple[list[int], list[int]]], new_sizes
     """Reshapes a factor that owns whole groups only."""
     axes = tuple(a for old, new in groups if set(old) <= set(f.axes) for a in new)
     shape = (*(new_sizes[a] for a in axes), f.array.shape[-1])
-    return replace(f, array=lax.reshape(f.array, shape), axes=axes)
+    return f.with_array(lax.reshape(f.array, shape), axes=axes)
 
 
 RULES = {

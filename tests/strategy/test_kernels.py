@@ -1,0 +1,156 @@
+"""Where a platform has kernels, the engine hands them keys instead of factors, and everything comes out the same.
+
+The TPU's kernels stand in for those of this platform, in the interpreter.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import eggroll
+from eggroll.engine import jax_compat
+from eggroll.kernels import choices, registry
+from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
+from eggroll.kernels.tpu_rank_update import rank_update_tpu
+from tests.strategy.common import assert_close, assert_same_bits
+
+KEY = jax.random.key(0, impl="threefry2x32")
+ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(6, 20)), jnp.float32)  # one for each member
+INTERPRETED = {"lowrank_dot": lowrank_dot_tpu, "rank_update": rank_update_tpu}
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """Both operations have a kernel on this platform."""
+    for operation, function in INTERPRETED.items():
+        known = dict(registry._OPERATIONS[operation])
+        known["interpreted"] = registry.Implementation("interpreted", partial(function, interpret=True), ("cpu",))
+        monkeypatch.setitem(registry._OPERATIONS, operation, known)
+
+
+def params():
+    """Two dense layers and a bias."""
+    rng = np.random.default_rng(1)
+    shapes = {"first": (20, 33), "bias": (33,), "second": (33, 7)}
+    return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+
+
+def network(p, x):
+    return jax.nn.tanh(x @ p["first"] + p["bias"]) @ p["second"]
+
+
+def scored(fun):
+    return lambda p, x: -jnp.mean(fun(p, x) ** 2)
+
+
+def in_a_scan(p, x):
+    """Both layers three times over."""
+
+    def body(x, _):
+        return x + (network(p, x) @ jnp.ones((7, 20))) / 100, None
+
+    return lax.scan(body, x, None, length=3)[0]
+
+
+FUNCTIONS = {
+    "plain": network,
+    "jit": jax.jit(network),
+    "remat": jax.checkpoint(network),
+    "scan": in_a_scan,
+    "vmap over data": lambda p, x: jax.vmap(network, in_axes=(None, 0))(p, jnp.stack([x, 2 * x, 3 * x])),
+    "several rows": lambda p, x: network(p, jnp.stack([x, -x])),
+}
+
+
+def step(fun, in_axes, **options):
+    """(state after one step, its metrics, outputs of all members, member 3)."""
+    es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1), shaping="none", **options)
+    start = es.init(params(), KEY)
+    fitness = scored(fun)
+    state, metrics = es.step(start, fitness, ROWS if in_axes == 0 else ROWS[0], in_axes=in_axes)
+    members = es.ask(start)
+    outputs = members.apply(fun, ROWS if in_axes == 0 else ROWS[0], in_axes=in_axes)
+    return state.params, metrics, outputs, members.materialize(3)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_step_is_the_same_with_kernels(name, request):
+    plain = step(FUNCTIONS[name], 0)
+    request.getfixturevalue("kernels")
+    with choices() as made:
+        fast = step(FUNCTIONS[name], 0)
+    assert_close(fast[:3], plain[:3], 1e-5)
+    assert_same_bits(fast[3], plain[3])
+    assert {(c.operation, c.implementation) for c in made if c.name} == {
+        ("lowrank_dot", "interpreted"), ("rank_update", "interpreted")
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"distribution": "normal"}, {"rank": 3}, {"antithetic": False}, {"chunk": 4}, {"rank": 3, "chunk": 2}],
+    ids=str,
+)
+def test_every_setting(options, request):
+    plain = step(network, 0, **options)
+    request.getfixturevalue("kernels")
+    fast = step(network, 0, **options)
+    assert_close(fast[:3], plain[:3], 1e-5)
+    assert_same_bits(fast[3], plain[3])
+
+
+def test_the_first_layer_on_shared_rows_shares_its_product(request):
+    """What all members share is multiplied once, without the kernel; later layers have rows of their own."""
+    plain = step(network, None)
+    request.getfixturevalue("kernels")
+    with choices() as made:
+        fast = step(network, None)
+    assert_close(fast[:3], plain[:3], 1e-5)
+    used = {(c.name, c.implementation) for c in made if c.operation == "lowrank_dot"}
+    assert ("first", "reference") in used and ("second", "interpreted") in used
+    assert ("second", "reference") not in used
+
+
+def test_on_a_mesh(request):
+    mesh = jax.make_mesh((1,), ("population",))
+    plain = step(network, 0, mesh=mesh)
+    request.getfixturevalue("kernels")
+    assert_close(step(network, 0, mesh=mesh)[:3], plain[:3], 1e-5)
+
+
+def test_no_factor_is_in_memory(kernels):
+    """Nothing of the size of a population's factor is in the program outside of its kernels: 3 pairs, 20x640."""
+    es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1))
+    start = es.init({"w": jnp.ones((20, 640))}, KEY)
+    jaxpr = jax.make_jaxpr(lambda s: es.step(s, scored(lambda p, x: x @ p["w"]), ROWS, in_axes=0)[0].params)(start)
+    sizes = {v.aval.size for v in _outside_of_kernels(jaxpr.jaxpr)}
+    assert 6 * 640 in sizes  # the outputs
+    assert not {3 * 640, 3 * 20} & sizes
+
+
+def _outside_of_kernels(jaxpr):
+    for eqn in jaxpr.eqns:
+        yield from eqn.outvars
+        if eqn.primitive.name != "pallas_call":
+            for inner in jax_compat.inner_jaxprs(eqn):
+                yield from _outside_of_kernels(jax_compat.open_jaxpr(inner)[0])
+
+
+def test_a_weight_with_another_use_keeps_its_factors(kernels):
+    """A table that is looked up and multiplied is no matrix for a kernel: it works as everywhere."""
+    es = eggroll.ES(population=4, sigma=0.1, optimizer=optax.sgd(0.1))
+    start = es.init({"table": jnp.ones((9, 5))}, KEY)
+
+    def tied(p, ids):
+        return p["table"][ids] @ p["table"].T
+
+    with choices() as made:
+        es.step(start, scored(tied), jnp.arange(4))
+    assert not any(c.name for c in made)
