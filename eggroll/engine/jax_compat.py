@@ -6,7 +6,7 @@ Supported: JAX 0.10.2 to 0.12. What moved in that range: `ClosedJaxpr` became an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +94,11 @@ def abstract(value: Any) -> jax.ShapeDtypeStruct:
 def inner_jaxprs(eqn: Any) -> list[Any]:
     """The jaxprs that an equation calls."""
     return list(jex.jaxprs_in_params(eqn.params))
+
+
+def name_stacks(jaxpr: Any) -> Iterator[str]:
+    """The names around every equation, those of inner jaxprs included."""
+    for eqn in open_jaxpr(jaxpr)[0].eqns:
+        yield str(eqn.source_info.name_stack)
+        for inner in inner_jaxprs(eqn):
+            yield from name_stacks(inner)

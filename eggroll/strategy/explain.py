@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from eggroll.engine import jax_compat
 from eggroll.engine.fallback import DenseFallback, Policy
 from eggroll.engine.interpreter import Interpreter, Program, abstract, partition
-from eggroll.engine.lowrank import LowRank, Source
 from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import Use, discover
+from eggroll.kernels import Choice, platform_kernels
 from eggroll.strategy.inputs import InAxes, Rows, make_rows
+from eggroll.strategy.perturbation import Sampler, member_sign
 from eggroll.strategy.plan import LeafPlan, Plan, make_plan
 from eggroll.strategy.problem import check_function, check_no_module, trace_member
 from eggroll.strategy.rules import Rules
@@ -31,11 +33,14 @@ class Row:
         plan: path, shape, dtype, kind of perturbation, rank, axes of each factor, random numbers.
         uses: every use the function makes of it, in order.
         fallbacks: every place where its perturbation has to be made dense.
+        implementations: what computes its perturbed products on this platform: names of
+            `eggroll.kernels.implementations("lowrank_dot")`; `"reference"` is plain XLA. None without factors.
     """
 
     plan: LeafPlan
     uses: tuple[Use, ...]
     fallbacks: tuple[DenseFallback, ...]
+    implementations: tuple[str, ...] = ()
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -82,13 +87,15 @@ def _table(explanation: Explanation) -> Table:
     for name in ("parameter", "shape", "use", "noise", "left axes", "right axes", "stack"):
         table.add_column(name, overflow="fold")
     table.add_column("numbers", justify="right")
+    table.add_column("implementation", overflow="fold")
     for row in explanation.rows:
         noise = f"rank {row.rank}" if row.kind == "low_rank" else row.kind
         if row.fallbacks:
             noise += f", {len(row.fallbacks)} dense fallback(s)"
         own = [[a for a in side if a not in row.stack_axes] for side in (row.left_axes, row.right_axes)]
         axes = [_axes(side) for side in (*own, row.stack_axes)]
-        table.add_row(row.path, "x".join(map(str, row.shape)), row.use, noise, *axes, f"{row.numbers:,}")
+        numbers, implementation = f"{row.numbers:,}", ", ".join(row.implementations) or "-"
+        table.add_row(row.path, "x".join(map(str, row.shape)), row.use, noise, *axes, numbers, implementation)
     return table
 
 
@@ -141,34 +148,41 @@ def explain(
     program = trace_member(fun, params, rows)
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
     plan = make_plan(params, uses, rank=rank, rules=rules)
-    records = _dry_run(program, plan, params, rows, population)
-    return Explanation(
-        tuple(
-            Row(leaf, tuple(uses[leaf.path]), tuple(r for r in records if r.path == leaf.path)) for leaf in plan.leaves
-        ),
-        plan,
-    )
+    found = _dry_run(program, plan, params, rows, population)
+    return Explanation(tuple(found.row(leaf, uses[leaf.path]) for leaf in plan.leaves), plan)
 
 
-def _dry_run(program: Program, plan: Plan, params: Any, rows: Rows, members: int | None) -> list[DenseFallback]:
-    """Evaluates shapes only, to find where the plan's factors cannot be kept apart."""
-    policy = Policy("allow")
-    arrays, merge, _ = partition((params, rows.abstract()))
+class _DryRun(NamedTuple):
+    fallbacks: list[DenseFallback]
+    choices: Sequence[Choice]
 
-    def run(values: list[Any]) -> None:
-        params, args = merge(values)
-        leaves, tree = jax.tree.flatten(params)
-        seen = [_low_rank(leaf, value, members) for leaf, value in zip(plan.leaves, leaves, strict=True)]
-        program.evaluate(Interpreter(policy), (tree.unflatten(seen), *args))
-
-    jax.eval_shape(run, arrays)
-    return policy.records
+    def row(self, leaf: LeafPlan, uses: Sequence[Use]) -> Row:
+        """What was found of one parameter."""
+        fallbacks = tuple(f for f in self.fallbacks if f.path == leaf.path)
+        chosen = tuple(dict.fromkeys(c.implementation for c in self.choices if c.name == leaf.path))
+        plain = ("reference",) if leaf.kind == "low_rank" else ()
+        return Row(leaf, tuple(uses), fallbacks, chosen or plain)
 
 
-def _low_rank(leaf: LeafPlan, value: Any, members: int | None) -> Any:
-    if leaf.kind != "low_rank":
-        return value
-    left = jnp.zeros((*leaf.left_shape, leaf.rank), leaf.dtype)
-    right = jnp.zeros((*leaf.right_shape, leaf.rank), leaf.dtype)
-    source, scale = Source(leaf.path, members), jnp.ones((), leaf.dtype)
-    return LowRank(value, left, right, leaf.left_axes, leaf.right_axes, source, scale)
+def _dry_run(program: Program, plan: Plan, params: Any, rows: Rows, members: int | None) -> _DryRun:
+    """Evaluates two pairs of members, shapes only: where factors cannot be kept apart, and what kernels do."""
+    policy, units, signs = Policy("allow"), 2, 2
+    sampler = Sampler(plan, "rademacher", members, bool(platform_kernels("lowrank_dot")))
+    args, merge, _ = partition(rows.abstract())
+    own = [
+        jax.ShapeDtypeStruct((units, signs, *a.shape), a.dtype) if axis is not None else a
+        for a, axis in zip(args, rows.axes, strict=True)
+    ]
+    axes = [None if axis is None else 0 for axis in rows.axes]
+
+    def run(words: jax.Array, params: Any, args: list[Any]) -> Any:
+        def member(noise: Any, index: Any, args: list[Any]) -> Any:
+            seen = sampler.perturb(params, noise, member_sign(index), 1.0)
+            return program.evaluate(Interpreter(policy), (seen, *merge(args)))
+
+        pair = jax.vmap(member, in_axes=(None, 0, axes))
+        return jax.vmap(pair, in_axes=(0, None, axes))(sampler.draw(words), jnp.arange(signs), args)
+
+    words = jax.ShapeDtypeStruct((units, sampler.streams.words), jnp.uint32)
+    found = map(Choice.in_scope, jax_compat.name_stacks(jax.make_jaxpr(run)(words, params, own)))
+    return _DryRun(policy.records, [choice for choice in found if choice])

@@ -28,13 +28,13 @@ class Sampler:
     Attributes:
         plan: what each parameter gets.
         distribution: `"rademacher"` or `"normal"`.
-        members: population, for messages about dense fallbacks.
+        members: population, for messages about dense fallbacks; None: unknown.
         kernels: whether factors of matrices stay keys (`Seeded`), for kernels that make their noise themselves.
     """
 
     plan: Plan
     distribution: str
-    members: int
+    members: int | None
     kernels: bool = False
 
     def seeded(self, leaf: LeafPlan) -> bool:

@@ -11,16 +11,16 @@ from __future__ import annotations
 
 from .noise import check_distribution, unpack, words_for
 from .operations import lowrank_dot, rank_update
-from .registry import Implementation, choices, implementations, platform_kernels, register
+from .registry import Choice, Implementation, implementations, platform_kernels, register
 from .seeded import Seeded, as_array
 from .threefry import threefry2x32
 
 __all__ = [
+    "Choice",
     "Implementation",
     "Seeded",
     "as_array",
     "check_distribution",
-    "choices",
     "implementations",
     "lowrank_dot",
     "platform_kernels",

@@ -11,9 +11,8 @@ A kernel plugs in by registering itself under the operation's name; nothing else
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
@@ -118,43 +117,27 @@ def platform_kernels(operation: str) -> tuple[str, ...]:
 
 
 class Choice(NamedTuple):
-    """One call of an operation.
+    """One call of an operation, as the name stack of its equations tells.
 
     Attributes:
         operation: its name.
         implementation: the one that did it.
-        name: of the seeded factors; empty where they were arrays or had none.
+        name: of the parameter whose seeded factors it used; empty where they were arrays or had none.
     """
 
     operation: str
     implementation: str
     name: str
 
+    def scope(self) -> str:
+        """For `jax.named_scope`: profiles show it, and `in_scope` reads it."""
+        return f"{self.operation}[{self.implementation}]({self.name})"
 
-_LISTENERS: ContextVar[tuple[list[Choice], ...]] = ContextVar("listeners", default=())
-
-
-@contextmanager
-def choices() -> Iterator[list[Choice]]:
-    """Collect which implementation each call inside the context gets, while a function is traced.
-
-    Yields:
-        A list that grows: one `Choice` per call of an operation.
-
-    Example:
-        >>> import jax.numpy as jnp
-        >>> from eggroll.kernels import choices, rank_update
-        >>> with choices() as made:
-        ...     total = rank_update(jnp.ones(2), jnp.ones((2, 3, 1)), jnp.ones((2, 4, 1)))
-        >>> [(choice.operation, choice.implementation) for choice in made]
-        [('rank_update', 'reference')]
-    """
-    made: list[Choice] = []
-    token = _LISTENERS.set((*_LISTENERS.get(), made))
-    try:
-        yield made
-    finally:
-        _LISTENERS.reset(token)
+    @staticmethod
+    def in_scope(names: str) -> Choice | None:
+        """What made an equation whose name stack is `names`; None if it was no operation."""
+        found = re.search(r"(\w+)\[(\w+)\]\(([^)]*)\)", names)
+        return Choice(*found.groups()) if found else None
 
 
 def dispatch(operation: str, *args: Any, implementation: str | None, **options: Any) -> Any:
@@ -191,11 +174,9 @@ def dispatch(operation: str, *args: Any, implementation: str | None, **options: 
 
 
 def _run(operation: str, implementation: str, args: Any, options: Any) -> Any:
-    result = _known(operation)[implementation].function(*args, **options)
     named = next((name for arg in args if (name := getattr(arg, "name", ""))), "")
-    for listener in _LISTENERS.get():
-        listener.append(Choice(operation, implementation, named))
-    return result
+    with jax.named_scope(Choice(operation, implementation, named).scope()):
+        return _known(operation)[implementation].function(*args, **options)
 
 
 def current_platform() -> str:

@@ -1,6 +1,6 @@
 """Where a platform has kernels, the engine hands them keys instead of factors, and everything comes out the same.
 
-The TPU's kernels stand in for those of this platform, in the interpreter.
+The reference stands in for a kernel of this platform; once it is the TPU's kernels, in the interpreter.
 """
 
 from __future__ import annotations
@@ -16,23 +16,34 @@ from jax import lax
 
 import eggroll
 from eggroll.engine import jax_compat
-from eggroll.kernels import choices, registry
+from eggroll.kernels import Choice, registry
+from eggroll.kernels.reference import lowrank_dot_reference, rank_update_reference
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
 from tests.strategy.common import assert_close, assert_same_bits
 
 KEY = jax.random.key(0, impl="threefry2x32")
 ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(6, 20)), jnp.float32)  # one for each member
-INTERPRETED = {"lowrank_dot": lowrank_dot_tpu, "rank_update": rank_update_tpu}
+TPU = {"lowrank_dot": lowrank_dot_tpu, "rank_update": rank_update_tpu}
+REFERENCE = {"lowrank_dot": lowrank_dot_reference, "rank_update": rank_update_reference}
+
+
+def register(monkeypatch, functions):
+    for operation, function in functions.items():
+        known = {**registry._OPERATIONS[operation], "kernel": registry.Implementation("kernel", function, ("cpu",))}
+        monkeypatch.setitem(registry._OPERATIONS, operation, known)
 
 
 @pytest.fixture
 def kernels(monkeypatch):
     """Both operations have a kernel on this platform."""
-    for operation, function in INTERPRETED.items():
-        known = dict(registry._OPERATIONS[operation])
-        known["interpreted"] = registry.Implementation("interpreted", partial(function, interpret=True), ("cpu",))
-        monkeypatch.setitem(registry._OPERATIONS, operation, known)
+    register(monkeypatch, REFERENCE)
+
+
+@pytest.fixture
+def tpu_kernels(monkeypatch):
+    """The kernels of TPUs, interpreted."""
+    register(monkeypatch, {name: partial(function, interpret=True) for name, function in TPU.items()})
 
 
 def params():
@@ -80,19 +91,43 @@ def step(fun, in_axes, **options):
     return state.params, metrics, outputs, members.materialize(3)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
+def choices(fun, in_axes):
+    """(operation, implementation, parameter) of all seeded products in the program of a step."""
+    es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1), shaping="none")
+    rows = ROWS if in_axes == 0 else ROWS[0]
+    jaxpr = jax.make_jaxpr(lambda s: es.step(s, scored(fun), rows, in_axes=in_axes)[0].params)(es.init(params(), KEY))
+    found = {Choice.in_scope(names) for names in jax_compat.name_stacks(jaxpr)}
+    return {choice for choice in found if choice and choice.name}
+
+
+QUICK = ("plain", "scan", "vmap over data")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS]
+)
 def test_a_step_is_the_same_with_kernels(name, request):
     plain = step(FUNCTIONS[name], 0)
+    assert not choices(FUNCTIONS[name], 0)
     request.getfixturevalue("kernels")
-    with choices() as made:
-        fast = step(FUNCTIONS[name], 0)
+    fast = step(FUNCTIONS[name], 0)
     assert_close(fast[:3], plain[:3], 1e-5)
     assert_same_bits(fast[3], plain[3])
-    assert {(c.operation, c.implementation) for c in made if c.name} == {
-        ("lowrank_dot", "interpreted"), ("rank_update", "interpreted")
-    }  # fmt: skip
+    assert choices(FUNCTIONS[name], 0) == {
+        (operation, "kernel", parameter)
+        for operation in ("lowrank_dot", "rank_update")
+        for parameter in ("first", "second")
+    }
 
 
+@pytest.mark.parametrize("name", ["plain", pytest.param("scan", marks=pytest.mark.slow)])
+def test_a_step_is_the_same_with_those_of_a_tpu(name, request):
+    plain = step(FUNCTIONS[name], 0)
+    request.getfixturevalue("tpu_kernels")
+    assert_close(step(FUNCTIONS[name], 0)[:3], plain[:3], 1e-5)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [{"distribution": "normal"}, {"rank": 3}, {"antithetic": False}, {"chunk": 4}, {"rank": 3, "chunk": 2}],
@@ -110,14 +145,12 @@ def test_the_first_layer_on_shared_rows_shares_its_product(request):
     """What all members share is multiplied once, without the kernel; later layers have rows of their own."""
     plain = step(network, None)
     request.getfixturevalue("kernels")
-    with choices() as made:
-        fast = step(network, None)
-    assert_close(fast[:3], plain[:3], 1e-5)
-    used = {(c.name, c.implementation) for c in made if c.operation == "lowrank_dot"}
-    assert ("first", "reference") in used and ("second", "interpreted") in used
-    assert ("second", "reference") not in used
+    assert_close(step(network, None)[:3], plain[:3], 1e-5)
+    used = {(c.name, c.implementation) for c in choices(network, None) if c.operation == "lowrank_dot"}
+    assert used == {("first", "reference"), ("second", "kernel")}
 
 
+@pytest.mark.slow
 def test_on_a_mesh(request):
     mesh = jax.make_mesh((1,), ("population",))
     plain = step(network, 0, mesh=mesh)
@@ -125,7 +158,7 @@ def test_on_a_mesh(request):
     assert_close(step(network, 0, mesh=mesh)[:3], plain[:3], 1e-5)
 
 
-def test_no_factor_is_in_memory(kernels):
+def test_no_factor_is_in_memory(tpu_kernels):
     """Nothing of the size of a population's factor is in the program outside of its kernels: 3 pairs, 20x640."""
     es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1))
     start = es.init({"w": jnp.ones((20, 640))}, KEY)
@@ -151,6 +184,23 @@ def test_a_weight_with_another_use_keeps_its_factors(kernels):
     def tied(p, ids):
         return p["table"][ids] @ p["table"].T
 
-    with choices() as made:
-        es.step(start, scored(tied), jnp.arange(4))
-    assert not any(c.name for c in made)
+    jaxpr = jax.make_jaxpr(lambda s: es.step(s, scored(tied), jnp.arange(4))[0].params)(start)
+    found = map(Choice.in_scope, jax_compat.name_stacks(jaxpr))
+    assert not any(choice and choice.name for choice in found)
+
+
+def test_explain_says_what_computes_each_parameter(request):
+    def rows():
+        found = (
+            eggroll.explain(network, params(), ROWS[0]),
+            eggroll.explain(network, params(), ROWS, in_axes=0, population=6),
+        )
+        assert "implementation" in str(found[0])
+        return [{row.path: row.implementations for row in each.rows} for each in found]
+
+    shared, own = rows()
+    assert shared == own == {"bias": (), "first": ("reference",), "second": ("reference",)}
+    request.getfixturevalue("kernels")
+    shared, own = rows()
+    assert shared == {"bias": (), "first": ("reference",), "second": ("kernel",)}
+    assert own == {"bias": (), "first": ("kernel",), "second": ("kernel",)}
