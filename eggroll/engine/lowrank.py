@@ -171,13 +171,14 @@ class Term:
     """A product of factors, summed over their shared trailing rank axis, times a scalar (None is 1).
 
     `added` records that the value was added to something, or set beside a plain array: so activations are told from
-    weights. `looked_up` records, for discovery, which parameter axes were indexed.
+    weights. `looked_up` and `walked` record, for discovery, which parameter axes were indexed, and which a loop walks.
     """
 
     factors: tuple[Factor, ...]
     source: Source = field(default=Source(), metadata={"static": True})
     added: bool = field(default=False, metadata={"static": True})
     looked_up: frozenset[int] = field(default=frozenset(), metadata={"static": True})
+    walked: frozenset[int] = field(default=frozenset(), metadata={"static": True})
     scale: Array | None = None
 
     @property

@@ -29,6 +29,7 @@ class Use:
         left: parameter axes that are contracted or looked up.
         right: the other axes.
         stack: axes over which a loop runs, or that a batched product pairs up (layers, experts).
+        walked: those of the stack over which a loop runs.
     """
 
     path: str
@@ -38,6 +39,7 @@ class Use:
     left: tuple[int, ...]
     right: tuple[int, ...]
     stack: tuple[int, ...]
+    walked: tuple[int, ...] = ()
 
 
 class UsageObserver:
@@ -72,7 +74,7 @@ class UsageObserver:
             sides[_side(f, term, kind, contracted, batch)] |= f.origin
         name, line = ("return", "") if eqn is None else (eqn.primitive.name, jax_compat.source_line(eqn))
         left, right, stack = (tuple(sorted(sides[s])) for s in ("left", "right", "stack"))
-        use = Use(term.source.path, kind, name, line, left, right, stack)
+        use = Use(term.source.path, kind, name, line, left, right, stack, tuple(sorted(term.walked)))
         if use not in self.uses:
             self.uses.append(use)
 

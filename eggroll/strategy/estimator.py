@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -48,25 +49,34 @@ def _add(leaf: LeafPlan, total: Any, weights: jax.Array, noise: Any) -> Any:
 
 
 def _low_rank_sum(leaf: LeafPlan, weights: jax.Array, left: Any, right: Any) -> jax.Array:
-    """`[*shape]`: both factors become `[*stack, P, side, r]`, one product, axes put back."""
-    if isinstance(left, Seeded):  # of matrices only
-        return rank_update(weights, left, right)
+    """`[*shape]`: a matrix of the stack each is one product of factors `[P, side, r]`; then the axes are put back."""
     stack = leaf.stack_axes
     rows = tuple(a for a in leaf.left_axes if a not in stack)
     cols = tuple(a for a in leaf.right_axes if a not in stack)
-    ndim = left.ndim  # [*left_shape, r, P] → [*stack, P, *rows, r]
-    left = jnp.transpose(left, (*_places(leaf, stack), ndim - 1, *_places(leaf, rows), ndim - 2))
-    update = rank_update
-    for _ in stack:
-        update = jax.vmap(update, in_axes=(None, 0, 0))
-    total = update(weights, _as_matrices(left, len(stack)), _as_matrices(right, len(stack)))
+    if isinstance(left, Seeded):
+        total = _sum_of_seeded(weights, left, right, len(stack))
+    else:
+        units = len(stack) + len(rows) + 1  # the left factor is [*stack, *rows, r, P]
+        left = jnp.moveaxis(left, units, len(stack))
+        update = rank_update
+        for _ in stack:
+            update = jax.vmap(update, in_axes=(None, 0, 0))
+        total = update(weights, _as_matrices(left, len(stack)), _as_matrices(right, len(stack)))
     order = (*stack, *rows, *cols)
     total = total.reshape([leaf.shape[a] for a in order])
     return jnp.transpose(total, [order.index(a) for a in range(len(order))])
 
 
-def _places(leaf: LeafPlan, axes: Sequence[int]) -> list[int]:
-    return [leaf.left_axes.index(a) for a in axes]
+def _sum_of_seeded(weights: jax.Array, left: Seeded, right: Seeded, stacks: int) -> jax.Array:
+    """The same for keys `[*stack, P, 2]`: one matrix after the other, each as large as a kernel likes it."""
+    if not stacks:
+        return rank_update(weights, left, right)
+    keys = left.key.reshape(-1, *left.key.shape[stacks:]), right.key.reshape(-1, *right.key.shape[stacks:])
+
+    def one(keys: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return rank_update(weights, replace(left, key=keys[0]), replace(right, key=keys[1]))
+
+    return jax.lax.map(one, keys)
 
 
 def _as_matrices(factor: jax.Array, stacks: int) -> jax.Array:

@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
-from eggroll.kernels import Seeded, unpack, words_for
-from eggroll.strategy.keys import path_hash
+from eggroll.strategy.drawing import Side, sides
 from eggroll.strategy.plan import LeafPlan, Plan
-from eggroll.strategy.streams import DENSE, LEFT, RIGHT, Stream, Streams
+from eggroll.strategy.streams import Streams
 
 Noise = Sequence[Any]  # per leaf: (left, right), a dense array, or None
 
@@ -42,14 +41,13 @@ class Sampler:
         return self.kernels and leaf.matrix and leaf.dtype != "float64"
 
     @cached_property
+    def _sides(self) -> list[list[Side]]:
+        return [sides(leaf, self.distribution, self.seeded(leaf)) for leaf in self.plan.leaves]
+
+    @cached_property
     def streams(self) -> Streams:
         """Where the random words of each parameter's noise come from, and lie in a unit's row of words."""
-
-        def stream(leaf: LeafPlan, side: int, shape: tuple[int, ...]) -> Stream:
-            key = self.seeded(leaf)
-            return Stream(path_hash(leaf.path), side, 2 if key else words_for(math.prod(shape), self.distribution), key)
-
-        return Streams(tuple(stream(leaf, *side) for leaf in self.plan.leaves for side in _sides(leaf)))
+        return Streams(tuple(side.stream for own in self._sides for side in own))
 
     def words(self, key: jax.Array, kept: jax.Array | None, start: Any, first: Any, count: int) -> jax.Array:
         """Words of units `start + first` to `start + first + count − 1`.
@@ -73,31 +71,22 @@ class Sampler:
 
         Args:
             words: `[U, W]`, from `streams.draw`.
-            for_update: whether it is to be summed up: left factors then have the units last, as the left operand of a
-                matrix product likes them, and right factors after the stack axes.
+            for_update: whether it is to be summed up, which wants its axes in another order: see
+                `Side.draw_for_update`.
 
         Returns:
             Per parameter `(left, right)`, a dense array, or None, with the units first; factors that stay keys are
             `Seeded`.
         """
         numbered, noise = 0, []
-        for leaf in self.plan.leaves:
+        for leaf, own in zip(self.plan.leaves, self._sides, strict=True):
             parts = []
-            for side, shape in _sides(leaf):
-                own = words[:, self.streams.place(numbered)]
-                parts.append(self._drawn(leaf, side, shape, own, for_update))
+            for side in own:
+                draw = side.draw_for_update if for_update else side.draw
+                parts.append(draw(words[:, self.streams.place(numbered)]))
                 numbered += 1
             noise.append(tuple(parts) if leaf.kind == "low_rank" else parts[0] if parts else None)
         return noise
-
-    def _drawn(self, leaf: LeafPlan, side: int, shape: tuple[int, ...], words: jax.Array, for_update: bool) -> Any:
-        if self.seeded(leaf):
-            return Seeded(words, *shape, self.distribution, leaf.dtype, leaf.path)
-        last = for_update and side == LEFT
-        # Only the words are transposed, of which there are 32 or 2 times fewer than numbers.
-        words = jax.lax.optimization_barrier(words.T) if last else words
-        drawn = unpack(words, shape, self.distribution, leaf.dtype, members_last=last)
-        return _stack_first(leaf, drawn) if for_update and side == RIGHT else drawn
 
     def draw_one(self, words: jax.Array) -> Noise:
         """Noise of one unit, without the axis of units, from its `[1, W]` words."""
@@ -123,19 +112,6 @@ class Sampler:
             wide = accumulator_dtype(value.dtype)
             return (value.astype(wide) + noise.astype(wide) * _signed(sign, scale, wide)).astype(value.dtype)
         return value
-
-
-def _stack_first(leaf: LeafPlan, right: jax.Array) -> jax.Array:
-    """Right factors with the stack axes before the units: the batch axes of the update's product."""
-    stack = [1 + leaf.right_axes.index(a) for a in leaf.stack_axes]
-    return jnp.moveaxis(right, stack, range(len(stack)))
-
-
-def _sides(leaf: LeafPlan) -> list[tuple[int, tuple[int, ...]]]:
-    """The draws that a parameter's noise consists of: (side, shape)."""
-    if leaf.kind == "low_rank":
-        return [(LEFT, (*leaf.left_shape, leaf.rank)), (RIGHT, (*leaf.right_shape, leaf.rank))]
-    return [(DENSE, leaf.shape)] if leaf.kind == "dense" else []
 
 
 def noise_scale(leaf: LeafPlan, sigma: Any) -> Any:

@@ -31,7 +31,8 @@ class LeafPlan:
         left_axes: axes the left factor owns; stack axes are in both.
         right_axes: axes the right factor owns.
         sigma_scale: factor on the strategy's sigma.
-        matrix: whether it is low-rank and only ever multiplied as `x [..., K]·W [K, N]`, which kernels can do.
+        matrix: whether it, or each layer of a stack that loops walk, is low-rank and only ever multiplied as
+            `x [..., K]·W [K, N]`, which kernels can do.
     """
 
     path: str
@@ -172,12 +173,15 @@ def _leaf_plan(path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | No
         _check_layer_rank(path, shape, asked, full)
     if (full <= 1 and not isinstance(rule, LowRankRule)) or asked > full:
         return dense
-    matrix = (left, right) == ((0,), (1,)) and bool(uses) and all(_is_dense_layer(use) for use in uses)
+    matrix = bool(uses) and all(_is_dense_layer(use) and (left, right) == _sides_of(use) for use in uses)
     return LeafPlan(path, shape, dtype, "low_rank", asked, left, right, scale, matrix)
 
 
 def _is_dense_layer(use: Use) -> bool:
-    return (use.primitive, use.left, use.right, use.stack) == ("dot_general", (0,), (1,), ())
+    """`x [..., K]·W [K, N]`, of a whole parameter or of each layer that loops take from a stack `[..., K, N]`."""
+    layers = len(use.walked)
+    dense = tuple(range(layers)), tuple(range(layers)), (layers,), (layers + 1,)
+    return use.primitive == "dot_general" and (use.walked, use.stack, use.left, use.right) == dense
 
 
 def _sides(
@@ -198,8 +202,12 @@ def _sides(
         return by_shape
     for use in uses:
         if use.kind != "elementwise" and use.right:
-            return tuple(sorted(use.stack + use.left)), tuple(sorted(use.stack + use.right))
+            return _sides_of(use)
     return by_shape if isinstance(rule, LowRankRule) else ((), tuple(range(len(shape))))
+
+
+def _sides_of(use: Use) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    return tuple(sorted(use.stack + use.left)), tuple(sorted(use.stack + use.right))
 
 
 def full_rank(shape: Sequence[int], left: Sequence[int], right: Sequence[int]) -> int:

@@ -6,6 +6,7 @@ beside each other, each as often as its stream has words, and threefry runs over
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -15,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.strategy.threefry import folded, words
+from eggroll.strategy.threefry import Halves, folded, words
 
 LEFT, RIGHT, DENSE = 0, 1, 2  # sides of a parameter; part of what a seed means, so never renumbered
 LONG = 4096  # words: shorter streams are one operation to compile; of longer ones the keys are not repeated in memory
@@ -27,14 +28,26 @@ class Stream(NamedTuple):
     Attributes:
         path: `path_hash` of the parameter's path.
         side: `LEFT`, `RIGHT` or `DENSE`.
-        words: how many words a unit draws from it; 2 of a stream that is not drawn but handed on.
+        words: how many words a unit draws from it, for each matrix of a stack; 2 where it is not drawn but handed on.
         key: whether a unit's row holds the stream's own key, two words, for a kernel to draw from.
+        stack: matrices of a stack, each with a key of its own; None: no stack.
     """
 
     path: int
     side: int
     words: int
     key: bool = False
+    stack: int | None = None
+
+    @property
+    def matrices(self) -> int:
+        """How many keys it has in a unit."""
+        return 1 if self.stack is None else self.stack
+
+    @property
+    def width(self) -> int:
+        """Words of a unit's row."""
+        return self.words * self.matrices
 
 
 @dataclass(frozen=True)
@@ -46,7 +59,7 @@ class Streams:
     @property
     def words(self) -> int:
         """Words of one unit, all streams together."""
-        return sum(stream.words for stream in self.streams)
+        return sum(stream.width for stream in self.streams)
 
     def place(self, i: int) -> slice:
         """Where stream `i` lies in a row."""
@@ -61,15 +74,15 @@ class Streams:
     def _places(self) -> dict[int, slice]:
         places, start = {}, 0
         for i in self._order:
-            places[i] = slice(start, start + self.streams[i].words)
-            start += self.streams[i].words
+            places[i] = slice(start, start + self.streams[i].width)
+            start += self.streams[i].width
         return places
 
     def draw(self, key: jax.Array, units: jax.Array) -> jax.Array:
         """Words of the given units.
 
         Word `w` of stream `s` of unit `u` is word `w` of `jax.random.bits(key, (n,), "uint32")` with the stream's key
-        `fold_in(fold_in(fold_in(key, s.path), s.side), u)`.
+        `fold_in(fold_in(fold_in(key, s.path), s.side), u)`; matrix `m` of a stack has `fold_in(that, m)`.
 
         Args:
             key: typed threefry key of shape `()`.
@@ -80,19 +93,32 @@ class Streams:
         """
         if not self.words:
             return jnp.zeros((units.shape[0], 0), jnp.uint32)
-        used = [self.streams[i] for i in self._order if self.streams[i].words]
+        used = [self.streams[i] for i in self._order if self.streams[i].width]
         path, side = (np.array([getattr(s, name) for s in used], np.uint32) for name in ("path", "side"))
         first, second = jax.random.key_data(key)
         keys = folded(folded((first, second), path), side)  # [streams]
-        first, second = folded(keys, units.astype(jnp.uint32)[:, None])  # [U, streams]
+        keys = _of_matrices(folded(keys, units.astype(jnp.uint32)[:, None]), used)  # [U, matrices]
         parts, start = [], 0
-        drawn = [s.words for s in used if not s.key]
+        drawn = [s.words for s in used if not s.key for _ in range(s.matrices)]
         for _, run in groupby(drawn, lambda n: max(n, LONG)):
             lengths = list(run)
             place = slice(start, start + len(lengths))
-            parts.append(words((first[:, place], second[:, place]), lengths))
+            parts.append(words((keys[0][:, place], keys[1][:, place]), lengths))
             start = place.stop
-        if start < len(used):
-            both = jnp.stack([first[:, start:], second[:, start:]], axis=-1)
+        if start < keys[0].shape[1]:
+            both = jnp.stack([half[:, start:] for half in keys], axis=-1)
             parts.append(both.reshape(len(both), -1))
         return jnp.concatenate(parts, axis=1)
+
+
+def _of_matrices(keys: Halves, streams: Sequence[Stream]) -> Halves:
+    """`[U, streams]` → `[U, matrices]`: a stack's matrices have keys of their own, in place of the stream's."""
+    if all(s.stack is None for s in streams):
+        return keys
+    stacked = [i for i, s in enumerate(streams) for _ in range(s.stack or 0)]
+    number = np.concatenate([np.arange(s.stack or 0, dtype=np.uint32) for s in streams])
+    own = folded((keys[0][:, stacked], keys[1][:, stacked]), number)
+    rest = iter(range(len(streams), len(streams) + len(stacked)))
+    order = [i if s.stack is None else next(rest) for i, s in enumerate(streams) for _ in range(s.matrices)]
+    first, second = (jnp.concatenate([a, b], axis=1)[:, np.array(order)] for a, b in zip(keys, own, strict=True))
+    return first, second

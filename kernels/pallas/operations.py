@@ -132,8 +132,7 @@ def rank_update(
 
 
 def _shape(factor: Factor) -> _Shape:
-    """Of the factor that a seed stands for, its members first."""
-    return (*jnp.shape(factor.key)[:-1], *factor.shape) if isinstance(factor, Seeded) else jnp.shape(factor)
+    return factor.shape if isinstance(factor, Seeded) else jnp.shape(factor)
 
 
 def _check_seeds(operation: str, left: Factor, right: Factor) -> None:

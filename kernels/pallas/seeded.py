@@ -46,9 +46,9 @@ class Seeded:
     name: str = field(default="", metadata={"static": True})
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """Of one member's factor."""
-        return self.size, self.rank
+    def shape(self) -> tuple[int, ...]:
+        """`(*members, size, rank)`: of the array that it stands for."""
+        return (*jnp.shape(self.key)[:-1], self.size, self.rank)
 
     def check(self, name: str) -> None:
         """Raises ValueError or TypeError unless the parts fit together; `name` is for the message."""
@@ -65,7 +65,7 @@ class Seeded:
         """The numbers, `[*members, size, rank]`."""
         count = np.arange(words_for(self.size * self.rank, self.distribution), dtype=np.uint32)
         first, second = threefry2x32((self.key[..., :1], self.key[..., 1:]), (np.uint32(0), count))
-        return unpack(first ^ second, self.shape, self.distribution, self.dtype)
+        return unpack(first ^ second, (self.size, self.rank), self.distribution, self.dtype)
 
 
 Factor = jax.Array | Seeded

@@ -20,7 +20,7 @@ from eggroll.kernels import Choice, registry
 from eggroll.kernels.reference import lowrank_dot_reference, rank_update_reference
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
-from tests.strategy.common import assert_close, assert_same_bits
+from tests.strategy.common import assert_close
 
 KEY = jax.random.key(0, impl="threefry2x32")
 ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(6, 20)), jnp.float32)  # one for each member
@@ -70,11 +70,26 @@ def in_a_scan(p, x):
     return lax.scan(body, x, None, length=3)[0]
 
 
+def layers(p, x):
+    """A loop over stacked layers."""
+
+    def body(x, layer):
+        return x + network(layer, x) @ jnp.ones((7, 20)) / 10, None
+
+    return lax.scan(body, x, p)[0]
+
+
+def start_of(fun):
+    """The parameters of a function; those of `layers` three times, one on top of the other."""
+    return jax.tree.map(lambda a: jnp.stack([a, a / 2, a / 3]), params()) if fun is layers else params()
+
+
 FUNCTIONS = {
     "plain": network,
     "jit": jax.jit(network),
     "remat": jax.checkpoint(network),
     "scan": in_a_scan,
+    "layers": layers,
     "vmap over data": lambda p, x: jax.vmap(network, in_axes=(None, 0))(p, jnp.stack([x, 2 * x, 3 * x])),
     "several rows": lambda p, x: network(p, jnp.stack([x, -x])),
 }
@@ -83,7 +98,7 @@ FUNCTIONS = {
 def step(fun, in_axes, **options):
     """(state after one step, its metrics, outputs of all members, member 3)."""
     es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1), shaping="none", **options)
-    start = es.init(params(), KEY)
+    start = es.init(start_of(fun), KEY)
     fitness = scored(fun)
     state, metrics = es.step(start, fitness, ROWS if in_axes == 0 else ROWS[0], in_axes=in_axes)
     members = es.ask(start)
@@ -95,12 +110,14 @@ def choices(fun, in_axes):
     """(operation, implementation, parameter) of all seeded products in the program of a step."""
     es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1), shaping="none")
     rows = ROWS if in_axes == 0 else ROWS[0]
-    jaxpr = jax.make_jaxpr(lambda s: es.step(s, scored(fun), rows, in_axes=in_axes)[0].params)(es.init(params(), KEY))
+    jaxpr = jax.make_jaxpr(lambda s: es.step(s, scored(fun), rows, in_axes=in_axes)[0].params)(
+        es.init(start_of(fun), KEY)
+    )
     found = {Choice.in_scope(names) for names in jax_compat.name_stacks(jaxpr)}
     return {choice for choice in found if choice and choice.name}
 
 
-QUICK = ("plain", "scan", "vmap over data")
+QUICK = ("plain", "layers", "vmap over data")
 
 
 @pytest.mark.parametrize(
@@ -112,7 +129,7 @@ def test_a_step_is_the_same_with_kernels(name, request):
     request.getfixturevalue("kernels")
     fast = step(FUNCTIONS[name], 0)
     assert_close(fast[:3], plain[:3], 1e-5)
-    assert_same_bits(fast[3], plain[3])
+    assert_close(fast[3], plain[3], 1e-6)  # as sums may be fused
     assert choices(FUNCTIONS[name], 0) == {
         (operation, "kernel", parameter)
         for operation in ("lowrank_dot", "rank_update")
@@ -120,7 +137,7 @@ def test_a_step_is_the_same_with_kernels(name, request):
     }
 
 
-@pytest.mark.parametrize("name", ["plain", pytest.param("scan", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["plain", pytest.param("layers", marks=pytest.mark.slow)])
 def test_a_step_is_the_same_with_those_of_a_tpu(name, request):
     plain = step(FUNCTIONS[name], 0)
     request.getfixturevalue("tpu_kernels")
@@ -138,7 +155,7 @@ def test_every_setting(options, request):
     request.getfixturevalue("kernels")
     fast = step(network, 0, **options)
     assert_close(fast[:3], plain[:3], 1e-5)
-    assert_same_bits(fast[3], plain[3])
+    assert_close(fast[3], plain[3], 1e-6)  # as sums may be fused
 
 
 def test_the_first_layer_on_shared_rows_shares_its_product(request):

@@ -273,6 +273,21 @@ def test_words_of_many_streams_are_those_of_jax_random(words, seed, first):
                 np.testing.assert_array_equal(got[unit, streams.place(i)], jax.random.bits(own, (n,), "uint32"))
 
 
+@pytest.mark.parametrize("handed_on", [False, True])
+def test_matrices_of_a_stack_have_keys_of_their_own(handed_on):
+    listed = (Stream(5, 0, 3), Stream(7, 1, 2, handed_on, 4), Stream(9, 0, 2), Stream(11, 1, 2, handed_on, 1))
+    streams = Streams(listed)
+    got = np.asarray(streams.draw(KEY, jnp.arange(2)))
+    assert got.shape == (2, 3 + 8 + 2 + 2) == (2, streams.words)
+    for i, each in enumerate(listed):
+        for unit in range(2):
+            key = stream(jax.random.fold_in(KEY, np.uint32(each.path)), each.side, unit)
+            keys = [key] if each.stack is None else [jax.random.fold_in(key, m) for m in range(each.stack)]
+            with jax.threefry_partitionable(True):
+                drawn = [jax.random.key_data(k) if each.key else jax.random.bits(k, (each.words,)) for k in keys]
+            np.testing.assert_array_equal(got[unit, streams.place(i)], np.concatenate(drawn))
+
+
 @pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("shape", [(3, 5), (), (33,), (0, 2)])
 def test_members_last_is_members_first_transposed(distribution, shape):

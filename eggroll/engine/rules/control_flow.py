@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -11,7 +12,7 @@ from jax import lax
 
 from eggroll.engine import jax_compat
 from eggroll.engine.interpreter import Interpreter
-from eggroll.engine.lowrank import Factor, Perturbed
+from eggroll.engine.lowrank import Factor, Perturbed, Term
 
 CARRY = "a loop carry that the body changes"
 STACKED = "stacked output of a scan"
@@ -52,10 +53,15 @@ def _sliced(x: Any, part: Any, index: Any) -> Any:
         return part
 
     def change(f: Factor) -> Factor:
-        array = _at(f.array, index) if 0 in f.axes else f.array
-        return f.with_array(array, axes=tuple(a - 1 for a in f.axes if a != 0))
+        # Of numbers that do not exist yet the keys are sliced.
+        numbers = jax.tree.map(lambda a: _at(a, index), f.numbers) if 0 in f.axes else f.numbers
+        return replace(f, numbers=numbers, axes=tuple(a - 1 for a in f.axes if a != 0))
 
-    return x.map(part, lambda t: t.map(change))
+    def walked(term: Term) -> Term:
+        origins = [f.origin for f in term.owners(0)]
+        return replace(term.map(change), walked=term.walked.union(*origins))
+
+    return x.map(part, walked)
 
 
 def _at(array: Any, index: Any) -> Any:
