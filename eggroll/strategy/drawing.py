@@ -68,7 +68,7 @@ class Side:
         """Numbers `[U, *sizes of the axes, r]` of words `[U, W]`; or keys `[U, *stack, 2]`."""
         words = words.reshape(len(words), *self.stack, self.stream.words)
         if self.seeded:
-            return Seeded(words, *self.own, self.distribution, self.leaf.dtype, self.leaf.path)
+            return self._seeded(words)
         drawn = unpack(words, self.own, self.distribution, self.leaf.dtype)
         return jnp.moveaxis(drawn, range(1, 1 + len(self.stack)), [1 + i for i in self._places])
 
@@ -86,8 +86,7 @@ class Side:
         last = self.side == LEFT and not self.seeded
         words = jnp.transpose(words, (1, 2, 0) if last else (1, 0, 2))
         if self.seeded:
-            keys = words.reshape(*self.stack, *words.shape[1:])
-            return Seeded(keys, *self.own, self.distribution, self.leaf.dtype, self.leaf.path)
+            return self._seeded(words.reshape(*self.stack, *words.shape[1:]))
         words = lax.optimization_barrier(words) if last else words
 
         def numbers(words: jax.Array) -> jax.Array:
@@ -95,6 +94,10 @@ class Side:
 
         drawn = jax.vmap(numbers)(words) if self._stack_axes else numbers(words[0])
         return drawn.reshape(*self.stack, *drawn.shape[1:]) if self._stack_axes else drawn
+
+    def _seeded(self, keys: jax.Array) -> Seeded:
+        size, rank = self.own  # of a matrix
+        return Seeded(keys, size, rank, self.distribution, self.leaf.dtype, self.leaf.path)
 
     @property
     def _places(self) -> Sequence[int]:
