@@ -89,28 +89,31 @@ class Noise:
 
     def bits(self, start: int, turn: Any = 0) -> list[jax.Array]:
         """Random bits of the columns from `start` on: per rank of the turn `[64, GROUP]` uint32 for `times`."""
-        return self._picked(start) if self.words is not None else self._own(start, turn)
+        _, count = self.turns()
+        return self._picked(start, range(count)) if self.words is not None else self._own(start, turn * count, count)
 
-    def _picked(self, start: int) -> list[jax.Array]:
+    def of_rank(self, start: int, rank: Any) -> jax.Array:
+        """As `bits`, of one rank that may be traced."""
+        return self._picked(start, [rank])[0] if self.words is not None else self._own(start, rank, 1)[0]
+
+    def _picked(self, start: int, ranks: Any) -> list[jax.Array]:
         rank = self.factor.rank
         own = range(start // 32 * rank, (start + GROUP) // 32 * rank)
         words = [across(load(self.words.at[w // 2, _half(w % 2)], LINES)) for w in own]
         result = []
-        for j in range(rank):
-            place = _columns() * np.uint32(rank) + np.uint32(j)
+        for j in ranks:
+            place = _columns() * np.uint32(rank) + _unsigned(j)
             word = words[0]
             for w in range(1, len(words)):  # of which the compiler keeps few: it knows a register's columns
                 word = jnp.where(place >= np.uint32(32 * w), words[w], word)
             result.append(word << (np.uint32(31) - (place & np.uint32(31))))
         return result
 
-    def _own(self, start: int, turn: Any) -> list[jax.Array]:
+    def _own(self, start: int, first_rank: Any, count: int) -> list[jax.Array]:
         width, rank = WIDTH[self.factor.distribution], self.factor.rank
         each = np.uint32(32 // width)  # numbers a word
-        _, count = self.turns()
         keys = [across(load(self.keys.at[half, _half(0)], LINES)) for half in (0, 1)]
-        place = (_unsigned(self.first) + np.uint32(start) + _columns()) * np.uint32(rank)
-        place = place + _unsigned(turn) * np.uint32(count)
+        place = (_unsigned(self.first) + np.uint32(start) + _columns()) * np.uint32(rank) + _unsigned(first_rank)
         word = _word((keys[0], keys[1]), place // each)
         result = []
         for j in range(count):

@@ -66,6 +66,11 @@ class GpuTiles:
             return cls(columns=128 if columns > 64 else 64, steps=6, warpgroups=1)
         return cls(columns=256 if columns > 128 else 128 if columns > 64 else 64)
 
+    @classmethod
+    def for_update(cls, rows: int, columns: int) -> GpuTiles:
+        """For the sum of perturbations `[rows, columns]`: operands are made in work for `rows + columns` of a tile."""
+        return cls(columns=256 if columns > 128 else 128, warpgroups=2 if rows > 64 else 1)
+
     def stage_columns(self, dtype: DTypeLike) -> int:
         """Columns of the result that are written at once: 64 bytes."""
         return 64 // jnp.dtype(dtype).itemsize
