@@ -1,4 +1,4 @@
-"""`lowrank_dot` on Hopper GPUs: `x·A` in one pass over `x`, its product with `Bᵀ` in the epilogue of the tiles of `x·W`.
+"""`lowrank_dot` on Hopper GPUs: `x·A` in one pass over `x`, its product with `Bᵀ` when a tile of `x·W` is done.
 
 TMA fills what lies beyond an array's end with zeros and leaves it alone when it stores: no size need be a multiple
 of a tile. Sizes have to be multiples of 8 rows and 64 columns, as memory is swizzled; arrays that are not are padded.
@@ -16,7 +16,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.typing import DTypeLike
 
-from .gpu_noise import GROUP, Noise, across, check_noise, lines, scratch, times
+from .gpu_noise import GROUP, Noise, across, check_noise, lines, number_of, scratch, times
 from .gpu_thin import thin_product
 from .hopper import LINES, ROWS, THREADS, blocks, launch, load, tiled
 from .registry import register
@@ -53,12 +53,12 @@ def lowrank_dot_gpu(
     w = _padded(w, x.shape[1], tiles.columns)
     size = round_up(members * rows, tiles.rows)
     each = members // left.key.shape[0] * rows
-    left_keys, right_keys = (lines(jnp.repeat(f.key, each, axis=0), size) for f in (left, right))
-    scale = jnp.ones(members, jnp.float32) if scale is None else scale.astype(jnp.float32)
-    scale = jnp.pad(jnp.repeat(scale, rows), (0, size - members * rows))
-    thin = thin_product(x, left_keys, left, count, interpret)
+    keys = (jnp.repeat(f.key, each, axis=0) for f in (left, right))
+    scale = jnp.ones(members, jnp.float32) if scale is None else scale
+    table = lines(*keys, jnp.repeat(scale, rows), size)
+    thin = thin_product(x, table, left, count, interpret)
     out = jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), out_dtype)
-    out = _product((x, w, thin, right_keys, scale), right, tiles, out, count, interpret)
+    out = _product((x, w, thin, table), right, tiles, out, count, interpret)
     return out[: members * rows, :columns].reshape(members, rows, columns)
 
 
@@ -70,8 +70,8 @@ def check_supported(x: Any, w: Any, left: Seeded, right: Seeded, precision: Any,
         )
     if x.dtype != w.dtype or x.dtype != jnp.bfloat16:
         raise NotImplementedError(f"x of {x.dtype} and w of {w.dtype}: both bfloat16")
-    if precision not in (None, lax.Precision.DEFAULT, lax.Precision.HIGHEST):
-        raise NotImplementedError(f"precision {precision}: None, DEFAULT or HIGHEST")  # all exact products, in bfloat16
+    if precision is not None and not isinstance(precision, lax.Precision):  # those are all alike for bfloat16
+        raise NotImplementedError(f"precision {precision}: None or a jax.lax.Precision")
     if preferred is not None and jnp.dtype(preferred) not in (x.dtype, jnp.float32):
         raise NotImplementedError(f"preferred_element_type {preferred}: that of x, or float32")
     if 0 in (*x.shape, *w.shape):
@@ -101,7 +101,7 @@ def _product(
         partial(_kernel, factor=factor, tiles=tiles, grid=grid),
         out=out,
         grid=(min(count, grid[0] * grid[1]),),
-        names=("block",),
+        grid_names=("block",),
         interpret=interpret,
         num_threads=tiles.warpgroups + 1,
         thread_name=THREADS,
@@ -114,8 +114,7 @@ def _kernel(
     x: Any,
     w: Any,
     thin: Any,
-    keys: Any,
-    scale: Any,
+    table: Any,
     out: Any,
     staged: Any,
     *words: Any,
@@ -129,7 +128,8 @@ def _kernel(
         # Blocks that run together share columns of W, which comes from memory once, and all of a small x.
         i, n = plgpu.planar_snake(index, grid, 0, min(grid[0], tiles.together))
         row, column = i * tiles.rows, n * tiles.columns
-        noise = Noise(factor, keys.at[:, row // ROWS + own], words[0].at[own] if words else None, column)
+        block = row // ROWS + own
+        noise = Noise(factor, table.at[2:4, block], words[0].at[own] if words else None, column)
 
         def multiply(step: Any, x_tile: Any, w_tile: Any, total: Any) -> Any:
             plgpu.wgmma(total, x_tile.at[pl.ds(own * ROWS, ROWS)], w_tile)
@@ -140,7 +140,7 @@ def _kernel(
         def compute(run: Any) -> None:
             def scoped(total: Any) -> None:
                 run(total)
-                _finish(total[...], noise, thin, scale, out, staged.at[own], row + own * ROWS)
+                _finish(total[...], noise, thin, number_of(table, block), out, staged.at[own], row + own * ROWS)
 
             pl.run_scoped(scoped, plgpu.ACC((ROWS, tiles.columns), jnp.float32))
 
@@ -173,11 +173,10 @@ def _pipeline(body: Any, context: Any, x: Any, w: Any, tiles: GpuTiles) -> Any:
     )
 
 
-def _finish(total: jax.Array, noise: Noise, thin: Any, scale: Any, out: Any, staged: Any, row: Any) -> None:
+def _finish(total: jax.Array, noise: Noise, thin: Any, scales: jax.Array, out: Any, staged: Any, row: Any) -> None:
     """Adds the correction to a warpgroup's part of a tile and writes it."""
     own = pl.ds(row, ROWS)
     stage = staged.shape[-1]
-    scales = load(scale.at[own], LINES)
     turns, each = noise.turns()
 
     def corrected(value: jax.Array, start: int, turn: Any) -> jax.Array:

@@ -35,11 +35,28 @@ def check_noise(*factors: Seeded) -> None:
             raise NotImplementedError(f"normal noise of {jnp.dtype(factor.dtype)}: float32 or bfloat16")
 
 
-def lines(keys: jax.Array, rows: int) -> jax.Array:
-    """Keys of rows as `Noise` reads them: `[P, 2]` → `[2, rows/64, 128]`, every 64 twice; zero beyond P."""
-    keys = jnp.pad(keys, ((0, rows - keys.shape[0]), (0, 0)))
-    blocks = keys.T.reshape(2, rows // ROWS, 1, ROWS)
-    return jnp.broadcast_to(blocks, (2, rows // ROWS, 2, ROWS)).reshape(2, rows // ROWS, 2 * ROWS)
+def lines(left: jax.Array, right: jax.Array, numbers: jax.Array, rows: int) -> jax.Array:
+    """What belongs to each row, in one array that one kernel makes.
+
+    Args:
+        left: keys `[P, 2]`.
+        right: keys `[P, 2]`.
+        numbers: `[P]` float32.
+        rows: P rounded up to a multiple of 64; there are zeros beyond P.
+
+    Returns:
+        `[5, rows/64, 128]` uint32, every 64 rows twice: `[:2]` and `[2:4]` are keys as `Noise` reads them, `[4]` is
+        what `number_of` reads.
+    """
+    columns = [left, right, lax.bitcast_convert_type(numbers.astype(jnp.float32), jnp.uint32)[:, None]]
+    table = jnp.pad(jnp.concatenate(columns, axis=1), ((0, rows - numbers.shape[0]), (0, 0)))
+    blocks = table.T.reshape(5, rows // ROWS, 1, ROWS)
+    return jnp.broadcast_to(blocks, (5, rows // ROWS, 2, ROWS)).reshape(5, rows // ROWS, 2 * ROWS)
+
+
+def number_of(lines: Any, block: Any) -> jax.Array:
+    """The numbers in `lines`, `[64]` float32 in layout `LINES`."""
+    return _as_float(load(lines.at[4, block, _half(0)], LINES))
 
 
 def shared_words(columns: int, factor: Seeded) -> int:
@@ -60,7 +77,7 @@ class Noise:
 
     Attributes:
         factor: what is drawn; its key is not used.
-        keys: reference to `lines`, `[2, 128]` uint32 of these members.
+        keys: reference to these members' keys in `lines`, `[2, 128]`.
         words: reference as `scratch` gives it, or None.
         first: a multiple of `GROUP`; may be traced. Beyond the factor's size the bits are arbitrary.
     """
@@ -72,13 +89,20 @@ class Noise:
 
     def prepare(self) -> None:
         """Makes the words that columns share, before anything else is asked for."""
+        self.prepared(self.own_keys())
+
+    def own_keys(self) -> list[jax.Array]:
+        """Each thread's key, where words are shared; to be loaded before what they have to wait for."""
+        return [] if self.words is None else [load(self.keys.at[half], SPREAD) for half in (0, 1)]
+
+    def prepared(self, keys: list[jax.Array]) -> None:
+        """As `prepare`, with `own_keys` at hand."""
         if self.words is None:
             return
-        keys = load(self.keys.at[0], SPREAD), load(self.keys.at[1], SPREAD)
         thread = plgpu.layout_cast(lax.broadcasted_iota(jnp.uint32, (2 * ROWS,), 0), SPREAD)
         start = _unsigned(self.first) // np.uint32(32) * np.uint32(self.factor.rank) + thread // np.uint32(ROWS)
         for pair in range(self.words.shape[0]):
-            self.words[pair] = _word(keys, start + np.uint32(2 * pair))
+            self.words[pair] = _word((keys[0], keys[1]), start + np.uint32(2 * pair))
 
     def turns(self) -> tuple[int, int]:
         """In how many turns the ranks are made, and how many a turn."""

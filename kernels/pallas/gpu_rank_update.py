@@ -14,13 +14,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .gpu_noise import GROUP, Noise, across, check_noise, lines, rounded, scratch, times
-from .hopper import LINES, ROWS, THREADS, WHOLE, blocks, launch, load, tiled
+from .gpu_noise import GROUP, Noise, across, check_noise, lines, number_of, rounded, scratch, times
+from .hopper import ROWS, THREADS, WHOLE, blocks, launch, load, tiled
 from .registry import register
 from .seeded import Factor, Seeded, need_seeds
 from .tiling import GpuTiles, round_up
@@ -54,14 +53,13 @@ def rank_update_gpu(
         partial(_kernel, left=left, right=right, tiles=tiles, steps=units // ROWS * left.rank),
         out=jax.ShapeDtypeStruct(shape, jnp.float32),
         grid=grid,
-        names=("rows", "columns"),
+        grid_names=("rows", "columns"),
         interpret=interpret,
         num_threads=tiles.warpgroups,
         thread_name=THREADS,
         scratch_types=_memory(left, right, tiles, parts),
     )
-    weights = jnp.pad(weights.astype(jnp.float32), (0, units - weights.shape[0]))
-    out = kernel(weights, lines(left.key, units), lines(right.key, units), *start)
+    out = kernel(lines(left.key, right.key, weights, units), *start)
     return out if shape == (left.size, right.size) else out[: left.size, : right.size]
 
 
@@ -94,14 +92,14 @@ def _memory(left: Seeded, right: Seeded, tiles: GpuTiles, parts: int) -> dict[st
         "freed": plgpu.Barrier(num_arrivals=tiles.warpgroups, num_barriers=STAGES),
     }
     for name, columns, factor in (("left_words", ROWS, left), ("right_words", own, right)):
-        memory |= {name: shape for shape in scratch(columns, factor, tiles.warpgroups)}
+        words = scratch(columns, factor, tiles.warpgroups)
+        if words:
+            memory[name] = words[0]
     return memory
 
 
 def _kernel(
-    weights: Any,
-    left_keys: Any,
-    right_keys: Any,
+    table: Any,
     *refs: Any,
     left: Seeded,
     right: Seeded,
@@ -124,11 +122,16 @@ def _kernel(
 
     def fill(step: Any) -> None:
         block, rank, stage = lax.div(step, left.rank), lax.rem(step, left.rank), lax.rem(step, STAGES)
-        a_noise = Noise(left, left_keys.at[:, block], words[0], row)
-        b_noise = Noise(right, right_keys.at[:, block], words[1], column + own * share)
-        for noise in (a_noise, b_noise):
-            pl.when(rank == 0)(noise.prepare)
-        scales = load(weights.at[pl.ds(block * ROWS, ROWS)], LINES)
+        a_noise = Noise(left, table.at[:2, block], words[0], row)
+        b_noise = Noise(right, table.at[2:4, block], words[1], column + own * share)
+        scales = number_of(table, block)
+
+        @pl.when(rank == 0)
+        def _() -> None:
+            keys = a_noise.own_keys(), b_noise.own_keys()
+            a_noise.prepared(keys[0])
+            b_noise.prepared(keys[1])
+
         bits = a_noise.of_rank(0, rank)
         for part, scale in enumerate(_parts(scales, a.shape[1])):
             a[stage, part, :, pl.ds(own * ROWS, ROWS)] = times(across(scale), bits, left).astype(a.dtype)

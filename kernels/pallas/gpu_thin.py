@@ -22,12 +22,12 @@ STEPS = 4  # of them that are on their way
 LARGEST_SPLIT = 16
 
 
-def thin_product(x: jax.Array, keys: jax.Array, factor: Seeded, count: int, interpret: Any) -> jax.Array:
+def thin_product(x: jax.Array, table: jax.Array, factor: Seeded, count: int, interpret: Any) -> jax.Array:
     """Parts of `x·A`.
 
     Args:
         x: `[P, K]`.
-        keys: of its rows, `[2, blocks, 128]` as `gpu_noise.lines` gives them.
+        table: `lines` of its rows, `[5, blocks, 128]`.
         factor: A; its key is not used.
         count: blocks that run at once.
         interpret: None, or parameters of the interpreter.
@@ -35,7 +35,7 @@ def thin_product(x: jax.Array, keys: jax.Array, factor: Seeded, count: int, inte
     Returns:
         `[S, rank, blocks·64]` float32; the product is the sum over S.
     """
-    rows = keys.shape[1]
+    rows = table.shape[1]
     steps = pl.cdiv(x.shape[1], GROUP)
     split = max(1, min(LARGEST_SPLIT, 2 * count // rows, steps))
     split = pl.cdiv(steps, pl.cdiv(steps, split))  # no part is empty
@@ -43,24 +43,23 @@ def thin_product(x: jax.Array, keys: jax.Array, factor: Seeded, count: int, inte
         partial(_kernel, factor=factor, steps=pl.cdiv(steps, split)),
         out=jax.ShapeDtypeStruct((split, factor.rank, rows * ROWS), jnp.float32),
         grid=(rows, split),
-        names=("rows", "part"),
+        grid_names=("rows", "part"),
         interpret=interpret,
         scratch_types=scratch(GROUP, factor),
     )
-    return kernel(x, keys)
+    return kernel(x, table)
 
 
-def _kernel(x: Any, keys: Any, out: Any, *words: Any, factor: Seeded, steps: int) -> None:
+def _kernel(x: Any, table: Any, out: Any, *words: Any, factor: Seeded, steps: int) -> None:
     rows, part = lax.axis_index("rows"), lax.axis_index("part")
 
     def add(index: Any, tile: Any, totals: Any) -> Any:
         first = (part * steps + index[0]) * GROUP
-        noise = Noise(factor, keys.at[:, rows], words[0] if words else None, first)
+        noise = Noise(factor, table.at[:2, rows], words[0] if words else None, first)
         noise.prepare()
         value = load(tile, WHOLE).astype(jnp.float32)
-        turns, each = noise.turns()
         products = []
-        for turn in range(turns):
+        for turn in range(noise.turns()[0]):
             products += [jnp.sum(times(value, bits, factor), axis=1) for bits in noise.bits(0, turn)]
         return tuple(total + product for total, product in zip(totals, products, strict=True))
 

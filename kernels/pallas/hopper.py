@@ -46,16 +46,12 @@ def blocks(interpret: Any = None) -> int:
     return device.core_count
 
 
-def launch(
-    body: Callable[..., None], *, out: Any, grid: tuple[int, ...], names: tuple[str, ...], interpret: Any, **options: Any
-) -> Callable[..., Any]:
+def launch(body: Callable[..., None], *, out: Any, interpret: Any, **options: Any) -> Callable[..., Any]:
     """A kernel as a function of its operands.
 
     Args:
         body: takes the references of operands, outputs and scratch memory.
-        out: shape and dtype of the output, or a list of them.
-        grid: how many blocks along each axis.
-        names: of those axes.
+        out: shape and dtype of the output.
         interpret: None, or parameters of the interpreter.
         **options: of `plgpu.kernel`.
 
@@ -65,7 +61,7 @@ def launch(
     semantics = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
     if interpret is not None:
         options["interpret"] = interpret
-    return plgpu.kernel(body, out_type=out, grid=grid, grid_names=names, compiler_params=semantics, **options)
+    return plgpu.kernel(body, out_type=out, compiler_params=semantics, **options)
 
 
 def tiled(columns: int, dtype: Any) -> tuple[Any, ...]:
