@@ -98,72 +98,78 @@ def _memory(left: Seeded, right: Seeded, tiles: GpuTiles, parts: int) -> dict[st
     return memory
 
 
-def _kernel(
-    table: Any,
-    *refs: Any,
-    left: Seeded,
-    right: Seeded,
-    tiles: GpuTiles,
-    steps: int,
-    a: Any,
-    b: Any,
-    staged: Any,
-    filled: Any,
-    freed: Any,
-    left_words: Any = None,
-    right_words: Any = None,
-) -> None:
+def _kernel(table: Any, *refs: Any, left: Seeded, right: Seeded, tiles: GpuTiles, steps: int, **memory: Any) -> None:
     *start, out = refs
     own = lax.axis_index(THREADS)
     row = lax.axis_index("rows") * tiles.rows + own * ROWS
     column = lax.axis_index("columns") * tiles.columns
-    share = tiles.columns // tiles.warpgroups  # columns that this warpgroup makes for all
-    words = [None if ref is None else ref.at[own] for ref in (left_words, right_words)]
+    words = [memory.pop(name).at[own] if name in memory else None for name in ("left_words", "right_words")]
+    staged = memory.pop("staged").at[own]
 
     def fill(step: Any) -> None:
-        block, rank, stage = lax.div(step, left.rank), lax.rem(step, left.rank), lax.rem(step, STAGES)
+        block, rank = lax.div(step, left.rank), lax.rem(step, left.rank)
+        first = column + own * (tiles.columns // tiles.warpgroups)
         a_noise = Noise(left, table.at[:2, block], words[0], row)
-        b_noise = Noise(right, table.at[2:4, block], words[1], column + own * share)
-        scales = number_of(table, block)
-
-        @pl.when(rank == 0)
-        def _() -> None:
-            keys = a_noise.own_keys(), b_noise.own_keys()
-            a_noise.prepared(keys[0])
-            b_noise.prepared(keys[1])
-
-        bits = a_noise.of_rank(0, rank)
-        for part, scale in enumerate(_parts(scales, a.shape[1])):
-            a[stage, part, :, pl.ds(own * ROWS, ROWS)] = times(across(scale), bits, left).astype(a.dtype)
-        one = plgpu.layout_cast(jnp.ones((ROWS, GROUP), jnp.float32), WHOLE)
-        for at in range(0, share, GROUP):
-            value = times(one, b_noise.of_rank(at, rank), right).astype(b.dtype)
-            b[stage, :, pl.ds(own * share + at, GROUP)] = value
-        plgpu.commit_smem()
-        plgpu.barrier_arrive(filled.at[stage])
+        b_noise = Noise(right, table.at[2:4, block], words[1], first)
+        _fill(a_noise, b_noise, number_of(table, block), rank, lax.rem(step, STAGES), own, **memory)
 
     def multiply(total: Any) -> None:
-        @pl.loop(0, steps)
-        def _(step: Any) -> None:
-            stage = lax.rem(step, STAGES)
-            plgpu.barrier_wait(filled.at[stage])
-            for part in range(a.shape[1]):
-                a_part = a.at[stage, part, :, pl.ds(own * ROWS, ROWS)]
-                plgpu.wgmma(total, a_part.transpose((1, 0)), b.at[stage])
-
-            @pl.when(step + 1 < steps)
-            def _() -> None:
-                pl.when(step > 0)(lambda: plgpu.barrier_wait(freed.at[lax.rem(step + 1, STAGES)]))
-                fill(step + 1)
-
-            plgpu.wgmma_wait(0)
-            pl.when(step + STAGES < steps)(lambda: plgpu.barrier_arrive(freed.at[stage]))
-
-        _write(total[...], start, out, staged.at[own], row, column)
+        pl.loop(0, steps)(lambda step: _step(step, steps, fill, total, own, **memory))
+        _write(total[...], start, out, staged, row, column)
 
     fill(jnp.int32(0))
     pl.run_scoped(multiply, plgpu.ACC((ROWS, tiles.columns), jnp.float32))
     plgpu.wait_smem_to_gmem(0)
+
+
+def _fill(
+    left: Noise,
+    right: Noise,
+    scales: jax.Array,
+    rank: Any,
+    stage: Any,
+    own: Any,
+    *,
+    a: Any,
+    b: Any,
+    filled: Any,
+    **_: Any,
+) -> None:
+    """Makes a warpgroup's share of both operands, for one rank of 64 units."""
+
+    @pl.when(rank == 0)
+    def _() -> None:
+        keys = left.own_keys(), right.own_keys()
+        left.prepared(keys[0])
+        right.prepared(keys[1])
+
+    bits = left.of_rank(0, rank)
+    for part, scale in enumerate(_parts(scales, a.shape[1])):
+        a[stage, part, :, pl.ds(own * ROWS, ROWS)] = times(across(scale), bits, left.factor).astype(a.dtype)
+    one = plgpu.layout_cast(jnp.ones((ROWS, GROUP), jnp.float32), WHOLE)
+    share = b.shape[-1] * ROWS // a.shape[-1]  # columns that this warpgroup makes for all
+    for at in range(0, share, GROUP):
+        value = times(one, right.of_rank(at, rank), right.factor).astype(b.dtype)
+        b[stage, :, pl.ds(own * share + at, GROUP)] = value
+    plgpu.commit_smem()
+    plgpu.barrier_arrive(filled.at[stage])
+
+
+def _step(step: Any, steps: int, fill: Any, total: Any, own: Any, *, a: Any, b: Any, filled: Any, freed: Any) -> None:
+    """Multiplies what is there while making what is next."""
+    stage = lax.rem(step, STAGES)
+    plgpu.barrier_wait(filled.at[stage])
+    for part in range(a.shape[1]):
+        a_part = a.at[stage, part, :, pl.ds(own * ROWS, ROWS)]
+        plgpu.wgmma(total, a_part.transpose((1, 0)), b.at[stage])
+
+    @pl.when(step + 1 < steps)
+    def _() -> None:
+        pl.when(step > 0)(lambda: plgpu.barrier_wait(freed.at[lax.rem(step + 1, STAGES)]))
+        fill(step + 1)
+
+    plgpu.wgmma_wait(0)
+    pl.when(step + STAGES < steps)(lambda: plgpu.barrier_arrive(freed.at[stage]))
 
 
 def _parts(scale: jax.Array, count: int) -> list[jax.Array]:
