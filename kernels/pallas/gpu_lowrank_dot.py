@@ -53,9 +53,9 @@ def lowrank_dot_gpu(
     w = _padded(w, x.shape[1], tiles.columns)
     size = round_up(members * rows, tiles.rows)
     each = members // left.key.shape[0] * rows
-    keys = (jnp.repeat(f.key, each, axis=0) for f in (left, right))
+    left_keys, right_keys = (jnp.repeat(f.key, each, axis=0) for f in (left, right))
     scale = jnp.ones(members, jnp.float32) if scale is None else scale
-    table = lines(*keys, jnp.repeat(scale, rows), size)
+    table = lines(left_keys, right_keys, jnp.repeat(scale, rows), size)
     thin = thin_product(x, table, left, count, interpret)
     out = jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), out_dtype)
     out = _product((x, w, thin, table), right, tiles, out, count, interpret)
@@ -142,7 +142,7 @@ def _kernel(
                 run(total)
                 _finish(total[...], noise, thin, number_of(table, block), out, staged.at[own], row + own * ROWS)
 
-            pl.run_scoped(scoped, plgpu.ACC((ROWS, tiles.columns), jnp.float32))
+            pl.run_scoped(scoped, plgpu.WGMMAAccumulatorRef((ROWS, tiles.columns), jnp.float32))
 
         slices = x.at[pl.ds(row, tiles.rows)], w.at[:, pl.ds(column, tiles.columns)]
         _pipeline(multiply, compute, x, w, tiles)(*slices, allocations=allocations)

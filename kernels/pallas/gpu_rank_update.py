@@ -1,10 +1,10 @@
 """`rank_update` on Hopper GPUs: one product whose operands are made from counters, in shared memory.
 
-A tile of 128 × 256 takes 4 cycles of wgmma a unit and rank for each of the parts of `weights·A`, and 12 words for both
-operands: 14 cycles' worth of integer instructions a tile and unit if a word serves 32 numbers, and 18 to spread them.
-wgmma works on one step while the next is made.
+Cycles of a multiprocessor for a tile of 128 × 256, a unit and a rank: 16 of wgmma for each part of `weights·A`; 14 for
+the 12 words, where one serves 32 numbers, and 12 to spread them, as compiled. wgmma works on one step while the next is
+made: integers set the pace for bfloat16 noise (one part), wgmma for float32 noise (three).
 
-The float32 of an exact sum is three bfloat16 parts; ±1 is exact in any.
+A float32 weight is three bfloat16 parts, and ±1 is exact: so their products are, and are summed in float32.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def _kernel(table: Any, *refs: Any, left: Seeded, right: Seeded, tiles: GpuTiles
         _write(total[...], start, out, staged, row, column)
 
     fill(jnp.int32(0))
-    pl.run_scoped(multiply, plgpu.ACC((ROWS, tiles.columns), jnp.float32))
+    pl.run_scoped(multiply, plgpu.WGMMAAccumulatorRef((ROWS, tiles.columns), jnp.float32))
     plgpu.wait_smem_to_gmem(0)
 
 

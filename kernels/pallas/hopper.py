@@ -17,6 +17,7 @@ WHOLE = plgpu.Layout.WGMMA  # of a matrix in the registers of a warpgroup
 LINES = plgpu.Layout.WGMMA.reduce(1)  # of one number for each of its rows
 SPREAD = plgpu.Layout.WG_STRIDED((2 * ROWS,), vec_size=1)  # of one number for each of the 128 threads
 _HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")  # device kinds: compute capability 9.0
+_MULTIPROCESSORS = 132  # of H100 and H200
 _INTERPRETED_BLOCKS = 2  # so that tests see a block that goes on to a second tile
 
 
@@ -38,7 +39,7 @@ def blocks(interpret: Any = None) -> int:
     if abstract is not None:
         if abstract.platform not in ("gpu", "cuda") or not _HOPPER.search(abstract.device_kind):
             raise NotImplementedError(f"{abstract.device_kind}: the kernel needs a Hopper GPU (H100, H200)")
-        return abstract.num_cores
+        return abstract.num_cores or _MULTIPROCESSORS
     default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
     device = jax.devices(default)[0] if default is None or isinstance(default, str) else default
     if getattr(device, "compute_capability", None) != "9.0":
@@ -68,7 +69,8 @@ def tiled(columns: int, dtype: Any) -> tuple[Any, ...]:
     """How a tile lies in shared memory, for TMA and wgmma alike: 8 rows by up to 128 bytes, swizzled."""
     width = jax.numpy.dtype(dtype).itemsize
     swizzle = plgpu.find_swizzle(columns * width * 8)
-    return plgpu.TilingTransform((8, swizzle // width)), plgpu.SwizzleTransform(swizzle)
+    tiling = plgpu.TilingTransform((8, swizzle // width))  # pyright: ignore[reportAbstractUsage]
+    return tiling, plgpu.SwizzleTransform(swizzle)  # pyright: ignore[reportAbstractUsage]
 
 
 def load(ref: Any, layout: Any) -> jax.Array:
@@ -77,4 +79,6 @@ def load(ref: Any, layout: Any) -> jax.Array:
 
 
 # JAX 0.10 takes an index as well.
-_load = partial(plgpu.load, idx=()) if "idx" in inspect.signature(plgpu.load).parameters else plgpu.load
+_load: Callable[..., jax.Array] = plgpu.load
+if "idx" in inspect.signature(plgpu.load).parameters:
+    _load = partial(_load, idx=())

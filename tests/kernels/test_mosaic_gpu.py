@@ -39,7 +39,7 @@ def check_dot(shape, distribution, **options) -> None:
 
 
 @interpreted
-@pytest.mark.parametrize("shape", [SMALL[i] for i in (1, 3, 5)], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", [SMALL[i] for i in (1, 3)], ids=lambda shape: shape.name)
 def test_lowrank_dot(shape):
     check_dot(shape, "rademacher")
 
@@ -55,7 +55,7 @@ def test_lowrank_dot_of_any_shape(shape, distribution):
 @pytest.mark.parametrize("distribution", ["rademacher", "normal"])
 def test_many_tiles_and_float32_results(distribution):
     """A block takes several tiles, along every axis, and fetches more steps than shared memory holds."""
-    shape = Shape(units=70, signs=2, rows=2, depth=200, columns=150, rank=2)
+    shape = Shape(units=67, signs=2, rows=2, depth=200, columns=150, rank=2)
     check_dot(shape, distribution, tiles=SMALL_TILES, preferred_element_type=jnp.float32)
 
 
@@ -119,7 +119,7 @@ def test_elsewhere_the_reference_computes(monkeypatch):
     np.testing.assert_array_equal(got[1], want[1])
 
 
-@pytest.mark.parametrize("shape", [SMALL[1], SMALL[5], PAPER], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", [SMALL[1], PAPER], ids=lambda shape: shape.name)
 def test_lowering_for_a_gpu(shape):
     """The kernels are in the program, and no tensor is as large as the factors are."""
     specs = [jax.ShapeDtypeStruct(s, t) for s, t in (
