@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from . import reference, tpu_lowrank_dot, tpu_rank_update  # noqa: F401  they register themselves
+from . import reference  # noqa: F401  it registers itself, before the others
+
+# isort: split
+from . import gpu_lowrank_dot, gpu_rank_update, tpu_lowrank_dot, tpu_rank_update  # noqa: F401
 from .members import seeded_dot
 from .registry import dispatch
 from .seeded import Factor, Seeded

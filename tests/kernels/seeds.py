@@ -47,3 +47,9 @@ def on_tpu(kind: str):
     """A context in which kernels are lowered for a TPU that is not there."""
     device = AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
     return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
+
+
+def on_gpu(kind: str = "NVIDIA H200"):
+    """A context in which kernels are lowered for a GPU that is not there."""
+    device = AbstractDevice(device_kind=kind, num_cores=132, platform="gpu")
+    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))

@@ -1,0 +1,84 @@
+"""What the Hopper kernels share: whether the chip is one, and one way to launch a kernel on every version of JAX."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+THREADS = "wg"  # the axis of warpgroups in a block
+ROWS = 64  # that one warpgroup multiplies at once
+WHOLE = plgpu.Layout.WGMMA  # of a matrix in the registers of a warpgroup
+LINES = plgpu.Layout.WGMMA.reduce(1)  # of one number for each of its rows
+SPREAD = plgpu.Layout.WG_STRIDED((2 * ROWS,), vec_size=1)  # of one number for each of the 128 threads
+_HOPPER = re.compile(r"\bG?H(20|100|200|800)\b")  # device kinds: compute capability 9.0
+_MULTIPROCESSORS = 132  # of H100 and H200
+_INTERPRETED_BLOCKS = 2  # so that tests see a block that goes on to a second tile
+
+
+def blocks(interpret: Any = None) -> int:
+    """How many blocks run at once, one a multiprocessor.
+
+    Args:
+        interpret: None to run on the device; else the kernel is interpreted, on any machine.
+
+    Returns:
+        The number of the chip's multiprocessors; a small one in the interpreter.
+
+    Raises:
+        NotImplementedError: the device is no Hopper GPU.
+    """
+    if interpret is not None:
+        return _INTERPRETED_BLOCKS
+    abstract = jax.sharding.get_abstract_mesh().abstract_device
+    if abstract is not None:
+        if abstract.platform not in ("gpu", "cuda") or not _HOPPER.search(abstract.device_kind):
+            raise NotImplementedError(f"{abstract.device_kind}: the kernel needs a Hopper GPU (H100, H200)")
+        return abstract.num_cores or _MULTIPROCESSORS
+    default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]
+    device = jax.devices(default)[0] if default is None or isinstance(default, str) else default
+    if getattr(device, "compute_capability", None) != "9.0":
+        raise NotImplementedError(f"{device.device_kind}: the kernel needs a Hopper GPU (H100, H200)")
+    return device.core_count
+
+
+def launch(body: Callable[..., None], *, out: Any, interpret: Any, **options: Any) -> Callable[..., Any]:
+    """A kernel as a function of its operands.
+
+    Args:
+        body: takes the references of operands, outputs and scratch memory.
+        out: shape and dtype of the output.
+        interpret: None, or parameters of the interpreter.
+        **options: of `plgpu.kernel`.
+
+    Returns:
+        The function.
+    """
+    semantics = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup)
+    if interpret is not None:
+        options["interpret"] = interpret
+    return plgpu.kernel(body, out_type=out, compiler_params=semantics, **options)
+
+
+def tiled(columns: int, dtype: Any) -> tuple[Any, ...]:
+    """How a tile lies in shared memory, for TMA and wgmma alike: 8 rows by up to 128 bytes, swizzled."""
+    width = jax.numpy.dtype(dtype).itemsize
+    swizzle = plgpu.find_swizzle(columns * width * 8)
+    tiling = plgpu.TilingTransform((8, swizzle // width))  # pyright: ignore[reportAbstractUsage]
+    return tiling, plgpu.SwizzleTransform(swizzle)  # pyright: ignore[reportAbstractUsage]
+
+
+def load(ref: Any, layout: Any) -> jax.Array:
+    """What `ref` holds, from any memory, spread over registers as `layout` says."""
+    return _load(ref, layout=layout, optimized=False)
+
+
+# JAX 0.10 takes an index as well.
+_load: Callable[..., jax.Array] = plgpu.load
+if "idx" in inspect.signature(plgpu.load).parameters:
+    _load = partial(_load, idx=())
