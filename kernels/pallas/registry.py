@@ -74,11 +74,13 @@ def register(
     return decorate
 
 
-def implementations(operation: str) -> tuple[str, ...]:
+def implementations(operation: str, *, platform: str | None = None) -> tuple[str, ...]:
     """Return the names of an operation's implementations, in order of registration.
 
     Args:
         operation: the operation's name.
+        platform: leave out those that are not tried on this JAX platform without being named; the reference always
+            is. Default None: all names.
 
     Returns:
         The names that the operation accepts as `implementation`.
@@ -90,8 +92,13 @@ def implementations(operation: str) -> tuple[str, ...]:
         >>> from eggroll.kernels import implementations
         >>> "reference" in implementations("rank_update")
         True
+        >>> "mosaic_tpu" in implementations("rank_update", platform="gpu")
+        False
     """
-    return tuple(_known(operation))
+    known = _known(operation)
+    if platform is None:
+        return tuple(known)
+    return tuple(name for name, found in known.items() if name == REFERENCE or platform in found.platforms)
 
 
 def dispatch(operation: str, *args: Any, implementation: str | None, **options: Any) -> Any:
