@@ -59,7 +59,7 @@ class Limits:
 def probes(dtype: str, matmul_sizes: Sequence[int], copy_megabytes: Sequence[float]) -> dict[str, Probe]:
     """The probes of all limits, by name."""
     found = {}
-    for name in dict.fromkeys((dtype, HIGHEST)):
+    for name in dict.fromkeys((dtype, "float32", HIGHEST)):  # the MLP is float32 whatever the layer is
         for size in matmul_sizes:
             for rows in (size, 4 * size):
                 found[f"matmul {name} {rows}x{size}x{size}"] = _matmul(name, rows, size)
