@@ -83,8 +83,8 @@ def checked(options: argparse.Namespace, steps: Sequence[Step]) -> dict[str, Any
         cases = done["check"]["result"]["cases"]
     for step in steps:
         if wanted(step.name, options.steps):
-            more = ("--implementations", *usable(names, cases)) if step.module == "bench.kernels" else ()
-            done[step.name] = run(step, budget, more)
+            more = ("--implementations", *usable(names, cases), "--plugins", *options.plugin)
+            done[step.name] = run(step, budget, more if step.module == "bench.kernels" else ())
             say(f"{step.name}: {done[step.name]['status']}, {done[step.name]['seconds']} s")
     wrong = [f"{key}: {line['case']}" for key, lines in cases.items() for line in lines if line["verdict"] == "wrong"]
     say(f"{len(wrong)} wrong, {budget.used:.0f} s in all")

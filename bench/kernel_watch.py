@@ -20,6 +20,9 @@ from typing import Any
 
 from bench.fresh import ROOT, child_environment
 
+WORKER = "bench.kernel_check"
+MOST_DEATHS = 4  # of an implementation's processes: each new one costs seconds, and more of the same says nothing new
+
 Line = dict[str, Any]
 
 
@@ -34,7 +37,7 @@ def watched(arguments: Sequence[str], *, seconds: float, stall: float) -> list[L
     Returns:
         One line per case that was started; the last may say instead why there are no more.
     """
-    deadline, found, first = time.monotonic() + seconds, [], 0
+    deadline, found, first, deaths = time.monotonic() + seconds, [], 0, 0
     while True:
         lines, end = one_process([*arguments, "--start", str(first)], deadline, stall)
         found += [line for line in lines if "verdict" in line]
@@ -47,31 +50,32 @@ def watched(arguments: Sequence[str], *, seconds: float, stall: float) -> list[L
         if "started" in lines[-1]:
             verdict = "not run" if late else "failed"
             found.append({"number": number, "case": lines[-1]["case"], "verdict": verdict, "reason": end})
-        if late:
-            return [*found, {"case": "the rest", "verdict": "not run", "reason": f"{seconds:.0f} s were up"}]
+        deaths += 1
+        if late or deaths >= MOST_DEATHS:
+            why = f"{seconds:.0f} s were up" if late else f"{deaths} processes died"
+            return [*found, {"case": "the rest", "verdict": "not run", "reason": why}]
         first = number + 1
 
 
 def one_process(arguments: Sequence[str], deadline: float, stall: float) -> tuple[list[Line], str]:
     """Its lines, and how it came to a bad end; an empty string for a good one."""
+    command = [sys.executable, "-m", WORKER, *arguments]
     with tempfile.TemporaryFile("w+") as errors:
-        command = [sys.executable, "-m", "bench.kernel_check", *arguments]
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=child_environment(), stdout=subprocess.PIPE, stderr=errors, text=True,
-            start_new_session=True,
-        )  # fmt: skip
+        options: dict[str, Any] = {"cwd": ROOT, "env": child_environment(), "stderr": errors, "text": True}
         lines, silent = [], ""
-        try:
-            for line in _lines(process, deadline, stall):
-                lines.append(line)
-        except TimeoutError as error:
-            silent = str(error)
-        finally:
-            _end(process)
+        with subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True, **options) as process:
+            try:
+                for line in _lines(process, deadline, stall):
+                    lines.append(line)
+            except TimeoutError as error:
+                silent = str(error)
+            finally:
+                _end(process)
         if silent or not process.returncode:
             return lines, silent
         errors.seek(0)
-        return lines, f"{_how(process.returncode)}: {' | '.join(errors.read().strip().splitlines()[-6:])[-1500:]}"
+        said = " | ".join(errors.read().strip().splitlines()[-6:])
+        return lines, f"{_how(process.returncode)}: {said[-1500:]}"
 
 
 def _lines(process: subprocess.Popen[str], deadline: float, stall: float) -> Iterator[Line]:

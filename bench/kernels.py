@@ -19,6 +19,8 @@ noise` measures it.
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -58,6 +60,8 @@ class Options(Common):
         rank: columns of each factor.
         distribution: of the noise.
         implementations: names; none: all that this platform has.
+        plugins: modules to import, which register further implementations.
+        plugins: modules to import, which register further implementations.
         square: side of the square product.
         rounds: turns of each candidate.
     """
@@ -68,6 +72,8 @@ class Options(Common):
     rank: int = 1
     distribution: Literal["rademacher", "normal"] = "rademacher"
     implementations: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
+    plugins: tuple[str, ...] = ()
     square: int = 8192
     rounds: int = 9
 
@@ -139,6 +145,10 @@ def main(argv: list[str] | None = None) -> None:
     options = tyro.cli(Options, args=argv, description=__doc__)
     if options.quick:
         options = dataclasses.replace(options, width=64, population=32, square=128, rounds=3)
+    for plugin in options.plugins:
+        importlib.import_module(plugin)
+    for plugin in options.plugins:
+        importlib.import_module(plugin)
     shape = Shape(options.population // 2, 2, 1, options.width, options.width, options.rank)
     found = products(shape, options.dtype, options.square)
     notes: list[str] = []
