@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -61,7 +60,6 @@ class Options(Common):
         distribution: of the noise.
         implementations: names; none: all that this platform has.
         plugins: modules to import, which register further implementations.
-        plugins: modules to import, which register further implementations.
         square: side of the square product.
         rounds: turns of each candidate.
     """
@@ -72,7 +70,6 @@ class Options(Common):
     rank: int = 1
     distribution: Literal["rademacher", "normal"] = "rademacher"
     implementations: tuple[str, ...] = ()
-    plugins: tuple[str, ...] = ()
     plugins: tuple[str, ...] = ()
     square: int = 8192
     rounds: int = 9
@@ -145,8 +142,6 @@ def main(argv: list[str] | None = None) -> None:
     options = tyro.cli(Options, args=argv, description=__doc__)
     if options.quick:
         options = dataclasses.replace(options, width=64, population=32, square=128, rounds=3)
-    for plugin in options.plugins:
-        importlib.import_module(plugin)
     for plugin in options.plugins:
         importlib.import_module(plugin)
     shape = Shape(options.population // 2, 2, 1, options.width, options.width, options.rank)
