@@ -32,7 +32,7 @@ from bench.kernel_watch import watched
 
 WRONG, NO_DEVICE = 1, 2  # exit statuses
 STALL = 75.0  # seconds that a case may take, its compilation included
-CHECK_SECONDS = 130.0
+CHECK_SECONDS = 120.0
 
 Names = Mapping[str, Sequence[str]]  # operation → implementations
 Cases = Mapping[str, Sequence[Mapping[str, Any]]]  # operation and implementation → a line per case
@@ -43,7 +43,7 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that everything runs")
     parser.add_argument("--cpu", action="store_true", help="use the CPU, to try this without a GPU; with --quick")
     parser.add_argument("--out", type=pathlib.Path, help="file for the JSON; default: in the folder $OUT, if set")
-    parser.add_argument("--seconds", type=float, default=450.0, help="for all steps together")
+    parser.add_argument("--seconds", type=float, default=460.0, help="for all steps together")
     parser.add_argument("--steps", nargs="*", default=[], help="only those whose names start so: check kernels ...")
     parser.add_argument("--plugin", action="append", default=[], help="a module that registers implementations")
     return parser.parse_args(argv)

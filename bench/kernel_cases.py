@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,8 +20,11 @@ from eggroll.kernels import Seeded, rank_update, unpack, words_for
 OPERATIONS = ("lowrank_dot", "rank_update")
 DISTRIBUTIONS = ("rademacher", "normal")
 DTYPES = ("float32", "bfloat16")
-# A rectangle that is no multiple of anything; a row for every input shows the factors themselves.
-NOISE = Shape(units=3, signs=1, rows=70, depth=70, columns=150)
+# Rows of the identity show the factors themselves. Ragged, a member has all the rows; in whole tiles, a row each.
+NOISE = (
+    Shape(units=3, signs=1, rows=70, depth=70, columns=150),
+    Shape(units=128, signs=2, rows=1, depth=256, columns=384),
+)
 
 
 class Comparison(NamedTuple):
@@ -65,8 +68,10 @@ class Case:
     @property
     def name(self) -> str:
         """For tables."""
-        kind = "noise, bit for bit" if self.noise else self.shape.name
-        return f"{kind}, {self.distribution}, {self.dtype}{', highest precision' if self.highest else ''}"
+        kind = "noise bit for bit, " if self.noise else ""
+        return (
+            f"{kind}{self.shape.name}, {self.distribution}, {self.dtype}{', highest precision' if self.highest else ''}"
+        )
 
     def comparison(self, implementation: str) -> Comparison:
         """The operation by that implementation, and the truth."""
@@ -79,7 +84,8 @@ def cases(operation: str, *, quick: bool = False) -> list[Case]:
     kinds = list(itertools.product(DISTRIBUTIONS, DTYPES))
     if quick:
         kinds.remove(("normal", "bfloat16"))  # XLA's CPU compiler takes 15 s for it
-    found = [Case(operation, NOISE, *kind, noise=True) for kind in kinds if kind != ("normal", "float32")]
+    exact = [kind for kind in kinds if kind != ("normal", "float32")]  # products of two numbers are
+    found = [Case(operation, shape, *kind, noise=True) for shape in NOISE for kind in exact]
     shapes = SMALL[1:2] if quick else (*MIDDLE, PAPER, *SMALL)
     found += [Case(operation, shape, *kind) for shape in shapes for kind in kinds]
     if operation == "lowrank_dot":
@@ -124,33 +130,43 @@ def _update_numbers(case: Case, implementation: str) -> Comparison:
 
 
 def _dot_noise(case: Case, implementation: str) -> Comparison:
-    """Rows of the identity and no weight: `A·Bᵀ` of every unit, of which each number is one exact product."""
-    shape = case.shape
-    left, right, wanted = _drawn(case)
-    x = jnp.broadcast_to(jnp.eye(shape.depth, dtype=case.dtype), (shape.members, shape.rows, shape.depth))
-    operands = x, jnp.zeros((shape.depth, shape.columns), case.dtype), left, right, jnp.ones(shape.members)
-    function = partial(population_dot, implementation=implementation, preferred_element_type=jnp.float32)
+    """Without a weight, row `i` of the identity gives `A[i]·Bᵀ`, of which each number is one exact product."""
+    shape, dtype = case.shape, case.dtype
+    seeds, (left, right) = _drawn(case)
+    row = np.arange(shape.members * shape.rows) % shape.depth
+    unit = np.arange(shape.members) // shape.signs
+    x = jnp.eye(shape.depth, dtype=dtype)[row].reshape(shape.members, shape.rows, shape.depth)
+    operands = x, jnp.zeros((shape.depth, shape.columns), dtype), *seeds, jnp.ones(shape.members)
+    inputs = left[unit[:, None], row.reshape(shape.members, shape.rows)]
+    wanted = inputs[..., None] * right[unit][:, None]
+    preferred = jnp.float32 if case.distribution == "normal" else None  # ±1 is exact in any dtype
+    function = partial(population_dot, implementation=implementation, preferred_element_type=preferred)
     return Comparison(function, operands, lambda y: y, wanted, np.zeros(()))
 
 
 def _update_noise(case: Case, implementation: str) -> Comparison:
     """Of the second unit alone, `A·Bᵀ`."""
-    left, right, wanted = _drawn(case)
+    seeds, (left, right) = _drawn(case)
     weights = jnp.zeros(case.shape.units).at[1].set(1.0)
     function = partial(rank_update, implementation=implementation)
-    return Comparison(function, (weights, left, right), lambda y: y, wanted[1], np.zeros(()))
+    wanted = left[1][:, None] * right[1]
+    return Comparison(function, (weights, *seeds), lambda y: y, wanted, np.zeros(()))
 
 
-def _drawn(case: Case) -> tuple[Seeded, Seeded, np.ndarray]:
-    """Both factors, and their products `[U, K, N]` of what `jax.random.bits` gives."""
+def _drawn(case: Case) -> tuple[list[Seeded], list[np.ndarray]]:
+    """Both factors, and their numbers `[U, size]` from what `jax.random.bits` gives."""
     shape, kind = case.shape, (case.distribution, case.dtype)
-    seeds = [truth.seeded(7 + i, shape.units, n, 1, *kind) for i, n in enumerate((shape.depth, shape.columns))]
-    arrays = []
-    for seed in seeds:
+    distinct = shape.units if shape.rows == shape.depth else 1  # else members see one row each of the same factors
+    seeds, arrays = [], []
+    for number, size in enumerate((shape.depth, shape.columns)):
+        seed = truth.seeded(7 + number, distinct, size, 1, *kind)
         keys = [jax.random.wrap_key_data(key, impl="threefry2x32") for key in seed.key]
-        words = jnp.stack([jax.random.bits(key, (words_for(seed.size, seed.distribution),), "uint32") for key in keys])
-        arrays.append(np.asarray(unpack(words, seed.shape, *kind), np.float64))
-    return seeds[0], seeds[1], np.einsum("uir,ujr->uij", *arrays)
+        words = jnp.stack([jax.random.bits(key, (words_for(size, seed.distribution),), "uint32") for key in keys])
+        copies = shape.units // distinct
+        numbers = np.asarray(unpack(words, seed.shape, *kind), np.float64)[..., 0]
+        seeds.append(replace(seed, key=jnp.repeat(seed.key, copies, axis=0)))
+        arrays.append(np.repeat(numbers, copies, axis=0))
+    return seeds, arrays
 
 
 _BUILD: dict[tuple[str, bool], Callable[[Case, str], Comparison]] = {
