@@ -9,7 +9,7 @@
   bfloat16 and float32, `bench.roofline` at that width, `bench.model` for digits and transformer.
 
 A step that crashes, hangs or has no time left says so, and the others go on. The last line is one JSON object. The
-exit status is 1 if a kernel computed wrong numbers, 2 if there is no GPU, else 0.
+exit status is 1 if a kernel computed wrong numbers, 2 if nothing could be checked, else 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from bench.gpu_steps import FULL, QUICK, Budget, Step, run
 from bench.kernel_shapes import PAPER
 from bench.kernel_watch import watched
 
-WRONG, NO_DEVICE = 1, 2  # exit statuses
+WRONG, NO_DEVICE = 1, 2  # exit statuses; 2 also where JAX or eggroll cannot be imported
 STALL = 75.0  # seconds that a case may take, its compilation included
 CHECK_SECONDS = 120.0
 
@@ -72,10 +72,12 @@ def checked(options: argparse.Namespace, steps: Sequence[Step]) -> dict[str, Any
     result: dict[str, Any] = {"question": "gpu_check", "quick": options.quick, "driver": driver(), "steps": done}
     plugins = [f"--plugin={name}" for name in options.plugin]
     done["environment"] = run(Step("environment", "bench.kernel_list", tuple(plugins), 90, kept=False), budget)
-    found = done["environment"].get("result", {})
-    if found.get("platform") != ("cpu" if options.cpu else "gpu"):
-        got = found.get("platform") or done["environment"]["reason"]
-        say(f"got {got}; a GPU that JAX can use is required: pass --cpu to try this without one")
+    if done["environment"]["status"] != "ok":
+        say(f"got no answer from JAX and eggroll; both have to work:\n{done['environment']['reason']}")
+        return result | {"exit_status": NO_DEVICE, "seconds": budget.used}
+    found = done["environment"]["result"]
+    if found["platform"] != ("cpu" if options.cpu else "gpu"):
+        say(f"got a {found['platform']}; a GPU that JAX can use is required: pass --cpu to try this without one")
         return result | {"exit_status": NO_DEVICE, "seconds": budget.used}
     names, cases = found["implementations"], {}
     if wanted("check", options.steps):

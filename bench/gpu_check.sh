@@ -46,8 +46,8 @@ complete() { "$PYTHON" -P -c 'import einops, flax.nnx, optax, rich, sklearn.data
 install_packages() {
   local missing
   mapfile -t missing < <("$PYTHON" -P "$ROOT/bench/wheels.py" | sed '/^$/d')
-  if [ ! -d "$WHEELS" ]; then
-    echo "no wheels in $WHEELS: what is installed has to do ('bench/gpu_check.sh pack' fetches them)"
+  if [ "${#missing[@]}" -gt 0 ] && [ ! -d "$WHEELS" ]; then
+    echo "got no wheels in $WHEELS for ${missing[*]}: 'bench/gpu_check.sh pack' fetches them where there is a network"
   elif [ "${#missing[@]}" -gt 0 ]; then
     echo "from $WHEELS: ${missing[*]}"
     add_packages "${missing[@]}" || echo "cannot install them for $("$PYTHON" --version)"

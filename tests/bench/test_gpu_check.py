@@ -136,6 +136,15 @@ def test_without_a_gpu_it_says_what_to_do(monkeypatch, capsys):
     assert "--cpu" in said and json.loads(last)["exit_status"] == gpu_check.NO_DEVICE
 
 
+def test_where_nothing_can_be_imported_it_says_why(monkeypatch, capsys):
+    def run_fresh(*_, **__):
+        raise RuntimeError("No module named 'optax'")
+
+    monkeypatch.setattr(gpu_steps, "run_fresh", run_fresh)
+    assert gpu_check.main([]) == gpu_check.NO_DEVICE
+    assert "optax" in capsys.readouterr().out.splitlines()[-2]
+
+
 def test_a_hang_is_one_lost_case(module, monkeypatch):
     """The process is ended, the case is told, the next one is started."""
     script = module("hanging_check", """
