@@ -88,6 +88,27 @@ def test_a_number_beyond_the_bound_is_wrong(plug, error):
     assert found["error_over_bound"] is None or found["error_over_bound"] > 1
 
 
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_single_wrong_number_of_the_noise_is_found(plug, operation):
+    """Of a factor, although it would be lost in the rounding of a product."""
+
+    def flipped(factor, unit, place):
+        array = factor.array()
+        return array.at[unit, place].multiply(-1)
+
+    def dot(x, w, left, right, *, scale, **options):
+        thin = jnp.einsum("mrk,mkj->mrj", x, flipped(left, 2, 1)) * scale.astype(x.dtype)[:, None, None]
+        return x @ w + jnp.einsum("mrj,mnj->mrn", thin, right.array())
+
+    def update(weights, left, right, **options):
+        return rank_update_reference(weights, left.array(), flipped(right, 2, 149), **options)
+
+    plug("lowrank_dot", lambda *operands, precision, **options: dot(*operands, **options))
+    plug("rank_update", update)
+    found = checked(Case(operation, NOISE[0], "rademacher", "bfloat16", noise=True), "plugged")
+    assert found["verdict"] == "wrong"
+
+
 def test_another_shape_is_wrong(plug):
     plug("rank_update", lambda *operands, **options: rank_update_reference(*operands, **options).T)
     assert "shape" in checked(Case("rank_update", SMALL[1], "normal", "float32"), "plugged")["reason"]
