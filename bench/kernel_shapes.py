@@ -46,4 +46,9 @@ SMALL = (
     Shape(units=2, signs=2, rows=130, depth=70, columns=150),
     Shape(units=1, signs=2, rows=256, depth=256, columns=128, rank=4),
 )
+# Several tiles along every axis, with ragged ends; a row per member, and many.
+MIDDLE = (
+    Shape(units=200, signs=2, rows=1, depth=1000, columns=1544),
+    Shape(units=6, signs=2, rows=200, depth=520, columns=776, rank=2),
+)
 PAPER = Shape(units=512, signs=2, rows=1, depth=8192, columns=8192)  # arXiv 2511.16652, Fig. 7

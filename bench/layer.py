@@ -12,6 +12,8 @@ The speed test of the paper (arXiv 2511.16652, Fig. 7): a square layer, one row 
 - full step: `es.step` with z-scored fitness and SGD, state in, state out; with given noise the same by hand.
 - full rank: OpenAI-ES, see `bench.full_rank`, for a population that fits; its times count per member.
 
+On an accelerator the forward pass and the step that draw their noise are under `jax.jit`, as a training loop would be.
+
 `ratio` is the time per member in units of inference, `like for like` in units of the inference with the same outputs.
 """
 
@@ -29,7 +31,7 @@ import optax
 import tyro
 
 from bench import full_rank
-from bench.linear import LEARNING_RATE, SIGMA, Layer, fitness, one_more_pass, product, reduced
+from bench.linear import LEARNING_RATE, SIGMA, Layer, fitness, launched, one_more_pass, product, reduced
 from bench.options import Common
 from bench.report import Report
 from bench.timing import Timing, interleave
@@ -107,21 +109,31 @@ def step_given(layer: Layer, weight: jax.Array, left: jax.Array, right: jax.Arra
 def low_rank_candidates(layer: Layer) -> dict[str, Callable[[], Any]]:
     """Inference and EGGROLL; everything that a call reads is an argument of what is compiled."""
     inputs, weight, factors, es = layer.inputs, layer.weight, layer.factors, layer.es
-    members = es.ask(layer.state())
+    step = launched(lambda state, rows: es.step(state, fitness, rows, in_axes=0)[0])
     infer, to_fitness = jax.jit(jnp.matmul), jax.jit(lambda x, w: reduced(x @ w))
     forward, by_hand, more = (jax.jit(f) for f in (layer.forward, layer.forward_by_hand, one_more_pass))
     given = jax.jit(partial(step_given, layer), donate_argnums=0)
     return {
         INFERENCE: lambda: infer(inputs, weight),
         TO_FITNESS: lambda: to_fitness(inputs, weight),
-        FORWARD: lambda: members.apply(product, inputs, in_axes=0),
-        FORWARD_TO_FITNESS: lambda: members.apply(fitness, inputs, in_axes=0),
+        FORWARD: forward_on_the_fly(layer, product),
+        FORWARD_TO_FITNESS: forward_on_the_fly(layer, fitness),
         FORWARD_GIVEN: lambda: forward(weight, *factors, inputs),
         BY_HAND: lambda: by_hand(weight, *factors, inputs),
         ONE_MORE_PASS: lambda: more(inputs, weight),
-        STEP: Training(lambda state: es.step(state, fitness, inputs, in_axes=0)[0], layer.state()),
+        STEP: Training(lambda state: step(state, inputs), layer.state()),
         STEP_GIVEN: Training(lambda master: given(master, *factors, inputs), _master(layer)),
     }
+
+
+def forward_on_the_fly(layer: Layer, fun: Callable[..., jax.Array]) -> Callable[[], jax.Array]:
+    """`members.apply` of what `es.ask` returned; on an accelerator both of them in the call."""
+    es, inputs, state = layer.es, layer.inputs, layer.state()
+    if jax.default_backend() == "cpu":
+        members = es.ask(state)
+        return lambda: members.apply(fun, inputs, in_axes=0)
+    run = launched(lambda state, rows: es.ask(state).apply(fun, rows, in_axes=0))
+    return lambda: run(state, inputs)
 
 
 def full_rank_candidates(layer: Layer) -> dict[str, Callable[[], Any]]:

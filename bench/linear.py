@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -29,6 +30,11 @@ def fitness(params: Any, row: jax.Array) -> jax.Array:
 def reduced(outputs: jax.Array) -> jax.Array:
     """Outputs `[..., N]` to one fitness each, in float32."""
     return -jnp.mean(jnp.square(outputs.astype(jnp.float32)), axis=-1)
+
+
+def launched(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as it is; on an accelerator under `jax.jit`, since its Python would take longer than its products."""
+    return function if jax.default_backend() == "cpu" else jax.jit(function)
 
 
 @dataclass(frozen=True)

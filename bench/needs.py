@@ -65,6 +65,28 @@ def forward(members: int, draws: int, k: int, m: int, rank: int, dtype: str) -> 
     return Need(formula, {dtype: base.flop + own.flop}, base.moved + own.moved)
 
 
+def forward_on_the_fly(members: int, units: int, k: int, m: int, rank: int, distribution: str, dtype: str) -> Need:
+    """The same with factors of `units` drawn where they are needed: of them, memory holds a key of 8 bytes each."""
+    base, own = product(members, k, m, dtype), correction(members, units, k, m, rank, dtype)
+    numbers = units * rank * (k + m)
+    formula = f"2NKM + 2Nr(K + M) FLOP; {drawn(distribution)}; b(NK + KM + NM) + 16U bytes"
+    work = {dtype: base.flop + own.flop, VECTOR: numbers * operations_per_number(distribution)}
+    return Need(formula, work, base.moved + 16 * units)
+
+
+def rank_update_on_the_fly(units: int, k: int, m: int, rank: int, distribution: str, dtype: str) -> Need:
+    """`Σ wᵤ·Aᵤ·Bᵤᵀ` of drawn factors; products of half precision noise may be of that dtype, sums are float32."""
+    numbers = units * rank * (k + m)
+    formula = f"2UrKM FLOP; {drawn(distribution)}; 20U + 4KM bytes"
+    work = {HIGHEST if dtype == "float32" else dtype: 2.0 * units * rank * k * m}
+    return Need(formula, work | {VECTOR: numbers * operations_per_number(distribution)}, 20.0 * units + 4.0 * k * m)
+
+
+def drawn(distribution: str) -> str:
+    """Operations on the numbers of all units' factors, in words."""
+    return f"Ur(K + M)·({WORD_OPERATIONS}·{BITS[distribution]}/32 + {NUMBER_OPERATIONS[distribution]}) operations"
+
+
 def correction(members: int, draws: int, k: int, m: int, rank: int, dtype: str) -> Need:
     """What is new beside the base product: `x` and the output pass through its registers anyway."""
     formula = "2Nr(K + M) FLOP; bNr(K + M) bytes, the factors alone"
@@ -88,15 +110,25 @@ def rank_update(pairs: int, k: int, m: int, rank: int, dtype: str) -> Need:
     return Need("2PrKM FLOP; bPr(K + M) + 4(P + KM) bytes", {HIGHEST: 2.0 * pairs * rank * k * m}, moved)
 
 
-def step(members: int, k: int, m: int, rank: int, distribution: str, dtype: str) -> Need:
-    """A generation of one layer: noise and outputs need not reach memory."""
+def summed(rows: int, k: int, m: int, dtype: str) -> Need:
+    """`a [N, K] · b [K, M]` that keeps all of float32, with a float32 result."""
+    work = {HIGHEST if dtype == "float32" else dtype: 2.0 * rows * k * m}
+    return Need("2NKM FLOP; b(NK + KM) + 4NM bytes", work, itemsize(dtype) * (rows * k + k * m) + 4.0 * rows * m)
+
+
+def step(members: int, k: int, m: int, rank: int, distribution: str, dtype: str, *, given: bool = False) -> Need:
+    """A generation of one layer: noise and outputs need not reach memory; factors that are `given` are read."""
     pairs = members // 2
     evaluated = forward(members, pairs, k, m, rank, dtype).flop
     update = rank_update(pairs, k, m, rank, dtype).flop
     numbers = pairs * rank * (k + m)
-    work = {dtype: evaluated, HIGHEST: update, VECTOR: numbers * operations_per_number(distribution)}
-    formula = "2NKM + 2Nr(K + M) + 2PrKM FLOP; noise drawn once; x read, weights read and written"
-    return Need(formula, work, itemsize(dtype) * members * k + weight_bytes(dtype) * k * m)
+    work = {dtype: evaluated, HIGHEST: update}
+    moved = itemsize(dtype) * members * k + weight_bytes(dtype) * k * m
+    flop, weights = "2NKM + 2Nr(K + M) + 2PrKM FLOP", "x read, weights read and written"
+    if given:
+        return Need(f"{flop}; factors and {weights}", work, moved + itemsize(dtype) * numbers)
+    work[VECTOR] = numbers * operations_per_number(distribution)
+    return Need(f"{flop}; noise drawn once; {weights}", work, moved)
 
 
 def mlp_step(sizes: Sequence[int], rows: int, members: int, rank: int, distribution: str) -> Need:

@@ -12,7 +12,7 @@ import optax
 
 import eggroll
 from bench import needs
-from bench.linear import LEARNING_RATE, SIGMA, Layer, fitness
+from bench.linear import LEARNING_RATE, SIGMA, Layer, fitness, launched
 from bench.needs import Need
 from eggroll.kernels import lowrank_dot, rank_update
 from eggroll.strategy.generation import Generation
@@ -124,10 +124,11 @@ class _Step:
     """`es.step`, state in, state out."""
 
     def __init__(self, es: eggroll.ES, state: Any, fun: Callable[..., Any], *args: Any, in_axes: Any = None) -> None:
-        self.es, self.state, self.fun, self.args, self.in_axes = es, state, fun, args, in_axes
+        self.run = launched(lambda state, *args: es.step(state, fun, *args, in_axes=in_axes)[0])
+        self.state, self.args = state, args
 
     def __call__(self) -> Any:
-        self.state, _ = self.es.step(self.state, self.fun, *self.args, in_axes=self.in_axes)
+        self.state = self.run(self.state, *self.args)
         return self.state
 
 

@@ -17,7 +17,7 @@ from eggroll.engine.fallback import DenseFallback, Policy
 from eggroll.engine.interpreter import Interpreter, Program, abstract, partition
 from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import Use, discover
-from eggroll.kernels import Choice, platform_kernels
+from eggroll.kernels import Choice
 from eggroll.strategy.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.perturbation import Sampler, member_sign
 from eggroll.strategy.plan import LeafPlan, Plan, make_plan
@@ -167,7 +167,7 @@ class _DryRun(NamedTuple):
 def _dry_run(program: Program, plan: Plan, params: Any, rows: Rows, members: int | None) -> _DryRun:
     """Evaluates two pairs of members, shapes only: where factors cannot be kept apart, and what kernels do."""
     policy, units, signs = Policy("allow"), 2, 2
-    sampler = Sampler(plan, "rademacher", members, bool(platform_kernels("lowrank_dot")))
+    sampler = Sampler(plan, "rademacher", members)
     args, merge, _ = partition(rows.abstract())
     own = [
         jax.ShapeDtypeStruct((units, signs, *a.shape), a.dtype) if axis is not None else a

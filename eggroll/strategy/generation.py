@@ -13,7 +13,6 @@ from jax.sharding import Mesh, PartitionSpec
 
 from eggroll.engine.interpreter import Program
 from eggroll.engine.lowrank import accumulator_dtype
-from eggroll.kernels import platform_kernels
 from eggroll.strategy import estimator
 from eggroll.strategy.chunking import auto_units, keep_words, remembered, units_per_update
 from eggroll.strategy.evaluation import Evaluation
@@ -49,8 +48,7 @@ class Generation:
     @property
     def sampler(self) -> Sampler:
         """Draws this generation's noise."""
-        kernels = bool(platform_kernels("lowrank_dot"))
-        return Sampler(self.plan, self.population.distribution, self.population.size, kernels)
+        return Sampler(self.plan, self.population.distribution, self.population.size)
 
     def member(self, params: Any, member: Any) -> Any:
         """`params` as member `member` sees them, with `LowRank` leaves."""

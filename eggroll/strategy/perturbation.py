@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
+from eggroll.kernels import kernel_for
 from eggroll.strategy.drawing import Side, sides
 from eggroll.strategy.plan import LeafPlan, Plan
 from eggroll.strategy.streams import Streams
@@ -28,17 +29,17 @@ class Sampler:
         plan: what each parameter gets.
         distribution: `"rademacher"` or `"normal"`.
         members: population, for messages about dense fallbacks; None: unknown.
-        kernels: whether factors of matrices stay keys (`Seeded`), for kernels that make their noise themselves.
     """
 
     plan: Plan
     distribution: str
     members: int | None
-    kernels: bool = False
 
     def seeded(self, leaf: LeafPlan) -> bool:
-        """Whether a parameter's factors stay keys: same numbers, made where they are needed."""
-        return self.kernels and leaf.matrix and leaf.dtype != "float64"
+        """Whether a parameter's factors stay keys, for a kernel that makes the same numbers where it needs them."""
+        if not leaf.matrix:
+            return False
+        return kernel_for(*leaf.shape[-2:], leaf.rank, self.distribution, leaf.dtype) is not None
 
     @cached_property
     def _sides(self) -> list[list[Side]]:

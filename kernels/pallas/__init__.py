@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from .noise import check_distribution, unpack, words_for
 from .operations import lowrank_dot, rank_update
-from .registry import Choice, Implementation, implementations, platform_kernels, register
+from .registry import Choice, Implementation, implementations, register
 from .seeded import Seeded, as_array
+from .support import kernel_for
 from .threefry import threefry2x32
 
 __all__ = [
@@ -22,8 +23,8 @@ __all__ = [
     "as_array",
     "check_distribution",
     "implementations",
+    "kernel_for",
     "lowrank_dot",
-    "platform_kernels",
     "rank_update",
     "register",
     "threefry2x32",

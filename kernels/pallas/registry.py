@@ -75,11 +75,13 @@ def register(
     return decorate
 
 
-def implementations(operation: str) -> tuple[str, ...]:
+def implementations(operation: str, *, platform: str | None = None) -> tuple[str, ...]:
     """Return the names of an operation's implementations, in order of registration.
 
     Args:
         operation: the operation's name.
+        platform: leave out those that are not tried on this JAX platform without being named; the reference always
+            is. Default None: all names.
 
     Returns:
         The names that the operation accepts as `implementation`.
@@ -91,29 +93,19 @@ def implementations(operation: str) -> tuple[str, ...]:
         >>> from eggroll.kernels import implementations
         >>> "reference" in implementations("rank_update")
         True
+        >>> "mosaic_tpu" in implementations("rank_update", platform="gpu")
+        False
     """
-    return tuple(_known(operation))
+    known = _known(operation)
+    if platform is None:
+        return tuple(known)
+    return tuple(name for name, found in known.items() if name == REFERENCE or platform in found.platforms)
 
 
-def platform_kernels(operation: str) -> tuple[str, ...]:
-    """Return the implementations that are tried on the current platform before the reference.
-
-    Args:
-        operation: the operation's name.
-
-    Returns:
-        Their names, in the order in which they are tried; on a CPU there are none.
-
-    Raises:
-        ValueError: no such operation.
-
-    Example:
-        >>> from eggroll.kernels import platform_kernels
-        >>> platform_kernels("lowrank_dot") if jax.default_backend() == "cpu" else ()
-        ()
-    """
-    platform = current_platform()
-    return tuple(each.name for each in _known(operation).values() if platform in each.platforms)
+def kernels(operation: str) -> dict[str, Callable[..., Any]]:
+    """What is tried on the current platform before the reference, by name and in that order; on a CPU nothing."""
+    names = implementations(operation, platform=current_platform())
+    return {name: _known(operation)[name].function for name in names if name != REFERENCE}
 
 
 class Choice(NamedTuple):
@@ -165,7 +157,7 @@ def dispatch(operation: str, *args: Any, implementation: str | None, **options: 
                 "or None to let the platform decide"
             )
         return _run(operation, implementation, args, options)
-    for name in platform_kernels(operation):
+    for name in kernels(operation):
         try:
             return _run(operation, name, args, options)
         except NotImplementedError:

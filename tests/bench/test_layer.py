@@ -74,6 +74,18 @@ def test_noise_on_the_fly_is_the_strategys_own():
     assert len({row.tobytes() for row in dense}) == 6
 
 
+def test_on_an_accelerator_the_same_is_under_jit(monkeypatch):
+    small = Layer(width=8, population=6)
+    there = layer.low_rank_candidates(small)
+    wanted = there[layer.FORWARD](), there[layer.STEP]().params["kernel"]
+    monkeypatch.setattr("bench.linear.jax.default_backend", lambda: "gpu")
+    here = layer.low_rank_candidates(small)
+    got = here[layer.FORWARD](), here[layer.STEP]().params["kernel"]
+    for one, other in zip(got, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert np.abs(np.asarray(here[layer.STEP]().params["kernel"] - got[1])).max() > 0  # the state goes on
+
+
 def test_full_rank_forward_is_that_of_the_dense_weights():
     small = Layer(width=8, population=6)
     key = jax.random.key(0)

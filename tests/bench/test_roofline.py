@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from itertools import pairwise
 
@@ -189,6 +190,12 @@ def test_probes_do_the_work_that_they_count():
     before = np.asarray(found["copy 1 MB"].call()).copy()
     assert (np.asarray(found["copy 1 MB"].call()) == -before).all()
     assert {probe.rate for probe in found.values()} == {"float32", HIGHEST, "copy", VECTOR}
+
+
+def test_every_rate_that_a_bfloat16_layer_needs_is_probed():
+    found = roofline.collect(dataclasses.replace(roofline.Options(dtype="bfloat16"), **roofline.QUICK))
+    needed = {rate for operation in found.values() for rate in operation.need.work}
+    assert needed <= {probe.rate for probe in limits.probes("bfloat16", (8,), (1,)).values()}
 
 
 def test_the_elementwise_probe_counts_its_operations():

@@ -35,6 +35,20 @@ def test_results_are_waited_for(monkeypatch):
     assert len(waited) == 4 and all(x is value for x in waited)
 
 
+def test_on_an_accelerator_a_turn_waits_for_its_last_call(monkeypatch):
+    clock, events = [0.0], []
+    monkeypatch.setattr("bench.timing.jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr("bench.timing.jax.block_until_ready", lambda _: events.append("wait"))
+    monkeypatch.setattr("bench.timing.time.perf_counter", lambda: clock[0])
+
+    def call() -> None:
+        events.append("call")
+        clock[0] += 0.25
+
+    assert interleave({"a": call}, rounds=1, least_seconds=1.0)["a"].seconds == (0.25,)
+    assert events == ["call", "wait"] * 2 + ["call"] * 4 + ["wait"]
+
+
 def test_a_ratio_is_the_median_of_the_rounds_ratios():
     # A slow second round hits both: the ratio of each round is 2, 2, 3, 2, 5.
     slow, fast = Timing("slow", (2, 20, 3, 2, 5)), Timing("fast", (1, 10, 1, 1, 1))

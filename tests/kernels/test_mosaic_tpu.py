@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
 from bench.kernel_shapes import PAPER, SMALL, Shape
+from bench.kernel_truth import dot_tolerance, update_tolerance, update_truth
 from eggroll.kernels import Seeded
 from eggroll.kernels.reference import lowrank_dot_reference
 from eggroll.kernels.tiling import Tiles
@@ -32,9 +33,7 @@ def check_dot(shape, distribution, dtype, **options) -> None:
     y = lowrank_dot_tpu(x, w, left, right, scale=scale, interpret=INTERPRETER, **options)
     assert y.dtype == dtype and y.shape == (shape.members, shape.rows, shape.columns)
     truth, magnitude = dot_truth(x, w, left, right, scale)
-    terms = shape.depth + shape.rank + 4
-    bound = (terms * np.finfo(np.float32).eps + float(jnp.finfo(dtype).eps)) * magnitude
-    assert np.all(np.abs(np.asarray(y, np.float64) - truth) <= bound)
+    assert np.all(np.abs(np.asarray(y, np.float64) - truth) <= dot_tolerance(shape, dtype) * magnitude)
 
 
 @pytest.mark.parametrize("shape", SMALL, ids=lambda shape: shape.name)
@@ -128,9 +127,7 @@ def check_update(units, left_size, right_size, rank, distribution, dtype, start,
     right = seeded(2, units, right_size, rank, distribution, dtype)
     accumulator = jnp.asarray(rng.normal(size=(left_size, right_size)), jnp.float32) if start else None
     got = rank_update_tpu(weights, left, right, accumulator=accumulator, interpret=INTERPRETER, **options)
-    a, b, w = (np.asarray(v, np.float64) for v in (left.array(), right.array(), weights))
-    truth = np.einsum("u,uir,ujr->ij", w, a, b) + (np.asarray(accumulator, np.float64) if start else 0)
-    magnitude = np.einsum("u,uir,ujr->ij", np.abs(w), np.abs(a), np.abs(b)) + (4 if start else 0)
-    eps = units * rank * np.finfo(np.float32).eps + (float(jnp.finfo(dtype).eps) if dtype == jnp.bfloat16 else 0) * 2
+    truth, magnitude = update_truth(weights, left, right, accumulator)
     assert got.dtype == jnp.float32 and got.shape == (left_size, right_size)
-    assert np.all(np.abs(np.asarray(got, np.float64) - truth) <= (eps + np.finfo(np.float32).eps * 4) * magnitude)
+    bound = update_tolerance(units, rank, dtype) * magnitude
+    assert np.all(np.abs(np.asarray(got, np.float64) - truth) <= bound)

@@ -221,3 +221,13 @@ def test_explain_says_what_computes_each_parameter(request):
     shared, own = rows()
     assert shared == {"bias": (), "first": ("reference",), "second": ("kernel",)}
     assert own == {"bias": (), "first": ("kernel",), "second": ("kernel",)}
+
+
+def test_what_no_kernel_can_do_keeps_its_factors(monkeypatch):
+    """They are drawn once, not at every use of a key."""
+
+    def picky(*args, **options):
+        raise NotImplementedError("nothing suits me")
+
+    register(monkeypatch, {"lowrank_dot": picky})
+    assert not choices(network, 0)

@@ -1,0 +1,53 @@
+"""Whether a kernel can multiply by a matrix of given sizes: asked before its factors are left as keys."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+from jax.typing import DTypeLike
+
+from .registry import current_platform, kernels
+from .seeded import Seeded
+
+
+def kernel_for(rows: int, columns: int, rank: int, distribution: str, dtype: DTypeLike) -> str | None:
+    """The kernel that multiplies by a perturbed matrix with `Seeded` factors on the current platform.
+
+    Args:
+        rows: of the matrix: its inputs.
+        columns: of the matrix: its outputs.
+        rank: of the factors.
+        distribution: of the factors.
+        dtype: of matrix, inputs and factors.
+
+    Returns:
+        The name of the implementation of `lowrank_dot`; None where only the reference can do it: with factors that are
+        arrays it then does not draw them anew at every use.
+
+    Example:
+        >>> from eggroll.kernels import kernel_for
+        >>> kernel_for(64, 32, 1, "rademacher", "float32") if jax.default_backend() == "cpu" else None
+    """
+    if not kernels("lowrank_dot"):
+        return None
+    chip = current_platform(), jax.local_devices()[0].device_kind
+    return _kernel_for(rows, columns, rank, distribution, str(dtype), tuple(kernels("lowrank_dot")), chip)
+
+
+@functools.cache
+def _kernel_for(
+    rows: int, columns: int, rank: int, distribution: str, dtype: str, names: tuple[str, ...], chip: object
+) -> str | None:
+    def specs(*shape: int, dtype: str = dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    keys = specs(1, 2, dtype="uint32")
+    left, right = (Seeded(keys, size, rank, distribution, dtype) for size in (rows, columns))
+    for name in names:
+        try:
+            jax.eval_shape(kernels("lowrank_dot")[name], specs(2, 1, rows), specs(rows, columns), left, right)
+        except NotImplementedError:
+            continue
+        return name
+    return None
