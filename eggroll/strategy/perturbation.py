@@ -39,7 +39,8 @@ class Sampler:
         """Whether a parameter's factors stay keys, for a kernel that makes the same numbers where it needs them."""
         if not leaf.matrix:
             return False
-        return kernel_for(*leaf.shape[-2:], leaf.rank, self.distribution, leaf.dtype) is not None
+        rows, columns = leaf.shape[-2:]
+        return kernel_for(rows, columns, leaf.rank, self.distribution, leaf.dtype) is not None
 
     @cached_property
     def _sides(self) -> list[list[Side]]:

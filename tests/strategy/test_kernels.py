@@ -5,6 +5,7 @@ The reference stands in for a kernel of this platform; once it is the TPU's kern
 
 from __future__ import annotations
 
+import re
 from functools import partial
 
 import jax
@@ -16,10 +17,11 @@ from jax import lax
 
 import eggroll
 from eggroll.engine import jax_compat
-from eggroll.kernels import Choice, registry
+from eggroll.kernels import Choice, registry, support
 from eggroll.kernels.reference import lowrank_dot_reference, rank_update_reference
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
+from tests.kernels.seeds import on_gpu, on_tpu
 from tests.strategy.common import assert_close
 
 KEY = jax.random.key(0, impl="threefry2x32")
@@ -231,3 +233,28 @@ def test_what_no_kernel_can_do_keeps_its_factors(monkeypatch):
 
     register(monkeypatch, {"lowrank_dot": picky})
     assert not choices(network, 0)
+
+
+@pytest.mark.parametrize(
+    ("platform", "device", "call"),
+    [("tpu", on_tpu("TPU v5 lite"), "tpu_custom_call"), ("cuda", on_gpu("NVIDIA H200"), "mosaic_gpu")],
+    ids=["TPU", "H200"],
+)
+def test_a_step_lowers_with_its_kernels(platform, device, call, monkeypatch):
+    """Thin product, product and update of both layers, in a loop over three of each."""
+    monkeypatch.setattr(registry, "current_platform", lambda: "gpu" if platform == "cuda" else platform)
+    monkeypatch.setattr(support, "current_platform", lambda: platform)
+    es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1))
+    start = es.init(jax.tree.map(lambda a: a.astype(jnp.bfloat16), start_of(layers)), KEY)
+    rows = ROWS.astype(jnp.bfloat16)
+
+    def body(x, layer):
+        return x + network(layer, x) @ jnp.ones((7, 20), jnp.bfloat16) / 10, None
+
+    def fitness(p, x):
+        return -jnp.mean(lax.scan(body, x, p)[0] ** 2)
+
+    with device:
+        step = jax.jit(lambda s: es.step(s, fitness, rows, in_axes=0)[0].params)
+        text = step.trace(start).lower(lowering_platforms=(platform,)).as_text()
+    assert len(re.findall(rf"@{call}|call_target_name = \"{call}", text)) >= 6
