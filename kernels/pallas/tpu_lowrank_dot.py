@@ -15,13 +15,12 @@ from jax.typing import DTypeLike
 from .registry import register
 from .seeded import Factor, Seeded, need_seeds
 from .tiling import Tiles
+from .tpu_chip import chip
 from .tpu_noise import tile
 
 LARGEST_RANK = 16
-VMEM_LIMIT = 64 << 20  # bytes
 OWN_ROWS = 128  # rows of a member that fill a tile; with fewer, members share tiles and every row makes its own noise
 LEAST = Tiles(rows=16, columns=128, depth=128)  # what bfloat16 and float32 registers hold
-PREFERRED = {2: Tiles(rows=512, columns=1024, depth=1024), 4: Tiles(rows=256, columns=512, depth=1024)}  # by item size
 
 
 @register("lowrank_dot", "mosaic_tpu", platforms=("tpu",))
@@ -47,8 +46,7 @@ def lowrank_dot_tpu(
         x, per_unit = x.reshape(1, members * rows, depth), 1
     else:
         left_keys, right_keys, per_unit = left.key[:, None], right.key[:, None], signs
-    preferred = tiles or PREFERRED[x.dtype.itemsize]
-    tiles = preferred.fitted(x.shape[1], w.shape[1], depth, least=LEAST)
+    tiles = (tiles or chip().tiles(x.dtype.itemsize)).fitted(x.shape[1], w.shape[1], depth, least=LEAST)
     thin = _thin(x, left_keys, left, per_unit, tiles, interpret)
     if scale is not None:
         thin = (thin.reshape(members, -1) * scale.astype(jnp.float32)[:, None]).reshape(thin.shape)
@@ -129,7 +127,7 @@ def _dot(
         out_specs=pl.BlockSpec((None, tiles.rows, tiles.columns), lambda g, i, n, k: (g, i, n)),
         out_shape=jax.ShapeDtypeStruct((groups, rows, columns), out_dtype),
         scratch_shapes=[pltpu.VMEM((tiles.rows, tiles.columns), jnp.float32)],
-        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=VMEM_LIMIT),
+        compiler_params=pltpu.CompilerParams(dimension_semantics=semantics, vmem_limit_bytes=chip().limit),
         interpret=interpret,
         name="lowrank_dot",
     )(keys, thin, x, w)

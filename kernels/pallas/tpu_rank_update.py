@@ -14,7 +14,8 @@ from jax.experimental.pallas import tpu as pltpu
 from .registry import register
 from .seeded import Factor, Seeded, need_seeds
 from .tiling import Tiles
-from .tpu_lowrank_dot import LARGEST_RANK, VMEM_LIMIT
+from .tpu_chip import chip
+from .tpu_lowrank_dot import LARGEST_RANK
 from .tpu_noise import tile
 
 LEAST = Tiles(rows=128, columns=128, depth=16)
@@ -47,7 +48,7 @@ def rank_update_tpu(
         out_specs=whole,
         out_shape=jax.ShapeDtypeStruct((left.size, right.size), jnp.float32),
         compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
+            dimension_semantics=("parallel", "parallel", "arbitrary"), vmem_limit_bytes=chip().limit
         ),
         interpret=interpret,
         name="rank_update",
