@@ -96,8 +96,9 @@ class Side:
         return drawn.reshape(*self.stack, *drawn.shape[1:]) if self._stack_axes else drawn
 
     def _seeded(self, keys: jax.Array) -> Seeded:
-        size, rank = self.own  # of a matrix
-        return Seeded(keys, size, rank, self.distribution, self.leaf.dtype, self.leaf.path)
+        *sizes, rank = self.own
+        options = self.distribution, self.leaf.dtype, self.leaf.path, tuple(sizes)
+        return Seeded(keys, math.prod(sizes), rank, *options)
 
     @property
     def _places(self) -> Sequence[int]:

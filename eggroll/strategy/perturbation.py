@@ -39,7 +39,8 @@ class Sampler:
         """Whether a parameter's factors stay keys, for a kernel that makes the same numbers where it needs them."""
         if not leaf.matrix:
             return False
-        rows, columns = leaf.shape[-2:]
+        stack = math.prod(leaf.shape[a] for a in leaf.stack_axes)
+        rows, columns = (math.prod(shape) // stack for shape in (leaf.left_shape, leaf.right_shape))
         return kernel_for(rows, columns, leaf.rank, self.distribution, leaf.dtype) is not None
 
     @cached_property

@@ -32,7 +32,7 @@ class LeafPlan:
         right_axes: axes the right factor owns.
         sigma_scale: factor on the strategy's sigma.
         matrix: whether it, or each layer of a stack that loops walk, is low-rank and only ever multiplied as
-            `x [..., K]·W [K, N]`, which kernels can do.
+            `x [..., K]·W [K, N]`, which kernels can do; K and N may be several axes each.
     """
 
     path: str
@@ -178,10 +178,10 @@ def _leaf_plan(path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | No
 
 
 def _is_dense_layer(use: Use) -> bool:
-    """`x [..., K]·W [K, N]`, of a whole parameter or of each layer that loops take from a stack `[..., K, N]`."""
-    layers = len(use.walked)
-    dense = tuple(range(layers)), tuple(range(layers)), (layers,), (layers + 1,)
-    return use.primitive == "dot_general" and (use.walked, use.stack, use.left, use.right) == dense
+    """`x [..., K]·W [K, N]`, each of one axis or more, of a parameter or of every layer that loops walk."""
+    axes = (*use.walked, *use.left, *use.right)
+    in_order = axes == tuple(range(len(axes))) and use.stack == use.walked
+    return in_order and use.primitive == "dot_general" and bool(use.left) and bool(use.right)
 
 
 def _sides(

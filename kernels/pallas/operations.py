@@ -77,6 +77,7 @@ def lowrank_dot(
     x, w = jnp.asarray(x), jnp.asarray(w)
     scale = None if scale is None else jnp.asarray(scale)
     if isinstance(left, Seeded) and isinstance(right, Seeded):
+        left, right = left.matrix(), right.matrix()
         options = {"precision": precision, "preferred": preferred_element_type, "implementation": implementation}
         return seeded_dot(x, w, left, right, scale, **options)
     options = {"scale": scale, "precision": precision, "preferred_element_type": preferred_element_type}
@@ -129,13 +130,13 @@ def rank_update(
     if accumulator is not None:
         _check_accumulator(jnp.shape(accumulator), (_shape(left)[1], _shape(right)[1]))
         accumulator = jnp.asarray(accumulator)
-    left, right = (f if isinstance(f, Seeded) else jnp.asarray(f) for f in (left, right))
+    left, right = (f.matrix() if isinstance(f, Seeded) else jnp.asarray(f) for f in (left, right))
     options = {"accumulator": accumulator, "implementation": implementation}
     return dispatch("rank_update", jnp.asarray(weights), left, right, **options)
 
 
 def _shape(factor: Factor) -> _Shape:
-    return factor.shape if isinstance(factor, Seeded) else jnp.shape(factor)
+    return factor.matrix().shape if isinstance(factor, Seeded) else jnp.shape(factor)
 
 
 def _check_seeds(operation: str, left: Factor, right: Factor) -> None:

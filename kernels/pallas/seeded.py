@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -30,6 +31,7 @@ class Seeded:
         distribution: `"rademacher"` (±1) or `"normal"`.
         dtype: of the numbers.
         name: of the parameter that the factor belongs to, for reports; default: none.
+        sizes: of the axes that its rows stand for, such as heads and their depth; default: one axis.
 
     Example:
         >>> import jax
@@ -44,11 +46,16 @@ class Seeded:
     distribution: str = field(metadata={"static": True})
     dtype: DTypeLike = field(default="float32", metadata={"static": True})
     name: str = field(default="", metadata={"static": True})
+    sizes: tuple[int, ...] | None = field(default=None, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """`(*members, size, rank)`: of the array that it stands for."""
-        return (*jnp.shape(self.key)[:-1], self.size, self.rank)
+        """`(*members, *sizes, rank)`: of the array that it stands for."""
+        return (*jnp.shape(self.key)[:-1], *(self.sizes or (self.size,)), self.rank)
+
+    def matrix(self) -> Seeded:
+        """The same with its rows on one axis: what the operations take."""
+        return replace(self, sizes=None)
 
     def check(self, name: str) -> None:
         """Raises ValueError or TypeError unless the parts fit together; `name` is for the message."""
@@ -60,12 +67,16 @@ class Seeded:
             )
         if self.size < 1 or self.rank < 1:
             raise ValueError(f"got {name} of size {self.size} and rank {self.rank}; both must be at least 1")
+        if self.sizes is not None and math.prod(self.sizes) != self.size:
+            raise ValueError(
+                f"got {name} of size {self.size} with axes of sizes {self.sizes}; their product is required"
+            )
 
     def array(self) -> jax.Array:
-        """The numbers, `[*members, size, rank]`."""
+        """The numbers, `[*members, *sizes, rank]`."""
         count = np.arange(words_for(self.size * self.rank, self.distribution), dtype=np.uint32)
         first, second = threefry2x32((self.key[..., :1], self.key[..., 1:]), (np.uint32(0), count))
-        return unpack(first ^ second, (self.size, self.rank), self.distribution, self.dtype)
+        return unpack(first ^ second, self.shape[jnp.ndim(self.key) - 1 :], self.distribution, self.dtype)
 
 
 Factor = jax.Array | Seeded

@@ -81,8 +81,17 @@ def layers(p, x):
     return lax.scan(body, x, p)[0]
 
 
+def heads(p, x):
+    """The same layers with outputs of 3 heads, whose axes the second one sums over."""
+    hidden = jnp.einsum("k,khd->hd", x, p["first"]) + p["bias"]
+    return jnp.einsum("hd,hdn->n", jnp.tanh(hidden), p["second"])
+
+
 def start_of(fun):
     """The parameters of a function; those of `layers` three times, one on top of the other."""
+    if fun is heads:
+        shapes = {"first": (20, 3, 11), "bias": (3, 11), "second": (3, 11, 7)}
+        return {name: value.reshape(shapes[name]) for name, value in params().items()}
     return jax.tree.map(lambda a: jnp.stack([a, a / 2, a / 3]), params()) if fun is layers else params()
 
 
@@ -92,6 +101,7 @@ FUNCTIONS = {
     "remat": jax.checkpoint(network),
     "scan": in_a_scan,
     "layers": layers,
+    "heads": heads,
     "vmap over data": lambda p, x: jax.vmap(network, in_axes=(None, 0))(p, jnp.stack([x, 2 * x, 3 * x])),
     "several rows": lambda p, x: network(p, jnp.stack([x, -x])),
 }
@@ -119,7 +129,7 @@ def choices(fun, in_axes):
     return {choice for choice in found if choice and choice.name}
 
 
-QUICK = ("plain", "layers", "vmap over data")
+QUICK = ("plain", "layers", "heads", "vmap over data")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from jax import lax
 from eggroll.engine.fallback import Unsupported
 from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term, accumulator_dtype
-from eggroll.kernels import lowrank_dot
+from eggroll.kernels import Seeded, lowrank_dot
 
 UNROLLED_RANK = 4  # up to here, a sum of outer products fuses into the base product's consumer and beats a dot
 
@@ -57,25 +57,29 @@ def _product(ctx: Interpreter, eqn: Any, args: Sequence[Any], side: int) -> Arra
 
 
 def _canonical(eqn: Any, x: Any, weight: Perturbed) -> Array | None:
-    """The layout of dense layers, `x [..., K] · W [K, N]`, goes to the kernel, which takes floating-point inputs."""
-    dims = eqn.params["dimension_numbers"]
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        return None
-    if dims != (((x.ndim - 1,), (0,)), ((), ())) or len(weight.shape) != 2 or len(weight.terms) != 1:
+    """The layout of dense layers, `x [..., K] · W [K, N]`, goes to the kernel, which takes floating-point inputs.
+
+    `K` and `N` may be several axes each, such as heads and their depth, where the factors are keys.
+    """
+    contract, batch = eqn.params["dimension_numbers"]
+    n, ndim = len(contract[1]), len(weight.shape)
+    in_order = contract == (tuple(range(x.ndim - n, x.ndim)), tuple(range(n))) and not batch[0]
+    if not in_order or len(weight.terms) != 1 or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
     (term,) = weight.terms
-    by_axes = {f.axes: f.numbers for f in term.factors}
-    if set(by_axes) != {(0,), (1,)}:
+    numbers = {f.axes: f.numbers for f in term.factors}
+    sides = tuple(range(n)), tuple(range(n, ndim))
+    if set(numbers) != set(sides):
         return None
-    return lowrank_dot(
-        x,
-        weight.base,
-        by_axes[(0,)],
-        by_axes[(1,)],
-        scale=term.scale,
-        precision=eqn.params["precision"],
-        preferred_element_type=eqn.params["preferred_element_type"],
-    )
+    left, right = (numbers[axes] for axes in sides)
+    base, shape = weight.base, (*x.shape[: x.ndim - n], *weight.shape[n:])
+    if isinstance(left, Seeded) and isinstance(right, Seeded):
+        x, base = x.reshape(*x.shape[: x.ndim - n], left.size), base.reshape(left.size, right.size)
+        left, right = left.matrix(), right.matrix()
+    elif (n, ndim) != (1, 2):
+        return None
+    options = {name: eqn.params[name] for name in ("precision", "preferred_element_type")}
+    return lowrank_dot(x, base, left, right, scale=term.scale, **options).reshape(shape)
 
 
 class _Labels:
