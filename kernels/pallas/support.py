@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 from jax.typing import DTypeLike
@@ -29,24 +30,25 @@ def kernel_for(rows: int, columns: int, rank: int, distribution: str, dtype: DTy
         >>> from eggroll.kernels import kernel_for
         >>> kernel_for(64, 32, 1, "rademacher", "float32") if jax.default_backend() == "cpu" else None
     """
-    if not kernels("lowrank_dot"):
+    candidates = tuple(kernels("lowrank_dot").items())
+    if not candidates:
         return None
     chip = current_platform(), jax.local_devices()[0].device_kind
-    return _kernel_for(rows, columns, rank, distribution, str(dtype), tuple(kernels("lowrank_dot")), chip)
+    return _kernel_for(rows, columns, rank, distribution, str(dtype), candidates, chip)
 
 
 @functools.cache
 def _kernel_for(
-    rows: int, columns: int, rank: int, distribution: str, dtype: str, names: tuple[str, ...], chip: object
+    rows: int, columns: int, rank: int, distribution: str, dtype: str, candidates: tuple[Any, ...], chip: object
 ) -> str | None:
     def specs(*shape: int, dtype: str = dtype) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     keys = specs(1, 2, dtype="uint32")
     left, right = (Seeded(keys, size, rank, distribution, dtype) for size in (rows, columns))
-    for name in names:
+    for name, function in candidates:
         try:
-            jax.eval_shape(kernels("lowrank_dot")[name], specs(2, 1, rows), specs(rows, columns), left, right)
+            jax.eval_shape(function, specs(2, 1, rows), specs(rows, columns), left, right)
         except NotImplementedError:
             continue
         return name

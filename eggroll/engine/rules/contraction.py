@@ -45,7 +45,7 @@ def _given_up(args: Sequence[Any], discovering: bool) -> int | None:
 
 def _product(ctx: Interpreter, eqn: Any, args: Sequence[Any], side: int) -> Array:
     weight, x = args[side], args[1 - side]
-    if side == 1 and (out := _canonical(eqn, x, weight)) is not None:
+    if (out := _canonical(eqn, x, weight, side)) is not None:
         return out
     base = ctx.base(eqn, args)
     wide = accumulator_dtype(base.dtype)
@@ -56,14 +56,17 @@ def _product(ctx: Interpreter, eqn: Any, args: Sequence[Any], side: int) -> Arra
     return total.astype(base.dtype)
 
 
-def _canonical(eqn: Any, x: Any, weight: Perturbed) -> Array | None:
+def _canonical(eqn: Any, x: Any, weight: Perturbed, side: int) -> Array | None:
     """The layout of dense layers, `x [..., K] · W [K, N]`, goes to the kernel, which takes floating-point inputs.
 
     `K` and `N` may be several axes each, such as heads and their depth, where the factors are keys.
     """
     contract, batch = eqn.params["dimension_numbers"]
-    n, ndim = len(contract[1]), len(weight.shape)
-    in_order = contract == (tuple(range(x.ndim - n, x.ndim)), tuple(range(n))) and not batch[0]
+    n, ndim = len(contract[side]), len(weight.shape)
+    summed = sorted(zip(contract[side], contract[1 - side], strict=True))
+    in_order = summed == [(a, x.ndim - n + a) for a in range(n)] and not batch[0]
+    if side == 0 and x.ndim > n:  # the outputs' axes would come first
+        return None
     if not in_order or len(weight.terms) != 1 or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
     (term,) = weight.terms
