@@ -134,7 +134,7 @@ class Factor:
         """Size of the trailing axis."""
         return self.numbers.shape[-1]
 
-    def with_array(self, array: Array, **changes: Any) -> Factor:
+    def with_array(self, array: Array | Seeded, **changes: Any) -> Factor:
         """The same with other numbers; `changes` to the other fields."""
         return replace(self, numbers=array, **changes)
 

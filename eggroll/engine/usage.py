@@ -30,6 +30,7 @@ class Use:
         right: the other axes.
         stack: axes over which a loop runs, or that a batched product pairs up (layers, experts).
         walked: those of the stack over which a loop runs.
+        dtype: of the weight where it is used: a model may cast it first.
     """
 
     path: str
@@ -40,6 +41,7 @@ class Use:
     right: tuple[int, ...]
     stack: tuple[int, ...]
     walked: tuple[int, ...] = ()
+    dtype: str = "float32"
 
 
 class UsageObserver:
@@ -52,18 +54,19 @@ class UsageObserver:
         """A contraction: its summed axes are one side, its free axes the other."""
         for term in value.terms:
             if _is_broadcast_addend(value, term):
-                self._record(eqn, term, "elementwise")
+                self._record(eqn, value, term, "elementwise")
             else:
-                self._record(eqn, term, "product", set(contracted), set(batch))
+                self._record(eqn, value, term, "product", set(contracted), set(batch))
 
     def dense(self, eqn: Any | None, value: Perturbed) -> None:
         """Any other use; after a lookup, the looked-up axes are one side."""
         for term in value.terms:
-            self._record(eqn, term, "lookup" if term.looked_up else "elementwise")
+            self._record(eqn, value, term, "lookup" if term.looked_up else "elementwise")
 
     def _record(
         self,
         eqn: Any | None,
+        value: Perturbed,
         term: Term,
         kind: Kind,
         contracted: set[int] = frozenset(),  # type: ignore[assignment]
@@ -74,7 +77,8 @@ class UsageObserver:
             sides[_side(f, term, kind, contracted, batch)] |= f.origin
         name, line = ("return", "") if eqn is None else (eqn.primitive.name, jax_compat.source_line(eqn))
         left, right, stack = (tuple(sorted(sides[s])) for s in ("left", "right", "stack"))
-        use = Use(term.source.path, kind, name, line, left, right, stack, tuple(sorted(term.walked)))
+        walked, dtype = tuple(sorted(term.walked)), str(value.dtype)
+        use = Use(term.source.path, kind, name, line, left, right, stack, walked, dtype)
         if use not in self.uses:
             self.uses.append(use)
 

@@ -37,11 +37,11 @@ class Sampler:
 
     def seeded(self, leaf: LeafPlan) -> bool:
         """Whether a parameter's factors stay keys, for a kernel that makes the same numbers where it needs them."""
-        if not leaf.matrix:
+        if leaf.matrix is None:
             return False
         stack = math.prod(leaf.shape[a] for a in leaf.stack_axes)
         rows, columns = (math.prod(shape) // stack for shape in (leaf.left_shape, leaf.right_shape))
-        return kernel_for(rows, columns, leaf.rank, self.distribution, leaf.dtype) is not None
+        return kernel_for(rows, columns, leaf.rank, self.distribution, leaf.matrix) is not None
 
     @cached_property
     def _sides(self) -> list[list[Side]]:

@@ -31,8 +31,8 @@ class LeafPlan:
         left_axes: axes the left factor owns; stack axes are in both.
         right_axes: axes the right factor owns.
         sigma_scale: factor on the strategy's sigma.
-        matrix: whether it, or each layer of a stack that loops walk, is low-rank and only ever multiplied as
-            `x [..., K]·W [K, N]`, which kernels can do; K and N may be several axes each.
+        matrix: the dtype in which it, or each layer of a stack that loops walk, is multiplied, if it is low-rank and
+            only ever used as `x [..., K]·W [K, N]`, which kernels can do; K and N may be several axes each. Else None.
     """
 
     path: str
@@ -43,7 +43,7 @@ class LeafPlan:
     left_axes: tuple[int, ...] = ()
     right_axes: tuple[int, ...] = ()
     sigma_scale: float = 1.0
-    matrix: bool = False
+    matrix: str | None = None
 
     @property
     def stack_axes(self) -> tuple[int, ...]:
@@ -173,7 +173,9 @@ def _leaf_plan(path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | No
         _check_layer_rank(path, shape, asked, full)
     if (full <= 1 and not isinstance(rule, LowRankRule)) or asked > full:
         return dense
-    matrix = bool(uses) and all(_is_dense_layer(use) and (left, right) == _sides_of(use) for use in uses)
+    dense_layer = bool(uses) and all(_is_dense_layer(use) and (left, right) == _sides_of(use) for use in uses)
+    dtypes = {use.dtype for use in uses} if uses and dense_layer else set()
+    matrix = dtypes.pop() if len(dtypes) == 1 else None
     return LeafPlan(path, shape, dtype, "low_rank", asked, left, right, scale, matrix)
 
 

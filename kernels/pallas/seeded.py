@@ -57,6 +57,13 @@ class Seeded:
         """The same with its rows on one axis: what the operations take."""
         return replace(self, sizes=None)
 
+    def astype(self, dtype: DTypeLike) -> Seeded | jax.Array:
+        """The numbers of another dtype: still a key where drawing them in it is the same as casting them."""
+        narrower = jnp.finfo(dtype).bits <= jnp.finfo(self.dtype).bits
+        if self.distribution == "rademacher" or (narrower and jnp.dtype(self.dtype) == jnp.float32):
+            return replace(self, dtype=str(jnp.dtype(dtype)))
+        return as_array(self).astype(dtype)
+
     def check(self, name: str) -> None:
         """Raises ValueError or TypeError unless the parts fit together; `name` is for the message."""
         check_distribution(self.distribution)

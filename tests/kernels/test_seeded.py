@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,3 +147,23 @@ def test_bad_seeds():
         lowrank_dot(x, w, left, seeded(2, 1, 4, 1))
     with pytest.raises(TypeError, match="key_data"):
         lowrank_dot(x, w, Seeded(jnp.ones(2), 5, 1, "rademacher"), Seeded(jnp.ones(2), 4, 1, "rademacher"))
+
+
+@pytest.mark.parametrize("distribution", ["rademacher", "normal"])
+@pytest.mark.parametrize(("of", "to"), [("float32", "bfloat16"), ("float32", "float16"), ("bfloat16", "float32")])
+def test_a_cast_key_stands_for_the_cast_numbers(distribution, of, to):
+    factor = seeded(3, 2, 40, 2, distribution, of)
+    cast = factor.astype(to)
+    assert isinstance(cast, Seeded) == (distribution == "rademacher" or of == "float32")
+    numbers = cast.array() if isinstance(cast, Seeded) else cast
+    assert numbers.dtype == to
+    np.testing.assert_array_equal(numbers, factor.array().astype(to))
+
+
+def test_rows_on_several_axes():
+    factor = seeded(3, 2, 12, 2)
+    split = replace(factor, sizes=(3, 4))
+    assert split.shape == (2, 3, 4, 2) and split.matrix().shape == factor.shape == (2, 12, 2)
+    np.testing.assert_array_equal(split.array().reshape(2, 12, 2), factor.array())
+    with pytest.raises(ValueError, match=r"got left of size 12 with axes of sizes \(3, 5\)"):
+        replace(factor, sizes=(3, 5)).check("left")

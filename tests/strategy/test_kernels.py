@@ -87,6 +87,12 @@ def heads(p, x):
     return jnp.einsum("hd,hdn->n", jnp.tanh(hidden), p["second"])
 
 
+def in_half_precision(p, x):
+    """Float32 parameters, cast as mixed precision does."""
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), p)
+    return network(half, x.astype(jnp.bfloat16)).astype(jnp.float32)
+
+
 def start_of(fun):
     """The parameters of a function; those of `layers` three times, one on top of the other."""
     if fun is heads:
@@ -102,6 +108,7 @@ FUNCTIONS = {
     "scan": in_a_scan,
     "layers": layers,
     "heads": heads,
+    "mixed precision": in_half_precision,
     "vmap over data": lambda p, x: jax.vmap(network, in_axes=(None, 0))(p, jnp.stack([x, 2 * x, 3 * x])),
     "several rows": lambda p, x: network(p, jnp.stack([x, -x])),
 }
@@ -129,7 +136,7 @@ def choices(fun, in_axes):
     return {choice for choice in found if choice and choice.name}
 
 
-QUICK = ("plain", "layers", "heads", "vmap over data")
+QUICK = ("plain", "layers", "heads", "mixed precision", "vmap over data")
 
 
 @pytest.mark.parametrize(
@@ -140,7 +147,8 @@ def test_a_step_is_the_same_with_kernels(name, request):
     assert not choices(FUNCTIONS[name], 0)
     request.getfixturevalue("kernels")
     fast = step(FUNCTIONS[name], 0)
-    assert_close(fast[:3], plain[:3], 1e-5)
+    # Rounded to bfloat16, sums in another order differ in its last bit.
+    assert_close(fast[:3], plain[:3], 2e-2 if name == "mixed precision" else 1e-5)
     assert_close(fast[3], plain[3], 1e-6)  # as sums may be fused
     assert choices(FUNCTIONS[name], 0) == {
         (operation, "kernel", parameter)

@@ -48,7 +48,7 @@ def convert_element_type(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> lis
 
 
 def _cast(f: Factor, dtype: Any) -> Factor:
-    return f.with_array(f.array.astype(dtype))
+    return f.with_array(f.numbers.astype(dtype))
 
 
 def mul(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
