@@ -9,7 +9,7 @@
   bfloat16 and float32, `bench.roofline` at that width, `bench.model` for digits and transformer.
 
 A step that crashes, hangs or has no time left says so, and the others go on. The last line is one JSON object. The
-exit status is 1 if a kernel computed wrong numbers, 2 if nothing could be checked, else 0.
+exit status is 1 if a kernel computed wrong numbers, 2 without a device, 3 if a check failed or none passed, else 0.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from bench.gpu_steps import FULL, QUICK, Budget, Step, run
 from bench.kernel_shapes import PAPER
 from bench.kernel_watch import watched
 
-WRONG, NO_DEVICE = 1, 2  # exit statuses; 2 also where JAX or eggroll cannot be imported
+# Exit statuses; 2 also where JAX or eggroll cannot be imported.
+WRONG, NO_DEVICE, FAILED = 1, 2, 3
 STALL = 75.0  # seconds that a case may take, its compilation included
 CHECK_SECONDS = 120.0
 
@@ -77,7 +78,9 @@ def checked(options: argparse.Namespace, steps: Sequence[Step]) -> dict[str, Any
         return result | {"exit_status": NO_DEVICE, "seconds": budget.used}
     found = done["environment"]["result"]
     if found["platform"] != ("cpu" if options.cpu else "gpu"):
-        say(f"got a {found['platform']}; a GPU that JAX can use is required: pass --cpu to try this without one")
+        say(
+            f"got a {found['platform']}; a GPU that JAX can use is required: pass --cpu --quick to try this without one"
+        )
         return result | {"exit_status": NO_DEVICE, "seconds": budget.used}
     names, cases = found["implementations"], {}
     if wanted("check", options.steps):
@@ -88,9 +91,12 @@ def checked(options: argparse.Namespace, steps: Sequence[Step]) -> dict[str, Any
             more = ("--implementations", *usable(names, cases), "--plugins", *options.plugin)
             done[step.name] = run(step, budget, more if step.module == "bench.kernels" else ())
             say(f"{step.name}: {done[step.name]['status']}, {done[step.name]['seconds']} s")
-    wrong = [f"{key}: {line['case']}" for key, lines in cases.items() for line in lines if line["verdict"] == "wrong"]
-    say(f"{len(wrong)} wrong, {budget.used:.0f} s in all")
-    return result | {"wrong": wrong, "exit_status": WRONG if wrong else 0, "seconds": budget.used}
+    named = [(line["verdict"], f"{key}: {line['case']}") for key, lines in cases.items() for line in lines]
+    counts = Counter(verdict for verdict, _ in named)
+    say(", ".join(f"{n} {verdict}" for verdict, n in counts.items()) + f"; {budget.used:.0f} s in all")
+    wrong, failed = ([name for verdict, name in named if verdict == v] for v in ("wrong", "failed"))
+    status = WRONG if wrong else FAILED if failed or (named and not counts["ok"]) else 0
+    return result | {"wrong": wrong, "failed": failed, "exit_status": status, "seconds": budget.used}
 
 
 def wanted(name: str, prefixes: Sequence[str]) -> bool:

@@ -171,7 +171,7 @@ def _drawn(case: Case) -> tuple[list[Seeded], list[np.ndarray]]:
         keys = jax.random.wrap_key_data(seed.key, impl="threefry2x32")
         count = words_for(size, seed.distribution)
         words = jax.vmap(lambda key, count=count: jax.random.bits(key, (count,), "uint32"))(keys)
-        numbers = np.asarray(unpack(words, seed.shape, *kind), np.float64)[..., 0]
+        numbers = np.asarray(unpack(words, (seed.size, seed.rank), *kind), np.float64)[..., 0]
         seeds.append(replace(seed, key=jnp.repeat(seed.key, shape.units // distinct, axis=0)))
         arrays.append(np.repeat(numbers, shape.units // distinct, axis=0))
     return seeds, arrays

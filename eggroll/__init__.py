@@ -5,6 +5,9 @@ See `eggroll.ES`, `eggroll.value_and_grad`, `eggroll.explain`, `eggroll.factored
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 from eggroll.engine.fallback import DenseFallback, DenseFallbackError, DenseFallbackWarning
 from eggroll.engine.interpreter import factored
 from eggroll.engine.lowrank import LowRank
@@ -31,3 +34,10 @@ __all__ = [
     "grad",
     "value_and_grad",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """`eggroll.nnx` without an import of its own; Flax is loaded when it is asked for."""
+    if name == "nnx":
+        return importlib.import_module("eggroll.nnx")
+    raise AttributeError(f"module 'eggroll' has no attribute {name!r}")

@@ -73,11 +73,12 @@ def value_and_grad(
     in_axes = options.pop("in_axes", None)
 
     def pure(params: Any, rest: Any, keys: Any, split: _Split, args: tuple, kwargs: dict[str, Any]) -> Any:
+        before = _by_path(rest)  # the merged model may share its variables, which the loss function changes
         nodes = split.merge(params, _with_keys(rest, keys))
         args, kwargs = _filled((args, kwargs), nodes)
         out = loss_fn(nodes[0], *args, **kwargs)
         loss, aux = out if has_aux else (out, ())
-        return loss, (aux, split.rest_of(nodes))
+        return loss, (aux, _changed(before, split.rest_of(nodes)))
 
     # One row per member only where the user says so, and for keys that are not shared.
     axes = (None, None if share_rngs else 0, None, in_axes if in_axes is None else _axes(in_axes), None)
@@ -88,7 +89,7 @@ def value_and_grad(
         split, params, rest = _Split.of(nodes, wrt)
         keys = [] if share_rngs else _member_keys(rest, options["population"], options.get("antithetic", True), key)
         (value, (aux, new)), grads = estimate(params, rest, keys, split, args, kwargs, key=key)
-        new = _with_keys(new, _keys_of(rest))
+        new = _with_keys(_with_unchanged(rest, new), _keys_of(rest))
         nnx.update(nodes, _kept_if(jnp.isnan(value), rest, new) if is_traced(value) else new)
         return ((value, aux) if has_aux else value), grads
 
@@ -246,9 +247,25 @@ def _with_keys(state: Any, keys: list[jax.Array]) -> Any:
     return jax.tree.map(lambda x: next(new) if _is_key(x) else x, state)
 
 
+def _by_path(state: Any) -> dict[Any, Any]:
+    return dict(jax.tree_util.tree_leaves_with_path(state))
+
+
+def _changed(before: dict[Any, Any], new: Any) -> Any:
+    """The new state, None where it is the very same array: a mean over members would be that but for rounding."""
+    return jax.tree_util.tree_map_with_path(lambda path, x: None if x is before.get(path) else x, new)
+
+
+def _with_unchanged(old: Any, changed: Any) -> Any:
+    """What `_changed` was made of, with the old arrays where nothing changed."""
+    before = _by_path(old)
+    fill = lambda path, x: before[path] if x is None else x  # noqa: E731
+    return jax.tree_util.tree_map_with_path(fill, changed, is_leaf=lambda x: x is None)
+
+
 def _kept_if(lost: jax.Array, old: Any, new: Any) -> Any:
     """The new state, or the old one where there is one of the same shape and no member's loss was finite."""
-    before = dict(jax.tree_util.tree_leaves_with_path(old))
+    before = _by_path(old)
 
     def one(path: Any, x: Any) -> Any:
         kept = before.get(path, x)

@@ -84,8 +84,11 @@ def test_the_script_runs_every_step(tmp_path):
     assert {step["status"] for step in result["steps"].values()} == {"ok"}
 
 
-@pytest.mark.parametrize(("verdict", "status"), [("ok", 0), ("cannot", 0), ("failed", 0), ("wrong", gpu_check.WRONG)])
-def test_the_exit_status_tells_of_wrong_numbers_alone(verdict, status, monkeypatch, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("verdict", "status"),
+    [("ok", 0), ("cannot", gpu_check.FAILED), ("failed", gpu_check.FAILED), ("wrong", gpu_check.WRONG)],
+)
+def test_the_exit_status_tells_of_wrong_numbers_and_of_lost_checks(verdict, status, monkeypatch, capsys, tmp_path):
     calls = []
 
     def run_fresh(module, *arguments, seconds):

@@ -244,3 +244,25 @@ def test_objects_among_the_arguments_keep_their_state_wherever_they_are(place, j
     expected, *state = three(loss)
     np.testing.assert_allclose(values, expected, rtol=1e-4)
     assert [count, seen] == state and seen == 3
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_what_is_not_trained_keeps_its_bits(jit):
+    """A mean over members of what none of them changes would differ from it in the last bit."""
+    model = nnx.LoRALinear(6, 5, lora_rank=2, rngs=nnx.Rngs(0))
+    frozen = nnx.split(model, nnx.LoRAParam, ...)[2]
+    before = jax.tree.map(np.array, frozen)
+
+    def loss_fn(model, x):
+        return jnp.mean(model(x) ** 2)
+
+    call = eggroll.nnx.value_and_grad(loss_fn, population=1000, sigma=0.1, wrt=nnx.LoRAParam)
+
+    def step(model, x, key):
+        return call(model, x, key=key)[0]
+
+    (nnx.jit(step) if jit else step)(model, jnp.ones((3, 6)), jax.random.key(1))
+    after = nnx.split(model, nnx.LoRAParam, ...)[2]
+    assert jax.tree.structure(after) == jax.tree.structure(frozen)
+    for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(before), strict=True):
+        assert np.asarray(a).tobytes() == b.tobytes()
