@@ -147,7 +147,8 @@ class ES:
                 return make_plan(params, None, rank=self.rank, rules=self.rules)
             shapes = jax.tree.map(abstract, params)
             program = trace_member(fun, shapes, rows)
-            self._plans[key] = plan_for(program, shapes, rows, rank=self.rank, rules=self.rules)
+            options = {"rank": self.rank, "rules": self.rules, "distribution": self.settings.distribution}
+            self._plans[key] = plan_for(program, shapes, rows, **options)
         return self._plans[key]
 
     def ask(self, state: State) -> Members:

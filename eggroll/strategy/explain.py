@@ -5,21 +5,20 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
-from eggroll.engine import jax_compat
-from eggroll.engine.fallback import DenseFallback, Policy
-from eggroll.engine.interpreter import Interpreter, Program, abstract, partition
+from eggroll.engine.fallback import DenseFallback
+from eggroll.engine.interpreter import abstract
 from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import Use, discover
-from eggroll.kernels import Choice
-from eggroll.strategy.inputs import InAxes, Rows, make_rows
-from eggroll.strategy.perturbation import Sampler, member_sign
+from eggroll.kernels import check_distribution
+from eggroll.strategy.dry_run import DryRun, dry_run, for_kernels
+from eggroll.strategy.inputs import InAxes, make_rows
 from eggroll.strategy.plan import LeafPlan, Plan, make_plan
 from eggroll.strategy.problem import check_function, check_no_module, trace_member
 from eggroll.strategy.rules import Rules
@@ -111,6 +110,7 @@ def explain(
     rules: Rules = (),
     in_axes: InAxes = None,
     population: int | None = None,
+    distribution: str = "rademacher",
 ) -> Explanation:
     """Says how `fun` uses each parameter, and what noise each gets; nothing is computed.
 
@@ -126,6 +126,7 @@ def explain(
         rules: `(pattern, rule)` pairs, as for `eggroll.ES`.
         in_axes: as in `members.apply`, if some arguments have a row per member; needs `population`.
         population: number of members, for `in_axes` and for the sizes of dense fallbacks.
+        distribution: of the noise, `"rademacher"` (default) or `"normal"`; kernels may know one of them only.
 
     Returns:
         `str()` is a table, `.rows` the data, `.fallbacks` the dense fallbacks.
@@ -142,47 +143,19 @@ def explain(
         [('bias', 'dense', (), (), 4), ('kernel', 'low_rank', (0,), (1,), 12)]
     """
     check_function("fun", fun, "explain(fun, params, *args)")
+    check_distribution(distribution)
     check_no_module(params)
     params = jax.tree.map(lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else abstract(jnp.asarray(x)), params)
     rows = make_rows(args, in_axes, population or 1, 1)
     program = trace_member(fun, params, rows)
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
     plan = make_plan(params, uses, rank=rank, rules=rules)
-    found = _dry_run(program, plan, params, rows, population)
-    return Explanation(tuple(found.row(leaf, uses[leaf.path]) for leaf in plan.leaves), plan)
+    plan = for_kernels(program, plan, params, rows, distribution)
+    found = dry_run(program, plan, params, rows, distribution, population)
+    return Explanation(tuple(_row(found, leaf, uses[leaf.path]) for leaf in plan.leaves), plan)
 
 
-class _DryRun(NamedTuple):
-    fallbacks: list[DenseFallback]
-    choices: Sequence[Choice]
-
-    def row(self, leaf: LeafPlan, uses: Sequence[Use]) -> Row:
-        """What was found of one parameter."""
-        fallbacks = tuple(f for f in self.fallbacks if f.path == leaf.path)
-        chosen = tuple(dict.fromkeys(c.implementation for c in self.choices if c.name == leaf.path))
-        plain = ("reference",) if leaf.kind == "low_rank" else ()
-        return Row(leaf, tuple(uses), fallbacks, chosen or plain)
-
-
-def _dry_run(program: Program, plan: Plan, params: Any, rows: Rows, members: int | None) -> _DryRun:
-    """Evaluates two pairs of members, shapes only: where factors cannot be kept apart, and what kernels do."""
-    policy, units, signs = Policy("allow"), 2, 2
-    sampler = Sampler(plan, "rademacher", members)
-    args, merge, _ = partition(rows.abstract())
-    own = [
-        jax.ShapeDtypeStruct((units, signs, *a.shape), a.dtype) if axis is not None else a
-        for a, axis in zip(args, rows.axes, strict=True)
-    ]
-    axes = [None if axis is None else 0 for axis in rows.axes]
-
-    def run(words: jax.Array, params: Any, args: list[Any]) -> Any:
-        def member(noise: Any, index: Any, args: list[Any]) -> Any:
-            seen = sampler.perturb(params, noise, member_sign(index), 1.0)
-            return program.evaluate(Interpreter(policy), (seen, *merge(args)))
-
-        pair = jax.vmap(member, in_axes=(None, 0, axes))
-        return jax.vmap(pair, in_axes=(0, None, axes))(sampler.draw(words), jnp.arange(signs), args)
-
-    words = jax.ShapeDtypeStruct((units, sampler.streams.words), jnp.uint32)
-    found = map(Choice.in_scope, jax_compat.name_stacks(jax.make_jaxpr(run)(words, params, own)))
-    return _DryRun(policy.records, [choice for choice in found if choice])
+def _row(found: DryRun, leaf: LeafPlan, uses: Sequence[Use]) -> Row:
+    fallbacks = tuple(f for f in found.fallbacks if f.path == leaf.path)
+    plain = ("reference",) if leaf.kind == "low_rank" else ()
+    return Row(leaf, tuple(uses), fallbacks, found.implementations(leaf.path) or plain)

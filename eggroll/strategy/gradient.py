@@ -120,7 +120,7 @@ def value_and_grad(
         rows = make_rows(args, in_axes, members.size, members.groups).after(kwargs)
         program = trace_member(with_kwargs, params, rows)
         check_scalar(program, has_aux, "loss")
-        plan = plan_for(program, params, rows, rank=rank, rules=rules)
+        plan = plan_for(program, params, rows, rank=rank, rules=rules, distribution=distribution)
         generation = Generation(members, plan, as_threefry(key), sigma)
         words = generation.words()
         losses, aux = generation.evaluate(program, params, rows, split_aux(has_aux), words=words)

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from eggroll.engine.interpreter import Program, trace
+from eggroll.engine.interpreter import Program, abstract, trace
 from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import discover
+from eggroll.strategy.dry_run import for_kernels
 from eggroll.strategy.inputs import Rows
 from eggroll.strategy.plan import Plan, make_plan
 from eggroll.strategy.rules import Rules
@@ -65,10 +66,11 @@ def trace_member(fun: Callable[..., Any], params: Any, rows: Rows) -> Program:
     return trace(fun, (params, *rows.abstract()))
 
 
-def plan_for(program: Program, params: Any, rows: Rows, *, rank: int, rules: Rules) -> Plan:
+def plan_for(program: Program, params: Any, rows: Rows, *, rank: int, rules: Rules, distribution: str) -> Plan:
     """Discovers how the program uses the parameters and decides their perturbation."""
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
-    return make_plan(params, uses, rank=rank, rules=rules)
+    plan = make_plan(params, uses, rank=rank, rules=rules)
+    return for_kernels(program, plan, jax.tree.map(abstract, params), rows, distribution)
 
 
 def check_covered(plan: Plan, program: Program, params: Any, rows: Rows) -> None:

@@ -106,7 +106,8 @@ def rank_update(
         implementation: a name from `implementations("rank_update")`. Default None: the platform decides.
 
     Returns:
-        `[m, n]` in float32 whatever the inputs' dtypes, or in float64 if any input is float64.
+        `[m, n]` in float32 whatever the inputs' dtypes, or in float64 if any input is float64. From seeded factors of
+        half precision kernels make products of bfloat16: each weight times its noise is rounded by up to 2⁻⁹ of it.
 
     Raises:
         ValueError: shapes that do not fit together, or an unknown implementation.

@@ -13,6 +13,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from .noise import check_distribution, unpack, words_for
+from .registry import REFERENCE, Choice
 from .threefry import threefry2x32
 
 
@@ -81,7 +82,8 @@ class Seeded:
 
     def array(self) -> jax.Array:
         """The numbers, `[*members, *sizes, rank]`."""
-        count = np.arange(words_for(self.size * self.rank, self.distribution), dtype=np.uint32)
+        # No constant: JAX cannot batch one that a custom_vmap has inside a cond.
+        count = lax.iota(jnp.uint32, words_for(self.size * self.rank, self.distribution))
         first, second = threefry2x32((self.key[..., :1], self.key[..., 1:]), (np.uint32(0), count))
         return unpack(first ^ second, self.shape[jnp.ndim(self.key) - 1 :], self.distribution, self.dtype)
 
@@ -91,7 +93,10 @@ Factor = jax.Array | Seeded
 
 def as_array(factor: Factor) -> jax.Array:
     """The numbers, whether they exist already or not; stored, not made anew by every operation that reads them."""
-    return lax.optimization_barrier(factor.array()) if isinstance(factor, Seeded) else factor
+    if not isinstance(factor, Seeded):
+        return factor
+    with jax.named_scope(Choice("draw", REFERENCE, factor.name).scope()):
+        return lax.optimization_barrier(factor.array())
 
 
 def need_seeds(left: Factor, right: Factor, largest_rank: int) -> tuple[Seeded, Seeded]:

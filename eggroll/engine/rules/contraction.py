@@ -11,7 +11,7 @@ from jax import lax
 from eggroll.engine.fallback import Unsupported
 from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term, accumulator_dtype
-from eggroll.kernels import Seeded, lowrank_dot
+from eggroll.kernels import Seeded, as_array, lowrank_dot
 
 UNROLLED_RANK = 4  # up to here, a sum of outer products fuses into the base product's consumer and beats a dot
 
@@ -75,13 +75,18 @@ def _canonical(eqn: Any, x: Any, weight: Perturbed, side: int) -> Array | None:
     if set(numbers) != set(sides):
         return None
     left, right = (numbers[axes] for axes in sides)
+    if isinstance(left, Seeded) != isinstance(right, Seeded):  # one of them was changed on the way
+        left, right = as_array(left), as_array(right)
     base, shape = weight.base, (*x.shape[: x.ndim - n], *weight.shape[n:])
     if isinstance(left, Seeded) and isinstance(right, Seeded):
         x, base = x.reshape(*x.shape[: x.ndim - n], left.size), base.reshape(left.size, right.size)
         left, right = left.matrix(), right.matrix()
     elif (n, ndim) != (1, 2):
         return None
-    options = {name: eqn.params[name] for name in ("precision", "preferred_element_type")}
+    precision = eqn.params["precision"]
+    if isinstance(precision, tuple) and precision[0] == precision[1]:
+        precision = precision[0]  # of both operands: what kernels know
+    options = {"precision": precision, "preferred_element_type": eqn.params["preferred_element_type"]}
     return lowrank_dot(x, base, left, right, scale=term.scale, **options).reshape(shape)
 
 
