@@ -33,7 +33,8 @@ def kernel_for(rows: int, columns: int, rank: int, distribution: str, dtype: DTy
     candidates = tuple(kernels("lowrank_dot").items())
     if not candidates:
         return None
-    chip = current_platform(), jax.local_devices()[0].device_kind
+    abstract = jax.sharding.get_abstract_mesh().abstract_device  # what is lowered for, where that is another chip
+    chip = current_platform(), jax.local_devices()[0].device_kind, abstract
     return _kernel_for(rows, columns, rank, distribution, str(dtype), candidates, chip)
 
 

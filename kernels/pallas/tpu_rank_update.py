@@ -19,7 +19,7 @@ from .tpu_lowrank_dot import LARGEST_RANK
 from .tpu_noise import tile
 
 LEAST = Tiles(rows=128, columns=128, depth=16)
-PREFERRED = Tiles(rows=512, columns=512, depth=256)
+PREFERRED = Tiles(rows=512, columns=512, depth=256)  # for any chip: operands are made, not read, and 4 MB hold a tile
 
 
 @register("rank_update", "mosaic_tpu", platforms=("tpu",))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -96,6 +98,8 @@ def test_lowering_for_a_tpu(shape, dtype):
     with on_tpu("TPU v5 lite"):
         text = jax.jit(both).trace(*specs).lower(lowering_platforms=("tpu",)).as_text()
     assert text.count("tpu_custom_call") == 3
+    factors = rf"tensor<{shape.units}x(1x)?({shape.depth}|{shape.columns})x"
+    assert not re.search(factors, text)
 
 
 @pytest.mark.parametrize(("units", "rows"), [(12, 1), (1, 130)])
