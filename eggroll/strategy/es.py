@@ -36,7 +36,7 @@ from eggroll.strategy.problem import (
     split_aux,
     trace_member,
 )
-from eggroll.strategy.rules import FrozenRule, Rules, check_rank
+from eggroll.strategy.rules import FrozenRule, Rules, as_rules, check_rank
 from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
 from eggroll.strategy.state import State, check_state
 from eggroll.strategy.update import moved
@@ -107,7 +107,7 @@ class ES:
         validate_shaping(shaping)
         generation_key(jax.random.key(0), 0, noise_reuse)  # checks noise_reuse
         self.population, self.groups = self.settings.size, self.settings.groups
-        self.sigma, self.rank, self.rules, self.shaping = sigma, check_rank(rank), tuple(rules), shaping
+        self.sigma, self.rank, self.rules, self.shaping = sigma, check_rank(rank), as_rules(rules), shaping
         self.noise_reuse = noise_reuse
         self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
         self.cache = CompiledCache()

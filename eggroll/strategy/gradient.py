@@ -27,7 +27,7 @@ from eggroll.strategy.problem import (
     split_aux,
     trace_member,
 )
-from eggroll.strategy.rules import Rules, check_rank
+from eggroll.strategy.rules import Rules, as_rules, check_rank
 from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
 
 
@@ -109,7 +109,7 @@ def value_and_grad(
             "got a schedule as sigma; value_and_grad takes a number: make it anew where sigma changes, or use ES."
         )
     check_sigma(sigma)
-    rank, rules = check_rank(rank), tuple(rules)
+    rank, rules = check_rank(rank), as_rules(rules)
     validate_shaping(shaping)
     cache = CompiledCache()
 

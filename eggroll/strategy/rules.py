@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from eggroll.strategy.integers import as_count
 
@@ -127,8 +128,15 @@ def match_rules(rules: Rules, paths: Iterable[str]) -> dict[str, Rule]:
     return found
 
 
+def as_rules(rules: Any) -> tuple[tuple[str, str | Rule], ...]:
+    """The rules as a tuple; raises TypeError where they are no list of pairs."""
+    if isinstance(rules, str) or not isinstance(rules, Iterable):
+        raise TypeError(f'got rules={rules!r}; a list of pairs is required, such as [(".*/bias", "frozen")].')
+    return tuple(rules)
+
+
 def _pairs(rules: Rules) -> list[tuple[str, str | Rule]]:
-    pairs = list(rules)
+    pairs = as_rules(rules)
     for pair in pairs:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
             raise ValueError(

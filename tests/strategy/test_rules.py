@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+import optax
 import pytest
 
+import eggroll
 from eggroll.strategy.integers import as_count
 from eggroll.strategy.rules import DenseRule, FrozenRule, LowRankRule, check_rank, match_rules
 
@@ -97,3 +99,13 @@ def test_integers_of_numpy_count_as_integers():
 def test_axes_come_together(axes):
     with pytest.raises(ValueError, match="give both, or neither"):
         LowRankRule(**axes)
+
+
+@pytest.mark.parametrize("rules", ["linear", 5, None], ids=str)
+def test_rules_that_are_no_list_are_refused_everywhere(rules):
+    with pytest.raises(TypeError, match="a list of pairs is required"):
+        match_rules(rules, ["a"])
+    with pytest.raises(TypeError, match="a list of pairs is required"):
+        eggroll.ES(population=4, sigma=0.1, optimizer=optax.sgd(0.1), rules=rules)
+    with pytest.raises(TypeError, match="a list of pairs is required"):
+        eggroll.value_and_grad(lambda p: p.sum(), population=4, sigma=0.1, rules=rules)
