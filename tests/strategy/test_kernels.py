@@ -6,11 +6,9 @@ The reference stands in for a kernel of this platform; once it is the TPU's kern
 from __future__ import annotations
 
 import re
-from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import pytest
 from jax import lax
@@ -18,123 +16,20 @@ from jax import lax
 import eggroll
 from eggroll.engine import jax_compat
 from eggroll.kernels import Choice, registry, support
-from eggroll.kernels.reference import lowrank_dot_reference, rank_update_reference
-from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
-from eggroll.kernels.tpu_rank_update import rank_update_tpu
 from tests.kernels.seeds import on_gpu, on_tpu
 from tests.strategy.common import assert_close
-
-KEY = jax.random.key(0, impl="threefry2x32")
-ROWS = jnp.asarray(np.random.default_rng(0).normal(size=(6, 20)), jnp.float32)  # one for each member
-TPU = {"lowrank_dot": lowrank_dot_tpu, "rank_update": rank_update_tpu}
-REFERENCE = {"lowrank_dot": lowrank_dot_reference, "rank_update": rank_update_reference}
-
-
-def register(monkeypatch, functions):
-    for operation, function in functions.items():
-        known = {**registry._OPERATIONS[operation], "kernel": registry.Implementation("kernel", function, ("cpu",))}
-        monkeypatch.setitem(registry._OPERATIONS, operation, known)
-
-
-@pytest.fixture
-def kernels(monkeypatch):
-    """Both operations have a kernel on this platform."""
-    register(monkeypatch, REFERENCE)
-
-
-@pytest.fixture
-def tpu_kernels(monkeypatch):
-    """The kernels of TPUs, interpreted."""
-    register(monkeypatch, {name: partial(function, interpret=True) for name, function in TPU.items()})
-
-
-def params():
-    """Two dense layers and a bias."""
-    rng = np.random.default_rng(1)
-    shapes = {"first": (20, 33), "bias": (33,), "second": (33, 7)}
-    return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
-
-
-def network(p, x):
-    return jax.nn.tanh(x @ p["first"] + p["bias"]) @ p["second"]
-
-
-def scored(fun):
-    return lambda p, x: -jnp.mean(fun(p, x) ** 2)
-
-
-def in_a_scan(p, x):
-    """Both layers three times over."""
-
-    def body(x, _):
-        return x + (network(p, x) @ jnp.ones((7, 20))) / 100, None
-
-    return lax.scan(body, x, None, length=3)[0]
-
-
-def layers(p, x):
-    """A loop over stacked layers."""
-
-    def body(x, layer):
-        return x + network(layer, x) @ jnp.ones((7, 20)) / 10, None
-
-    return lax.scan(body, x, p)[0]
-
-
-def heads(p, x):
-    """The same layers with outputs of 3 heads, whose axes the second one sums over."""
-    hidden = jnp.einsum("k,khd->hd", x, p["first"]) + p["bias"]
-    return jnp.einsum("hd,hdn->n", jnp.tanh(hidden), p["second"])
-
-
-def in_half_precision(p, x):
-    """Float32 parameters, cast as mixed precision does."""
-    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), p)
-    return network(half, x.astype(jnp.bfloat16)).astype(jnp.float32)
-
-
-def start_of(fun):
-    """The parameters of a function; those of `layers` three times, one on top of the other."""
-    if fun is heads:
-        shapes = {"first": (20, 3, 11), "bias": (3, 11), "second": (3, 11, 7)}
-        return {name: value.reshape(shapes[name]) for name, value in params().items()}
-    return jax.tree.map(lambda a: jnp.stack([a, a / 2, a / 3]), params()) if fun is layers else params()
-
-
-FUNCTIONS = {
-    "plain": network,
-    "jit": jax.jit(network),
-    "remat": jax.checkpoint(network),
-    "scan": in_a_scan,
-    "layers": layers,
-    "heads": heads,
-    "mixed precision": in_half_precision,
-    "vmap over data": lambda p, x: jax.vmap(network, in_axes=(None, 0))(p, jnp.stack([x, 2 * x, 3 * x])),
-    "several rows": lambda p, x: network(p, jnp.stack([x, -x])),
-}
-
-
-def step(fun, in_axes, **options):
-    """(state after one step, its metrics, outputs of all members, member 3)."""
-    es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1), shaping="none", **options)
-    start = es.init(start_of(fun), KEY)
-    fitness = scored(fun)
-    state, metrics = es.step(start, fitness, ROWS if in_axes == 0 else ROWS[0], in_axes=in_axes)
-    members = es.ask(start)
-    outputs = members.apply(fun, ROWS if in_axes == 0 else ROWS[0], in_axes=in_axes)
-    return state.params, metrics, outputs, members.materialize(3)
-
-
-def choices(fun, in_axes):
-    """(operation, implementation, parameter) of all seeded products in the program of a step."""
-    es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1), shaping="none")
-    rows = ROWS if in_axes == 0 else ROWS[0]
-    jaxpr = jax.make_jaxpr(lambda s: es.step(s, scored(fun), rows, in_axes=in_axes)[0].params)(
-        es.init(start_of(fun), KEY)
-    )
-    found = {Choice.in_scope(names) for names in jax_compat.name_stacks(jaxpr)}
-    return {choice for choice in found if choice and choice.name}
-
+from tests.strategy.kernel_networks import (
+    FUNCTIONS,
+    KEY,
+    ROWS,
+    choices,
+    layers,
+    network,
+    params,
+    scored,
+    start_of,
+    step,
+)
 
 QUICK = ("plain", "layers", "heads", "mixed precision", "vmap over data")
 
@@ -241,69 +136,6 @@ def test_explain_says_what_computes_each_parameter(request):
     shared, own = rows()
     assert shared == {"bias": (), "first": ("reference",), "second": ("kernel",)}  # the first on shared inputs
     assert own == {"bias": (), "first": ("kernel",), "second": ("kernel",)}
-
-
-SQUARE = {"w": jnp.asarray(np.random.default_rng(2).normal(size=(20, 60)), jnp.float32)}
-
-
-def fused(p, x):
-    """One weight for three products, as attention has it."""
-    q, k, v = jnp.split(x @ p["w"], 3)
-    return q * k + v + sum(x @ part for part in jnp.split(p["w"], 3, axis=1))
-
-
-def transposed(p, x):
-    """An encoder whose decoder has the same weight."""
-    return lax.fori_loop(0, 3, lambda _, x: x + p["w"] @ jnp.tanh(x @ p["w"]) / 100, x)
-
-
-def precise(p, x):
-    return lax.fori_loop(0, 3, lambda _, x: jnp.matmul(x, p["w"], precision="highest")[:20] / 10, x)
-
-
-def high(p, x):
-    return lax.fori_loop(0, 3, lambda _, x: jnp.matmul(x, p["w"], precision="high")[:20] / 10, x)
-
-
-def either(p, x):
-    """A branch that every member takes for itself."""
-    return lax.cond(x[0] > 0, lambda x: x @ p["w"], lambda x: 2 * x @ p["w"], x)
-
-
-def shared(p, x):
-    """Inputs that all members share, one after the other."""
-    return lax.scan(lambda h, shared: (h + shared @ p["w"], None), jnp.zeros(60), jnp.ones((3, 20)))[0] * x[0]
-
-
-AWKWARD = {fused: False, transposed: False, precise: True, high: False, either: False, shared: False}
-
-
-@pytest.mark.parametrize("fun", AWKWARD, ids=lambda fun: fun.__name__)
-def test_what_a_kernel_cannot_serve_altogether_keeps_its_factors(fun, request):
-    """Else they would be drawn anew at every use; so it is with a precision that the kernel does not know."""
-
-    def run():
-        es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1))
-        start = es.init(SQUARE, KEY)
-        jaxpr = jax.make_jaxpr(lambda s: es.step(s, scored(fun), ROWS, in_axes=0)[0].params)(start)
-        found = [choice for names in jax_compat.name_stacks(jaxpr) if (choice := Choice.in_scope(names))]
-        return es.step(start, scored(fun), ROWS, in_axes=0)[0].params, {c for c in found if c.name}
-
-    plain, _ = run()
-    request.getfixturevalue("tpu_kernels")
-    fast, choices = run()
-    assert_close(fast, plain, 1e-5)
-    assert {c.implementation for c in choices} == ({"kernel"} if AWKWARD[fun] else set())
-
-
-def test_what_no_kernel_can_do_keeps_its_factors(monkeypatch):
-    """They are drawn once, not at every use of a key."""
-
-    def picky(*args, **options):
-        raise NotImplementedError("nothing suits me")
-
-    register(monkeypatch, {"lowrank_dot": picky})
-    assert not choices(network, 0)
 
 
 @pytest.mark.parametrize(
