@@ -101,8 +101,9 @@ def profiled(call: Callable[[], Any], calls: int) -> Profile:
 
 def kernels(data: Any) -> Iterator[tuple[str, float]]:
     """(name, nanoseconds) of every kernel that ran: on the device where there is one, else on the host's threads."""
-    device = [plane for plane in data.planes if plane.name.startswith("/device:")]
-    for plane in device or data.planes:
+    planes = list(data.planes)  # of which a device's may be there, and empty
+    device = [p for p in planes if p.name.startswith("/device:") and any(list(line.events) for line in p.lines)]
+    for plane in device or planes:
         for line in plane.lines:
             for event in line.events:
                 if device or (KERNEL.fullmatch(event.name) and not AROUND.fullmatch(event.name)):

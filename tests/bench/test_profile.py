@@ -33,6 +33,10 @@ def test_where_there_is_a_device_the_host_does_not_count():
     assert list(profile.kernels(recorded(**planes))) == [("void gemm<float>", 7)]
 
 
+def test_a_device_without_events_is_none():
+    assert list(profile.kernels(recorded(**{"_host": [("dot.3", 5)], "_device:CUSTOM": []}))) == [("dot.3", 5)]
+
+
 def test_kernels_of_a_real_call_are_found():
     x = jnp.asarray(np.random.default_rng(0).normal(size=(300, 300)), jnp.float32)
     call = jax.jit(lambda x: jnp.sort(x @ x))
