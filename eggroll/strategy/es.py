@@ -39,7 +39,7 @@ from eggroll.strategy.problem import (
 from eggroll.strategy.rules import FrozenRule, Rules, as_rules, check_rank
 from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
 from eggroll.strategy.state import State, check_state
-from eggroll.strategy.update import moved
+from eggroll.strategy.update import moved_if
 
 Metrics = dict[str, Any]
 
@@ -177,7 +177,8 @@ class ES:
 
         Returns:
             `(state, metrics)`. Metrics: `fitness_mean`, `fitness_best`, `fitness_worst`, `fitness_std` (over finite
-            fitness), `nonfinite` (members dropped), `gradient_norm`, `update_norm`, `sigma`, `generation`.
+            fitness), `nonfinite` (members dropped), `gradient_norm`, `update_norm`, `sigma`, `generation`; and `[N]`
+            each, `fitness` and what shaping made of it, `weights`.
 
         Raises:
             TypeError: no `State`, no `Members`, or fitness that is not real numbers.
@@ -264,15 +265,10 @@ class ES:
         weights, valid = shaped
         metrics = summary(fitness, valid)
         some = valid.any() & (generation.sigma > 0)
-        still = {"gradient_norm": jnp.float32(0), "update_norm": jnp.float32(0)}
-        # A branch, not a select for every array: those were a tenth of what has to be compiled.
-        new, norms = jax.lax.cond(
-            some,
-            lambda: moved(self.optimizer, generation, state, weights, words, -metrics["fitness_mean"]),
-            lambda: (state, still),
-        )
+        new, norms = moved_if(some, self.optimizer, generation, state, weights, words, -metrics["fitness_mean"])
         sigma = jnp.asarray(generation.sigma, jnp.float32)
-        return new, {**metrics, **norms, "sigma": sigma, "generation": state.generation}
+        whole = {"fitness": fitness, "weights": weights, "sigma": sigma, "generation": state.generation}
+        return new, {**metrics, **norms, **whole}
 
     def _key(self, state: State) -> jax.Array:
         return generation_key(as_threefry(state.key), state.generation, self.noise_reuse)
