@@ -32,9 +32,7 @@ def moved_if(
     A branch, not a select for every array: those were a tenth of what has to be compiled.
     """
     still = {"gradient_norm": jnp.float32(0), "update_norm": jnp.float32(0)}
-    return jax.lax.cond(
-        some, lambda: moved(optimizer, generation, state, weights, words, loss), lambda: (state, still)
-    )
+    return jax.lax.cond(some, lambda: moved(optimizer, generation, state, weights, words, loss), lambda: (state, still))
 
 
 def moved(
