@@ -1,0 +1,1 @@
+"""Long runs: the training loop, checkpoints, the ledger, and many processes."""
