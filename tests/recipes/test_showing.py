@@ -13,7 +13,7 @@ from rich.console import Console
 
 from eggroll.recipes.curve import draw_curve
 from eggroll.recipes.models import build
-from eggroll.recipes.progress import LINES, Meter
+from eggroll.training.progress import LINES, Meter
 from eggroll.recipes.run_folder import arrays_of
 
 
