@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,12 @@ ES_OPTIONS: dict[str, Any] = {"population": N, "sigma": 0.1}
 def strategy(**options: Any) -> eggroll.ES:
     rate = schedule("cosine_decay_schedule", init_value=0.05, decay_steps=40)
     return eggroll.ES(**{**ES_OPTIONS, "optimizer": named("adam", learning_rate=rate), **options})
+
+
+@cache
+def usual() -> eggroll.ES:
+    """One strategy for many runs, compiled once."""
+    return strategy()
 
 
 def begin(es: eggroll.ES) -> eggroll.State:
@@ -54,7 +61,7 @@ COUNTING = Compiled(counting, carries=True)
 
 
 def run(folder: Path | None, generations: int = 12, *, es: Any = None, **options: Any) -> Result:
-    es = strategy() if es is None else es
+    es = usual() if es is None else es
     options = {"saving": Saving(every=4), "carry": CARRY, **options}
     return fit(es, begin(es), COUNTING, batches(), generations=generations, folder=folder, **options)
 

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from eggroll.training import Compiled, EarlyStopping, RunError, Saving, Scored, fit
-from tests.training.problems import CARRY, COUNTING, N, assert_same, batches, begin, fitness, predict, run, strategy
+from tests.training.problems import CARRY, COUNTING, N, assert_same, batches, begin, fitness, predict, run, strategy, usual
 
 
 def test_it_makes_the_generations_of_the_strategy() -> None:
-    es, records = strategy(), []
+    es, records = usual(), []
     state, data = begin(es), batches()
     for generation in range(1, 6):
         state, metrics = es.step(state, fitness, *next(data))
@@ -39,7 +39,7 @@ def test_a_python_scorer_gives_what_a_jax_fitness_gives() -> None:
         calls.append(output.shape)
         return -float(((output - y) ** 2).mean())
 
-    es = strategy()
+    es = usual()
     in_jax = fit(es, begin(es), fitness, batches(), generations=4)
     on_host = fit(es, begin(es), Scored(predict, scorer), batches(), generations=4)
     assert calls == [(5, 3)] * (4 * N)
@@ -58,7 +58,7 @@ def test_a_scorer_that_dies_costs_its_pair() -> None:
             raise ZeroDivisionError("a judge that fails")
         return -float(((output - y) ** 2).mean())
 
-    es = strategy()
+    es = usual()
     result = fit(es, begin(es), Scored(predict, scorer), batches(), generations=3, show=shown.append)
     assert result.ended == "finished"
     assert [(r["scorer_errors"], r["nonfinite"]) for r in shown] == [(1, 2)] * 3
@@ -79,7 +79,7 @@ def test_hooks_measure_now_and_then() -> None:
 
 
 def test_data_that_end_end_the_run() -> None:
-    es = strategy()
+    es = usual()
     data = [batch for _, batch in zip(range(3), batches(), strict=False)]
     result = fit(es, begin(es), fitness, data, generations=9)
     assert (result.ended, result.generation) == ("out of data", 3)
@@ -165,7 +165,7 @@ def test_an_error_carries_what_the_run_had() -> None:
 
 @pytest.mark.parametrize("options", [{"generations": 0}, {"generations": 3, "evaluate_every": 0}])
 def test_counts_out_of_range(options: dict[str, int]) -> None:
-    es = strategy()
+    es = usual()
     with pytest.raises(ValueError, match="at least 1 is required"):
         fit(es, begin(es), COUNTING, batches(), carry=CARRY, **options)  # type: ignore[arg-type]
 

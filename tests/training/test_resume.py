@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from eggroll.training import EarlyStopping, Result, RunError, Saving, fit, replay
-from tests.training.problems import CARRY, COUNTING, assert_same, batches, begin, left_by, run, strategy
+from tests.training.problems import CARRY, COUNTING, assert_same, batches, begin, left_by, run, strategy, usual
 
 LAST = 12
 
@@ -181,7 +181,7 @@ def test_settings_that_json_cannot_hold(tmp_path: Path) -> None:
 
 
 def test_a_state_that_has_run_begins_no_ledger(tmp_path: Path) -> None:
-    es = strategy()
+    es = usual()
     state = run(None, 2, es=es).state
     with pytest.raises(RunError, match="a state of generation 2 to begin with"):
         fit(es, state, COUNTING, batches(), carry=CARRY, generations=4, folder=tmp_path)
