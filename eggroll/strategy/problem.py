@@ -147,5 +147,6 @@ def sigma_at(sigma: float | Callable[[Any], Any], generation: Any) -> Any:
     The barrier keeps the schedule's arithmetic apart from the update's: whoever knows only the value, as a ledger does,
     gets the same bits.
     """
-    value = sigma(generation) if callable(sigma) else float(sigma)
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
+        value = sigma(generation) if callable(sigma) else float(sigma)
     return jax.lax.optimization_barrier(as_float(value)) if isinstance(value, jax.Array) else float(value)

@@ -13,6 +13,7 @@ import numpy as np
 from eggroll.strategy.es import ES
 from eggroll.strategy.plan import LeafPlan, Plan
 from eggroll.strategy.population import AXIS, Population
+from eggroll.strategy.problem import sigma_at
 from eggroll.training.errors import RunError
 from eggroll.training.ledger_base import joint_digest
 from eggroll.training.optimizers import spec_of
@@ -61,16 +62,9 @@ def settings_of(es: ES, key: jax.Array, base: Mapping[str, str], name: str | Non
 
 def _constant(sigma: Any) -> float | None:
     """Sigma as the update is compiled with it: a number, which JSON keeps to the last bit; None if it is traced."""
-    if not callable(sigma):
-        return float(sigma)
     found: list[Any] = []
-
-    def look(generation: jax.Array) -> None:
-        value = sigma(generation)
-        found.append(None if isinstance(value, jax.Array) else float(value))  # type: ignore[arg-type]
-
-    jax.eval_shape(look, jax.ShapeDtypeStruct((), np.int32))
-    return found[0]
+    jax.eval_shape(lambda g: found.append(sigma_at(sigma, g)), jax.ShapeDtypeStruct((), np.int32))
+    return found[0] if isinstance(found[0], float) else None
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -159,8 +159,8 @@ class Replay:
             if not np.isclose(got, was, rtol=TOLERANCE, atol=0, equal_nan=True):
                 raise RunError(
                     f"generation {record.generation} has {name.replace('_', ' ')} {got:.6g} in the replay, {was:.6g} "
-                    f"in '{self._reader.path}': the optimizer is not the run's, or versions of eggroll or optax differ in "
-                    "what they compute."
+                    f"in '{self._reader.path}': the optimizer is not the run's, or versions of eggroll or optax "
+                    "differ in what they compute."
                 )
         self.inexact += not exact
 

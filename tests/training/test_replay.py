@@ -9,7 +9,9 @@ import optax
 import pytest
 
 import eggroll
+from eggroll.training import replay as module
 from eggroll.training.journal import Journal
+from eggroll.training.ledger import Generation, Reader
 from eggroll.training.optimizers import chain, named, schedule
 from eggroll.training.replay import Replay, replay
 from tests.training.ledger_runs import KEY, X, Y, assert_same_state, mlp, mlp_fitness, run, strategy
@@ -31,33 +33,46 @@ def stacked_fitness(p, x, y):
 
 
 def sometimes_nan(p, x, y):
-    value = mlp_fitness(p, x, y)
-    return jnp.where(p["layers"][0]["bias"][0] > 0.3, jnp.nan, value)
+    """In half of the pairs, one of two."""
+    up = p["layers"][0]["bias"][:2] > mlp()["layers"][0]["bias"][:2]
+    return jnp.where(up.all(), jnp.nan, mlp_fitness(p, x, y))
+
+
+def also(name, *, slow=True, **options):
+    """A case; those that only vary another one are slow: each compiles a step and an update."""
+    return pytest.param(options, id=name, marks=[pytest.mark.slow] if slow else [])
 
 
 RULES = [("layers/0/kernel", "frozen"), ("layers/1/bias", eggroll.DenseRule(sigma_scale=0.5))]
-CASES = {
-    "adam": {"optimizer": ADAM},
-    "normal": {"optimizer": ADAM, "distribution": "normal", "rank": 2},
-    "momentum": {"optimizer": named("sgd", learning_rate=COSINE, momentum=0.9, nesterov=True)},
-    "adamw": {"optimizer": named("adamw", learning_rate=0.01, weight_decay=0.1)},
-    "clipped": {"optimizer": chain(named("clip_by_global_norm", max_norm=0.5), ADAM)},
-    "sigma schedule": {"sigma": optax.cosine_decay_schedule(0.1, 7, alpha=0.1), "optimizer": ADAM},
-    "sigma schedule of numbers": {"sigma": optax.constant_schedule(0.07)},
-    "sigma schedule of an array": {"sigma": lambda generation: jnp.float32(0.07)},
-    "sigma schedule in steps": {"sigma": optax.piecewise_constant_schedule(0.1, {2: 0.3, 4: 0.7})},
-    "no pairs": {"antithetic": False, "population": 7, "shaping": "centered_rank"},
-    "groups": {"groups": 2, "shaping": "group"},
-    "reused noise": {"noise_reuse": 3, "optimizer": ADAM},
-    "own shaping": {"shaping": lambda fitness: jnp.tanh(fitness - fitness.mean())},
-    "rules": {"rules": RULES, "optimizer": ADAM},
-    "chunks": {"population": 12, "chunk": 2, "distribution": "normal"},
-}
+CLIPPED = chain(named("clip_by_global_norm", max_norm=0.5), named("adamw", learning_rate=COSINE, weight_decay=0.1))
+SLOWER = optax.cosine_decay_schedule(0.1, 7, alpha=0.1)
+CASES = [
+    also("adam", slow=False, optimizer=ADAM),
+    also(
+        "rules, clipping, adamw, normal, rank 2",
+        slow=False,
+        rules=RULES,
+        optimizer=CLIPPED,
+        distribution="normal",
+        rank=2,
+    ),
+    also("sigma schedule, no pairs", slow=False, sigma=SLOWER, antithetic=False, population=7, shaping="centered_rank"),
+    also("groups, reused noise, chunks", slow=False, groups=2, shaping="group", noise_reuse=3, chunk=2),
+    also("normal", optimizer=ADAM, distribution="normal", rank=2),
+    also("momentum", optimizer=named("sgd", learning_rate=COSINE, momentum=0.9, nesterov=True)),
+    also("sigma schedule", sigma=SLOWER, optimizer=ADAM),
+    also("sigma schedule of numbers", sigma=optax.constant_schedule(0.07)),
+    also("sigma schedule of an array", sigma=lambda generation: jnp.float32(0.07)),
+    also("sigma schedule in steps", sigma=optax.piecewise_constant_schedule(0.1, {2: 0.3, 4: 0.7})),
+    also("own shaping", shaping=lambda fitness: jnp.tanh(fitness - fitness.mean())),
+    also("rules", rules=RULES, optimizer=ADAM),
+    also("chunks", population=12, chunk=2, distribution="normal"),
+]
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_every_generation_is_bit_equal_to_the_live_one(name, tmp_path):
-    states = run(tmp_path / "ledger.bin", 6, es=strategy(**CASES[name]))
+@pytest.mark.parametrize("options", CASES)
+def test_every_generation_is_bit_equal_to_the_live_one(options, tmp_path):
+    states = run(tmp_path / "ledger.bin", 6, es=strategy(**options))
     seen = [states[0]]
     made = Replay(mlp(), tmp_path / "ledger.bin")
     last = made.run(on_generation=seen.append)
@@ -67,37 +82,38 @@ def test_every_generation_is_bit_equal_to_the_live_one(name, tmp_path):
     assert jax.tree.structure(last.params) == jax.tree.structure(states[-1].params)
 
 
-NETWORKS = {
-    "bfloat16": (mlp(jnp.bfloat16), mlp_fitness, {}),
-    "float16": (mlp(jnp.float16), mlp_fitness, {"distribution": "normal"}),
-    "scan": (stacked(), stacked_fitness, {}),
-    "scan, rank 2, normal": (stacked(), stacked_fitness, {"rank": 2, "distribution": "normal"}),
-    "NaN members": (mlp(), sometimes_nan, {"sigma": 0.5}),
-}
+NETWORKS = [
+    also("bfloat16", slow=False, base=mlp(jnp.bfloat16)),
+    also("scan, rank 2, normal", slow=False, base=stacked(), fitness=stacked_fitness, rank=2, distribution="normal"),
+    also("NaN members", slow=False, base=mlp(), fitness=sometimes_nan, population=16),
+    also("float16", base=mlp(jnp.float16), distribution="normal"),
+    also("scan", base=stacked(), fitness=stacked_fitness),
+]
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_networks(name, tmp_path):
-    base, fitness, options = NETWORKS[name]
+@pytest.mark.parametrize("options", NETWORKS)
+def test_networks(options, tmp_path):
+    base, fitness = options["base"], options.get("fitness", mlp_fitness)
+    options = {name: value for name, value in options.items() if name not in ("base", "fitness")}
     path = tmp_path / "ledger.bin"
     states = run(path, 5, es=strategy(optimizer=ADAM, **options), base=base, fitness=fitness)
     assert_same_state(replay(base, path), states[-1])
-    if name == "NaN members":
-        dropped = [e for e in _generations(path) if np.isnan(e.fitness).any()]
+    if fitness is sometimes_nan:
+        dropped = [e for e in Reader(path) if isinstance(e, Generation) and np.isnan(e.fitness).any()]
         assert dropped and all((e.weights[np.isnan(e.fitness)] == 0).all() for e in dropped)
 
 
-def _generations(path):
-    from eggroll.training.ledger import Generation, Reader
+TOLD = [
+    also("normal, sigma schedule", slow=False, distribution="normal", sigma=optax.exponential_decay(0.1, 3, 0.5)),
+    also("rademacher", distribution="rademacher"),
+    also("normal, no pairs", distribution="normal", antithetic=False),
+]
 
-    return [entry for entry in Reader(path) if isinstance(entry, Generation)]
 
-
-@pytest.mark.parametrize("distribution", ["rademacher", "normal"])
-@pytest.mark.parametrize("sigma", [0.1, optax.exponential_decay(0.1, 3, 0.5)])
-def test_fitness_scored_on_the_host(distribution, sigma, tmp_path):
+@pytest.mark.parametrize("options", TOLD)
+def test_fitness_scored_on_the_host(options, tmp_path):
     path, base = tmp_path / "ledger.bin", mlp()
-    es = strategy(optimizer=ADAM, distribution=distribution, sigma=sigma, population=16)
+    es = strategy(optimizer=ADAM, population=16, **options)
     state = es.init(base, KEY)
     with Journal(path, es, base, key=KEY) as journal:
         for _ in range(4):
@@ -154,8 +170,6 @@ def test_a_flat_base_keeps_the_order_of_the_run(tmp_path):
 def test_one_compiled_update_serves_all_generations(tmp_path, monkeypatch):
     path = tmp_path / "ledger.bin"
     run(path, 6, es=strategy(sigma=optax.linear_schedule(0.1, 0.05, 6)))
-    from eggroll.training import replay as module
-
     traced = []
     original = module.moved_if
     monkeypatch.setattr(module, "moved_if", lambda *args: traced.append(1) or original(*args))
@@ -190,8 +204,7 @@ def test_a_population_over_several_devices_is_replayed_on_as_many(tmp_path):
     assert_same_state(replay(mlp(), path, mesh=mesh), states[-1])
 
 
-@pytest.mark.parametrize("how", ["params", "optimizer state"])
-def test_a_step_under_jit_without_a_finite_member_leaves_no_record(how, tmp_path):
+def test_a_step_under_jit_without_a_finite_member_leaves_no_record(tmp_path):
     path, base, es = tmp_path / "ledger.bin", mlp(), strategy()
     step = jax.jit(lambda state, x: es.step(state, mlp_fitness, x, Y))
     state = es.init(base, KEY)
