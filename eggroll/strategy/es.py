@@ -13,15 +13,13 @@ from jax.sharding import Mesh
 from eggroll.engine.fallback import Fallback
 from eggroll.engine.interpreter import abstract
 from eggroll.engine.paths import leaf_paths
-from eggroll.strategy import precision
 from eggroll.strategy.compiled import CompiledCache
 from eggroll.strategy.fitness import as_float, check_fitness, summary
-from eggroll.strategy.frozen import without
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.keys import as_threefry, generation_key
 from eggroll.strategy.members import Members, check_members
-from eggroll.strategy.optimizer import check_optimizer, init_optimizer
+from eggroll.strategy.optimizer import check_optimizer
 from eggroll.strategy.plan import Plan, check_params, make_plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.problem import (
@@ -33,12 +31,13 @@ from eggroll.strategy.problem import (
     is_traced,
     nothing_finite,
     plan_for,
+    sigma_at,
     split_aux,
     trace_member,
 )
 from eggroll.strategy.rules import FrozenRule, Rules, as_rules, check_rank
 from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
-from eggroll.strategy.state import State, check_state
+from eggroll.strategy.state import State, check_state, first_state
 from eggroll.strategy.update import moved_if
 
 Metrics = dict[str, Any]
@@ -112,6 +111,7 @@ class ES:
         self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
         self.cache = CompiledCache()
         self._plans: dict[Any, Plan] = {}
+        self.plan: Plan | None = None  # of the last generation that was told
 
     def init(self, params: Any, key: jax.Array) -> State:
         """A fresh state.
@@ -130,10 +130,8 @@ class ES:
         """
         params = as_arrays(params)
         chosen = check_params(params, self.rules)
-        moving = without(params, [isinstance(chosen.get(path), FrozenRule) for path in leaf_paths(params)])
-        master = precision.master_copies(moving)
-        opt_state = init_optimizer(self.optimizer, precision.full(moving, master))
-        return State(params, master, opt_state, as_threefry(key), jnp.zeros((), jnp.int32))
+        frozen = [isinstance(chosen.get(path), FrozenRule) for path in leaf_paths(params)]
+        return first_state(params, frozen, self.optimizer, as_threefry(key))
 
     def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
         """The plan for parameters of these shapes; the first function seen decides it, for all later generations.
@@ -191,7 +189,7 @@ class ES:
         check_members(members)
         members.check_asked_from(self, state, self._key(state), self._sigma(state))
         fitness = check_fitness(fitness, self.population)
-        plan = members.plan
+        self.plan = plan = members.plan
         state, metrics = self.cache(
             lambda state, fitness: self._update(self._generation(plan, state), state, fitness),
             ("tell", plan),
@@ -236,7 +234,8 @@ class ES:
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         rows = make_rows(args, in_axes, self.population, self.groups)
-        plan, axes = self.plan_for(state.params, fitness_fn, rows), rows.axes
+        self.plan = plan = self.plan_for(state.params, fitness_fn, rows)
+        axes = rows.axes
 
         def run(state: State, args: tuple) -> tuple[State, Metrics]:
             rows = Rows(args, axes, self.population)
@@ -266,7 +265,7 @@ class ES:
         metrics = summary(fitness, valid)
         some = valid.any() & (generation.sigma > 0)
         new, norms = moved_if(some, self.optimizer, generation, state, weights, words, -metrics["fitness_mean"])
-        sigma = jnp.asarray(generation.sigma, jnp.float32)
+        sigma = as_float(jnp.asarray(generation.sigma))
         whole = {"fitness": fitness, "weights": weights, "sigma": sigma, "generation": state.generation}
         return new, {**metrics, **norms, **whole}
 
@@ -274,7 +273,7 @@ class ES:
         return generation_key(as_threefry(state.key), state.generation, self.noise_reuse)
 
     def _sigma(self, state: State) -> Any:
-        return self.sigma(state.generation) if callable(self.sigma) else float(self.sigma)
+        return sigma_at(self.sigma, state.generation)
 
     def _raise_if_lost(self, metrics: Metrics) -> None:
         if is_traced(metrics):

@@ -16,6 +16,7 @@ from eggroll.engine.interpreter import Program, abstract, trace
 from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import discover
 from eggroll.strategy.dry_run import for_kernels
+from eggroll.strategy.fitness import as_float
 from eggroll.strategy.inputs import Rows
 from eggroll.strategy.plan import Plan, make_plan
 from eggroll.strategy.rules import Rules
@@ -138,3 +139,14 @@ def check_sigma(sigma: Any) -> None:
             f"got sigma={value!r}; a finite number > 0, or an optax schedule of such numbers, is required. 0.01 to 0.1 "
             "times the size of a weight is sensible."
         )
+
+
+def sigma_at(sigma: float | Callable[[Any], Any], generation: Any) -> Any:
+    """Sigma of a generation: a Python float where the schedule gives a number, else a floating-point scalar.
+
+    The barrier keeps the schedule's arithmetic apart from the update's: whoever knows only the value, as a ledger does,
+    gets the same bits.
+    """
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
+        value = sigma(generation) if callable(sigma) else float(sigma)
+    return jax.lax.optimization_barrier(as_float(value)) if isinstance(value, jax.Array) else float(value)
