@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -35,12 +36,14 @@ class Arrays:
         """Begins to write; returns when the arrays are copied, and may be donated."""
         import orbax.checkpoint as ocp
 
-        self._checkpointer().save(path, args=ocp.args.PyTreeSave(dict(arrays)))
+        with _quiet():
+            self._checkpointer().save(path, args=ocp.args.PyTreeSave(dict(arrays)))
 
     def finish(self) -> None:
         """Waits until what `start` began has its final name."""
         if self._orbax is not None:
-            self._orbax.wait_until_finished()
+            with _quiet():
+                self._orbax.wait_until_finished()
 
     def read(self, path: Path, shardings: Mapping[str, Any]) -> dict[str, Any]:
         """The arrays, each with the sharding given for it, as NumPy's where that is None."""
@@ -55,21 +58,39 @@ class Arrays:
             for name, sharding in shardings.items()
         }
         wanted = ocp.args.PyTreeRestore(item=dict.fromkeys(shardings, 0), restore_args=args)
-        return self._checkpointer().restore(path, args=wanted)
+        with _quiet():
+            return self._checkpointer().restore(path, args=wanted)
 
     def close(self) -> None:
         """Gives up Orbax's threads; after a failure too, whose rest would surface in the next save."""
         orbax, self._orbax = self._orbax, None
         if orbax is not None:
-            with contextlib.suppress(Exception):
+            with _quiet(), contextlib.suppress(Exception):
                 orbax.close()
 
     def _checkpointer(self) -> Any:
         if self._orbax is None:
             import orbax.checkpoint as ocp
 
-            self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler())
+            # Were folders made in the background, a failure to make one would leave threads that wait for it.
+            options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+            self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
         return self._orbax
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keeps Orbax from logging the errors that it raises, a traceback for each of its threads."""
+    logger = logging.getLogger("absl")
+
+    def is_not_orbax(record: logging.LogRecord) -> bool:
+        return record.levelno < logging.WARNING or "orbax" not in record.pathname
+
+    logger.addFilter(is_not_orbax)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_not_orbax)
 
 
 @contextlib.contextmanager
