@@ -15,7 +15,6 @@ from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.data import Source, as_source
 from eggroll.training.errors import RunError
-from eggroll.training.folder import claim
 from eggroll.training.metrics import Record
 from eggroll.training.opening import Opening
 from eggroll.training.steps import Compiled, Step
@@ -129,10 +128,12 @@ def fit(
         store = None
         if folder is not None:
             _check_fresh(state, saving)
-            claim(Path(folder), overwrite=overwrite, resume=resume)
-            opening = Opening(Path(folder), es, saving, settings or {}, resume=resume, force=force)
+            options = {"resume": resume, "overwrite": overwrite, "force": force}
+            opening = Opening(Path(folder), es, saving, settings or {}, **options)
             store = stack.enter_context(opening.opened(begun))
-        loop = _Loop(es, step, source, store, generations, evaluate, evaluate_every, early_stopping, seconds, show, stop)
+        loop = _Loop(
+            es, step, source, store, generations, evaluate, evaluate_every, early_stopping, seconds, show, stop
+        )
         return loop.run(begun if store is None else store.place, saving.score)
 
 

@@ -16,9 +16,10 @@ from eggroll.strategy.es import ES
 from eggroll.training import processes
 from eggroll.training.arrays import by_path, save_arrays
 from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.checkpoints_processes import first_decides
 from eggroll.training.errors import RunError
 from eggroll.training.files import write_text
-from eggroll.training.folder import CHECKPOINTS, CONFIG, INITIAL, clear
+from eggroll.training.folder import CHECKPOINTS, CONFIG, INITIAL, claim, clear
 from eggroll.training.lock import FolderLock
 from eggroll.training.settings import as_json, check_same, describe, differences
 from eggroll.training.stopping import Seen
@@ -38,6 +39,7 @@ class Opening:
         saving: what is written, and how often.
         settings: what decides the run beside the strategy.
         resume: whether a run in the folder goes on.
+        overwrite: whether a run in the folder is replaced.
         force: whether it may go on with other settings.
     """
 
@@ -46,6 +48,7 @@ class Opening:
     saving: Saving
     settings: Mapping[str, Any]
     resume: bool
+    overwrite: bool
     force: bool
 
     @contextmanager
@@ -55,24 +58,29 @@ class Opening:
         Raises:
             RunError: the folder is in use, holds a run of other settings, or cannot be read or written.
         """
-        main = processes.is_main()
+        config = as_json({"options": dict(self.settings), "strategy": describe(self.es)})
         with ExitStack() as stack:
-            if main:
-                stack.enter_context(FolderLock(self.folder))
             # What the first process finds holds for all: a shared disk may show files late.
-            goes_on = processes.agree(main and self.resume and (self.folder / CONFIG).exists())
-            config = as_json({"options": dict(self.settings), "strategy": describe(self.es)})
-            changes = self._changes(config) if goes_on else []
-            if main and not goes_on:
-                clear(self.folder)
+            found = first_decides(lambda: self._prepare(stack, config))
+            goes_on, changes = found["goes_on"], found["changes"]
             checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep=self.saving.keep, best=self.saving.best)
             place = self._newest(checkpoints, begun) if goes_on else begun
-            if main:
+            if processes.is_main():
                 self._write(config, begun, place, changes if goes_on else None)
             options: dict[str, Any] = {"begun": begun, "place": place, "changed": bool(changes)}
             store = Store(self.folder, self.es, self.saving, checkpoints=checkpoints, **options)
             stack.callback(store.close)
             yield store
+
+    def _prepare(self, stack: ExitStack, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Claims, locks and clears the folder, in the first process; says whether a run goes on, and what changed."""
+        claim(self.folder, overwrite=self.overwrite, resume=self.resume)
+        stack.enter_context(FolderLock(self.folder))
+        goes_on = self.resume and (self.folder / CONFIG).exists()
+        changes = self._changes(config) if goes_on else []
+        if not goes_on:
+            clear(self.folder)
+        return {"goes_on": goes_on, "changes": changes}
 
     def _changes(self, config: Mapping[str, Any]) -> list[str]:
         """How the settings differ from those in the folder."""

@@ -9,7 +9,7 @@ from typing import Any
 from eggroll.strategy.es import ES, Metrics
 from eggroll.strategy.inputs import InAxes
 from eggroll.strategy.state import State
-from eggroll.training.processes import score
+from eggroll.training.processes_scoring import score
 
 
 class Step(ABC):
@@ -77,6 +77,6 @@ class Scored(Step):
     def __call__(self, es: ES, state: State, carry: Any, batch: tuple) -> tuple[State, Any, Metrics]:
         members = es.ask(state)
         outputs = members.apply(self._fun, *batch, in_axes=self._in_axes)
-        fitness, errors = score(outputs, lambda output: self._scorer(output, *batch))
-        state, metrics = es.tell(state, members, fitness)
-        return state, carry, {**metrics, "scorer_errors": errors}
+        scores = score(outputs, lambda output: self._scorer(output, *batch))
+        state, metrics = es.tell(state, members, scores.fitness)
+        return state, carry, {**metrics, "scorer_errors": scores.failed}

@@ -12,7 +12,7 @@ from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.checkpoints import Checkpoints
 from eggroll.training.data import Position
-from eggroll.training.folder import CHECKPOINTS, LEDGER
+from eggroll.training.folder import LEDGER
 from eggroll.training.journal import Journal
 from eggroll.training.metrics import MetricsFile, Record, TensorBoard
 from eggroll.training.stopping import Seen
@@ -126,7 +126,10 @@ class Store:
             self._logs.append(enter(TensorBoard(folder, after=after)))
         if self._saving.ledger:
             options: dict[str, Any] = {"base_name": self._saving.base, "after": after, "changed": changed}
-            options |= {"key": begun.state.key, "overwrite": not after}  # whether a run may be replaced was asked before
+            options |= {
+                "key": begun.state.key,
+                "overwrite": not after,
+            }  # whether a run may be replaced was asked before
             self._journal = enter(Journal(folder / LEDGER, es, begun.state.params, **options))
 
     def log(self, record: Record, metrics: Metrics) -> None:

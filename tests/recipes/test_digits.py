@@ -20,6 +20,9 @@ from tests.cli.running import arrays, quick_compilation
 TINY: dict[str, Any] = {"population": 4, "generations": 5, "batch_size": 8}
 
 
+LONGER = TINY | {"generations": 200}
+
+
 def accuracy(folder: Path) -> float:
     data = digits()
     logits = load(folder)(jnp.asarray(data.test_images))  # type: ignore[operator]
@@ -72,5 +75,5 @@ def test_an_interrupt_in_the_first_generation_writes_the_initial_model(
 
 def test_a_run_without_progress_ends(tmp_path: Path) -> None:
     with quick_compilation():
-        run = train(settings_for(**TINY | {"generations": 200}, sigma=1e-6, learning_rate=1e-9, patience=2, out=tmp_path))
+        run = train(settings_for(**LONGER, sigma=1e-6, learning_rate=1e-9, patience=2, out=tmp_path))
     assert (run.ended, run.generations) == ("stopped early", 20)  # measured at 1, 10 and 20

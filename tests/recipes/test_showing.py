@@ -13,8 +13,8 @@ from rich.console import Console
 
 from eggroll.recipes.curve import draw_curve
 from eggroll.recipes.models import build
-from eggroll.training.progress import LINES, Meter
 from eggroll.recipes.run_folder import arrays_of
+from eggroll.training.progress import LINES, Meter
 
 
 def record(generation: int, **more: Any) -> dict[str, Any]:

@@ -15,8 +15,8 @@ import numpy as np
 import optax
 
 import eggroll
-from eggroll.recipes.interrupt import StopRequest
 from eggroll.training import processes
+from eggroll.training.stopping import StopRequest
 
 POPULATION, GENERATIONS = 16, 8
 X = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)

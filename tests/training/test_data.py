@@ -28,7 +28,7 @@ def shuffled() -> Any:
 
 def loader() -> Any:
     sampler = grain.samplers.IndexSampler(20, grain.sharding.NoSharding(), shuffle=True, num_epochs=None, seed=5)
-    source = grain.sources.RangeDataSource(0, 20, 1)
+    source: Any = grain.sources.RangeDataSource(0, 20, 1)
     return grain.DataLoader(data_source=source, sampler=sampler, worker_count=0)
 
 

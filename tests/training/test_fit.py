@@ -12,7 +12,19 @@ import numpy as np
 import pytest
 
 from eggroll.training import Compiled, EarlyStopping, RunError, Saving, Scored, fit
-from tests.training.problems import CARRY, COUNTING, N, assert_same, batches, begin, fitness, predict, run, strategy, usual
+from tests.training.problems import (
+    CARRY,
+    COUNTING,
+    N,
+    assert_same,
+    batches,
+    begin,
+    fitness,
+    predict,
+    run,
+    strategy,
+    usual,
+)
 
 
 def test_it_makes_the_generations_of_the_strategy() -> None:

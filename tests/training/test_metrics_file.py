@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto import event_pb2
 
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import MetricsFile, TensorBoard, read_metrics
+
+Event: Any = event_pb2.Event  # made when the file is imported: unknown to type checkers
 
 
 def record(generation: int, **more: Any) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         file.log(record(1))
         with monkeypatch.context() as patch:
             patch.setattr(file, "_file", Full())
-            with pytest.raises(RunError, match="cannot write to .*No space left"):
+            with pytest.raises(RunError, match=r"cannot write to .*No space left"):
                 file.log(record(2))
     assert read_metrics(tmp_path) == [record(1)]
 

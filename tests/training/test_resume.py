@@ -1,4 +1,4 @@
-"""A run that was stopped goes on as if it had never been: in one process; `tests/cli/test_killing.py` kills real ones."""
+"""A run that was stopped goes on as if it had not been; `tests/cli/test_killing.py` kills whole processes."""
 
 from __future__ import annotations
 
