@@ -1,9 +1,9 @@
-"""The command line: `eggroll train` and `eggroll explain`."""
+"""The command line: `eggroll train`, `explain`, `replay` and `ledger`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -93,6 +93,30 @@ class Explain:
     """Columns of each noise factor."""
 
 
+@dataclass(frozen=True)
+class Replay:
+    """Rebuild the parameters of any generation of a run from its ledger, without evaluating anything."""
+
+    base: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="BASE")]]
+    """Parameters that the run started from: an .npz file by path, or a run folder with initial.npz."""
+    ledger: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="LEDGER")]]
+    """The ledger, or a run folder with ledger.bin."""
+    out: Annotated[Path, tyro.conf.arg(metavar="PATH")]
+    """The .npz file for the parameters."""
+    generation: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the last)")] = None
+    """Number of updates."""
+    overwrite: bool = False
+    """Replace the file."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Check a ledger to its last byte, and say what it holds."""
+
+    ledger: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="LEDGER")]]
+    """The ledger, or a run folder with ledger.bin."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
@@ -108,9 +132,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"eggroll {package_version()}")
         return 0
-    command = tyro.cli(Train | Explain, prog="eggroll", description=DESCRIPTION, args=arguments or ["--help"])
+    command = tyro.cli(
+        Train | Explain | Replay | Ledger, prog="eggroll", description=DESCRIPTION, args=arguments or ["--help"]
+    )
     try:
-        return _train(command) if isinstance(command, Train) else _explain(command)
+        return RUN[type(command)](command)
     except RunError as why:
         print(f"eggroll: {why}", file=sys.stderr)
         return BAD_USAGE
@@ -173,6 +199,22 @@ def _explain(command: Explain) -> int:
     console.print(table)
     return 0
 
+
+def _replay(command: Replay) -> int:
+    from eggroll.training.replay_command import replay_files
+
+    print(replay_files(command.base, command.ledger, command.out, command.generation, command.overwrite))
+    return 0
+
+
+def _ledger(command: Ledger) -> int:
+    from eggroll.training.replay_command import describe, verify
+
+    print(describe(verify(command.ledger)))
+    return 0
+
+
+RUN: dict[type, Callable[[Any], int]] = {Train: _train, Explain: _explain, Replay: _replay, Ledger: _ledger}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -19,7 +19,7 @@ _FILES = {
     "fit": "loop",
     "named": "optimizers",
     "read_metrics": "metrics",
-    "replay": "replay",
+    "replay": "rebuilding",
     "schedule": "optimizers",
 }
 __all__ = sorted(_FILES)  # pyright: ignore[reportUnsupportedDunderAll]

@@ -75,8 +75,8 @@ def fit(
     """Trains parameters, generation by generation, and loses nothing when it is stopped.
 
     With a `folder`, a run that was killed goes on with `resume=True` as if it had never stopped: parameters, optimizer,
-    noise, data, metrics and ledger are bit for bit those of an uninterrupted run on the same platform. SIGINT and SIGTERM
-    let the current generation finish and save.
+    noise, data, metrics and ledger are bit for bit those of an uninterrupted run on the same platform. SIGINT and
+    SIGTERM let the current generation finish and save.
 
     Args:
         es: the strategy; its optimizer's learning rate and its sigma may be optax schedules.
@@ -88,7 +88,8 @@ def fit(
         generations: updates in all, at least 1.
         carry: the model's own state at the start, for a step that has such. Default: none.
         folder: where metrics, ledger and checkpoints go. Default None: nothing is written.
-        resume: go on from the newest whole checkpoint in `folder`; from the start if there is no run yet. Default False.
+        resume: go on from the newest whole checkpoint in `folder`, from the start if there is no run yet. Default:
+            False.
         overwrite: replace a run in `folder`. Default False.
         force: resume although settings changed. Default False: they are named, and refused.
         settings: what else decides the run (model, data, schedules, seed), as JSON can hold it: recorded, and compared

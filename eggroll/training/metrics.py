@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -62,10 +63,8 @@ class MetricsFile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with contextlib.suppress(OSError):  # `log` has told what could not be written
             self._file.close()
-        except OSError:
-            pass  # of what could not be written `log` has told
 
 
 def _generation(line: str) -> Any:

@@ -127,7 +127,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             raise ValueError("it is no JSON object")
     except (OSError, ValueError) as why:
         raise RunError(
-            f"cannot read '{folder / CONFIG}' ({why}): without it nobody knows what the run in that folder was. Restore "
-            "it, or start anew with --overwrite."
+            f"cannot read '{folder / CONFIG}' ({why}): without it nobody knows what the run in that folder was. "
+            "Restore it, or start anew with --overwrite."
         ) from why
     return config

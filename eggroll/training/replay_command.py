@@ -12,7 +12,7 @@ from eggroll.engine.paths import leaf_paths
 from eggroll.training.errors import RunError
 from eggroll.training.ledger import LEDGER, Summary, summarize
 from eggroll.training.ledger_base import INITIAL, digests, joint_digest, load_arrays, save_arrays
-from eggroll.training.replay import Replay
+from eggroll.training.rebuilding import Replay
 
 __all__ = ["INITIAL", "LEDGER", "Replayed", "describe", "replay_files", "verify"]
 

@@ -52,7 +52,7 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
         return json.loads(json.dumps(dict(settings), allow_nan=False))
     except (TypeError, ValueError) as why:
         raise RunError(
-            f"got settings that JSON cannot hold ({why}); numbers, strings, lists and dictionaries of them are required."
+            f"got settings that JSON cannot hold ({why}); numbers, strings, lists and dictionaries are required."
         ) from why
 
 

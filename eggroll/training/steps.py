@@ -44,6 +44,7 @@ class Compiled(Step):
         self._fitness_fn, self._carries, self._in_axes = fitness_fn, carries, in_axes
 
     def __call__(self, es: ES, state: State, carry: Any, batch: tuple) -> tuple[State, Any, Metrics]:
+        """One compiled generation."""
         if not self._carries:
             state, metrics = es.step(state, self._fitness_fn, *batch, in_axes=self._in_axes)
             return state, carry, metrics
@@ -75,6 +76,7 @@ class Scored(Step):
         self._fun, self._scorer, self._in_axes = fun, scorer, in_axes
 
     def __call__(self, es: ES, state: State, carry: Any, batch: tuple) -> tuple[State, Any, Metrics]:
+        """One generation, scored on the host."""
         members = es.ask(state)
         outputs = members.apply(self._fun, *batch, in_axes=self._in_axes)
         scores = score(outputs, lambda output: self._scorer(output, *batch))

@@ -1,4 +1,4 @@
-"""What ends a run before its last generation: signals that let the current one finish, and a metric that stands still."""
+"""What ends a run before its last generation: signals, after the current one, and a metric that stands still."""
 
 from __future__ import annotations
 
@@ -86,8 +86,8 @@ class EarlyStopping:
     def __post_init__(self) -> None:
         if self.patience < 1 or not self.min_delta >= 0:
             raise ValueError(
-                f"got patience={self.patience} and min_delta={self.min_delta}; a patience of at least 1 and a min_delta "
-                "of at least 0 are required."
+                f"got patience={self.patience} and min_delta={self.min_delta}; a patience of at least 1 and a "
+                "min_delta of at least 0 are required."
             )
 
 

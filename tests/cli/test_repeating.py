@@ -22,7 +22,8 @@ def without_times(folder: Path) -> list[dict[str, float]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != "run.lock")
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
 def test_a_seed_repeats_its_run(tmp_path: Path) -> None:

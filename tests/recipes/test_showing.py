@@ -77,6 +77,7 @@ def test_progress_on_a_terminal_is_a_bar() -> None:
 def test_the_first_generation_does_not_count_for_the_speed() -> None:
     console = Console(file=io.StringIO())
     meter = Meter(console, 3, "mlp")
+    meter.update({"generation": 0})
     meter.update(record(1, members_per_second=0.1))
     assert "members/s" not in meter.status(None)
     for generation, speed in ((2, 100.0), (3, 300.0)):

@@ -13,7 +13,7 @@ from eggroll.training import replay as module
 from eggroll.training.journal import Journal
 from eggroll.training.ledger import Generation, Reader
 from eggroll.training.optimizers import chain, named, schedule
-from eggroll.training.replay import Replay, replay
+from eggroll.training.rebuilding import Replay, replay
 from tests.training.ledger_runs import KEY, X, Y, assert_same_state, mlp, mlp_fitness, run, strategy
 
 COSINE = schedule("cosine_decay_schedule", init_value=0.02, decay_steps=5, alpha=0.1)
