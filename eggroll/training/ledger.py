@@ -128,10 +128,10 @@ class Reader:
         return entry
 
     def _refuse(self, why: str) -> NoReturn:
-        mend = f"Generations up to {self.next} can still be rebuilt; " if self.next else ""
+        mend = f"Generations up to {self.next} can still be rebuilt; what comes after needs" if self.next else "Find"
         raise LedgerError(
             f"'{self.path}' was altered: record {self.records}, of generation {self.next} by its place, at byte "
-            f"{self.position}: {why}. {mend}take a whole copy of the ledger for what comes after."
+            f"{self.position}: {why}. {mend} a sound copy of the ledger."
         )
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import numpy as np
 
 from eggroll.strategy.es import ES
-from eggroll.strategy.plan import LeafPlan, Plan
+from eggroll.strategy.plan import Kind, LeafPlan, Plan
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.problem import sigma_at
 from eggroll.training.errors import RunError
@@ -120,6 +120,8 @@ def plan_from_json(leaves: Any) -> Plan:
     for leaf in leaves:
         values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in leaf.items()}
         plans.append(LeafPlan(**values))
+        if plans[-1].kind not in get_args(Kind):
+            raise ValueError(f"a parameter that is {plans[-1].kind!r}")
     return Plan(tuple(plans))
 
 

@@ -180,6 +180,11 @@ def _update(
     compiled = jax.jit(update)
 
     def from_record(state: State, record: Record) -> tuple[State, dict[str, jax.Array]]:
+        if len(record.weights) != population.size:
+            raise RunError(
+                f"generation {record.generation} has {len(record.weights)} members, but its settings a population of "
+                f"{population.size}: they do not belong together."
+            )
         if record.key.tolist() != np.asarray(jax.random.key_data(state.key)).tolist():
             state = replace(state, key=_key(record.key))
         return compiled(state, record.weights, record.loss, record.sigma, np.True_)

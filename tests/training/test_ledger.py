@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from eggroll.training.errors import RunError
 from eggroll.training.ledger import Generation, LedgerError, Reader, Settings, summarize
 from eggroll.training.ledger_format import GENERATION, MAGIC, SETTINGS, first_digest, generation_bytes, pack
-from tests.training.ledger_runs import boundaries, run
+from tests.training.ledger_runs import X, Y, boundaries, run
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +28,14 @@ def ledger(tmp_path_factory):
 def other(tmp_path_factory):
     path = tmp_path_factory.mktemp("other") / "ledger.bin"
     run(path, 5, base_name="other")
+    return path
+
+
+@pytest.fixture(scope="module")
+def sibling(tmp_path_factory):
+    """The same settings and generations, other data: only the chain tells its records from the ledger's."""
+    path = tmp_path_factory.mktemp("sibling") / "ledger.bin"
+    run(path, 5, args=(X, 2 * Y))
     return path
 
 
@@ -60,6 +69,12 @@ def test_the_bytes_are_those_of_the_documentation(ledger):
     entry = [e for e in Reader(ledger) if isinstance(e, Generation)][2]
     assert (np.frombuffer(payload[56:88], "<f4") == entry.fitness).all()
     assert (np.frombuffer(payload[88:], "<f4") == entry.weights).all()
+    before = hashlib.blake2b(MAGIC, digest_size=16).digest()
+    for start, end in itertools.pairwise(ends):
+        head, body = data[start : start + 8], data[start + 16 : end - 16]
+        assert data[start + 8 : start + 16] == hashlib.blake2b(before + head, digest_size=8).digest()
+        before = hashlib.blake2b(before + head + body, digest_size=16).digest()
+        assert data[end - 16 : end] == before
     settings = json.loads(data[ends[0] + 16 : ends[1] - 16])
     assert settings["population"] == 8 and settings["sigma"] == 0.05 and settings["shaping"] == "zscore"
 
@@ -142,9 +157,11 @@ def test_a_repeated_record_is_refused(ledger, tmp_path):
         payloads(rewritten(tmp_path, MAGIC + b"".join([*each, each[-1]])))
 
 
-@pytest.mark.parametrize("at", [0, 1, 4])
-def test_a_record_of_another_ledger_is_refused(ledger, other, tmp_path, at):
-    mine, theirs = records(ledger), records(other)
+@pytest.mark.parametrize("at", [2, 4])
+@pytest.mark.parametrize("whose", ["other", "sibling"])
+def test_a_record_of_another_ledger_is_refused(ledger, whose, request, tmp_path, at):
+    mine, theirs = records(ledger), records(request.getfixturevalue(whose))
+    assert (mine[0] == theirs[0]) == (whose == "sibling")
     with pytest.raises(LedgerError, match="altered"):
         payloads(rewritten(tmp_path, MAGIC + b"".join([*mine[:at], theirs[at], *mine[at + 1 :]])))
     with pytest.raises(LedgerError, match="altered"):
