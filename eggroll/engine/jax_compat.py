@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src import distributed, source_info_util
+from jax._src import distributed, source_info_util, xla_bridge
 from jax._src.interpreters import partial_eval
 from jax.experimental.scheduling_groups import xla_metadata_call
 from jax.extend import core as jex
@@ -103,6 +103,11 @@ def name_stacks(jaxpr: Any) -> Iterator[str]:
         yield str(eqn.source_info.name_stack)
         for inner in inner_jaxprs(eqn):
             yield from name_stacks(inner)
+
+
+def devices_started() -> bool:
+    """Whether JAX has made its devices, after which no other process can join."""
+    return xla_bridge.backends_are_initialized()
 
 
 def forget_distributed() -> None:

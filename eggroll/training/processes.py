@@ -60,6 +60,11 @@ def start(
     """
     if processes == 1:
         return
+    if jax_compat.devices_started():
+        raise RunError(
+            "JAX has started its devices in this process already, alone; call processes.start(...) once, before any "
+            "computation and before jax.devices()."
+        )
     if isinstance(local_devices, int):
         jax.config.update("jax_num_cpu_devices", local_devices)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")

@@ -24,9 +24,11 @@ SIGNS = (
     "coordination service",
     "coordinationservice",
     "distributed service",
-    "deadline",
+    "deadline exceeded",
+    "deadline_exceeded",
     "unavailable:",
-    "barrier",
+    "barrier failed",
+    "barrier timed out",
 )
 
 _LOST: list[str] = []

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 import optax
 
 import eggroll
-from eggroll.training import processes
 from eggroll.training.stopping import StopRequest
+from eggroll.training import processes
+from eggroll.training.errors import RunError
 
 POPULATION, GENERATIONS = 16, 8
 X = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)
@@ -30,6 +32,7 @@ def fitness(params: Any, x: Any) -> Any:
     return -jnp.mean((predict(params, x) - 0.5) ** 2)
 
 
+@cache
 def strategy(mesh: Any = None) -> eggroll.ES:
     options = {"rank": 1, "optimizer": optax.adam(0.05), "mesh": mesh}
     return eggroll.ES(population=POPULATION, sigma=0.1, rules=[("w", eggroll.LowRankRule(rank=1))], **options)
@@ -76,7 +79,7 @@ def one(es: eggroll.ES, state: eggroll.State, spec: dict[str, Any], log: dict[st
 
     def reward(output: Any, member: int) -> float:
         scored.append(member)
-        if spec.get("raise_all") or member in spec.get("raise_for", {}).get(str(generation), ()):
+        if member in spec.get("raise_for", {}).get(str(generation), ()):
             raise KeyError(f"no answer in generation {generation}")
         return -float(np.mean((output - 0.5) ** 2))
 
@@ -90,12 +93,17 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     """Generations until the last, or until one process is asked to stop."""
     folder, me = Path(spec["folder"]), spec.get("id", 0)
     alone = spec.get("processes", 1) == 1
-    es = strategy(None if alone else jax.make_mesh((jax.device_count(),), ("population",)))
+    es = strategy(None if alone else jax.make_mesh((jax.device_count(),), ("population",)))  # compiled once
     state = fresh(es)
-    log: dict[str, Any] = {"scored": {}, "failed": {}, "means": {}, "noise": noise(es, state)}
+    log: dict[str, Any] = {
+        "scored": {},
+        "failed": {},
+        "means": {},
+        "noise": noise(es, state) if spec.get("noise") else None,
+    }
     if (folder / "state.npz").exists():
         state = load(folder, state)
-    processes.same(f"settings of {spec.get('settings', 'all')}", "settings")
+    processes.same("population 16", "settings")
     with StopRequest() as stop:
         for generation in range(int(state.generation), spec.get("generations", GENERATIONS)):
             signals = spec.get("signals", {}).get(str(generation), [None, None])
@@ -115,11 +123,34 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
     return log
 
 
+def shared_out() -> list[int]:
+    """The members of this process among outputs that every process holds twice: halves lie across all processes."""
+    across = np.array(jax.devices()).reshape(jax.process_count(), -1).T
+    where = jax.NamedSharding(jax.sharding.Mesh(across, ("population", "model")), jax.P("population"))
+    rows = np.arange(POPULATION * 3.0, dtype=np.float32).reshape(POPULATION, 3)
+    numbers, host = processes.local_members(jax.make_array_from_callback(rows.shape, where, lambda index: rows[index]))
+    np.testing.assert_array_equal(host, rows[numbers])
+    return numbers.tolist()
+
+
+def refused(call: Any) -> str:
+    """The sentence of a `RunError`."""
+    try:
+        call()
+    except RunError as why:
+        return str(why)
+    return "nothing was raised"
+
+
 def main(spec: dict[str, Any]) -> None:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
     options = {name: spec[name] for name in ("local_devices", "timeout", "lost_after") if name in spec}
     processes.start(spec["coordinator"], spec["processes"], spec["id"], **options)
     log = run(spec)
+    log["shared_out"] = shared_out()
+    log["everyone"] = processes.score(np.arange(5.0), lambda output: output).fitness.tolist()
+    log["differ"] = refused(lambda: processes.same(f"process {spec['id'] // 2}", "the data"))
+    log["all_raise"] = refused(lambda: processes.score(np.arange(5.0), lambda output: [][0]))
     (Path(spec["folder"]) / f"{spec['id']}.json").write_text(json.dumps(log), encoding="utf-8")
     processes.stop()
 

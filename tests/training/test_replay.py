@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import eggroll
-from eggroll.training import replay as module
+from eggroll.training import rebuilding as module
 from eggroll.training.journal import Journal
 from eggroll.training.ledger import Generation, Reader
 from eggroll.training.optimizers import chain, named, schedule

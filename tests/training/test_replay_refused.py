@@ -18,7 +18,7 @@ from eggroll.training.ledger import Reader, Settings, summarize
 from eggroll.training.ledger_base import save_arrays
 from eggroll.training.ledger_format import GENERATION, MAGIC, SETTINGS, first_digest, pack
 from eggroll.training.optimizers import named
-from eggroll.training.replay import Replay, replay
+from eggroll.training.rebuilding import Replay, replay
 from eggroll.training.replay_command import INITIAL, describe, replay_files, verify
 from tests.training.ledger_runs import assert_same_state, boundaries, mlp, run, strategy
 
