@@ -16,9 +16,9 @@ import numpy as np
 import optax
 
 import eggroll
-from eggroll.training.stopping import StopRequest
 from eggroll.training import processes
 from eggroll.training.errors import RunError
+from eggroll.training.stopping import StopRequest
 
 POPULATION, GENERATIONS = 16, 8
 X = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)
