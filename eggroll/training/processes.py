@@ -39,6 +39,9 @@ def start(
 ) -> None:
     """Makes this process one of several; to be called before anything that starts JAX's devices.
 
+    End with `stop()`. A process that ends without it, for whatever reason, stops the others: at once if it is killed or
+    Python ends by an error, else within `lost_after` seconds.
+
     Args:
         coordinator: `"host:port"` of process 0, a free port there. None, with `processes` and `process_id`, where JAX
             finds all three by itself: Slurm, Open MPI, Cloud TPU.
@@ -82,6 +85,7 @@ def start(
             None if isinstance(local_devices, int) else local_devices,
             initialization_timeout=max(int(left), 10),
             heartbeat_timeout_seconds=lost_after,
+            shutdown_timeout_seconds=lost_after,  # for ends without `stop`, which itself waits as long as it takes
         )
         _check_devices()
     except (RuntimeError, ValueError) as why:
@@ -89,7 +93,12 @@ def start(
         _silent()
         if isinstance(why, RunError):
             raise
-        raise RunError(f"the processes of this run could not be joined: {why}") from why
+        hint = (
+            ""
+            if coordinator
+            else " JAX found no cluster to tell them apart by: give coordinator=, processes=, process_id=."
+        )
+        raise RunError(f"the processes of this run could not be joined: {why}{hint}") from why
     words.change(
         f"eggroll: {_name(jax.process_index(), jax.process_count())} ended without a word of its own: it was "
         "killed, or JAX ended it because another process was gone (JAX's message is above). What was saved is whole: "

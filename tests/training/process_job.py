@@ -112,6 +112,8 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
                     os.kill(os.getpid(), getattr(signal, signals[1]))
                 if spec.get("error") == [me, generation]:
                     raise ZeroDivisionError("a bug in one process")
+                if spec.get("exit") == [me, generation]:
+                    sys.exit(3)
                 state, metrics = one(es, state, spec, log)
                 log["means"][generation] = float(metrics["fitness_mean"])
                 ends = processes.agree(stop.asked)
