@@ -72,6 +72,8 @@ class Replay:
     Attributes:
         generations: updates made.
         inexact: updates of which a norm differs from the run's in some bit: none on the same platform.
+        state: after these updates; None before the ledger's settings were read.
+        update: `(state, record)` → `(state, norms)`, compiled, for the settings that were read last.
     """
 
     def __init__(
@@ -84,9 +86,9 @@ class Replay:
     ) -> None:
         self.generations = self.inexact = 0
         self._base, self._reader, self._given, self._mesh = base, Reader(ledger), optimizer, mesh
-        self._state: State | None = None
+        self.state: State | None = None
         self._plan: Plan | None = None
-        self._update: Callable[[State, Record], tuple[State, dict[str, jax.Array]]]
+        self.update: Callable[[State, Record], tuple[State, dict[str, jax.Array]]]
 
     def run(self, generation: int | None = None, on_generation: Callable[[State], Any] | None = None) -> State:
         """The state after `generation` updates, or after all of them; see `replay`."""
@@ -100,8 +102,8 @@ class Replay:
                 break
             self._move(entry)
             if on_generation is not None:
-                on_generation(self._state)  # type: ignore[arg-type]
-        if self._state is None:
+                on_generation(self.state)  # type: ignore[arg-type]
+        if self.state is None:
             raise RunError(f"'{self._reader.path}' has no whole record: nothing can be rebuilt from it.")
         if generation is not None and self.generations < generation:
             cut = f", {self._reader.cut} bytes of a record cut short left out" if self._reader.cut else ""
@@ -109,7 +111,7 @@ class Replay:
                 f"got generation={generation}; '{self._reader.path}' ends with generation {self.generations}{cut}. "
                 "Choose one up to that."
             )
-        return self._state
+        return self.state
 
     def _take(self, settings: Settings) -> None:
         """Makes the update of the generations from here on."""
@@ -117,7 +119,7 @@ class Replay:
         try:
             check_format(content)
             plan, optimizer = plan_from_json(content["plan"]), self._optimizer(content["optimizer"])
-            self._update = _update(content, plan, optimizer, self._mesh)
+            self.update = _update(content, plan, optimizer, self._mesh)
             key, recorded = np.array(content["key"], np.uint32), content["base"]
         except RunError:
             raise
@@ -126,12 +128,12 @@ class Replay:
                 f"'{self._reader.path}' has settings that this version of eggroll does not understand "
                 f"({type(why).__name__}: {why})."
             ) from why
-        if self._state is None:
+        if self.state is None:
             params = in_order(self._base, plan)
             check_base(params, plan, recorded)
-            self._state = first_state(params, _frozen(plan), optimizer, _key(key))
+            self.state = first_state(params, _frozen(plan), optimizer, _key(key))
         if self._plan is not None:
-            _check_fits(self._state, self._plan, plan, optimizer, self.generations)
+            _check_fits(self.state, self._plan, plan, optimizer, self.generations)
         self._base, self._plan = None, plan
 
     def _optimizer(self, spec: Any) -> optax.GradientTransformationExtraArgs:
@@ -149,8 +151,8 @@ class Replay:
         return check_optimizer(from_spec(spec))
 
     def _move(self, record: Record) -> None:
-        assert self._state is not None  # the reader refuses generations without settings
-        self._state, norms = self._update(self._state, record)
+        assert self.state is not None  # the reader refuses generations without settings
+        self.state, norms = self.update(self.state, record)
         self.generations += 1
         exact = True
         for name in ("gradient_norm", "update_norm"):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +14,12 @@ import optax
 import pytest
 
 import eggroll
+<<<<<<< HEAD
 from eggroll.training import rebuilding as module
+=======
+from eggroll.training import replay as module
+from eggroll.training.errors import RunError
+>>>>>>> ledger
 from eggroll.training.journal import Journal
 from eggroll.training.ledger import Generation, Reader
 from eggroll.training.optimizers import chain, named, schedule
@@ -214,3 +224,33 @@ def test_a_step_under_jit_without_a_finite_member_leaves_no_record(tmp_path):
             journal.append(metrics)
         assert journal.generation == int(state.generation) == 2
     assert_same_state(replay(base, path), state)
+
+
+WIDE = """
+import sys
+import jax, jax.numpy as jnp, optax
+from tests.training.ledger_runs import X, Y, assert_same_state, mlp, run, strategy
+from eggroll.training.ledger import Generation, Reader
+from eggroll.training.optimizers import named
+from eggroll.training.replay import Replay
+for i, sigma in enumerate((0.1, optax.exponential_decay(jnp.float64(0.1), 3, 0.5))):
+    path = f"{sys.argv[1]}/{i}.bin"
+    base, es = mlp(jnp.float64), strategy(sigma=sigma, optimizer=named("adam", learning_rate=0.01))
+    states = run(path, 3, es=es, base=base, args=(X.astype(jnp.float64), Y.astype(jnp.float64)))
+    made = Replay(base, path)
+    assert_same_state(made.run(), states[-1])
+    assert made.inexact == 0
+    entry = list(Reader(path))[1]
+    assert entry.weights.dtype == entry.fitness.dtype == entry.loss.dtype == "float64", entry
+"""
+
+
+@pytest.mark.slow
+def test_64_bits(tmp_path):
+    """In a process of its own: the mode decides what everything is compiled to."""
+    environment = os.environ | {"JAX_ENABLE_X64": "1"}
+    command = [sys.executable, "-c", WIDE, str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=environment)
+    assert done.returncode == 0, done.stderr
+    with pytest.raises(RunError, match="jax_enable_x64"):
+        replay(mlp(), tmp_path / "0.bin")
