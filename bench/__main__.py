@@ -7,11 +7,19 @@ import importlib
 from rich.console import Console
 from rich.table import Table
 
-<<<<<<< HEAD
-QUESTIONS = ("layer", "model", "memory", "compile", "quality", "peers", "roofline", "profile", "kernels", "soak")
-=======
-QUESTIONS = ("layer", "model", "memory", "compile", "quality", "peers", "roofline", "profile", "kernels", "replay")
->>>>>>> ledger
+QUESTIONS = (
+    "layer",
+    "model",
+    "memory",
+    "compile",
+    "quality",
+    "peers",
+    "roofline",
+    "profile",
+    "kernels",
+    "replay",
+    "soak",
+)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""`fit` in several processes: `python process_fit_job.py SPEC`, a JSON object, in each of them."""
+"""`fit` in several processes: `python -m tests.training.process_fit_job SPEC`, a JSON object, in each of them."""
 
 from __future__ import annotations
 

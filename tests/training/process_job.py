@@ -1,4 +1,4 @@
-"""A small run, the same in one process and in several: `python process_job.py SPEC`, a JSON object, in each of them."""
+"""A small run, the same in one process and in several: `python -m tests.training.process_job SPEC`, a JSON object, in each of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Starts the processes of `process_job`, and collects what they leave."""
+"""Starts the processes of a run, and collects what they leave."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
-JOB = Path(__file__).with_name("process_job.py")
+ROOT = Path(__file__).parents[2]
+JOB = "tests.training.process_job"
 PATIENCE = 240  # seconds, for a machine on which much else runs; a test that needs them has failed
 
 
@@ -27,13 +28,14 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
-def spawn(folder: Path, processes: int, process_id: int, **spec: Any) -> subprocess.Popen[str]:
+def spawn(folder: Path, processes: int, process_id: int, *, job: str = JOB, **spec: Any) -> subprocess.Popen[str]:
     """One process of a run."""
     spec = {"folder": str(folder), "processes": processes, "id": process_id, "timeout": PATIENCE, **spec}
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     environment.pop("XLA_FLAGS", None)  # it could ask for another number of devices
-    command = [sys.executable, "-W", "error", str(JOB), json.dumps(spec)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=environment)
+    command = [sys.executable, "-W", "error", "-m", job, json.dumps(spec)]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, cwd=ROOT, text=True, env=environment, **pipes)
 
 
 def collect(folder: Path, started: list[subprocess.Popen[str]]) -> list[Ended]:

@@ -14,12 +14,8 @@ import optax
 import pytest
 
 import eggroll
-<<<<<<< HEAD
 from eggroll.training import rebuilding as module
-=======
-from eggroll.training import replay as module
 from eggroll.training.errors import RunError
->>>>>>> ledger
 from eggroll.training.journal import Journal
 from eggroll.training.ledger import Generation, Reader
 from eggroll.training.optimizers import chain, named, schedule
@@ -232,7 +228,7 @@ import jax, jax.numpy as jnp, optax
 from tests.training.ledger_runs import X, Y, assert_same_state, mlp, run, strategy
 from eggroll.training.ledger import Generation, Reader
 from eggroll.training.optimizers import named
-from eggroll.training.replay import Replay
+from eggroll.training.rebuilding import Replay
 for i, sigma in enumerate((0.1, optax.exponential_decay(jnp.float64(0.1), 3, 0.5))):
     path = f"{sys.argv[1]}/{i}.bin"
     base, es = mlp(jnp.float64), strategy(sigma=sigma, optimizer=named("adam", learning_rate=0.01))
