@@ -1,4 +1,7 @@
-"""A small run, the same in one process and in several: `python -m tests.training.process_job SPEC`, a JSON object, in each of them."""
+"""A small run, the same in one process and in several.
+
+`python -m tests.training.process_job SPEC`, a JSON object, in each of them.
+"""
 
 from __future__ import annotations
 
