@@ -138,7 +138,7 @@ class Checkpoints:
                 self.close()
 
     def generations(self) -> list[int]:
-        """The generations with a checkpoint, in order, as this process sees them; whether they are whole is not seen."""
+        """The generations with a checkpoint, in order, as this process sees them; not whether they are whole."""
         return self._disk.generations()
 
     def restore(self, like: Any, *, generation: int | None = None) -> Checkpoint | None:
