@@ -27,7 +27,7 @@ from eggroll.training.journal import Journal
 from eggroll.training.ledger import Generation, Reader
 from eggroll.training.ledger_format import generation_bytes
 from eggroll.training.optimizers import named
-from eggroll.training.replay import Replay
+from eggroll.training.rebuilding import Replay
 
 SIGMA, LEARNING_RATE = 0.02, 0.015
 

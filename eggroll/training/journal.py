@@ -51,7 +51,7 @@ class Journal:
 
     Example:
         >>> import jax, jax.numpy as jnp, eggroll, tempfile
-        >>> from eggroll.training.replay import replay
+        >>> from eggroll.training.rebuilding import replay
         >>> from eggroll.training.optimizers import named
         >>> base, key = {"w": jnp.zeros((4, 3))}, jax.random.key(0)
         >>> es = eggroll.ES(population=8, optimizer=named("sgd", learning_rate=0.1))

@@ -14,12 +14,12 @@ import optax
 import pytest
 
 import eggroll
-from eggroll.training import replay as module
+from eggroll.training import rebuilding as module
 from eggroll.training.errors import RunError
 from eggroll.training.journal import Journal
 from eggroll.training.ledger import Generation, Reader
 from eggroll.training.optimizers import chain, named, schedule
-from eggroll.training.replay import Replay, replay
+from eggroll.training.rebuilding import Replay, replay
 from tests.training.ledger_runs import KEY, X, Y, assert_same_state, mlp, mlp_fitness, run, strategy
 
 COSINE = schedule("cosine_decay_schedule", init_value=0.02, decay_steps=5, alpha=0.1)
@@ -228,7 +228,7 @@ import jax, jax.numpy as jnp, optax
 from tests.training.ledger_runs import X, Y, assert_same_state, mlp, run, strategy
 from eggroll.training.ledger import Generation, Reader
 from eggroll.training.optimizers import named
-from eggroll.training.replay import Replay
+from eggroll.training.rebuilding import Replay
 for i, sigma in enumerate((0.1, optax.exponential_decay(jnp.float64(0.1), 3, 0.5))):
     path = f"{sys.argv[1]}/{i}.bin"
     base, es = mlp(jnp.float64), strategy(sigma=sigma, optimizer=named("adam", learning_rate=0.01))
