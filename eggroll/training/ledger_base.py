@@ -1,9 +1,8 @@
-"""The base of a ledger: the parameters that a run started from, their digests, and `.npz` files of them."""
+"""The base of a ledger: the parameters that a run started from, their digests, and their `.npz` file."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,8 +16,7 @@ from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.plan import Plan
 from eggroll.strategy.problem import as_arrays
 from eggroll.training.errors import RunError
-
-INITIAL = "initial.npz"  # in a run folder: the parameters before the first generation
+from eggroll.training.folder import INITIAL
 
 
 def digests(base: Any) -> dict[str, str]:
@@ -144,30 +142,3 @@ def load_arrays(path: Path | str) -> dict[str, np.ndarray]:
             f"cannot read parameters from '{path}' ({type(why).__name__}: {why}); an .npz file of arrays by path, or a "
             f"run folder with {INITIAL}, is required."
         ) from why
-
-
-def save_arrays(path: Path | str, params: Any, *, overwrite: bool = False) -> None:
-    """Writes parameters by path to an `.npz` file, whole or not at all.
-
-    Args:
-        path: the file.
-        params: pytree of arrays.
-        overwrite: whether a file of that name may be replaced.
-
-    Raises:
-        RunError: the file exists, or cannot be written.
-    """
-    path = Path(path)
-    if path.exists() and not overwrite:
-        raise RunError(f"'{path}' exists; choose another file, or replace it with --overwrite.")
-    partial = path.with_name(path.name + ".partial")
-    arrays = {name: to_numpy(leaf) for name, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)}
-    try:
-        with partial.open("wb") as file:
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # pyright takes one of them for allow_pickle
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError as why:
-        partial.unlink(missing_ok=True)
-        raise RunError(f"cannot write '{path}' ({why.strerror or why}); choose another place.") from why

@@ -37,7 +37,6 @@ from typing import Any
 
 import numpy as np
 
-LEDGER = "ledger.bin"
 MAGIC = b"eggroll ledger 1\n"
 SETTINGS, GENERATION = b"SETT", b"GENE"
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import jax
 
 from eggroll.engine.paths import leaf_paths
+from eggroll.training.arrays import by_path, save_arrays
 from eggroll.training.errors import RunError
-from eggroll.training.ledger import LEDGER, Summary, summarize
-from eggroll.training.ledger_base import INITIAL, digests, joint_digest, load_arrays, save_arrays
+from eggroll.training.folder import LEDGER
+from eggroll.training.ledger import Summary, summarize
+from eggroll.training.ledger_base import digests, joint_digest, load_arrays
 from eggroll.training.rebuilding import Replay
-
-__all__ = ["INITIAL", "LEDGER", "Replayed", "describe", "replay_files", "verify"]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def replay_files(
         raise RunError(f"'{out}' exists; choose another file with --out, or replace it with --overwrite.")
     made = Replay(load_arrays(base), _ledger(ledger))
     params = made.run(generation).params
-    save_arrays(out, params, overwrite=overwrite)
+    save_arrays(out, by_path(params))
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     digest = joint_digest(digests(params), leaf_paths(params))
     return Replayed(out, made.generations, size, time.perf_counter() - start, digest, made.inexact)
