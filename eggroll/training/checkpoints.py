@@ -204,7 +204,7 @@ class Checkpoints:
         try:
             yield
         except BaseException:
-            self._arrays.close()
+            self._arrays.reset()
             if is_first():
                 self._disk.sweep(path)
             raise
