@@ -138,7 +138,7 @@ class Checkpoints:
                 self.close()
 
     def generations(self) -> list[int]:
-        """The generations with a checkpoint, in order, as this process sees them; not whether they are whole."""
+        """The generations with a finished checkpoint, in order, as this process sees them; damage is not looked for."""
         return self._disk.generations()
 
     def restore(self, like: Any, *, generation: int | None = None) -> Checkpoint | None:
@@ -204,7 +204,7 @@ class Checkpoints:
         try:
             yield
         except BaseException:
-            self._arrays.close()
+            self._arrays.reset()
             if is_first():
                 self._disk.sweep(path)
             raise

@@ -6,7 +6,9 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import Iterator, Mapping
+import traceback
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,19 +33,18 @@ class Arrays:
 
     def __init__(self) -> None:
         self._orbax: Any = None
+        self._loud: Callable[[], Any] | None = None
 
     def start(self, path: Path, arrays: Mapping[str, Any]) -> None:
         """Begins to write; returns when the arrays are copied, and may be donated."""
         import orbax.checkpoint as ocp
 
-        with _quiet():
-            self._checkpointer().save(path, args=ocp.args.PyTreeSave(dict(arrays)))
+        self._checkpointer().save(path, args=ocp.args.PyTreeSave(dict(arrays)))
 
     def finish(self) -> None:
         """Waits until what `start` began has its final name."""
         if self._orbax is not None:
-            with _quiet():
-                self._orbax.wait_until_finished()
+            self._orbax.wait_until_finished()
 
     def read(self, path: Path, shardings: Mapping[str, Any]) -> dict[str, Any]:
         """The arrays, each with the sharding given for it, as NumPy's where that is None."""
@@ -58,17 +59,25 @@ class Arrays:
             for name, sharding in shardings.items()
         }
         wanted = ocp.args.PyTreeRestore(item=dict.fromkeys(shardings, 0), restore_args=args)
-        with _quiet():
-            return self._checkpointer().restore(path, args=wanted)
+        return self._checkpointer().restore(path, args=wanted)
 
-    def close(self) -> None:
-        """Gives up Orbax's threads; after a failure too, whose rest would surface in the next save."""
+    def reset(self) -> None:
+        """Gives up Orbax's threads; after a failure, whose rest would surface in the next save."""
         orbax, self._orbax = self._orbax, None
         if orbax is not None:
-            with _quiet(), contextlib.suppress(Exception):
+            with contextlib.suppress(Exception):
                 orbax.close()
 
+    def close(self) -> None:
+        """As `reset`, and lets Orbax log again what it likes."""
+        self.reset()
+        if self._loud is not None:
+            self._loud()
+            self._loud = None
+
     def _checkpointer(self) -> Any:
+        if self._loud is None:
+            self._loud = weakref.finalize(self, _quiet())
         if self._orbax is None:
             import orbax.checkpoint as ocp
 
@@ -78,19 +87,24 @@ class Arrays:
         return self._orbax
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keeps Orbax from logging the errors that it raises, a traceback for each of its threads."""
-    logger = logging.getLogger("absl")
+def _quiet() -> Callable[[], None]:
+    """Keeps Orbax from logging the errors that it raises, a traceback for each of its threads; the way back."""
+    loggers = [logging.getLogger(name) for name in ("absl", "asyncio")]
 
     def is_not_orbax(record: logging.LogRecord) -> bool:
-        return record.levelno < logging.WARNING or "orbax" not in record.pathname
+        if record.levelno < logging.WARNING:
+            return True
+        trace = traceback.format_exception(record.exc_info[1]) if record.exc_info else []
+        return not any("orbax" in text for text in (record.pathname, *trace))
 
-    logger.addFilter(is_not_orbax)
-    try:
-        yield
-    finally:
-        logger.removeFilter(is_not_orbax)
+    for logger in loggers:
+        logger.addFilter(is_not_orbax)
+
+    def back() -> None:
+        for logger in loggers:
+            logger.removeFilter(is_not_orbax)
+
+    return back
 
 
 @contextlib.contextmanager

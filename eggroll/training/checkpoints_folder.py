@@ -43,6 +43,8 @@ class CheckpointFolder:
         self.path = path
         self._keep, self._best = keep, best
         self._damaged: set[Path] = set()
+        # Threads of Orbax may outlive their failed save a little: they must not write into the next attempt's files.
+        self._last: tuple[int, int] | None = None
 
     def generations(self) -> list[int]:
         """The generations that have a checkpoint with a manifest, in order."""
@@ -65,7 +67,10 @@ class CheckpointFolder:
                 "Go on from it with a restore, or choose another folder."
             )
         attempts = [entry.attempt for entry in entries if entry.step == generation]
-        return f"{generation}-{max(attempts) + 1}" if attempts else str(generation)
+        if self._last and self._last[0] == generation:
+            attempts.append(self._last[1])
+        self._last = (generation, max(attempts, default=-1) + 1)
+        return f"{generation}-{self._last[1]}" if attempts else str(generation)
 
     def sweep(self, path: Path | None = None) -> None:
         """Removes what saves and removals cut short have left, and the folder `path` if it is half-written."""

@@ -39,7 +39,8 @@ def test_a_full_and_a_read_only_disk(tmp_path):
     command = [*PRIVATE, sys.executable, "-W", "error", "-m", "tests.training.checkpoint_disk", str(tmp_path)]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    assert "ERROR:absl" not in done.stderr, "Orbax logs nothing beside the RunError (TensorStore may print)"
 
 
 @contextmanager
@@ -63,7 +64,7 @@ def test_a_write_that_the_system_refuses(tmp_path, caplog):
             with pytest.raises(RunError, match=r"Generation 2 could not be saved in .*: a file would be larger"):
                 checkpoints.wait()
             checkpoints.wait()  # said once
-        assert not caplog.records, "no tracebacks of Orbax's threads beside the error"
+        assert not [one for one in caplog.records if one.name == "absl"], "Orbax's threads beside the error"
         assert [path.name for path in tmp_path.iterdir()] == ["1"]
         found = checkpoints.restore(small(0))
         assert_same(found.state, small(1))
@@ -120,6 +121,7 @@ def test_a_disk_that_fills_up_under_the_manifest(tmp_path, monkeypatch, call):
         assert checkpoints.generations() == [1] and len(list(tmp_path.iterdir())) == 1
         checkpoints.save(2, small(2), {})
     assert checkpoints.generations() == [1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2-1"]  # where no thread of the failed one writes
 
 
 def test_an_error_under_way_is_not_hidden_by_the_disks(tmp_path, monkeypatch):
