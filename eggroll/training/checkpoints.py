@@ -138,7 +138,7 @@ class Checkpoints:
                 self.close()
 
     def generations(self) -> list[int]:
-        """The generations that have a checkpoint with a manifest, in order; whether its files fit is not looked at."""
+        """The generations with a checkpoint, in order, as this process sees them; whether they are whole is not looked at."""
         return self._disk.generations()
 
     def restore(self, like: Any, *, generation: int | None = None) -> Checkpoint | None:

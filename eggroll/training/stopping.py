@@ -102,9 +102,12 @@ class Seen:
         """Takes note of a record; whether patience has run out. A value that is not finite is no improvement."""
         if stopping.metric not in record:
             return False
-        value = record[stopping.metric]
-        finite = value is not None and math.isfinite(value)
-        if finite and (self.best is None or self._gain(stopping, value) > stopping.min_delta):
+        value: float | None = record[stopping.metric]
+        if (
+            value is not None
+            and math.isfinite(value)
+            and (self.best is None or self._gain(stopping, value) > stopping.min_delta)
+        ):
             self.best, self.since = float(value), 0
         else:
             self.since += 1

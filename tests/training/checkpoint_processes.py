@@ -5,12 +5,15 @@ python -m tests.training.checkpoint_processes FOLDER PORT PROCESSES INDEX
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import NamedSharding, PartitionSpec
 
 from eggroll.training import checkpoints as module
@@ -60,6 +63,7 @@ def main(folder: Path, port: str, processes: str, index: str) -> None:
         checkpoints.wait()
         check(checkpoints, 3, 0)
         assert checkpoints.generations() == [2, 3]
+        sync_global_devices("both have looked")
         if first:
             (folder / "3" / MANIFEST).unlink()
         check(checkpoints, 2, 1)
@@ -83,4 +87,8 @@ def fail(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    try:
+        main(Path(sys.argv[1]), *sys.argv[2:])
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)  # at once, so that the other process is told and does not wait

@@ -33,9 +33,9 @@ def test_two_processes_save_and_choose_together(tmp_path):
         port = free.getsockname()[1]
     processes = [start("checkpoint_processes", tmp_path, port, 2, index, devices=2) for index in range(2)]
     try:
-        for process in processes:
-            out, err = process.communicate(timeout=300)
-            assert process.returncode == 0 and out.endswith("done\n"), err
+        ends = [(process, *process.communicate(timeout=120)) for process in processes]
     finally:
         for process in processes:
             process.kill()
+    for process, out, _ in ends:
+        assert process.returncode == 0 and out.endswith("done\n"), [err for _, _, err in ends]
