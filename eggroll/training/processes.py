@@ -18,7 +18,7 @@ from eggroll.training.processes_scoring import Scores, local_members, score
 from eggroll.training.processes_talk import count, gather, lost, translated
 from eggroll.training.processes_words import LastWords
 
-__all__ = ["Scores", "agree", "count", "is_main", "local_members", "same", "score", "start", "stop", "watching"]
+__all__ = ["Scores", "agree", "count", "is_main", "local_members", "lost", "same", "score", "start", "stop", "watching"]
 
 _WORDS: list[LastWords] = []  # of this process, while it is one of several
 

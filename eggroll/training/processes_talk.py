@@ -40,7 +40,7 @@ def count() -> int:
 
 
 def lost() -> bool:
-    """Whether contact with another process was lost."""
+    """Whether contact with another process was lost: what waits for all of them, such as a save, can only fail now."""
     return bool(_LOST)
 
 
