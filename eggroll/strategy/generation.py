@@ -144,7 +144,7 @@ class Generation:
         if placement is None:
             sums = sum_noise(self.plan, self.sampler, per_unit, words, self.key, 0)
         else:
-            sums = sum_on_mesh(placement, self.sampler, per_unit, words, self.key)
+            sums = sum_on_mesh(placement, self.sampler, placement.whole(per_unit), words, self.key)
         flat = estimator.descent(self.plan, sums, pop.size, self.sigma)
         leaves, tree = jax.tree.flatten(params)
         gradient = [_or_zeros(g, p) for g, p in zip(flat, leaves, strict=True)]

@@ -1,0 +1,194 @@
+"""Three generations of several problems on meshes of simulated devices, and what crosses them.
+
+Run as a script with a file name it writes what `runs` made: arrays by name, and facts as JSON beside them.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh, PartitionSpec as P
+
+import eggroll
+from eggroll.strategy.collectives import collectives
+
+KEY = jax.random.key(7, impl="threefry2x32")
+POPULATION, SIGMA, STEPS = 32, 0.05, 3
+MESHES = {
+    "1": (1, 1),
+    "2": (2, 1),
+    "4": (4, 1),
+    "8": (8, 1),
+    "2x4": (2, 4),
+    "4x2": (4, 2),
+}
+
+
+class Problem(NamedTuple):
+    """Parameters, a fitness, its arguments, and how the parameters are split where the mesh has a second axis."""
+
+    params: Any
+    fitness: Callable[..., Any]
+    args: tuple
+    sharding: Any
+    options: dict[str, Any] = {}
+
+
+def numbers(seed: int, *shape: int, dtype: Any = np.float32, scale: float = 1.0) -> np.ndarray:
+    return (scale * np.random.default_rng(seed).normal(size=shape)).astype(dtype)
+
+
+def mlp_fitness(p: Any, x: Any, y: Any) -> Any:
+    """The negative mean squared error of two dense layers."""
+    hidden = jnp.tanh(x @ p["first"]["kernel"] + p["first"]["bias"])
+    out = hidden @ p["second"]["kernel"] + p["second"]["bias"]
+    return -jnp.mean((out - y).astype(jnp.float32) ** 2)
+
+
+def mlp(dtype: Any = np.float32, **options: Any) -> Problem:
+    sizes = {"first": (8, 64), "second": (64, 8)}
+    params = {
+        name: {"kernel": numbers(i, *shape, scale=0.3).astype(dtype), "bias": np.zeros(shape[1], dtype)}
+        for i, (name, shape) in enumerate(sizes.items())
+    }
+    args = numbers(5, 6, 8).astype(dtype), numbers(6, 6, 8).astype(dtype)
+    rules = [("first/kernel", P(None, "model")), ("first/bias", P("model")), ("second/kernel", P("model"))]
+    return Problem(params, mlp_fitness, args, rules, options)
+
+
+def transformer_fitness(p: Any, tokens: Any, following: Any) -> Any:
+    """Mean log likelihood of a decoder whose layers a scan walks."""
+
+    def layer(x: Any, w: Any) -> tuple[Any, None]:
+        y = x * jax.lax.rsqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * w["norm"]
+        q, k, v = (jnp.einsum("btd,dhe->bthe", y, w[name]) for name in ("q", "k", "v"))
+        scores = jnp.einsum("bthe,bshe->bhts", q, k) / 4
+        mask = jnp.tril(jnp.ones(scores.shape[-2:], bool))
+        weights = jax.nn.softmax(jnp.where(mask, scores, -1e9), -1)
+        x = x + jnp.einsum("bhts,bshe,hed->btd", weights, v, w["out"])
+        return x + jax.nn.relu(x @ w["up"]) @ w["down"], None
+
+    x, _ = jax.lax.scan(layer, p["embedding"][tokens], p["layers"])
+    logits = x @ p["head"]
+    return -optax.softmax_cross_entropy_with_integer_labels(logits, following).mean()
+
+
+def transformer() -> Problem:
+    depth, width, heads, inner, words = 2, 16, 4, 32, 24
+    shapes = {
+        "q": (width, heads, width // heads),
+        "k": (width, heads, width // heads),
+        "v": (width, heads, width // heads),
+        "out": (heads, width // heads, width),
+        "up": (width, inner),
+        "down": (inner, width),
+    }
+    layers = {n: numbers(i, depth, *s, scale=0.2) for i, (n, s) in enumerate(shapes.items())}
+    params = {
+        "embedding": numbers(11, words, width),
+        "layers": {**layers, "norm": np.ones((depth, width), np.float32)},
+        "head": numbers(12, width, words, scale=0.2),
+    }
+    heads_split = P(None, None, "model")
+    rules = [
+        ("layers/[qkv]", heads_split),
+        ("layers/out", P(None, "model")),
+        ("layers/up", P(None, None, "model")),
+        ("layers/down", P(None, "model", None)),
+        ("embedding", P("model")),
+        ("head", P(None, "model")),
+    ]
+    text = np.random.default_rng(3).integers(0, words, (2, 7)).astype(np.int32)
+    return Problem(params, transformer_fitness, (text[:, :-1], text[:, 1:]), rules)
+
+
+PROBLEMS: dict[str, Callable[[], Problem]] = {
+    "mlp": mlp,
+    "transformer": transformer,
+    "bfloat16": lambda: mlp(jnp.bfloat16),
+    "dense": lambda: mlp(rules=[("first/.*", "dense")], distribution="normal"),
+    "single": lambda: mlp(antithetic=False, rank=2),
+    "frozen": lambda: mlp(jnp.bfloat16, rules=[("second/.*", "frozen")], optimizer=optax.adafactor(1e-2)),
+}
+
+
+def strategy(problem: Problem, mesh: Mesh | None, update: str = "auto", **more: Any) -> eggroll.ES:
+    options: dict[str, Any] = {"optimizer": optax.adam(1e-2), "chunk": 8, **problem.options, **more}
+    sharding = problem.sharding if mesh is not None and mesh.shape["model"] > 1 else None
+    options |= {"mesh": mesh, "sharding": sharding, "update": update, "fallback": "allow"}
+    return eggroll.ES(population=POPULATION, sigma=SIGMA, **options)
+
+
+def run(problem: Problem, mesh: Mesh | None, update: str = "auto") -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Three generations: (arrays by name, facts)."""
+    es = strategy(problem, mesh, update)
+    state = first = es.init(problem.params, KEY)
+    members = es.ask(state)
+    es.plan_for  # noqa: B018
+    out: Any = {}
+    fitness = members.apply(problem.fitness, *problem.args)
+    out["materialize"] = [members.materialize(i) for i in (0, 3)]
+    sampler_of = jax.jit(lambda s: es._generation(members.plan, s).words())
+    out["words"] = sampler_of(state)
+    out["apply"] = fitness
+    for _ in range(STEPS):
+        state, metrics = es.step(state, problem.fitness, *problem.args)
+    out |= {"params": state.params, "master": state.master, "opt_state": state.opt_state}
+    out |= {"fitness": metrics["fitness"], "norms": [metrics["gradient_norm"], metrics["update_norm"]]}
+    facts: dict[str, Any] = {"update": es.update}
+    if mesh is not None:
+        facts |= facts_of(es, problem, mesh, first, state, metrics)
+    return flat(out), facts
+
+
+def facts_of(es: Any, problem: Problem, mesh: Mesh, first: Any, state: Any, metrics: Any) -> dict[str, Any]:
+    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(state), strict=True)
+    moved = [(str(a.sharding), str(b.sharding)) for a, b in pairs if not a.sharding.is_equivalent_to(b.sharding, a.ndim)]
+    step = jax.jit(lambda s, *args: es.step(s, problem.fitness, *args))
+    compiled = step.lower(state, *problem.args).compile()
+    named = {
+        jax.tree_util.keystr(k): str(x.sharding.spec)
+        for k, x in jax.tree_util.tree_leaves_with_path((state.params, state.master, state.opt_state))
+    }
+    return {
+        "moved": moved,
+        "whole": all(x.sharding.is_fully_replicated for x in jax.tree.leaves(metrics)),
+        "variants": [v._cache_size() for v in es.cache._variants.values()],
+        "specs": named,
+        "collectives": [
+            {"kind": c.kind, "bytes": c.bytes, "times": c.times, "axes": sorted(c.axes(mesh)), "name": c.name}
+            for c in collectives(compiled)
+        ],
+    }
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(k): np.asarray(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x) for k, x in leaves}
+
+
+def mesh_of(name: str) -> Mesh:
+    shape = MESHES[name]
+    return Mesh(np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape), ("population", "model"))
+
+
+def main(file: str, *wanted: str) -> None:
+    jax.config.update("jax_numpy_dtype_promotion", "strict")
+    arrays, facts = {}, {}
+    for case in wanted:
+        problem, mesh, update = case.split(",")
+        found, told = run(PROBLEMS[problem](), None if mesh == "none" else mesh_of(mesh), update)
+        arrays |= {f"{case}|{name}": a for name, a in found.items()}
+        facts[case] = told
+    np.savez(file, facts=json.dumps(facts), **arrays)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
