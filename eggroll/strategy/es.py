@@ -278,8 +278,7 @@ class ES:
     def _update(
         self, generation: Generation, state: State, fitness: jax.Array, words: jax.Array | None = None
     ) -> tuple[State, Metrics]:
-        placement = generation.placement
-        fitness = fitness if placement is None else placement.whole(fitness)  # all that crosses the mesh before the sums
+        fitness = generation.on_every_device(fitness)  # all that crosses the mesh before the sums
         shaped = shape_fitness(fitness, shaping=self.shaping, antithetic=self.settings.antithetic, groups=self.groups)
         weights, valid = shaped
         metrics = summary(fitness, valid)
@@ -287,8 +286,7 @@ class ES:
         new, norms = moved_if(some, self.optimizer, generation, state, weights, words, -metrics["fitness_mean"])
         sigma = jnp.asarray(generation.sigma, jnp.float32)
         whole = {"fitness": fitness, "weights": weights, "sigma": sigma, "generation": state.generation}
-        metrics = {**metrics, **norms, **whole}
-        return new, metrics if placement is None else placement.whole(metrics)
+        return new, generation.on_every_device({**metrics, **norms, **whole})
 
     def _key(self, state: State) -> jax.Array:
         return generation_key(as_threefry(state.key), state.generation, self.noise_reuse)

@@ -58,6 +58,10 @@ class Generation:
         pop = self.population
         return pop.mesh and make_placement(pop.mesh, pop.sharding, pop.update, self.plan.leaves)
 
+    def on_every_device(self, tree: Any) -> Any:
+        """Under `jit`, `tree` whole on every device of the mesh, so that every process can read it."""
+        return tree if self.placement is None else self.placement.whole(tree)
+
     def member(self, params: Any, member: Any) -> Any:
         """`params` as member `member` sees them, with `LowRank` leaves."""
         signs = self.population.signs
@@ -144,7 +148,7 @@ class Generation:
         if placement is None:
             sums = sum_noise(self.plan, self.sampler, per_unit, words, self.key, 0)
         else:
-            sums = sum_on_mesh(placement, self.sampler, placement.whole(per_unit), words, self.key)
+            sums = sum_on_mesh(placement, self.sampler, self.on_every_device(per_unit), words, self.key)
         flat = estimator.descent(self.plan, sums, pop.size, self.sigma)
         leaves, tree = jax.tree.flatten(params)
         gradient = [_or_zeros(g, p) for g, p in zip(flat, leaves, strict=True)]

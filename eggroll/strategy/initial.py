@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from eggroll.engine.paths import leaf_paths
@@ -14,10 +13,10 @@ from eggroll.strategy import precision
 from eggroll.strategy.frozen import without
 from eggroll.strategy.keys import as_threefry
 from eggroll.strategy.optimizer import init_optimizer
-from eggroll.strategy.placement import Placement, make_placement, place
+from eggroll.strategy.placement import Placement, make_placement, on_mesh, place
 from eggroll.strategy.plan import LeafPlan, check_params
 from eggroll.strategy.population import Population
-from eggroll.strategy.problem import as_arrays, check_no_module, is_traced
+from eggroll.strategy.problem import check_no_module
 from eggroll.strategy.rules import FrozenRule, Rules
 from eggroll.strategy.state import State
 
@@ -26,12 +25,8 @@ def initial_state(
     params: Any, key: jax.Array, optimizer: optax.GradientTransformationExtraArgs, rules: Rules, settings: Population
 ) -> State:
     """A fresh state, on the mesh of the settings if there is one; see `ES.init`."""
-    if settings.mesh is not None:
-        check_no_module(params)
-        # Arrays of the host go to the devices part by part: they may be larger than one.
-        params = jax.tree.map(lambda x: x if isinstance(x, np.ndarray) else as_arrays(x), params)
-    else:
-        params = as_arrays(params)
+    check_no_module(params)
+    params = on_mesh(params, settings)
     chosen = check_params(params, rules)
     still = [isinstance(chosen.get(path), FrozenRule) for path in leaf_paths(params)]
 
@@ -46,7 +41,6 @@ def initial_state(
     placement = _placement(params, still, settings)
     shapes = State(params, *jax.eval_shape(rest, params), key, generation)
     where = placement.of_state(shapes)
-    params = place(params, where.params)
     master, opt_state = jax.jit(rest, out_shardings=(where.master, where.opt_state))(params)
     return State(params, master, opt_state, *place((key, generation), (where.key, where.generation)))
 

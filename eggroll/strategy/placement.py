@@ -1,7 +1,7 @@
 """Where a run's arrays lie on a mesh, and which part of every parameter's update a device computes.
 
-Parameters are whole along `"population"`: members share them. Under `update="weights"` what only the update needs (master
-copies, optimizer state) is split over `"population"` too, along one axis of each matrix.
+Parameters are whole along `"population"`: members share them. Under `update="weights"` what only the update needs
+(master copies, optimizer state) is split over `"population"` too, along one axis of each matrix.
 """
 
 from __future__ import annotations
@@ -15,11 +15,14 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.plan import LeafPlan, Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.precision import is_low
+from eggroll.strategy.problem import as_arrays, check_no_module
 from eggroll.strategy.sharding import AXIS, ShardingRules, axes_of, is_split
 from eggroll.strategy.state import State
+
 
 @dataclass(frozen=True)
 class Placement:
@@ -121,6 +124,23 @@ def make_placement(mesh: Mesh, rules: ShardingRules, update: str, leaves: Sequen
     split = update == "weights" and mesh.shape[AXIS] > 1
     parts = [_part(s, spec, mesh.shape[AXIS]) if split else None for s, spec in zip(shapes, specs, strict=True)]
     return Placement(mesh, specs, tuple(parts), tuple(leaf.kind == "frozen" for leaf in leaves))
+
+
+def on_mesh(params: Any, settings: Population) -> Any:
+    """Parameters as arrays, on the mesh of the settings where there is one."""
+    if settings.mesh is None:
+        return as_arrays(params)
+    check_no_module(params)
+    # Arrays of the host go to the devices part by part: they may be larger than one.
+    params = jax.tree.map(lambda x: _canonical(x) if isinstance(x, np.ndarray) else as_arrays(x), params)
+    shapes = [tuple(x.shape) for x in jax.tree.leaves(params)]
+    specs = settings.sharding.specs(leaf_paths(params), shapes, settings.mesh)
+    where = [NamedSharding(settings.mesh, spec) for spec in specs]
+    return place(params, jax.tree.structure(params).unflatten(where))
+
+
+def _canonical(x: np.ndarray) -> np.ndarray:
+    return x.astype(jax.dtypes.canonicalize_dtype(x.dtype), copy=False)
 
 
 def for_mesh(plan: Plan, settings: Population) -> Plan:

@@ -11,7 +11,7 @@ from eggroll.engine.fallback import Fallback, check_fallback
 from eggroll.kernels import check_distribution
 from eggroll.strategy.chunking import check_chunk
 from eggroll.strategy.integers import as_count
-from eggroll.strategy.sharding import AXIS, ShardingRules, as_sharding
+from eggroll.strategy.sharding import AXIS, as_sharding
 
 UPDATES = ("auto", "members", "weights")
 
@@ -31,7 +31,7 @@ class Population:
     chunk: int | str = "auto"
     mesh: Mesh | None = None
     fallback: Fallback = "warn"
-    sharding: Any = ShardingRules()
+    sharding: Any = None
     update: str = "members"
 
     def __post_init__(self) -> None:

@@ -165,6 +165,6 @@ def unused_pattern(pattern: str, paths: list[str], what: str = "") -> str:
     """What to say of a rule that decides for no path."""
     near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) or paths[:3]
     return (
-        f"the {what}rule for {pattern!r} decides for no parameter: the whole path must match, and the first matching rule "
-        f"wins. Paths look like {', '.join(map(repr, near))} ({len(paths)} in all; eggroll.explain lists them)."
+        f"the {what}rule for {pattern!r} decides for no parameter: the whole path must match, and the first matching "
+        f"rule wins. Paths look like {', '.join(map(repr, near))} ({len(paths)} in all; eggroll.explain lists them)."
     )

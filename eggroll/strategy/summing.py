@@ -1,8 +1,8 @@
 """The sums `Σ wᵢ·AᵢBᵢᵀ` over the units of a generation: chunk by chunk on one device, and in two layouts on a mesh.
 
 By members, each device sums what its own members' noise adds to every weight, and the sums are added up across
-`"population"`: an all-reduce of `4·m·n` bytes for a matrix. By weights, each device sums what all members add to its part
-of every weight, drawing their noise itself: nothing crosses until the new weights are made whole again.
+`"population"`: an all-reduce of `4·m·n` bytes for a matrix. By weights, each device sums what all members add to its
+part of every weight, drawing their noise itself: nothing crosses until the new weights are made whole again.
 """
 
 from __future__ import annotations

@@ -14,13 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh, PartitionSpec as P
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
 import eggroll
 from eggroll.strategy.collectives import collectives
 
 KEY = jax.random.key(7, impl="threefry2x32")
 POPULATION, SIGMA, STEPS = 32, 0.05, 3
+COMPILED: list[str] = []  # names of compilations since it was cleared
 MESHES = {
     "1": (1, 1),
     "2": (2, 1),
@@ -38,7 +40,7 @@ class Problem(NamedTuple):
     fitness: Callable[..., Any]
     args: tuple
     sharding: Any
-    options: dict[str, Any] = {}
+    options: Any = None
 
 
 def numbers(seed: int, *shape: int, dtype: Any = np.float32, scale: float = 1.0) -> np.ndarray:
@@ -120,7 +122,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
 
 
 def strategy(problem: Problem, mesh: Mesh | None, update: str = "auto", **more: Any) -> eggroll.ES:
-    options: dict[str, Any] = {"optimizer": optax.adam(1e-2), "chunk": 8, **problem.options, **more}
+    options: dict[str, Any] = {"optimizer": optax.adam(1e-2), "chunk": 8, **(problem.options or {}), **more}
     sharding = problem.sharding if mesh is not None and mesh.shape["model"] > 1 else None
     options |= {"mesh": mesh, "sharding": sharding, "update": update, "fallback": "allow"}
     return eggroll.ES(population=POPULATION, sigma=SIGMA, **options)
@@ -131,37 +133,33 @@ def run(problem: Problem, mesh: Mesh | None, update: str = "auto") -> tuple[dict
     es = strategy(problem, mesh, update)
     state = first = es.init(problem.params, KEY)
     members = es.ask(state)
-    es.plan_for  # noqa: B018
     out: Any = {}
     fitness = members.apply(problem.fitness, *problem.args)
     out["materialize"] = [members.materialize(i) for i in (0, 3)]
     sampler_of = jax.jit(lambda s: es._generation(members.plan, s).words())
     out["words"] = sampler_of(state)
     out["apply"] = fitness
-    for _ in range(STEPS):
+    told, _ = es.tell(state, members, numbers(9, POPULATION))
+    out["told"] = told.params, told.master
+    for step in range(STEPS):
         state, metrics = es.step(state, problem.fitness, *problem.args)
+        COMPILED.clear() if step == 0 else None
     out |= {"params": state.params, "master": state.master, "opt_state": state.opt_state}
     out |= {"fitness": metrics["fitness"], "norms": [metrics["gradient_norm"], metrics["update_norm"]]}
-    facts: dict[str, Any] = {"update": es.update}
+    facts: dict[str, Any] = {"update": es.update, "compiled": len(COMPILED)}
     if mesh is not None:
         facts |= facts_of(es, problem, mesh, first, state, metrics)
     return flat(out), facts
 
 
 def facts_of(es: Any, problem: Problem, mesh: Mesh, first: Any, state: Any, metrics: Any) -> dict[str, Any]:
-    pairs = zip(jax.tree.leaves(first), jax.tree.leaves(state), strict=True)
-    moved = [(str(a.sharding), str(b.sharding)) for a, b in pairs if not a.sharding.is_equivalent_to(b.sharding, a.ndim)]
-    step = jax.jit(lambda s, *args: es.step(s, problem.fitness, *args))
-    compiled = step.lower(state, *problem.args).compile()
-    named = {
-        jax.tree_util.keystr(k): str(x.sharding.spec)
-        for k, x in jax.tree_util.tree_leaves_with_path((state.params, state.master, state.opt_state))
-    }
+    pairs = list(zip(jax.tree.leaves(first), jax.tree.leaves(state), strict=True))
+    compiled = jax.jit(lambda s, *args: es.step(s, problem.fitness, *args)).lower(state, *problem.args).compile()
+    kept = jax.tree_util.tree_leaves_with_path((state.params, state.master, state.opt_state))
     return {
-        "moved": moved,
+        "moved": [str(b.sharding) for a, b in pairs if not a.sharding.is_equivalent_to(b.sharding, a.ndim)],
         "whole": all(x.sharding.is_fully_replicated for x in jax.tree.leaves(metrics)),
-        "variants": [v._cache_size() for v in es.cache._variants.values()],
-        "specs": named,
+        "specs": {jax.tree_util.keystr(k): str(x.sharding.spec) for k, x in kept},
         "collectives": [
             {"kind": c.kind, "bytes": c.bytes, "times": c.times, "axes": sorted(c.axes(mesh)), "name": c.name}
             for c in collectives(compiled)
@@ -171,7 +169,8 @@ def facts_of(es: Any, problem: Problem, mesh: Mesh, first: Any, state: Any, metr
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(k): np.asarray(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x) for k, x in leaves}
+    wide = lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x  # noqa: E731
+    return {jax.tree_util.keystr(k): np.asarray(wide(x)) for k, x in leaves}
 
 
 def mesh_of(name: str) -> Mesh:
@@ -179,8 +178,14 @@ def mesh_of(name: str) -> Mesh:
     return Mesh(np.array(jax.devices()[: shape[0] * shape[1]]).reshape(shape), ("population", "model"))
 
 
+def note_compilation(event: str, seconds: float, **_: Any) -> None:
+    if "backend_compile" in event:
+        COMPILED.append(event)
+
+
 def main(file: str, *wanted: str) -> None:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
+    jax.monitoring.register_event_duration_secs_listener(note_compilation)
     arrays, facts = {}, {}
     for case in wanted:
         problem, mesh, update = case.split(",")
