@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -138,14 +138,13 @@ def _checked(pattern: str, spec: Any, mesh: Mesh) -> PartitionSpec:
     return spec
 
 
-def _check_fits(path: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mapping[str, int] | Mesh) -> None:
+def _check_fits(path: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> None:
     if len(spec) > len(shape):
         raise ValueError(
             f"got {spec} for '{path}' of shape {shape}: {len(spec)} entries for {len(shape)} axes. Leave the last out."
         )
-    sizes = mesh.shape if isinstance(mesh, Mesh) else mesh
     for number, (size, entry) in enumerate(zip(shape, spec, strict=False)):
-        parts = math.prod(sizes[axis] for axis in axes_of(entry))
+        parts = math.prod(mesh.shape[axis] for axis in axes_of(entry))
         if size % parts:
             raise ValueError(
                 f"got {spec} for '{path}' of shape {shape}: axis {number} of size {size} does not split into {parts} "

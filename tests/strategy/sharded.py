@@ -18,7 +18,8 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import eggroll
-from eggroll.strategy.collectives import collectives
+from eggroll.strategy.collectives import collectives, crossing
+from eggroll.strategy.sharding import AXIS
 
 KEY = jax.random.key(7, impl="threefry2x32")
 POPULATION, SIGMA, STEPS = 32, 0.05, 3
@@ -41,6 +42,7 @@ class Problem(NamedTuple):
     args: tuple
     sharding: Any
     options: Any = None
+    has_aux: bool = False
 
 
 def numbers(seed: int, *shape: int, dtype: Any = np.float32, scale: float = 1.0) -> np.ndarray:
@@ -63,6 +65,15 @@ def mlp(dtype: Any = np.float32, **options: Any) -> Problem:
     args = numbers(5, 6, 8).astype(dtype), numbers(6, 6, 8).astype(dtype)
     rules = [("first/kernel", P(None, "model")), ("first/bias", P("model")), ("second/kernel", P("model"))]
     return Problem(params, mlp_fitness, args, rules, options)
+
+
+def with_aux() -> Problem:
+    """Further output: averaged over members, and of the first member."""
+
+    def fitness(p: Any, x: Any, y: Any) -> Any:
+        return mlp_fitness(p, x, y), {"mean": p["second"]["bias"], "first": jnp.argmax(p["first"]["bias"])}
+
+    return mlp()._replace(fitness=fitness, has_aux=True)
 
 
 def transformer_fitness(p: Any, tokens: Any, following: Any) -> Any:
@@ -116,6 +127,7 @@ PROBLEMS: dict[str, Callable[[], Problem]] = {
     "transformer": transformer,
     "bfloat16": lambda: mlp(jnp.bfloat16),
     "dense": lambda: mlp(rules=[("first/.*", "dense")], distribution="normal"),
+    "aux": with_aux,
     "single": lambda: mlp(antithetic=False, rank=2),
     "frozen": lambda: mlp(jnp.bfloat16, rules=[("second/.*", "frozen")], optimizer=optax.adafactor(1e-2)),
 }
@@ -134,18 +146,18 @@ def run(problem: Problem, mesh: Mesh | None, update: str = "auto") -> tuple[dict
     state = first = es.init(problem.params, KEY)
     members = es.ask(state)
     out: Any = {}
-    fitness = members.apply(problem.fitness, *problem.args)
+    applied = members.apply(problem.fitness, *problem.args)
     out["materialize"] = [members.materialize(i) for i in (0, 3)]
-    sampler_of = jax.jit(lambda s: es._generation(members.plan, s).words())
-    out["words"] = sampler_of(state)
-    out["apply"] = fitness
+    out["words"] = jax.jit(lambda s: es._generation(members.plan, s).words())(state)
+    out["apply"] = applied
     told, _ = es.tell(state, members, numbers(9, POPULATION))
     out["told"] = told.params, told.master
     for step in range(STEPS):
-        state, metrics = es.step(state, problem.fitness, *problem.args)
+        state, metrics = es.step(state, problem.fitness, *problem.args, has_aux=problem.has_aux)
         COMPILED.clear() if step == 0 else None
     out |= {"params": state.params, "master": state.master, "opt_state": state.opt_state}
     out |= {"fitness": metrics["fitness"], "norms": [metrics["gradient_norm"], metrics["update_norm"]]}
+    out |= {"aux": metrics["aux"]} if problem.has_aux else {}
     facts: dict[str, Any] = {"update": es.update, "compiled": len(COMPILED)}
     if mesh is not None:
         facts |= facts_of(es, problem, mesh, first, state, metrics)
@@ -154,17 +166,22 @@ def run(problem: Problem, mesh: Mesh | None, update: str = "auto") -> tuple[dict
 
 def facts_of(es: Any, problem: Problem, mesh: Mesh, first: Any, state: Any, metrics: Any) -> dict[str, Any]:
     pairs = list(zip(jax.tree.leaves(first), jax.tree.leaves(state), strict=True))
-    compiled = jax.jit(lambda s, *args: es.step(s, problem.fitness, *args)).lower(state, *problem.args).compile()
+    step = lambda s, *args: es.step(s, problem.fitness, *args, has_aux=problem.has_aux)  # noqa: E731
+    apply = lambda s, *args: es.ask(s).apply(problem.fitness, *args)  # noqa: E731
     kept = jax.tree_util.tree_leaves_with_path((state.params, state.master, state.opt_state))
     return {
         "moved": [str(b.sharding) for a, b in pairs if not a.sharding.is_equivalent_to(b.sharding, a.ndim)],
         "whole": all(x.sharding.is_fully_replicated for x in jax.tree.leaves(metrics)),
         "specs": {jax.tree_util.keystr(k): str(x.sharding.spec) for k, x in kept},
-        "collectives": [
-            {"kind": c.kind, "bytes": c.bytes, "times": c.times, "axes": sorted(c.axes(mesh)), "name": c.name}
-            for c in collectives(compiled)
-        ],
+        "forward": crossings(apply, mesh, state, *problem.args),
+        "step": crossings(step, mesh, state, *problem.args),
     }
+
+
+def crossings(fun: Callable[..., Any], mesh: Mesh, *args: Any) -> list[dict[str, Any]]:
+    """The collectives of the compiled function that cross the population."""
+    found = collectives(jax.jit(fun).lower(*args).compile())
+    return [{"kind": c.kind, "bytes": c.bytes, "times": c.times, "name": c.name} for c in crossing(found, mesh, AXIS)]
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
