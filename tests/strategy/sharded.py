@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -164,11 +165,30 @@ def run(problem: Problem, mesh: Mesh | None, update: str = "auto") -> tuple[dict
     return flat(out), facts
 
 
+def gradients(mesh: Mesh | None) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """Of plain parameters, whose sharding is a pytree, and of a Flax module, by rules."""
+    problem = mlp()
+    tree = {"first": {"kernel": P(None, "model"), "bias": None}, "second": {"kernel": P("model"), "bias": P()}}
+    options: dict[str, Any] = {"population": POPULATION, "sigma": SIGMA, "mesh": mesh}
+    plain = eggroll.value_and_grad(lambda p, *args: -mlp_fitness(p, *args), sharding=tree if mesh else None, **options)(
+        problem.params, *problem.args, key=KEY
+    )
+    model = nnx.Linear(8, 8, rngs=nnx.Rngs(0))
+    rules = [("kernel", P("model"))] if mesh else None
+    step = eggroll.nnx.value_and_grad(lambda m, x: (m(x) ** 2).mean(), sharding=rules, **options)
+    out = {"plain": plain, "nnx": jax.tree.leaves(step(model, problem.args[0], key=KEY))}
+    return flat(out), {jax.tree_util.keystr(k): str(x.sharding.spec) for k, x in leaves_of(out)} if mesh else {}
+
+
+def leaves_of(tree: Any) -> Any:
+    return jax.tree_util.tree_leaves_with_path(tree)
+
+
 def facts_of(es: Any, problem: Problem, mesh: Mesh, first: Any, state: Any, metrics: Any) -> dict[str, Any]:
     pairs = list(zip(jax.tree.leaves(first), jax.tree.leaves(state), strict=True))
     step = lambda s, *args: es.step(s, problem.fitness, *args, has_aux=problem.has_aux)  # noqa: E731
     apply = lambda s, *args: es.ask(s).apply(problem.fitness, *args)  # noqa: E731
-    kept = jax.tree_util.tree_leaves_with_path((state.params, state.master, state.opt_state))
+    kept = leaves_of((state.params, state.master, state.opt_state))
     return {
         "moved": [str(b.sharding) for a, b in pairs if not a.sharding.is_equivalent_to(b.sharding, a.ndim)],
         "whole": all(x.sharding.is_fully_replicated for x in jax.tree.leaves(metrics)),
@@ -185,9 +205,8 @@ def crossings(fun: Callable[..., Any], mesh: Mesh, *args: Any) -> list[dict[str,
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
     wide = lambda x: x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x  # noqa: E731
-    return {jax.tree_util.keystr(k): np.asarray(wide(x)) for k, x in leaves}
+    return {jax.tree_util.keystr(k): np.asarray(wide(x)) for k, x in leaves_of(tree)}
 
 
 def mesh_of(name: str) -> Mesh:
@@ -206,7 +225,8 @@ def main(file: str, *wanted: str) -> None:
     arrays, facts = {}, {}
     for case in wanted:
         problem, mesh, update = case.split(",")
-        found, told = run(PROBLEMS[problem](), None if mesh == "none" else mesh_of(mesh), update)
+        where = None if mesh == "none" else mesh_of(mesh)
+        found, told = gradients(where) if problem == "gradients" else run(PROBLEMS[problem](), where, update)
         arrays |= {f"{case}|{name}": a for name, a in found.items()}
         facts[case] = told
     np.savez(file, facts=json.dumps(facts), **arrays)

@@ -22,6 +22,7 @@ from tests.strategy import sharded
 
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = ("mlp,4x2,weights", "mlp,2x4,members")
+GRADIENTS = "gradients,2x4,members"
 BOTH = "members", "weights"
 ALL = [f"mlp,{mesh},{update}" for mesh in sharded.MESHES for update in BOTH]
 ALL += [f"transformer,{mesh},{update}" for mesh in ("8", "2x4", "4x2") for update in BOTH]
@@ -59,7 +60,7 @@ def folder(tmp_path_factory):
 
 @pytest.mark.parametrize("case", QUICK)
 def test_some_meshes(case):
-    check(case, QUICK)
+    check(case, (*QUICK, GRADIENTS))
 
 
 @pytest.mark.slow
@@ -131,9 +132,21 @@ def check_specs(case, facts):
         assert ("population" in specs["[1][1]"]) == (update == "weights"), "master copies"
 
 
+def test_gradients_lie_as_their_parameters():
+    arrays, facts = results((*QUICK, GRADIENTS))
+    for name, want in arrays["gradients,none,auto"].items():
+        assert_alike(GRADIENTS, name, arrays[GRADIENTS][name], want)
+    specs = {name: spec for name, spec in facts[GRADIENTS].items() if spec != "P()"}
+    assert specs == {
+        "['plain'][1]['first']['kernel']": "P(None, 'model')",
+        "['plain'][1]['second']['kernel']": "P('model',)",
+        "['nnx'][2]": "P('model',)",
+    }
+
+
 def test_the_runs_can_differ():
     """Members differ from each other, and three generations move the parameters."""
-    arrays, _ = results(QUICK)
+    arrays, _ = results((*QUICK, GRADIENTS))
     plain = arrays["mlp,none,auto"]
     assert len(set(plain["['apply']"].tolist())) == sharded.POPULATION
     first = sharded.PROBLEMS["mlp"]().params["first"]["kernel"]
