@@ -7,7 +7,7 @@ import importlib
 from rich.console import Console
 from rich.table import Table
 
-QUESTIONS = ("layer", "model", "memory", "compile", "quality", "peers", "roofline", "profile", "kernels")
+QUESTIONS = ("layer", "model", "memory", "compile", "quality", "peers", "roofline", "profile", "kernels", "scaling")
 
 
 def main() -> None:
