@@ -3,9 +3,10 @@
 One generation of the digits MLP 64-256-256-10, 128 rows shared by all members, on 1, 2, 4 and 8 simulated devices in
 both layouts of the update: strong scaling (the same population on more devices) and weak (so many members a device).
 
-The bytes are read from the compiled step: every collective operation that crosses the axis `"population"`, with the size
-of what is gathered or summed on one device. Beside them stands what theory asks: 4 bytes a member for fitness, and of the
-update the sums (`4·m·n` bytes of every matrix, by members) or the new weights (`m·n` of their dtype, by weights).
+The bytes are read from the compiled step: every collective operation that crosses the axis `"population"`, with the
+size of what is gathered or summed on one device. Beside them stands what theory asks: 4 bytes a member for fitness, and
+of the update the sums (`4·m·n` bytes of every matrix, by members) or the new weights (`m·n` of their dtype, by
+weights).
 
 Simulated devices share this machine's cores: the time ratios say what splitting costs, not what more chips would gain.
 Every point is a fresh process.
@@ -158,7 +159,8 @@ NOTES = [
     "Bytes of what is gathered or summed, on one device, of every collective that crosses the population, read from the "
     "compiled step; update bytes beyond theory are the norms in the metrics, 4 bytes for each parameter and norm.",
     "time ratio: in units of the first number of devices. Simulated devices share the machine's cores, so that strong "
-    "scaling can at best stay at 1 and weak scaling grows with the members: what splitting costs, no claim of a speed-up.",
+    "scaling can at best stay at 1 and weak scaling grows with the members: what splitting costs, no claim of a "
+    "speed-up.",
 ]
 
 if __name__ == "__main__":
