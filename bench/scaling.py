@@ -156,8 +156,8 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 NOTES = [
-    "Bytes of what is gathered or summed, on one device, of every collective that crosses the population, read from the "
-    "compiled step; update bytes beyond theory are the norms in the metrics, 4 bytes for each parameter and norm.",
+    "Bytes of what is gathered or summed, on one device, of every collective that crosses the population, read from "
+    "the compiled step; update bytes beyond theory are the norms in the metrics, 4 bytes for each parameter and norm.",
     "time ratio: in units of the first number of devices. Simulated devices share the machine's cores, so that strong "
     "scaling can at best stay at 1 and weak scaling grows with the members: what splitting costs, no claim of a "
     "speed-up.",

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from eggroll.engine.fallback import Fallback
 from eggroll.engine.interpreter import abstract
 from eggroll.strategy.compiled import CompiledCache
-from eggroll.strategy.costs import UpdateCost, cheapest, update_costs
+from eggroll.strategy.costs import UpdateCost, cheapest, device_memory, update_costs
 from eggroll.strategy.fitness import as_float, check_fitness, raise_if_lost, summary
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.initial import initial_state
@@ -69,8 +69,8 @@ class ES:
             there are several.
         sharding: how parameters are split over other axes of the mesh: a pytree as the parameters of `PartitionSpec` or
             `NamedSharding`, or `(pattern, PartitionSpec)` pairs by path. Default None: whole on every device.
-        update: on a mesh, whether devices sum up their `"members"` or their part of all `"weights"`; `"auto"`
-            (default) takes what costs less: see `update_costs`.
+        update: on a mesh, whether devices sum up their `"members"` or their part of all `"weights"`; `"auto"` (default)
+            takes the cheaper: see the attributes `update` and, where there was a choice, `update_costs`.
         fallback: `"warn"` (default), `"allow"` or `"error"` where a weight has to be made dense.
 
     Raises:
@@ -161,7 +161,7 @@ class ES:
         if self.settings.update == "auto":
             plan = partial(make_plan, params, None, rank=self.rank, rules=self.rules)
             self.update_costs = update_costs(self.settings, plan)
-            self.settings = replace(self.settings, update=cheapest(self.update_costs))
+            self.settings = replace(self.settings, update=cheapest(self.update_costs, device_memory()))
 
     @property
     def update(self) -> str:

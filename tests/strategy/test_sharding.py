@@ -120,8 +120,8 @@ def test_costs_of_one_matrix():
     """4·m·n bytes are added up, or m·n new weights made whole; by weights each device draws all the noise."""
     size, numbers = 256 * 128, 256 + 128
     members, weights = cost("members"), cost("weights")
-    assert members[:4] == (2 * 16 * size, numbers * 16, size * 28, 4 * size)
-    assert weights[:4] == (2 * 16 * size, numbers * 32, size / 2 * 28, 4 * size)
+    assert members[:5] == (2 * 16 * size, numbers * 16, size * 28, 4 * size, (4 + 8 + 4) * size)
+    assert weights[:5] == (2 * 16 * size, numbers * 32, size / 2 * 28, 4 * size, (4 + (8 + 4) / 2) * size)
     split = cost("weights", sharding=[("w", P(None, "model"))])
     assert (split.flops, split.crossing) == (members.flops / 4, members.crossing / 4)
 
@@ -133,10 +133,13 @@ def test_the_choice_follows_the_population():
 
     def choice(size):
         placed = {u: make_placement(mesh, as_sharding(None, mesh), u, plan.leaves) for u in ("members", "weights")}
-        return cheapest({u: update_cost(p, plan, Population(size), RATES["tpu"]) for u, p in placed.items()})
+        return cheapest({u: update_cost(p, plan, Population(size), RATES["tpu"]) for u, p in placed.items()}, room)
 
+    room = 1e12
     assert choice(64) == "weights"
     assert choice(1 << 22) == "members"
+    room = 10 * 4096**2  # of 18 bytes a parameter by members, of 3 by weights
+    assert choice(1 << 22) == "weights"
     assert cheapest({}) == "members" and update_costs(Population(8), lambda: plan) == {}
 
 
