@@ -7,7 +7,19 @@ import importlib
 from rich.console import Console
 from rich.table import Table
 
-QUESTIONS = ("layer", "model", "memory", "compile", "quality", "peers", "roofline", "profile", "kernels", "scaling")
+QUESTIONS = (
+    "layer",
+    "model",
+    "memory",
+    "compile",
+    "quality",
+    "peers",
+    "roofline",
+    "profile",
+    "kernels",
+    "scaling",
+    "pod",
+)
 
 
 def main() -> None:

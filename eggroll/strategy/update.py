@@ -68,6 +68,8 @@ def moved(
         full = placement.pinned_tree(full, state.params, placement.update_specs)
     change, opt_state = updates(optimizer, gradient, state.opt_state, full, loss)
     params, master = precision.rounded(optax.apply_updates(full, change), params)
+    if placement is not None:  # rounded before they are made whole: half the bytes
+        params = placement.pinned_tree(params, state.params, placement.update_specs)
     params = put_back(params, state.params, still)
     new = State(params, master, opt_state, state.key, state.generation + jnp.int32(1))
     norm = _norm if placement is None else _norm_of_split

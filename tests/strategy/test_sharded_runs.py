@@ -87,12 +87,10 @@ def assert_alike(case, name, got, want):
     if name.startswith(("['words']", "['materialize']")):
         np.testing.assert_array_equal(got, want, err_msg=f"{case} {name}")
         return
-    # Half precision rounds sums that are split otherwise, and so fitness; the update from given fitness is float32.
-    half = case.startswith(("bfloat16", "frozen"))
-    if half and not name.startswith("['told'][1]"):
-        tolerance = 0.2 if "opt_state" in name or "norms" in name else 0.03
-    else:
-        tolerance = 2e-5
+    # Half precision rounds sums that are split otherwise, and so fitness, which Adam's first steps amplify; the update
+    # from given fitness is float32.
+    half = case.startswith(("bfloat16", "frozen")) and not name.startswith("['told'][1]")
+    tolerance = (0.03 if name.startswith(("['apply']", "['fitness']", "['told']")) else 0.2) if half else 2e-5
     error = np.abs(got.astype(np.float64) - want).max(initial=0)
     assert error <= tolerance * np.abs(want).max(initial=1e-30), f"{case} {name}: {error}"
 
