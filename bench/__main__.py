@@ -19,6 +19,8 @@ QUESTIONS = (
     "kernels",
     "replay",
     "soak",
+    "scaling",
+    "pod",
 )
 
 

@@ -7,12 +7,15 @@ import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def run_fresh(module: str, *arguments: str, seconds: float | None = None) -> dict[str, Any]:
+def run_fresh(
+    module: str, *arguments: str, seconds: float | None = None, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Runs `python -m <module> <arguments>` and returns the JSON of its last line.
 
     The caller must not have used a device yet where a device serves one process at a time (TPU).
@@ -21,13 +24,19 @@ def run_fresh(module: str, *arguments: str, seconds: float | None = None) -> dic
         module: to run.
         *arguments: its own.
         seconds: after which it is ended. Default None: it may take as long as it likes.
+        environment: variables besides this process's own.
 
     Raises:
         RuntimeError: the process failed; with the end of what it wrote.
         TimeoutError: the time was up.
     """
     command = [sys.executable, "-m", module, *arguments]
-    options: dict[str, Any] = {"cwd": ROOT, "env": child_environment(), "capture_output": True, "text": True}
+    options: dict[str, Any] = {
+        "cwd": ROOT,
+        "env": child_environment() | dict(environment or {}),
+        "capture_output": True,
+        "text": True,
+    }
     try:
         done = subprocess.run(command, **options, check=False, timeout=seconds)
     except subprocess.TimeoutExpired as error:

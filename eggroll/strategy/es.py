@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import jax
@@ -12,32 +14,31 @@ from jax.sharding import Mesh
 
 from eggroll.engine.fallback import Fallback
 from eggroll.engine.interpreter import abstract
-from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.compiled import CompiledCache
-from eggroll.strategy.fitness import as_float, check_fitness, summary
+from eggroll.strategy.costs import UpdateCost, cheapest, device_memory, update_costs
+from eggroll.strategy.fitness import as_float, check_fitness, raise_if_lost, summary
 from eggroll.strategy.generation import Generation
+from eggroll.strategy.initial import initial_state
 from eggroll.strategy.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.keys import as_threefry, generation_key
 from eggroll.strategy.members import Members, check_members
 from eggroll.strategy.optimizer import check_optimizer
-from eggroll.strategy.plan import Plan, check_params, make_plan
+from eggroll.strategy.placement import for_mesh
+from eggroll.strategy.plan import Plan, make_plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.problem import (
-    as_arrays,
     check_covered,
     check_function,
     check_scalar,
-    check_sigma,
-    is_traced,
-    nothing_finite,
     plan_for,
-    sigma_at,
     split_aux,
     trace_member,
 )
-from eggroll.strategy.rules import FrozenRule, Rules, as_rules, check_rank
+from eggroll.strategy.rules import Rules, as_rules, check_rank
 from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
-from eggroll.strategy.state import State, check_state, first_state
+from eggroll.strategy.sharding import Sharding, as_sharding
+from eggroll.strategy.sigma import check_sigma, sigma_at
+from eggroll.strategy.state import State, check_state
 from eggroll.strategy.update import moved_if
 
 Metrics = dict[str, Any]
@@ -64,7 +65,12 @@ class ES:
             Default 1.
         noise_reuse: successive generations with the same noise. Default 1: fresh every generation.
         chunk: members evaluated at once, or `"auto"` (default). Never changes the noise.
-        mesh: a mesh with an axis `"population"` over whose devices the members are split.
+        mesh: a mesh with an axis `"population"` over whose devices the members are split; all processes' devices where
+            there are several.
+        sharding: how parameters are split over other axes of the mesh: a pytree as the parameters of `PartitionSpec` or
+            `NamedSharding`, or `(pattern, PartitionSpec)` pairs by path. Default None: whole on every device.
+        update: on a mesh, whether devices sum up their `"members"` or their part of all `"weights"`; `"auto"` (default)
+            takes the cheaper: see the attributes `update` and, where there was a choice, `update_costs`.
         fallback: `"warn"` (default), `"allow"` or `"error"` where a weight has to be made dense.
 
     Raises:
@@ -99,9 +105,12 @@ class ES:
         noise_reuse: int = 1,
         chunk: int | str = "auto",
         mesh: Mesh | None = None,
+        sharding: Sharding = None,
+        update: str = "auto",
         fallback: Fallback = "warn",
     ) -> None:
-        self.settings = Population(population, antithetic, distribution, groups, chunk, mesh, fallback)
+        members = population, antithetic, distribution, groups, chunk, mesh, fallback
+        self.settings = Population(*members, as_sharding(sharding, mesh), update)
         check_sigma(sigma)
         validate_shaping(shaping)
         generation_key(jax.random.key(0), 0, noise_reuse)  # checks noise_reuse
@@ -112,6 +121,7 @@ class ES:
         self.cache = CompiledCache()
         self._plans: dict[Any, Plan] = {}
         self.plan: Plan | None = None  # of the last generation that was told
+        self.update_costs: dict[str, UpdateCost] = {}
 
     def init(self, params: Any, key: jax.Array) -> State:
         """A fresh state.
@@ -128,10 +138,8 @@ class ES:
                 optimizer that needs more than gradient, parameters and loss.
             ValueError: no parameters, rules that match nothing, or two paths with the same hash.
         """
-        params = as_arrays(params)
-        chosen = check_params(params, self.rules)
-        frozen = [isinstance(chosen.get(path), FrozenRule) for path in leaf_paths(params)]
-        return first_state(params, frozen, self.optimizer, as_threefry(key))
+        self._choose_update(params)
+        return initial_state(params, key, self.optimizer, self.rules, self.settings)
 
     def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
         """The plan for parameters of these shapes; the first function seen decides it, for all later generations.
@@ -146,8 +154,20 @@ class ES:
             shapes = jax.tree.map(abstract, params)
             program = trace_member(fun, shapes, rows)
             options = {"rank": self.rank, "rules": self.rules, "distribution": self.settings.distribution}
-            self._plans[key] = plan_for(program, shapes, rows, **options)
+            self._choose_update(shapes)
+            self._plans[key] = for_mesh(plan_for(program, shapes, rows, **options), self.settings)
         return self._plans[key]
+
+    def _choose_update(self, params: Any) -> None:
+        if self.settings.update == "auto":
+            plan = partial(make_plan, params, None, rank=self.rank, rules=self.rules)
+            self.update_costs = update_costs(self.settings, plan)
+            self.settings = replace(self.settings, update=cheapest(self.update_costs, device_memory()))
+
+    @property
+    def update(self) -> str:
+        """The layout of the update on a mesh: `"members"`, `"weights"`, or `"auto"` before parameters were seen."""
+        return self.settings.update
 
     def ask(self, state: State) -> Members:
         """The members of the next generation; nothing dense is built.
@@ -196,7 +216,7 @@ class ES:
             state,
             fitness,
         )
-        self._raise_if_lost(metrics)
+        raise_if_lost(metrics, self.population)
         return state, metrics
 
     def step(
@@ -251,7 +271,7 @@ class ES:
             return state, {**metrics, "aux": aux} if has_aux else metrics
 
         state, metrics = self.cache(run, ("step", fitness_fn, plan, axes, has_aux), state, args)
-        self._raise_if_lost(metrics)
+        raise_if_lost(metrics, self.population)
         return state, metrics
 
     def _generation(self, plan: Plan, state: State) -> Generation:
@@ -260,6 +280,7 @@ class ES:
     def _update(
         self, generation: Generation, state: State, fitness: jax.Array, words: jax.Array | None = None
     ) -> tuple[State, Metrics]:
+        fitness = generation.on_every_device(fitness)  # all that crosses the mesh before the sums
         shaped = shape_fitness(fitness, shaping=self.shaping, antithetic=self.settings.antithetic, groups=self.groups)
         weights, valid = shaped
         metrics = summary(fitness, valid)
@@ -267,21 +288,10 @@ class ES:
         new, norms = moved_if(some, self.optimizer, generation, state, weights, words, -metrics["fitness_mean"])
         sigma = as_float(jnp.asarray(generation.sigma))
         whole = {"fitness": fitness, "weights": weights, "sigma": sigma, "generation": state.generation}
-        return new, {**metrics, **norms, **whole}
+        return new, generation.on_every_device({**metrics, **norms, **whole})
 
     def _key(self, state: State) -> jax.Array:
         return generation_key(as_threefry(state.key), state.generation, self.noise_reuse)
 
     def _sigma(self, state: State) -> Any:
         return sigma_at(self.sigma, state.generation)
-
-    def _raise_if_lost(self, metrics: Metrics) -> None:
-        if is_traced(metrics):
-            return
-        if not metrics["sigma"] > 0:
-            raise ValueError(
-                f"got sigma={float(metrics['sigma'])} from the schedule at generation {int(metrics['generation'])}; a "
-                "number > 0 is required in every generation. Let the schedule end above zero."
-            )
-        if metrics["nonfinite"] == self.population:
-            raise nothing_finite("fitness", self.population)

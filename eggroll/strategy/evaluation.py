@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from eggroll.engine import jax_compat
 from eggroll.engine.fallback import Policy
@@ -17,6 +17,7 @@ from eggroll.engine.interpreter import Interpreter, Program, partition
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy.inputs import Rows
 from eggroll.strategy.perturbation import Noise, Sampler, member_sign
+from eggroll.strategy.placement import Placement
 from eggroll.strategy.population import AXIS, Population
 
 
@@ -64,9 +65,13 @@ class Evaluation:
         kept, totals = self._units(params, rows, key, sigma, words, 0, self.population.units)
         return kept, self._mean(totals, params, rows)
 
-    def on_mesh(self, mesh: Mesh, params: Any, rows: Rows, key: jax.Array, sigma: Any, words: Any) -> tuple[Any, Any]:
-        """Each device evaluates its share of the units; of the outputs only averages cross the mesh."""
+    def on_mesh(
+        self, placement: Placement, params: Any, rows: Rows, key: jax.Array, sigma: Any, words: Any
+    ) -> tuple[Any, Any]:
+        """Each device evaluates its share of the units; of the outputs only averages cross `"population"`."""
+        mesh = placement.mesh
         share = self.population.units // mesh.shape[AXIS]
+        params = placement.pinned_tree(params, params, placement.specs)
         arrays, merge, _ = partition((params, rows.args, key, sigma))
 
         def local(arrays: list[Any], words: Any) -> tuple[Any, Totals]:
@@ -74,15 +79,16 @@ class Evaluation:
             start = lax.axis_index(AXIS) * share
             rows_here = Rows(args, rows.axes, rows.population)
             kept, totals = self._units(params, rows_here, key, sigma, words, start, share)
-            sums, count = lax.psum((totals.sums, totals.count), AXIS)
+            sums, count = lax.psum((totals.sums, totals.count), AXIS) if totals.sums else (totals.sums, totals.count)
             return kept, Totals(sums, [x[None] for x in totals.firsts], count)
 
         each, whole = PartitionSpec(AXIS), PartitionSpec()
-        out_specs = each, Totals(whole, each, whole)
-        mapped = jax.shard_map(local, mesh=mesh, in_specs=(whole, each), out_specs=out_specs, check_vma=False)
-        kept, totals = mapped(arrays, words)
+        out_specs, names = (each, Totals(whole, each, whole)), set(placement.manual)
+        options: dict[str, Any] = {"mesh": mesh, "out_specs": out_specs, "axis_names": names, "check_vma": False}
+        kept, totals = jax.shard_map(local, in_specs=(whole, each), **options)(arrays, words)
         totals = totals._replace(firsts=[x[0] for x in totals.firsts])  # of the first device
-        return kept, self._mean(totals, params, rows)
+        kept = jax.tree.map(lambda x: lax.with_sharding_constraint(x, placement.on(each)), kept)
+        return kept, placement.whole(self._mean(totals, params, rows))
 
     def _units(
         self, params: Any, rows: Rows, key: jax.Array, sigma: Any, words: Any, start: Any, n: int

@@ -10,6 +10,7 @@ import numpy as np
 from jax.core import Tracer
 
 from eggroll.engine.lowrank import accumulator_dtype
+from eggroll.strategy.problem import is_traced, nothing_finite
 from eggroll.strategy.statistics import deviation, summarize
 
 
@@ -97,3 +98,21 @@ def summary(fitness: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
     return {name: jnp.where(some, value, jnp.nan)[0] for name, value in values.items()} | {
         "nonfinite": fitness.size - summarize(jnp.where(valid, fitness, 0), valid).count[0]
     }
+
+
+def raise_if_lost(metrics: dict[str, Any], population: int) -> None:
+    """Raises where a generation's metrics tell that nothing was updated; not under a trace.
+
+    Raises:
+        ValueError: sigma was not > 0.
+        FloatingPointError: no fitness was finite.
+    """
+    if is_traced(metrics):
+        return
+    if not metrics["sigma"] > 0:
+        raise ValueError(
+            f"got sigma={float(metrics['sigma'])} from the schedule at generation {int(metrics['generation'])}; a "
+            "number > 0 is required in every generation. Let the schedule end above zero."
+        )
+    if metrics["nonfinite"] == population:
+        raise nothing_finite("fitness", population)

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from eggroll.engine.interpreter import Program
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy import estimator
-from eggroll.strategy.chunking import auto_units, keep_words, remembered, units_per_update
+from eggroll.strategy.chunking import auto_units, keep_words, remembered
 from eggroll.strategy.evaluation import Evaluation
 from eggroll.strategy.inputs import Rows
 from eggroll.strategy.perturbation import Sampler, check_noise_is_seen, member_sign
+from eggroll.strategy.placement import Placement, make_placement
 from eggroll.strategy.plan import Plan
 from eggroll.strategy.population import AXIS, Population
+from eggroll.strategy.summing import sum_noise, sum_on_mesh
 from eggroll.strategy.working_set import member_need
 
 
@@ -49,6 +51,16 @@ class Generation:
     def sampler(self) -> Sampler:
         """Draws this generation's noise."""
         return Sampler(self.plan, self.population.distribution, self.population.size)
+
+    @cached_property
+    def placement(self) -> Placement | None:
+        """Where the parameters lie on the mesh; None without one."""
+        pop = self.population
+        return pop.mesh and make_placement(pop.mesh, pop.sharding, pop.update, self.plan.leaves)
+
+    def on_every_device(self, tree: Any) -> Any:
+        """Under `jit`, `tree` whole on every device of the mesh, so that every process can read it."""
+        return tree if self.placement is None else self.placement.whole(tree)
 
     def member(self, params: Any, member: Any) -> Any:
         """`params` as member `member` sees them, with `LowRank` leaves."""
@@ -116,8 +128,8 @@ class Generation:
         """
         units = units or self.chunk_units(program, params, rows)
         run = Evaluation(self.population, self.sampler, program, split, units)
-        if self.population.mesh is not None:
-            return run.on_mesh(self.population.mesh, params, rows, self.key, self.sigma, words)
+        if self.placement is not None:
+            return run.on_mesh(self.placement, params, rows, self.key, self.sigma, words)
         return run.everywhere(params, rows, self.key, self.sigma, words)
 
     def gradient(self, weights: jax.Array, params: Any, words: jax.Array | None = None) -> Any:
@@ -131,46 +143,16 @@ class Generation:
         Returns:
             A pytree as `params`.
         """
-        pop = self.population
+        pop, placement = self.population, self.placement
         per_unit = weights[0::2] - weights[1::2] if pop.antithetic else weights
-        if pop.mesh is None:
-            sums = self._sums(per_unit, words, self.key, 0)
+        if placement is None:
+            sums = sum_noise(self.plan, self.sampler, per_unit, words, self.key, 0)
         else:
-            sums = self._sums_on_mesh(pop.mesh, per_unit, words)
+            sums = sum_on_mesh(placement, self.sampler, self.on_every_device(per_unit), words, self.key)
         flat = estimator.descent(self.plan, sums, pop.size, self.sigma)
         leaves, tree = jax.tree.flatten(params)
-        return tree.unflatten([_or_zeros(g, p) for g, p in zip(flat, leaves, strict=True)])
-
-    def _sums(self, weights: jax.Array, words: jax.Array | None, key: jax.Array, start: Any) -> list[Any]:
-        sampler = self.sampler
-
-        def add(sums: list[Any], first: Any, count: int) -> list[Any]:
-            noise = sampler.draw(sampler.words(key, words, start, first, count), for_update=True)
-            chosen = lax.dynamic_slice_in_dim(weights, first, count)
-            return estimator.add_chunk(self.plan, sums, chosen, noise)
-
-        units = weights.shape[0]
-        return fold_chunks(add, estimator.zero_sums(self.plan), units, units_per_update(self.plan, units))
-
-    def _sums_on_mesh(self, mesh: Mesh, weights: jax.Array, words: jax.Array | None) -> list[Any]:
-        share = self.population.units // self._devices
-
-        def local(part: jax.Array, words: jax.Array | None, key: jax.Array) -> list[Any]:
-            return lax.psum(self._sums(part, words, key, lax.axis_index(AXIS) * share), AXIS)
-
-        each, whole = PartitionSpec(AXIS), PartitionSpec()
-        mapped = jax.shard_map(local, mesh=mesh, in_specs=(each, each, whole), out_specs=whole, check_vma=False)
-        return mapped(weights, words, self.key)
-
-
-def fold_chunks(step: Callable[[Any, Any, int], Any], carry: Any, n: int, size: int) -> Any:
-    """`step(carry, first, count)` over whole chunks under scan, then over what is left."""
-    whole = n // size
-    if whole > 1:
-        carry, _ = lax.scan(lambda c, i: (step(c, i * size, size), None), carry, jnp.arange(whole))
-    else:
-        carry = step(carry, 0, size)
-    return step(carry, whole * size, n % size) if n % size else carry
+        gradient = [_or_zeros(g, p) for g, p in zip(flat, leaves, strict=True)]
+        return tree.unflatten(gradient if placement is None else placement.pinned(gradient, placement.update_specs))
 
 
 def _or_zeros(gradient: Any, param: Any) -> jax.Array:

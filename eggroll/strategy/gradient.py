@@ -15,12 +15,11 @@ from eggroll.strategy.fitness import as_float
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.inputs import InAxes, make_rows
 from eggroll.strategy.keys import as_threefry
+from eggroll.strategy.placement import for_mesh, on_mesh
 from eggroll.strategy.population import Population
 from eggroll.strategy.problem import (
-    as_arrays,
     check_function,
     check_scalar,
-    check_sigma,
     is_traced,
     nothing_finite,
     plan_for,
@@ -29,6 +28,8 @@ from eggroll.strategy.problem import (
 )
 from eggroll.strategy.rules import Rules, as_rules, check_rank
 from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
+from eggroll.strategy.sharding import Sharding
+from eggroll.strategy.sigma import check_sigma
 
 
 def value_and_grad(
@@ -44,6 +45,7 @@ def value_and_grad(
     rules: Rules = (),
     chunk: int | str = "auto",
     mesh: Mesh | None = None,
+    sharding: Sharding = None,
     in_axes: InAxes = None,
     groups: int = 1,
     fallback: Fallback = "warn",
@@ -69,7 +71,10 @@ def value_and_grad(
             all but `"none"` change the gradient's scale.
         rules: `(pattern, rule)` pairs, first match wins; see `LowRankRule`.
         chunk: members evaluated at once, or `"auto"`. Never changes the noise.
-        mesh: a mesh with an axis `"population"` over whose devices the members are split; params and args replicated.
+        mesh: a mesh with an axis `"population"` over whose devices the members are split.
+        sharding: how parameters, and with them the gradient, are split over other axes of the mesh: a pytree as
+            `params` of `PartitionSpec` or `NamedSharding`, or `(pattern, PartitionSpec)` pairs by path. Default None:
+            whole on every device.
         in_axes: None (default: all members share the arguments) or as in `jax.vmap`, for the arguments after `params`:
             one row per member or per group.
         groups: number of equal groups of members.
@@ -103,7 +108,7 @@ def value_and_grad(
         Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", arXiv 1703.03864.
     """
     check_function("loss_fn", loss_fn, "value_and_grad(loss_fn, ...)(params, *args, key=key)")
-    members = Population(population, antithetic, distribution, groups, chunk, mesh, fallback)
+    members = Population(population, antithetic, distribution, groups, chunk, mesh, fallback, sharding)
     if callable(sigma):
         raise TypeError(
             "got a schedule as sigma; value_and_grad takes a number: make it anew where sigma changes, or use ES."
@@ -120,10 +125,11 @@ def value_and_grad(
         rows = make_rows(args, in_axes, members.size, members.groups).after(kwargs)
         program = trace_member(with_kwargs, params, rows)
         check_scalar(program, has_aux, "loss")
-        plan = plan_for(program, params, rows, rank=rank, rules=rules, distribution=distribution)
+        plan = for_mesh(plan_for(program, params, rows, rank=rank, rules=rules, distribution=distribution), members)
         generation = Generation(members, plan, as_threefry(key), sigma)
         words = generation.words()
         losses, aux = generation.evaluate(program, params, rows, split_aux(has_aux), words=words)
+        losses = generation.on_every_device(losses)
         fitness = -as_float(losses)
         weights, valid = shape_fitness(fitness, shaping=shaping, antithetic=antithetic, groups=members.groups)
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), generation.gradient(weights, params, words), params)
@@ -132,7 +138,7 @@ def value_and_grad(
 
     def value_and_grad_fun(params: Any, *args: Any, key: Any, **kwargs: Any) -> Any:
         as_threefry(key)
-        value, some, aux, grads = cache(estimate, None, as_arrays(params), kwargs, args, key)
+        value, some, aux, grads = cache(estimate, None, on_mesh(params, members), kwargs, args, key)
         if not is_traced(some) and not some:
             raise nothing_finite("loss", members.size)
         return ((value, aux) if has_aux else value), grads

@@ -11,8 +11,9 @@ from eggroll.engine.fallback import Fallback, check_fallback
 from eggroll.kernels import check_distribution
 from eggroll.strategy.chunking import check_chunk
 from eggroll.strategy.integers import as_count
+from eggroll.strategy.sharding import AXIS, as_sharding
 
-AXIS = "population"
+UPDATES = ("auto", "members", "weights")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class Population:
     chunk: int | str = "auto"
     mesh: Mesh | None = None
     fallback: Fallback = "warn"
+    sharding: Any = None
+    update: str = "members"
 
     def __post_init__(self) -> None:
         self._set("size", as_count("population", self.size, 2 if self.antithetic else 1))
@@ -49,6 +52,9 @@ class Population:
             self._check_mesh(self.mesh)
             # `jax.make_mesh` gives axes of type Explicit, along which JAX sorts and slices nothing.
             self._set("mesh", Mesh(self.mesh.devices, self.mesh.axis_names))
+        self._set("sharding", as_sharding(self.sharding, self.mesh))
+        if self.update not in UPDATES:
+            raise ValueError(f"got update={self.update!r}; one of {', '.join(map(repr, UPDATES))} is required.")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)

@@ -113,7 +113,7 @@ def match_rules(rules: Rules, paths: Iterable[str]) -> dict[str, Rule]:
         {'a/bias': FrozenRule()}
     """
     paths = list(paths)
-    compiled = [(_compile(pattern), pattern, _named(rule)) for pattern, rule in _pairs(rules)]
+    compiled = [(compile_pattern(pattern), pattern, _named(rule)) for pattern, rule in _pairs(rules)]
     found: dict[str, Rule] = {}
     used: set[int] = set()
     for path in paths:
@@ -124,7 +124,7 @@ def match_rules(rules: Rules, paths: Iterable[str]) -> dict[str, Rule]:
                 break
     for i, (_, pattern, _) in enumerate(compiled):
         if i not in used:
-            raise ValueError(_unused(pattern, paths))
+            raise ValueError(unused_pattern(pattern, paths))
     return found
 
 
@@ -153,16 +153,18 @@ def _named(rule: str | Rule) -> Rule:
     raise ValueError(f"got the rule {rule!r}; use one of {sorted(NAMES)}, LowRankRule(...) or DenseRule(...).")
 
 
-def _compile(pattern: str) -> re.Pattern[str]:
+def compile_pattern(pattern: str) -> re.Pattern[str]:
+    """The rule's pattern, compiled; raises ValueError where it is broken."""
     try:
         return re.compile(pattern)
     except re.error as why:
         raise ValueError(f"the rule's pattern {pattern!r} is not a regular expression: {why}.") from why
 
 
-def _unused(pattern: str, paths: list[str]) -> str:
+def unused_pattern(pattern: str, paths: list[str], what: str = "") -> str:
+    """What to say of a rule that decides for no path."""
     near = difflib.get_close_matches(pattern, paths, n=3, cutoff=0.3) or paths[:3]
     return (
-        f"the rule for {pattern!r} decides for no parameter: the whole path must match, and the first matching rule "
-        f"wins. Paths look like {', '.join(map(repr, near))} ({len(paths)} in all; eggroll.explain lists them)."
+        f"the {what}rule for {pattern!r} decides for no parameter: the whole path must match, and the first matching "
+        f"rule wins. Paths look like {', '.join(map(repr, near))} ({len(paths)} in all; eggroll.explain lists them)."
     )

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
-
-from eggroll.strategy import precision
-from eggroll.strategy.frozen import without
-from eggroll.strategy.optimizer import init_optimizer
 
 
 @jax.tree_util.register_dataclass
@@ -33,26 +26,6 @@ class State:
     opt_state: Any
     key: jax.Array
     generation: jax.Array
-
-
-def first_state(
-    params: Any, frozen: Sequence[bool], optimizer: optax.GradientTransformationExtraArgs, key: jax.Array
-) -> State:
-    """The state of generation 0.
-
-    Args:
-        params: pytree of arrays.
-        frozen: one flag per leaf, in order; the optimizer makes no state for these.
-        optimizer: from `check_optimizer`.
-        key: typed threefry key.
-
-    Raises:
-        TypeError: an optimizer that needs more than gradient, parameters and loss.
-    """
-    moving = without(params, frozen)
-    master = precision.master_copies(moving)
-    opt_state = init_optimizer(optimizer, precision.full(moving, master))
-    return State(params, master, opt_state, key, jnp.zeros((), jnp.int32))
 
 
 def check_state(state: Any) -> None:

@@ -13,6 +13,7 @@ from eggroll.strategy import precision
 from eggroll.strategy.frozen import put_back, without
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.optimizer import updates
+from eggroll.strategy.placement import place
 from eggroll.strategy.state import State
 
 JOINED = 1 << 16  # numbers in a leaf
@@ -32,7 +33,9 @@ def moved_if(
     A branch, not a select for every array: those were a tenth of what has to be compiled.
     """
     still = {"gradient_norm": jnp.float32(0), "update_norm": jnp.float32(0)}
-    return jax.lax.cond(some, lambda: moved(optimizer, generation, state, weights, words, loss), lambda: (state, still))
+    move = lambda: moved(optimizer, generation, state, weights, words, loss)  # noqa: E731
+    new, norms = jax.lax.cond(some, move, lambda: (state, still))
+    return _held(generation, new), norms
 
 
 def moved(
@@ -60,11 +63,29 @@ def moved(
     params = without(state.params, still)
     full = precision.full(params, state.master)
     gradient = without(generation.gradient(weights, state.params, words), still)
+    placement = generation.placement
+    if placement is not None:
+        full = placement.pinned_tree(full, state.params, placement.update_specs)
     change, opt_state = updates(optimizer, gradient, state.opt_state, full, loss)
     params, master = precision.rounded(optax.apply_updates(full, change), params)
+    if placement is not None:  # rounded before they are made whole: half the bytes
+        params = placement.pinned_tree(params, state.params, placement.update_specs)
     params = put_back(params, state.params, still)
     new = State(params, master, opt_state, state.key, state.generation + jnp.int32(1))
-    return new, {"gradient_norm": _norm(gradient), "update_norm": _norm(change)}
+    norm = _norm if placement is None else _norm_of_split
+    return _held(generation, new), {"gradient_norm": norm(gradient), "update_norm": norm(change)}
+
+
+def _held(generation: Generation, state: State) -> State:
+    """On a mesh, the state as `ES.init` placed it."""
+    placement = generation.placement
+    return state if placement is None else place(state, placement.of_state(state))
+
+
+def _norm_of_split(tree: Any) -> jax.Array:
+    """The norm of leaves that may be split over devices, each squared where it lies."""
+    leaves = [x.astype(accumulator_dtype(x.dtype)) for x in jax.tree.leaves(tree)]
+    return jnp.asarray(optax.tree.norm(leaves), jnp.float32)
 
 
 def _norm(tree: Any) -> jax.Array:

@@ -13,7 +13,7 @@ import numpy as np
 from eggroll.strategy.es import ES
 from eggroll.strategy.plan import Kind, LeafPlan, Plan
 from eggroll.strategy.population import AXIS, Population
-from eggroll.strategy.problem import sigma_at
+from eggroll.strategy.sigma import sigma_at
 from eggroll.training.errors import RunError
 from eggroll.training.ledger_base import joint_digest
 from eggroll.training.optimizers import spec_of

@@ -14,10 +14,11 @@ import optax
 from jax.sharding import Mesh
 
 from eggroll.strategy.generation import Generation
+from eggroll.strategy.initial import first_state
 from eggroll.strategy.keys import as_threefry, generation_key
 from eggroll.strategy.optimizer import check_optimizer
 from eggroll.strategy.plan import Plan
-from eggroll.strategy.state import State, first_state
+from eggroll.strategy.state import State
 from eggroll.strategy.update import moved_if
 from eggroll.training.errors import RunError
 from eggroll.training.ledger import Reader, Settings
