@@ -56,7 +56,7 @@ def counting(params: Any, seen: Any, x: Any, y: Any) -> Any:
     return fitness(params, x, y), {"mean": 0.9 * seen["mean"] + 0.1 * x.mean()}
 
 
-CARRY = {"mean": jnp.float32(0)}
+CARRY = {"mean": np.zeros((), np.float32)}  # not of JAX, which several processes start first
 COUNTING = Compiled(counting, carries=True)
 
 
