@@ -93,12 +93,7 @@ def start(
         _silent()
         if isinstance(why, RunError):
             raise
-        hint = (
-            ""
-            if coordinator
-            else " JAX found no cluster to tell them apart by: give coordinator=, processes=, process_id=."
-        )
-        raise RunError(f"the processes of this run could not be joined: {why}{hint}") from why
+        raise _not_joined(why, coordinator) from why
     words.change(
         f"eggroll: {_name(jax.process_index(), jax.process_count())} ended without a word of its own: it was "
         "killed, or JAX ended it because another process was gone (JAX's message is above). What was saved is whole: "
@@ -195,6 +190,15 @@ def _at_exit() -> None:
 def _silent() -> None:
     while _WORDS:
         _WORDS.pop().change("")
+
+
+def _not_joined(why: Exception, coordinator: str | None) -> RunError:
+    hint = (
+        ""
+        if coordinator
+        else " JAX found no cluster to tell them apart by: give coordinator=, processes=, process_id=."
+    )
+    return RunError(f"the processes of this run could not be joined: {why}{hint}")
 
 
 def _check_devices() -> None:

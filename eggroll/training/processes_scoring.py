@@ -74,8 +74,8 @@ def score(outputs: Any, scorer: Callable[..., Any], *, numbered: bool = False) -
     Example:
         >>> import jax.numpy as jnp
         >>> from eggroll.training import processes
-        >>> processes.score(jnp.array([3.0, 1.0, 2.0]), lambda output: -abs(output - 2)).fitness.tolist()
-        [-1.0, -1.0, 0.0]
+        >>> processes.score(jnp.array([3.0, 1.0, 2.0]), lambda output: 2 * output).fitness.tolist()
+        [6.0, 2.0, 4.0]
     """
     shares = _shares(outputs)
     mine, host = local_members(outputs)
