@@ -213,10 +213,13 @@ class _Loop:
 
     def _one(self, batch: tuple) -> str | None:
         """Makes one generation; returns why it is the last, or None."""
+        with processes.watching(self.place.generation + 1):
+            return self._generation(batch)
+
+    def _generation(self, batch: tuple) -> str | None:
         place = self.place
-        with processes.watching(place.generation + 1):
-            state, carry, metrics = self.step(self.es, place.state, place.carry, batch)
-            record = self._record(state, carry, metrics)
+        state, carry, metrics = self.step(self.es, place.state, place.carry, batch)
+        record = self._record(state, carry, metrics)
         now = time.perf_counter()
         spent, self.last = now - self.last, now
         record["members_per_second"] = round(self.es.population / spent, 1)
@@ -253,4 +256,5 @@ class _Loop:
         asked = self.asked_to_stop()
         if not processes.agree(asked or late or hopeless):
             return None
-        return STOPPED_EARLY if hopeless else OUT_OF_TIME if late and not asked else INTERRUPTED
+        # One process's reason is that of all.
+        return STOPPED_EARLY if hopeless else INTERRUPTED if processes.agree(asked) else OUT_OF_TIME

@@ -59,6 +59,7 @@ class Opening:
             RunError: the folder is in use, holds a run of other settings, or cannot be read or written.
         """
         config = as_json({"options": dict(self.settings), "strategy": describe(self.es)})
+        processes.same(json.dumps([config, versions()], sort_keys=True), "settings or versions")
         with ExitStack() as stack:
             # What the first process finds holds for all: a shared disk may show files late.
             found = first_decides(lambda: self._prepare(stack, config))
@@ -68,9 +69,7 @@ class Opening:
             if processes.is_main():
                 self._write(config, begun, place, changes if goes_on else None)
             options: dict[str, Any] = {"begun": begun, "place": place, "changed": bool(changes)}
-            store = Store(self.folder, self.es, self.saving, checkpoints=checkpoints, **options)
-            stack.callback(store.close)
-            yield store
+            yield stack.enter_context(Store(self.folder, self.es, self.saving, checkpoints=checkpoints, **options))
 
     def _prepare(self, stack: ExitStack, config: Mapping[str, Any]) -> dict[str, Any]:
         """Claims, locks and clears the folder, in the first process; says whether a run goes on, and what changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -69,9 +70,14 @@ def translated(generation: int | None) -> Iterator[None]:
     """Turns JAX's errors about a process that is gone into `RunError`."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as why:
+    except (jax.errors.JaxRuntimeError, ValueError) as why:
         text = str(why)
-        if count() == 1 or not any(sign in text.lower() for sign in SIGNS):
+        # A ValueError of JAX's runtime, which gathers raise, begins with a status.
+        if (
+            (isinstance(why, ValueError) and not re.match("[A-Z_]+: ", text))
+            or count() == 1
+            or not any(sign in text.lower() for sign in SIGNS)
+        ):
             raise
         _LOST.append(text)
         where = "" if generation is None else f" in generation {generation}"

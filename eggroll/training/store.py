@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from eggroll.strategy.es import ES, Metrics
 from eggroll.strategy.state import State
@@ -111,16 +111,14 @@ class Store:
         self._checkpoints = checkpoints
         self._logs: list[MetricsFile | TensorBoard] = []
         self._journal: Journal | None = None
-        self._open = ExitStack()
-        self._open.enter_context(checkpoints)
-        with ExitStack() as on_error:
-            on_error.callback(self.close)
+        with ExitStack() as opened:
+            opened.enter_context(checkpoints)
             if processes.is_main():
-                self._open_logs(folder, es, begun, changed)
-            on_error.pop_all()
+                self._open_logs(opened, folder, es, begun, changed)
+            self._open = opened.pop_all()
 
-    def _open_logs(self, folder: Path, es: ES, begun: Place, changed: bool) -> None:
-        after, enter = self.place.generation, self._open.enter_context
+    def _open_logs(self, opened: ExitStack, folder: Path, es: ES, begun: Place, changed: bool) -> None:
+        after, enter = self.place.generation, opened.enter_context
         self._logs.append(enter(MetricsFile(folder, after=after)))
         if self._saving.tensorboard:
             self._logs.append(enter(TensorBoard(folder, after=after)))
@@ -152,6 +150,9 @@ class Store:
         if last:
             self._checkpoints.wait()
 
-    def close(self) -> None:
-        """Closes all files, once what is being saved is saved."""
-        self._open.close()
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        """Closes all files, once what is being saved is saved; an error on its way goes before their own."""
+        self._open.__exit__(*error)

@@ -6,13 +6,14 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from eggroll.training import processes
+from eggroll.training import Checkpoints, processes
 from tests.training.problems import run, strategy
 
 LAST = 12
@@ -30,6 +31,8 @@ def main(spec: dict[str, Any]) -> None:
         seen.append(record["generation"])
         who, what = spec.get("signals", {}).get(str(record["generation"]), (None, None))
         if who == me:
+            while spec.get("saved", 0) not in (0, *Checkpoints(Path(spec["run"]) / "checkpoints").generations()):
+                time.sleep(0.01)  # it is saved while the generations after it run
             os.kill(os.getpid(), getattr(signal, what))
 
     result = run(Path(spec["run"]), LAST, es=es, resume=True, show=show)

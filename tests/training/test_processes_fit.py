@@ -74,7 +74,7 @@ def test_a_signal_to_one_saves_and_the_run_goes_on_in_one(whole: Any, tmp_path: 
 def test_a_run_that_lost_a_process_goes_on_in_fewer_or_more(
     first: int, victim: int, then: int, whole: Any, tmp_path: Path
 ) -> None:
-    for number, end in enumerate(start(tmp_path, first, signals={"7": [victim, "SIGKILL"]})):
+    for number, end in enumerate(start(tmp_path, first, saved=4, signals={"7": [victim, "SIGKILL"]})):
         assert end.log is None
         if number == victim:
             assert end.status == -signal.SIGKILL
@@ -84,7 +84,7 @@ def test_a_run_that_lost_a_process_goes_on_in_fewer_or_more(
         assert end.status == 0, end.stderr
         assert end.log is not None
         assert (end.log["ended"], end.log["resumed"]) == ("finished", 4)
-        assert_close(end.log["params"], jax.tree.map(np.asarray, whole[0].state.params))
+        assert_close(end.log["params"], jax.tree.map(lambda x: np.asarray(x).tolist(), whole[0].state.params))
     assert_records(tmp_path / "run", whole[1])
 
 
@@ -92,4 +92,4 @@ def test_a_run_that_lost_a_process_goes_on_in_fewer_or_more(
 def test_a_second_run_in_the_folder_is_refused_in_all_its_processes(tmp_path: Path) -> None:
     with FolderLock(tmp_path / "run"):
         for end in start(tmp_path, 2):
-            assert end.status == 1 and "in use by process" in end.stderr, end.stderr
+            assert end.status != 0 and "in use by process" in end.stderr, end.stderr
