@@ -72,12 +72,7 @@ def translated(generation: int | None) -> Iterator[None]:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as why:
         text = str(why)
-        # A ValueError of JAX's runtime, which gathers raise, begins with a status.
-        if (
-            (isinstance(why, ValueError) and not re.match("[A-Z_]+: ", text))
-            or count() == 1
-            or not any(sign in text.lower() for sign in SIGNS)
-        ):
+        if count() == 1 or not _tells_of_loss(why):
             raise
         _LOST.append(text)
         where = "" if generation is None else f" in generation {generation}"
@@ -86,3 +81,10 @@ def translated(generation: int | None) -> Iterator[None]:
             f"({' '.join(text.split())[:300]}). What was saved is whole: start again with --resume, on the processes "
             "that are left or on more."
         ) from why
+
+
+def _tells_of_loss(error: Exception) -> bool:
+    text = str(error)
+    # JAX's gathers raise its runtime's errors as a ValueError, which begins with a status.
+    of_runtime = not isinstance(error, ValueError) or re.match("[A-Z_]+: ", text) is not None
+    return of_runtime and any(sign in text.lower() for sign in SIGNS)

@@ -153,7 +153,8 @@ def test_arguments_that_do_not_fit_together(arguments, said):
         meet(*arguments, 1.0)
 
 
-def test_what_jax_says_about_a_lost_process(monkeypatch):
+@pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])
+def test_what_jax_says_about_a_lost_process(monkeypatch, kind):
     monkeypatch.setattr(processes_talk, "count", lambda: 2)
     monkeypatch.setattr(processes_talk, "_LOST", [])
     gloo = "INTERNAL: Gloo all-reduce failed: pair.cc:547] Connection closed by peer [127.0.0.1]:1"
@@ -161,7 +162,7 @@ def test_what_jax_says_about_a_lost_process(monkeypatch):
         pytest.raises(RunError, match=r"lost contact .* in generation 12 \(INTERNAL: Gloo .*start again with --resume"),
         processes.watching(12),
     ):
-        raise jax.errors.JaxRuntimeError(gloo)
+        raise kind(gloo)
     assert processes_talk.lost()
 
 
