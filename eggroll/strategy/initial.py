@@ -37,12 +37,12 @@ def initial_state(
 
     key, generation = as_threefry(key), jnp.zeros((), jnp.int32)
     if settings.mesh is None:
-        return State(params, *rest(params), key, generation)
-    placement = _placement(params, still, settings)
-    shapes = State(params, *jax.eval_shape(rest, params), key, generation)
-    where = placement.of_state(shapes)
+        master, opt_state = rest(params)
+        return State(params, master, opt_state, key, generation)
+    master, opt_state = jax.eval_shape(rest, params)
+    where = _placement(params, still, settings).of_state(State(params, master, opt_state, key, generation))
     master, opt_state = jax.jit(rest, out_shardings=(where.master, where.opt_state))(params)
-    return State(params, master, opt_state, *place((key, generation), (where.key, where.generation)))
+    return State(params, master, opt_state, place(key, where.key), place(generation, where.generation))
 
 
 def _placement(params: Any, still: list[bool], settings: Population) -> Placement:
