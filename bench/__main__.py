@@ -17,6 +17,8 @@ QUESTIONS = (
     "roofline",
     "profile",
     "kernels",
+    "replay",
+    "soak",
     "scaling",
     "pod",
 )

@@ -1,9 +1,9 @@
-"""The command line: `eggroll train` and `eggroll explain`."""
+"""The command line: `eggroll train`, `explain`, `replay` and `ledger`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -11,8 +11,9 @@ from typing import Annotated, Any, get_args
 import tyro
 from rich.console import Console
 
-from eggroll.recipes.run_files import claim
 from eggroll.recipes.settings import DEFAULTS, Distribution, Model, Settings, SettingsError, Shaping, settings_for
+from eggroll.training.errors import RunError
+from eggroll.training.folder import claim
 
 DESCRIPTION = "Train neural networks without backpropagation. `eggroll --version` prints the version."
 FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
@@ -35,8 +36,9 @@ def _choices(literal: Any) -> str:
 class Train:
     """Train a network on handwritten digits by evolution and write a run folder.
 
-    The folder receives metrics.jsonl, curve.png, parameters.npz and config.json. Ctrl-C ends the run early and writes
-    what there is.
+    The folder receives metrics.jsonl, curve.png, parameters.npz, config.json, checkpoints, and a ledger from which
+    `eggroll replay` rebuilds the parameters of any generation. Ctrl-C ends the run early and writes what there is;
+    --resume goes on with it.
     """
 
     model: Model = Settings.model
@@ -62,7 +64,23 @@ class Train:
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/digits-MODEL)")] = None
     """Run folder."""
     overwrite: bool = False
-    """Replace a finished run in the folder."""
+    """Replace a run in the folder."""
+    resume: bool = False
+    """Go on with the run in the folder, from its newest whole checkpoint; start if there is none."""
+    force: bool = False
+    """Resume although settings changed."""
+    checkpoint_every: int = Settings.checkpoint_every
+    """Generations between two checkpoints; there is one at the end, too."""
+    keep: int = Settings.keep
+    """Newest checkpoints that are kept."""
+    keep_best: int = Settings.keep_best
+    """Checkpoints of the highest test accuracy that are kept besides."""
+    patience: int = Settings.patience
+    """Measurements of the test accuracy that may bring nothing better before the run ends; 0: it goes on."""
+    time_limit: Annotated[float | None, tyro.conf.arg(metavar="SECONDS", help_behavior_hint="(default: none)")] = None
+    """Save and end after this time; --resume goes on."""
+    tensorboard: bool = Settings.tensorboard
+    """Write TensorBoard's files, too (needs the extra `tensorboard`)."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +91,30 @@ class Explain:
     """The network."""
     rank: int = Settings.rank
     """Columns of each noise factor."""
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Rebuild the parameters of any generation of a run from its ledger, without evaluating anything."""
+
+    base: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="BASE")]]
+    """Parameters that the run started from: an .npz file by path, or a run folder with initial.npz."""
+    ledger: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="LEDGER")]]
+    """The ledger, or a run folder with ledger.bin."""
+    out: Annotated[Path, tyro.conf.arg(metavar="PATH")]
+    """The .npz file for the parameters."""
+    generation: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the last)")] = None
+    """Number of updates."""
+    overwrite: bool = False
+    """Replace the file."""
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Check a ledger to its last byte, and say what it holds."""
+
+    ledger: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="LEDGER")]]
+    """The ledger, or a run folder with ledger.bin."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -86,14 +128,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in (["--version"], ["-V"]):
-        from eggroll.recipes.run_folder import package_version
+        from eggroll.training.versions import package_version
 
         print(f"eggroll {package_version()}")
         return 0
-    command = tyro.cli(Train | Explain, prog="eggroll", description=DESCRIPTION, args=arguments or ["--help"])
+    command = tyro.cli(
+        Train | Explain | Replay | Ledger, prog="eggroll", description=DESCRIPTION, args=arguments or ["--help"]
+    )
     try:
-        return _train(command) if isinstance(command, Train) else _explain(command)
-    except SettingsError as why:
+        return RUN[type(command)](command)
+    except RunError as why:
         print(f"eggroll: {why}", file=sys.stderr)
         return BAD_USAGE
     except KeyboardInterrupt:
@@ -103,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _train(command: Train) -> int:
     settings = settings_for(**asdict(command))
-    claim(settings.folder, overwrite=settings.overwrite)
+    claim(settings.folder, overwrite=settings.overwrite, resume=settings.resume)
     console = Console()
     console.print(
         f"training {settings.model} on handwritten digits, {_generations(settings.generations)} of "
@@ -114,14 +158,16 @@ def _train(command: Train) -> int:
     )
     # Only here, so that help, refusals and the line above do not wait for Flax and scikit-learn.
     from eggroll.recipes.digits import train
-    from eggroll.recipes.interrupt import StopRequest
-    from eggroll.recipes.progress import Meter
+    from eggroll.training.progress import Meter
+    from eggroll.training.stopping import StopRequest
 
+    # The whole run, so that a signal while the model is built or the results are written waits for the folder.
     with StopRequest() as stop, Meter(console, settings.generations, settings.model) as meter:
-        result = train(settings, show=meter.update, asked_to_stop=lambda: stop.asked)
+        result = train(settings, show=meter.update, asked_to_stop=stop.was_asked)
     console.print(
         f"test accuracy {result.before:.1%} before, {result.after:.1%} after {_generations(result.generations)} "
-        f"in {result.seconds:.1f} s, compilation included",
+        f"in {result.seconds:.1f} s, compilation included"
+        + (f" (resumed after {result.resumed})" if result.resumed else ""),
         highlight=False,
         soft_wrap=True,
     )
@@ -130,7 +176,7 @@ def _train(command: Train) -> int:
     if result.ended == "finished":
         return 0
     print(f"eggroll: {result.ended}; what there is was written", file=sys.stderr)
-    return INTERRUPTED if result.ended == "interrupted" else FAILED
+    return {"interrupted": INTERRUPTED, "out of time": 0, "stopped early": 0}.get(result.ended, FAILED)
 
 
 def _generations(count: int) -> str:
@@ -153,6 +199,22 @@ def _explain(command: Explain) -> int:
     console.print(table)
     return 0
 
+
+def _replay(command: Replay) -> int:
+    from eggroll.training.replay_command import replay_files
+
+    print(replay_files(command.base, command.ledger, command.out, command.generation, command.overwrite))
+    return 0
+
+
+def _ledger(command: Ledger) -> int:
+    from eggroll.training.replay_command import describe, verify
+
+    print(describe(verify(command.ledger)))
+    return 0
+
+
+RUN: dict[type, Callable[[Any], int]] = {Train: _train, Explain: _explain, Replay: _replay, Ledger: _ledger}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,12 +6,13 @@ Supported: JAX 0.10.2 to 0.12. What moved in that range: `ClosedJaxpr` became an
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src import source_info_util
+from jax._src import distributed, source_info_util, xla_bridge
 from jax._src.interpreters import partial_eval
 from jax.experimental.scheduling_groups import xla_metadata_call
 from jax.extend import core as jex
@@ -102,3 +103,19 @@ def name_stacks(jaxpr: Any) -> Iterator[str]:
         yield str(eqn.source_info.name_stack)
         for inner in inner_jaxprs(eqn):
             yield from name_stacks(inner)
+
+
+def devices_started() -> bool:
+    """Whether JAX has made its devices, after which no other process can join."""
+    return xla_bridge.backends_are_initialized()
+
+
+def forget_distributed() -> None:
+    """Lets go of `jax.distributed` without the farewell at which this process would wait for those that are gone.
+
+    Its objects are kept alive for good: their destructors would say that farewell.
+    """
+    state = distributed.global_state
+    for kept in (state.preemption_sync_manager, state.client, state.service):
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+    state.preemption_sync_manager = state.client = state.service = None

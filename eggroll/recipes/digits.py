@@ -2,80 +2,85 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 
 from eggroll.recipes.classifier import Classifier
 from eggroll.recipes.curve import draw_curve
 from eggroll.recipes.data import digits, minibatches
 from eggroll.recipes.models import build
-from eggroll.recipes.run_files import CURVE
-from eggroll.recipes.run_folder import RunFolder, read_metrics
+from eggroll.recipes.run_folder import arrays_of
 from eggroll.recipes.settings import Settings, SettingsError
 from eggroll.strategy.es import ES
 from eggroll.strategy.explain import explain
+from eggroll.strategy.state import State
+from eggroll.training.arrays import save_arrays
+from eggroll.training.folder import CURVE, PARAMETERS
+from eggroll.training.loop import fit
+from eggroll.training.metrics import Record, read_metrics
+from eggroll.training.optimizers import named, schedule
+from eggroll.training.steps import Compiled
+from eggroll.training.stopping import EarlyStopping
+from eggroll.training.store import Saving
 
-EVALUATE_EVERY = 10  # generations between two measurements of the test accuracy
 LAST_RATE = 0.02  # of the initial learning rate
-RECORDED = ("fitness_mean", "fitness_best", "fitness_worst", "fitness_std", "gradient_norm", "update_norm")
 
 
 def strategy(settings: Settings) -> ES:
     """The evolution strategy of a run: Adam, its learning rate falling along a cosine."""
-    rate = optax.cosine_decay_schedule(settings.learning_rate, settings.generations, alpha=LAST_RATE)
+    rate = schedule(
+        "cosine_decay_schedule",
+        init_value=settings.learning_rate,
+        decay_steps=settings.generations,
+        alpha=LAST_RATE,
+    )
     return ES(
         population=settings.population,
         sigma=settings.sigma,
         rank=settings.rank,
-        optimizer=optax.adam(rate, b2=0.99),
+        optimizer=named("adam", learning_rate=rate, b2=0.99),
         shaping=settings.shaping,
         distribution=settings.distribution,
     )
 
 
-class Training:
-    """A run in the making: a network, its data, and the strategy that moves its parameters.
+class Task:
+    """A network, its data, and the strategy that moves its parameters.
 
     Args:
         settings: see `Settings`.
 
     Attributes:
-        generation: updates made so far.
-        size: number of trained parameters.
+        es: the strategy.
+        classifier: the network, taken apart.
 
     Raises:
         SettingsError: settings that the strategy, the model or the data cannot use.
 
     Example:
         >>> from eggroll.recipes.settings import settings_for
-        >>> training = Training(settings_for("mlp", population=2, generations=1, batch_size=8))
-        >>> record = training.step()
-        >>> record["generation"], record["nonfinite"]
-        (1, 0)
+        >>> task = Task(settings_for("mlp", population=2, generations=1, batch_size=8))
+        >>> images, labels = next(task.batches())
+        >>> images.shape
+        (8, 8, 8)
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._population = settings.population
+        self._settings = settings
         self._data = data = digits()
-        self._classifier = classifier = Classifier(build(settings.model, settings.seed))
-        self._model_state = classifier.state
-        self._fitness = classifier.fitness  # one object for all generations, so that it is compiled once
-        self.size = sum(x.size for x in jax.tree.leaves(classifier.params))
-        self.generation = 0
+        self.classifier = classifier = Classifier(build(settings.model, settings.seed))
         try:
-            self._batches = minibatches(len(data.train_labels), settings.batch_size, settings.seed)
-            self._es = strategy(settings)
+            minibatches(len(data.train_labels), settings.batch_size, settings.seed)
+            self.es = strategy(settings)
             # Says now, and not after compiling, that a rank does not fit the model.
             explain(
-                self._fitness,
+                classifier.fitness,
                 classifier.params,
                 classifier.state,
                 data.train_images,
@@ -84,36 +89,24 @@ class Training:
             )
         except (TypeError, ValueError) as why:
             raise SettingsError(str(why)) from why
-        self._state = self._es.init(classifier.params, jax.random.key(settings.seed))
 
-    def step(self) -> dict[str, Any]:
-        """Makes one generation and returns its record for the metrics, without times.
+    def batches(self) -> Iterator[tuple[jax.Array, jax.Array]]:
+        """Images and labels of one minibatch after another, from the first."""
+        data, settings = self._data, self._settings
+        for chosen in minibatches(len(data.train_labels), settings.batch_size, settings.seed):
+            yield jnp.asarray(data.train_images[chosen]), jnp.asarray(data.train_labels[chosen])
 
-        Raises:
-            FloatingPointError: no member has a finite fitness; nothing is updated.
-        """
-        chosen = next(self._batches)
-        images, labels = self._data.train_images[chosen], self._data.train_labels[chosen]
-        self._state, metrics = self._es.step(
-            self._state, self._fitness, self._model_state, jnp.asarray(images), jnp.asarray(labels), has_aux=True
-        )
-        self._model_state = metrics["aux"]
-        self.generation += 1
-        numbers = {name: float(f"{float(metrics[name]):.6g}") for name in RECORDED}
-        return {"generation": self.generation, **numbers, "nonfinite": int(metrics["nonfinite"])}
-
-    def accuracy(self) -> float:
+    def accuracy(self, params: Any, model_state: Any) -> float:
         """Share of the test images that the network, unperturbed, classifies rightly."""
-        data = self._data
-        return self._classifier.accuracy(self._state.params, self._model_state, data.test_images, data.test_labels)
+        return self.classifier.accuracy(params, model_state, self._data.test_images, self._data.test_labels)
 
-    def model(self) -> nnx.Module:
-        """The network as it stands, in evaluation mode."""
-        return self._classifier.model(self._state.params, self._model_state)
+    def evaluate(self, state: State, model_state: Any) -> dict[str, float]:
+        """What is added to some records of the metrics."""
+        return {"test_accuracy": round(self.accuracy(state.params, model_state), 6)}
 
 
 @dataclass(frozen=True)
-class Result:
+class Outcome:
     """What a run came to.
 
     Attributes:
@@ -121,14 +114,16 @@ class Result:
         before: test accuracy of the initial parameters, 0 to 1.
         after: test accuracy of the final ones.
         generations: updates made.
+        resumed: the generation that the run went on from; 0 for one from the start.
         seconds: wall time of all generations, compilation included.
-        ended: `"finished"`, `"interrupted"`, or what went wrong.
+        ended: as in `eggroll.training.Result`.
     """
 
     folder: Path
     before: float
     after: float
     generations: int
+    resumed: int
     seconds: float
     ended: str
 
@@ -136,62 +131,63 @@ class Result:
 def train(
     settings: Settings,
     *,
-    show: Callable[[dict[str, Any]], None] = lambda record: None,
-    asked_to_stop: Callable[[], bool] = lambda: False,
-) -> Result:
+    show: Callable[[Record], None] = lambda record: None,
+    asked_to_stop: Callable[[], bool] | None = None,
+) -> Outcome:
     """Trains a network on the digits and writes the run folder.
 
     Args:
         settings: from `settings_for`.
         show: called with every line of the metrics, and first with the accuracy before as generation 0.
-        asked_to_stop: asked after every generation; True ends the run early.
+        asked_to_stop: as in `eggroll.training.fit`.
 
     Returns:
         What came out. A run that is interrupted, or that finds no finite fitness, writes what there is just the same.
 
     Raises:
-        SettingsError: settings that do not fit, or a folder that cannot be written.
+        RunError: settings that do not fit, or a folder that holds another run or cannot be written.
     """
-    folder = RunFolder(settings.folder, overwrite=settings.overwrite)
-    training = Training(settings)
-    folder.start(options=settings.to_json(), parameters=training.size)
-    before = training.accuracy()
+    task = Task(settings)
+    es, classifier, folder = task.es, task.classifier, settings.folder
+    before = task.accuracy(classifier.params, classifier.state)
     show({"generation": 0, "test_accuracy": before})
-    start = time.perf_counter()
-    try:
-        ended = _run(training, settings, folder, show, asked_to_stop)
-    except KeyboardInterrupt:
-        ended = "interrupted"
-    except FloatingPointError as why:
-        ended = str(why)
-    seconds = time.perf_counter() - start
-    after = training.accuracy()
-    folder.write_parameters(training.model())
+    result = fit(
+        es,
+        es.init(classifier.params, jax.random.key(settings.seed)),
+        Compiled(classifier.fitness, carries=True),
+        task.batches(),
+        generations=settings.generations,
+        carry=classifier.state,
+        folder=folder,
+        resume=settings.resume,
+        overwrite=settings.overwrite,
+        force=settings.force,
+        settings=settings.to_json(),
+        saving=_saving(settings),
+        evaluate=task.evaluate,
+        early_stopping=EarlyStopping("test_accuracy", settings.patience) if settings.patience else None,
+        seconds=settings.time_limit,
+        show=show,
+        asked_to_stop=asked_to_stop,
+    )
+    after = task.accuracy(result.state.params, result.carry)
+    _write_results(settings, classifier.model(result.state.params, result.carry))
+    return Outcome(folder, before, after, result.generation, result.resumed, result.seconds, result.ended)
+
+
+def _saving(settings: Settings) -> Saving:
+    return Saving(
+        every=settings.checkpoint_every,
+        keep=settings.keep,
+        best=settings.keep_best,
+        score="test_accuracy",
+        base=f"{settings.model}, seed {settings.seed}",
+        initial=True,
+        tensorboard=settings.tensorboard,
+    )
+
+
+def _write_results(settings: Settings, model: nnx.Module) -> None:
+    save_arrays(settings.folder / PARAMETERS, arrays_of(model))
     title = f"{settings.model} on handwritten digits, {settings.population} members, no backpropagation"
-    draw_curve(read_metrics(folder.path), folder.path / CURVE, title=title)
-    return Result(folder.path, before, after, training.generation, seconds, ended)
-
-
-def _run(
-    training: Training,
-    settings: Settings,
-    folder: RunFolder,
-    show: Callable[[dict[str, Any]], None],
-    asked_to_stop: Callable[[], bool],
-) -> str:
-    """Makes the generations; returns how they ended."""
-    start = last = time.perf_counter()
-    while training.generation < settings.generations:
-        record = training.step()
-        stopping = asked_to_stop()
-        if stopping or training.generation in (1, settings.generations) or training.generation % EVALUATE_EVERY == 0:
-            record["test_accuracy"] = round(training.accuracy(), 6)
-        now = time.perf_counter()
-        speed = settings.population / (now - last)
-        record |= {"members_per_second": round(speed, 1), "seconds": round(now - start, 3)}
-        last = now
-        folder.log(record)
-        show(record)
-        if stopping:
-            return "interrupted"
-    return "finished"
+    draw_curve(read_metrics(settings.folder), settings.folder / CURVE, title=title)

@@ -7,14 +7,27 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from eggroll.training.errors import RunError
+
 Model = Literal["mlp", "cnn", "transformer"]
 Distribution = Literal["rademacher", "normal"]
 Shaping = Literal["zscore", "centered_rank", "sign", "none"]
 
+LEAST = {
+    "population": 2,
+    "rank": 1,
+    "generations": 1,
+    "batch_size": 1,
+    "seed": 0,
+    "checkpoint_every": 1,
+    "keep": 1,
+    "keep_best": 0,
+    "patience": 0,
+}
 MAX_SEED = 2**31 - 1  # what a key is made from without 64-bit integers
 
 
-class SettingsError(ValueError):
+class SettingsError(RunError):
     """A run that cannot start because of what was asked for."""
 
 
@@ -34,7 +47,15 @@ class Settings:
         shaping: of the fitness, `"zscore"`, `"centered_rank"`, `"sign"` or `"none"`.
         seed: decides initial parameters, noise and the order of the data; 0 to 2³¹ − 1.
         out: the run folder; None means `runs/digits-<model>`.
-        overwrite: whether a finished run in that folder may be replaced.
+        overwrite: whether a run in that folder may be replaced.
+        resume: whether a run in that folder goes on, from its newest whole checkpoint.
+        force: whether it may go on with other settings.
+        checkpoint_every: generations between two checkpoints.
+        keep: newest checkpoints that are kept.
+        keep_best: checkpoints of the highest test accuracy that are kept besides.
+        patience: measurements of the test accuracy that may bring nothing better before the run ends; 0: it goes on.
+        time_limit: seconds after which the run saves and ends; None: no limit.
+        tensorboard: whether TensorBoard's files are written.
     """
 
     model: Model = "mlp"
@@ -49,6 +70,14 @@ class Settings:
     seed: int = 0
     out: Path | None = None
     overwrite: bool = False
+    resume: bool = False
+    force: bool = False
+    checkpoint_every: int = 50
+    keep: int = 2
+    keep_best: int = 1
+    patience: int = 0
+    time_limit: float | None = None
+    tensorboard: bool = False
 
     @property
     def folder(self) -> Path:
@@ -88,7 +117,7 @@ def settings_for(model: str = "mlp", **given: Any) -> Settings:
     settings = replace(DEFAULTS[model], **{name: value for name, value in given.items() if value is not None})
     _check_choice("distribution", settings.distribution, Distribution)
     _check_choice("shaping", settings.shaping, Shaping)
-    for name, least in (("population", 2), ("rank", 1), ("generations", 1), ("batch_size", 1), ("seed", 0)):
+    for name, least in LEAST.items():
         _check_count(name, getattr(settings, name), least)
     if settings.population % 2:
         raise SettingsError(
@@ -97,8 +126,9 @@ def settings_for(model: str = "mlp", **given: Any) -> Settings:
         )
     if settings.seed > MAX_SEED:
         raise SettingsError(f"got seed={settings.seed}; at most {MAX_SEED} is required.")
-    for name in ("sigma", "learning_rate"):
-        _check_positive(name, getattr(settings, name))
+    for name in ("sigma", "learning_rate", "time_limit"):
+        if name != "time_limit" or settings.time_limit is not None:
+            _check_positive(name, getattr(settings, name))
     return settings
 
 

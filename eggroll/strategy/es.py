@@ -30,7 +30,6 @@ from eggroll.strategy.problem import (
     check_covered,
     check_function,
     check_scalar,
-    check_sigma,
     plan_for,
     split_aux,
     trace_member,
@@ -38,6 +37,7 @@ from eggroll.strategy.problem import (
 from eggroll.strategy.rules import Rules, as_rules, check_rank
 from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
 from eggroll.strategy.sharding import Sharding, as_sharding
+from eggroll.strategy.sigma import check_sigma, sigma_at
 from eggroll.strategy.state import State, check_state
 from eggroll.strategy.update import moved_if
 
@@ -120,6 +120,7 @@ class ES:
         self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
         self.cache = CompiledCache()
         self._plans: dict[Any, Plan] = {}
+        self.plan: Plan | None = None  # of the last generation that was told
         self.update_costs: dict[str, UpdateCost] = {}
 
     def init(self, params: Any, key: jax.Array) -> State:
@@ -208,7 +209,7 @@ class ES:
         check_members(members)
         members.check_asked_from(self, state, self._key(state), self._sigma(state))
         fitness = check_fitness(fitness, self.population)
-        plan = members.plan
+        self.plan = plan = members.plan
         state, metrics = self.cache(
             lambda state, fitness: self._update(self._generation(plan, state), state, fitness),
             ("tell", plan),
@@ -253,7 +254,8 @@ class ES:
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         rows = make_rows(args, in_axes, self.population, self.groups)
-        plan, axes = self.plan_for(state.params, fitness_fn, rows), rows.axes
+        self.plan = plan = self.plan_for(state.params, fitness_fn, rows)
+        axes = rows.axes
 
         def run(state: State, args: tuple) -> tuple[State, Metrics]:
             rows = Rows(args, axes, self.population)
@@ -284,7 +286,7 @@ class ES:
         metrics = summary(fitness, valid)
         some = valid.any() & (generation.sigma > 0)
         new, norms = moved_if(some, self.optimizer, generation, state, weights, words, -metrics["fitness_mean"])
-        sigma = jnp.asarray(generation.sigma, jnp.float32)
+        sigma = as_float(jnp.asarray(generation.sigma))
         whole = {"fitness": fitness, "weights": weights, "sigma": sigma, "generation": state.generation}
         return new, generation.on_every_device({**metrics, **norms, **whole})
 
@@ -292,4 +294,4 @@ class ES:
         return generation_key(as_threefry(state.key), state.generation, self.noise_reuse)
 
     def _sigma(self, state: State) -> Any:
-        return self.sigma(state.generation) if callable(self.sigma) else float(self.sigma)
+        return sigma_at(self.sigma, state.generation)

@@ -20,7 +20,6 @@ from eggroll.strategy.population import Population
 from eggroll.strategy.problem import (
     check_function,
     check_scalar,
-    check_sigma,
     is_traced,
     nothing_finite,
     plan_for,
@@ -30,6 +29,7 @@ from eggroll.strategy.problem import (
 from eggroll.strategy.rules import Rules, as_rules, check_rank
 from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
 from eggroll.strategy.sharding import Sharding
+from eggroll.strategy.sigma import check_sigma
 
 
 def value_and_grad(

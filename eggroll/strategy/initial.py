@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,19 +32,36 @@ def initial_state(
     chosen = check_params(params, rules)
     still = [isinstance(chosen.get(path), FrozenRule) for path in leaf_paths(params)]
 
-    def rest(params: Any) -> tuple[Any, Any]:
-        moving = without(params, still)
-        master = precision.master_copies(moving)
-        return master, init_optimizer(optimizer, precision.full(moving, master))
-
-    key, generation = as_threefry(key), jnp.zeros((), jnp.int32)
+    key = as_threefry(key)
     if settings.mesh is None:
-        master, opt_state = rest(params)
-        return State(params, master, opt_state, key, generation)
-    master, opt_state = jax.eval_shape(rest, params)
-    where = _placement(params, still, settings).of_state(State(params, master, opt_state, key, generation))
-    master, opt_state = jax.jit(rest, out_shardings=(where.master, where.opt_state))(params)
-    return State(params, master, opt_state, place(key, where.key), place(generation, where.generation))
+        return first_state(params, still, optimizer, key)
+    shapes = jax.eval_shape(lambda params: first_state(params, still, optimizer, key), params)
+    where = _placement(params, still, settings).of_state(shapes)
+    made = jax.jit(
+        lambda params: dataclasses.replace(first_state(params, still, optimizer, key), params=(), key=()),
+        out_shardings=dataclasses.replace(where, params=(), key=()),
+    )(params)
+    return dataclasses.replace(made, params=params, key=place(key, where.key))
+
+
+def first_state(
+    params: Any, frozen: Sequence[bool], optimizer: optax.GradientTransformationExtraArgs, key: jax.Array
+) -> State:
+    """The state of generation 0, where its arrays happen to lie.
+
+    Args:
+        params: pytree of arrays.
+        frozen: one flag per leaf, in order; the optimizer makes no state for these.
+        optimizer: from `check_optimizer`.
+        key: typed threefry key.
+
+    Raises:
+        TypeError: an optimizer that needs more than gradient, parameters and loss.
+    """
+    moving = without(params, frozen)
+    master = precision.master_copies(moving)
+    opt_state = init_optimizer(optimizer, precision.full(moving, master))
+    return State(params, master, opt_state, key, jnp.zeros((), jnp.int32))
 
 
 def _placement(params: Any, still: list[bool], settings: Population) -> Placement:

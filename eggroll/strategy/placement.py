@@ -80,9 +80,10 @@ class Placement:
         params, structure = jax.tree.flatten(state.params)
         every = zip(params, self.update_specs, self.still, strict=True)
         low = [spec for x, spec, still in every if is_low(x) and not still]
-        on: Any = self.on  # shardings stand where arrays do
-        opt_state, whole = self.of_optimizer(state.params, state.opt_state), on(PartitionSpec())
-        return State(structure.unflatten(map(on, self.specs)), tuple(map(on, low)), opt_state, whole, whole)
+        whole: Any = self.on(PartitionSpec())
+        master: Any = tuple(map(self.on, low))
+        where = structure.unflatten(map(self.on, self.specs)), master, self.of_optimizer(state.params, state.opt_state)
+        return State(*where, key=whole, generation=whole)
 
     def of_optimizer(self, params: Any, opt_state: Any) -> Any:
         """Shardings of an optimizer's state: of a leaf at a parameter's path, with its shape, the parameter's."""

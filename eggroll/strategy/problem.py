@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.core import Tracer
 
 from eggroll.engine.interpreter import Program, abstract, trace
@@ -125,16 +124,3 @@ def nothing_finite(what: str, population: int) -> FloatingPointError:
         f"got no finite {what} among {population} members (with antithetic pairs, a pair counts only when both are "
         f"finite): nothing was updated. Look at the {what} of the unperturbed parameters; if it is finite, lower sigma."
     )
-
-
-def check_sigma(sigma: Any) -> None:
-    """Raises unless sigma is a positive number (its value at generation 0, for a schedule)."""
-    value: Any = sigma(0) if callable(sigma) else sigma
-    if isinstance(value, Tracer):
-        return
-    number = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
-    if not number or jnp.ndim(value) != 0 or not 0 < float(value) < float("inf"):
-        raise ValueError(
-            f"got sigma={value!r}; a finite number > 0, or an optax schedule of such numbers, is required. 0.01 to 0.1 "
-            "times the size of a weight is sensible."
-        )

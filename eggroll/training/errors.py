@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class RunError(ValueError):
-    """A run that cannot start, go on or be read because of what was asked for or of what lies on disk."""
+    """A run that cannot start, go on or be read because of what was asked for or of what lies on disk.
+
+    Attributes:
+        result: what the run had, an `eggroll.training.Result`, if it was under way; else None.
+    """
+
+    result: Any = None

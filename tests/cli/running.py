@@ -18,6 +18,7 @@ from eggroll.cli import main
 
 COMMAND = [sys.executable, "-m", "eggroll"]
 TINY = ("--population", "4", "--generations", "3", "--batch-size", "16")
+PATIENCE = 240  # seconds for imports and compilation on a busy machine
 DIFFERENTIATION = ("grad", "value_and_grad", "vjp", "jvp", "linearize", "jacrev", "jacfwd")
 
 

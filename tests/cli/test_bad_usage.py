@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from eggroll.recipes.run_folder import load, read_metrics
+from eggroll.recipes.run_folder import load
+from eggroll.training import read_metrics
 from tests.cli.running import arrays, call, spawn, train
 
 REJECTED = {

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from eggroll.recipes.run_folder import read_metrics
+from eggroll.training import read_metrics
 from tests.cli.running import spawn
 
 

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from eggroll.recipes.run_folder import read_metrics
+from eggroll.training import read_metrics
 from tests.cli.running import arrays, train
 
 TIMES = {"seconds", "members_per_second"}
@@ -22,7 +22,8 @@ def without_times(folder: Path) -> list[dict[str, float]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {file.name: file.read_bytes() for file in folder.iterdir()}
+    files = (file for file in folder.rglob("*") if file.is_file() and file.name != "run.lock")
+    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
 def test_a_seed_repeats_its_run(tmp_path: Path) -> None:
@@ -32,6 +33,7 @@ def test_a_seed_repeats_its_run(tmp_path: Path) -> None:
     once, again = tmp_path / "once", tmp_path / "again"
     assert train(once, "--seed", "0") == 0
     assert train(again, "--seed", "0") == 0
+    assert (once / "ledger.bin").read_bytes() == (again / "ledger.bin").read_bytes()
     first, second = arrays(once), arrays(again)
     assert first.keys() == second.keys()
     for path in first:

@@ -25,6 +25,7 @@ KEYS = {
     "gradient_norm",
     "update_norm",
     "nonfinite",
+    "sigma",
     "members_per_second",
     "seconds",
 }
@@ -35,6 +36,14 @@ OPTIONS = {
     "batch_size": 16,
     "seed": 0,
     "overwrite": False,
+    "resume": False,
+    "force": False,
+    "checkpoint_every": 50,
+    "keep": 2,
+    "keep_best": 1,
+    "patience": 0,
+    "time_limit": None,
+    "tensorboard": False,
 }
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -43,9 +52,10 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
-def test_it_holds_four_files(finished: Path) -> None:
+def test_what_it_holds(finished: Path) -> None:
     names = {file.name for file in finished.iterdir()}
-    assert names == {"metrics.jsonl", "curve.png", "parameters.npz", "config.json"}
+    results = {"metrics.jsonl", "curve.png", "parameters.npz", "config.json"}
+    assert names == results | {"initial.npz", "ledger.bin", "checkpoints", "run.lock"}
 
 
 def test_metrics_have_one_line_per_generation(finished: Path) -> None:

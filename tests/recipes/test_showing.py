@@ -13,8 +13,8 @@ from rich.console import Console
 
 from eggroll.recipes.curve import draw_curve
 from eggroll.recipes.models import build
-from eggroll.recipes.progress import LINES, Meter
 from eggroll.recipes.run_folder import arrays_of
+from eggroll.training.progress import LINES, Meter
 
 
 def record(generation: int, **more: Any) -> dict[str, Any]:
@@ -77,6 +77,7 @@ def test_progress_on_a_terminal_is_a_bar() -> None:
 def test_the_first_generation_does_not_count_for_the_speed() -> None:
     console = Console(file=io.StringIO())
     meter = Meter(console, 3, "mlp")
+    meter.update({"generation": 0})
     meter.update(record(1, members_per_second=0.1))
     assert "members/s" not in meter.status(None)
     for generation, speed in ((2, 100.0), (3, 300.0)):

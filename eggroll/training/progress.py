@@ -23,6 +23,7 @@ class Meter:
 
     def __init__(self, console: Console, generations: int, label: str) -> None:
         self._console, self._generations = console, generations
+        self._shown = 0  # records
         self._accuracy: float | None = None
         self._recent: deque[float] = deque(maxlen=WINDOW)
         columns = (
@@ -42,11 +43,12 @@ class Meter:
         self._bar.stop()
 
     def update(self, record: dict[str, Any]) -> None:
-        """Shows one line of the metrics; the line of generation 0 starts the bar."""
+        """Shows one line of the metrics; the first one, of generation 0, starts the bar."""
         generation = record["generation"]
         self._accuracy = record.get("test_accuracy", self._accuracy)
-        if generation > 1:  # the first generation's time is compilation
+        if self._shown > 1:  # the first generation's time is compilation
             self._recent.append(record["members_per_second"])
+        self._shown += 1
         status = self.status(record.get("fitness_mean"))
         if generation == 0:
             status += "  compiling"

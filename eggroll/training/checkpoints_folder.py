@@ -1,0 +1,159 @@
+"""The folder of the checkpoints: what lies in it, which of it is kept, and which is read."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import operator
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eggroll.training.errors import RunError
+from eggroll.training.integrity import MANIFEST, Damaged, DamagedError, read_manifest, verify
+
+_NAME = re.compile(r"(\d+)(?:-(\d+))?")  # the generation, and which attempt to save it after the first
+_REMOVED = ".removed"
+_TEMPORARY = "*.orbax-checkpoint-tmp*"  # what Orbax writes to before it renames
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A checkpoint's folder; what Orbax's preservation policies want to know of it."""
+
+    path: Path
+    step: int
+    attempt: int
+    metrics: dict[str, Any] | None = None
+    time: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
+
+
+class CheckpointFolder:
+    """The checkpoints on disk, as the first process of a run sees them.
+
+    Args:
+        path: the folder; it need not be there.
+        keep: how many of the latest to keep.
+        best: how many of those with the highest score to keep beside them.
+    """
+
+    def __init__(self, path: Path, keep: int, best: int) -> None:
+        self.path = path
+        self._keep, self._best = keep, best
+        self._damaged: set[Path] = set()
+        # Threads of Orbax may outlive their failed save a little: they must not write into the next attempt's files.
+        self._last: tuple[int, int] | None = None
+
+    def generations(self) -> list[int]:
+        """The generations that have a checkpoint with a manifest, in order."""
+        return sorted({entry.step for entry in self._entries() if _content(entry.path) is not None})
+
+    def prepare(self, generation: int, *, rewind: bool) -> str:
+        """Makes room for a save; the name that the new checkpoint's folder is to have.
+
+        Raises:
+            RunError: there are later generations, and `rewind` does not allow to give them up.
+            OSError: the folder cannot be written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self.sweep()
+        entries = self._entries()
+        later = [entry.step for entry in entries if entry.step > generation and _content(entry.path)]
+        if later and not rewind:
+            raise RunError(
+                f"'{self.path}' has a checkpoint of generation {later[-1]}, later than {generation}: another run's. "
+                "Go on from it with a restore, or choose another folder."
+            )
+        attempts = [entry.attempt for entry in entries if entry.step == generation]
+        if self._last and self._last[0] == generation:
+            attempts.append(self._last[1])
+        self._last = (generation, max(attempts, default=-1) + 1)
+        return f"{generation}-{self._last[1]}" if attempts else str(generation)
+
+    def sweep(self, path: Path | None = None) -> None:
+        """Removes what saves and removals cut short have left, and the folder `path` if it is half-written."""
+        if path is not None and _content(path) is None:
+            shutil.rmtree(path, ignore_errors=True)
+        for pattern in (_TEMPORARY, f"*{_REMOVED}"):
+            for left in self.path.glob(pattern):
+                shutil.rmtree(left, ignore_errors=True)
+
+    def prune(self, newest: int) -> None:
+        """Removes what is not among the latest nor the best, half-written, damaged, or of a history given up."""
+        entries = self._entries()
+        whole: dict[int, _Entry] = {}
+        for entry in entries:  # a later attempt takes an earlier one's place
+            content = _content(entry.path)
+            if content is not None and entry.step <= newest and entry.path not in self._damaged:
+                score = content["score"]
+                whole[entry.step] = _Entry(
+                    entry.path, entry.step, entry.attempt, None if score is None else {"score": score}
+                )
+        kept = {entry.path for entry in _kept(list(whole.values()), self._keep, self._best)}
+        for entry in entries:
+            if entry.path not in kept:
+                _remove(entry.path)
+                self._damaged.discard(entry.path)
+
+    def choose(self, generation: int | None) -> tuple[Path | None, dict[str, Any], list[Damaged]]:
+        """The newest whole checkpoint, or that of a generation: its folder, its manifest's content, what was skipped.
+
+        Raises:
+            RunError: there are finished ones, but all are damaged; or that of `generation` is damaged or not there.
+        """
+        entries = [entry for entry in reversed(self._entries()) if generation is None or entry.step == generation]
+        skipped: list[Damaged] = []
+        for entry in entries:
+            try:
+                return entry.path, verify(entry.path), skipped
+            except DamagedError as why:
+                skipped.append(Damaged(entry.path, str(why)))
+                self._damaged.add(entry.path)
+        if generation is not None:
+            self._not_there(generation, skipped)
+        if any((entry.path / MANIFEST).exists() for entry in entries):
+            raise RunError(
+                f"Every checkpoint in '{self.path}' is damaged: {'; '.join(map(str, skipped))}. "
+                "Bring one back from a copy, or begin anew in another folder."
+            )
+        return None, {}, skipped
+
+    def _not_there(self, generation: int, skipped: list[Damaged]) -> None:
+        there = ", ".join(map(str, self.generations())) or "none"
+        why = f"is damaged: {'; '.join(map(str, skipped))}" if skipped else f"is not in '{self.path}'"
+        raise RunError(f"The checkpoint of generation {generation} {why}. Generations there: {there}.")
+
+    def _entries(self) -> list[_Entry]:
+        """All folders named like checkpoints, oldest first."""
+        paths = self.path.iterdir() if self.path.is_dir() else ()
+        found = [(path, _NAME.fullmatch(path.name)) for path in paths if path.is_dir()]
+        entries = [_Entry(path, int(name[1]), int(name[2] or 0)) for path, name in found if name]
+        return sorted(entries, key=lambda entry: (entry.step, entry.attempt))
+
+
+def _kept(entries: list[Any], keep: int, best: int) -> list[_Entry]:
+    from orbax.checkpoint import checkpoint_managers as policies
+
+    wanted: list[Any] = [policies.LatestN(keep)]
+    if best:
+        by_score = operator.itemgetter("score")
+        wanted.append(policies.BestN(get_metric_fn=by_score, n=best, keep_checkpoints_without_metrics=False))
+    policy = policies.AnyPreservationPolicy(wanted)
+    flags = policy.should_preserve(entries, context=policies.PreservationContext())
+    return [entry for entry, flag in zip(entries, flags, strict=True) if flag]
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    try:
+        return read_manifest(path)
+    except DamagedError:
+        return None
+
+
+def _remove(path: Path) -> None:
+    """Removes a checkpoint: its name at once, then file by file. What resists is tried again at the next save."""
+    with contextlib.suppress(OSError):
+        gone = path.rename(path.with_name(path.name + _REMOVED))
+        shutil.rmtree(gone, ignore_errors=True)

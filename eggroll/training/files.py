@@ -1,0 +1,50 @@
+"""Files that are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from eggroll.training.folder import not_writable
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write to that takes the place of `path` at the end, on disk; after an error `path` is as it was.
+
+    Raises:
+        RunError: it cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> with whole_file(path) as file:
+        ...     _ = file.write(b"whole")
+        >>> path.read_bytes()
+        b'whole'
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except BaseException as why:
+        partial.unlink(missing_ok=True)
+        if isinstance(why, OSError):
+            raise not_writable(path.parent, why) from why
+        raise
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file, whole or not at all.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    with whole_file(path) as file:
+        file.write(text.encode())

@@ -1,0 +1,58 @@
+"""The folder of a run: its files, and the claim to it. Quick to import, so that a refusal does not wait for JAX."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from eggroll.training.errors import RunError
+
+CONFIG, METRICS, PARAMETERS, CURVE = "config.json", "metrics.jsonl", "parameters.npz", "curve.png"
+LEDGER, INITIAL, CHECKPOINTS, TENSORBOARD = "ledger.bin", "initial.npz", "checkpoints", "tensorboard"
+
+
+def claim(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
+    """Makes a run folder with its parents, or makes sure that it may be written to.
+
+    Args:
+        path: the folder.
+        overwrite: whether a run in it may be replaced.
+        resume: whether a run in it goes on.
+
+    Raises:
+        RunError: the folder holds a run and neither is asked for, or both are, or it cannot be made.
+    """
+    if overwrite and resume:
+        raise RunError("got both --overwrite and --resume; one of them is required: start anew, or go on.")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        checkpoints = path / CHECKPOINTS
+        holds_run = (path / PARAMETERS).exists() or (checkpoints.exists() and any(checkpoints.iterdir()))
+    except OSError as why:
+        raise not_writable(path, why) from why
+    if holds_run and not (overwrite or resume):
+        raise RunError(
+            f"'{path}' holds a run; go on with it with --resume, choose another folder with --out, or replace it with "
+            "--overwrite."
+        )
+
+
+def clear(path: Path) -> None:
+    """Removes what an earlier run left, and nothing else.
+
+    Raises:
+        RunError: something cannot be removed.
+    """
+    try:
+        for name in (CONFIG, METRICS, PARAMETERS, CURVE, LEDGER, INITIAL):
+            (path / name).unlink(missing_ok=True)
+        for name in (CHECKPOINTS, TENSORBOARD):
+            if (path / name).exists():
+                shutil.rmtree(path / name)
+    except OSError as why:
+        raise not_writable(path, why) from why
+
+
+def not_writable(path: Path, why: OSError) -> RunError:
+    """The error for a folder that the operating system refuses."""
+    return RunError(f"cannot write to '{path}' ({why.strerror or why}); make room or choose another folder with --out.")

@@ -1,0 +1,256 @@
+"""`fit`: the training loop behind the commands, and for code of one's own."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from eggroll.strategy.es import ES, Metrics
+from eggroll.strategy.state import State
+from eggroll.training import processes
+from eggroll.training.data import Source, as_source
+from eggroll.training.errors import RunError
+from eggroll.training.metrics import Record
+from eggroll.training.opening import Opening
+from eggroll.training.steps import Compiled, Step
+from eggroll.training.stopping import EarlyStopping, StopRequest
+from eggroll.training.store import Place, Saving, Store
+
+Evaluate = Callable[[State, Any], Mapping[str, float]]
+RECORDED = ("fitness_mean", "fitness_best", "fitness_worst", "fitness_std", "gradient_norm", "update_norm", "sigma")
+FINISHED, INTERRUPTED, OUT_OF_TIME, OUT_OF_DATA = "finished", "interrupted", "out of time", "out of data"
+STOPPED_EARLY = "stopped early"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        state: the strategy's state; `state.params` are the trained parameters.
+        carry: the model's own state.
+        ended: `"finished"`, `"interrupted"`, `"out of time"`, `"out of data"`, `"stopped early"`, or what went wrong.
+        seconds: of all generations, also those before a resumption, compilation included.
+        resumed: the generation that the run went on from; 0 for one from the start.
+    """
+
+    state: State
+    carry: Any
+    ended: str
+    seconds: float
+    resumed: int
+
+    @property
+    def generation(self) -> int:
+        """Updates made."""
+        return int(self.state.generation)
+
+
+def fit(
+    es: ES,
+    state: State,
+    fitness: Callable[..., Any] | Step,
+    data: Any = None,
+    *,
+    generations: int,
+    carry: Any = (),
+    folder: Path | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    force: bool = False,
+    settings: Mapping[str, Any] | None = None,
+    saving: Saving | None = None,
+    evaluate: Evaluate | None = None,
+    evaluate_every: int = 10,
+    early_stopping: EarlyStopping | None = None,
+    seconds: float | None = None,
+    show: Callable[[Record], None] | None = None,
+    asked_to_stop: Callable[[], bool] | None = None,
+) -> Result:
+    """Trains parameters, generation by generation, and loses nothing when it is stopped.
+
+    With a `folder`, a run that was killed goes on with `resume=True` as if it had never stopped: parameters, optimizer,
+    noise, data, metrics and ledger are bit for bit those of an uninterrupted run on the same platform. SIGINT and
+    SIGTERM let the current generation finish and save.
+
+    Args:
+        es: the strategy; its optimizer's learning rate and its sigma may be optax schedules.
+        state: `es.init(params, key)`, also for a run that is resumed.
+        fitness: `fitness(params, *batch)` → a scalar in JAX, maximised; or a `Step`: `Compiled` for models with state
+            of their own, `Scored` for a fitness in Python.
+        data: None, an iterable of batches (Grain's data sets and loaders among them), or a function of the generation's
+            number; see `eggroll.training.data.as_source`.
+        generations: updates in all, at least 1.
+        carry: the model's own state at the start, for a step that has such. Default: none.
+        folder: where metrics, ledger and checkpoints go. Default None: nothing is written.
+        resume: go on from the newest whole checkpoint in `folder`, from the start if there is no run yet. Default:
+            False.
+        overwrite: replace a run in `folder`. Default False.
+        force: resume although settings changed. Default False: they are named, and refused.
+        settings: what else decides the run (model, data, schedules, seed), as JSON can hold it: recorded, and compared
+            on resumption. Default: none.
+        saving: what is written, and how often. Default `Saving()`.
+        evaluate: `evaluate(state, carry)` → numbers by name, added to the record of some generations.
+        evaluate_every: generations between two evaluations; the first and the last one have one, too. Default 10.
+        early_stopping: ends the run when a metric stands still. Default None.
+        seconds: ends the run after the first generation that ends later than this many seconds after the call.
+            Default None. A clock that is set anew does not matter.
+        show: called with the record of every generation, which is a line of `metrics.jsonl`.
+        asked_to_stop: asked after every generation; True ends the run. Default: SIGINT and SIGTERM.
+
+    Returns:
+        The result. A run in which no member has a finite fitness ends, with what it had.
+
+    Raises:
+        RunError: the folder holds another run, is in use, or cannot be written; other settings; every checkpoint is
+            damaged; another process is lost.
+        ValueError: counts out of their range.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, optax, eggroll
+        >>> es = eggroll.ES(population=64, sigma=0.1, optimizer=optax.adam(0.1))
+        >>> state = es.init({"w": jnp.zeros(3)}, jax.random.key(0))
+        >>> fitness = lambda params, x: -jnp.sum((params["w"] - x) ** 2)
+        >>> result = fit(es, state, fitness, lambda generation: jnp.ones(3), generations=40)
+        >>> result.ended, bool(jnp.all(jnp.abs(result.state.params["w"] - 1) < 0.2))
+        ('finished', True)
+    """
+    _check_counts(generations, evaluate_every)
+    step = fitness if isinstance(fitness, Step) else Compiled(fitness)
+    source, begun = as_source(data), Place(state, carry)
+    saving = saving or Saving()
+    with ExitStack() as stack:
+        stop = asked_to_stop or stack.enter_context(StopRequest()).was_asked
+        store = None
+        if folder is not None:
+            _check_fresh(state, saving)
+            options = {"resume": resume, "overwrite": overwrite, "force": force}
+            opening = Opening(Path(folder), es, saving, settings or {}, **options)
+            store = stack.enter_context(opening.opened(begun))
+        loop = _Loop(
+            es, step, source, store, generations, evaluate, evaluate_every, early_stopping, seconds, show, stop
+        )
+        return loop.run(begun if store is None else store.place, saving.score)
+
+
+def _check_counts(generations: int, evaluate_every: int) -> None:
+    if generations < 1 or evaluate_every < 1:
+        raise ValueError(
+            f"got generations={generations} and evaluate_every={evaluate_every}; at least 1 is required of both."
+        )
+
+
+def _check_fresh(state: State, saving: Saving) -> None:
+    if saving.ledger and int(state.generation):
+        raise RunError(
+            f"got a state of generation {int(state.generation)} to begin with; a ledger starts from parameters alone. "
+            "Begin with es.init(params, key), or without a ledger: saving=Saving(ledger=False)."
+        )
+
+
+@dataclass
+class _Loop:
+    es: ES
+    step: Step
+    source: Source
+    store: Store | None
+    generations: int
+    evaluate: Evaluate | None
+    evaluate_every: int
+    early_stopping: EarlyStopping | None
+    limit: float | None
+    show: Callable[[Record], None] | None
+    asked_to_stop: Callable[[], bool]
+
+    def run(self, place: Place, score: str) -> Result:
+        """Makes generations until something ends them."""
+        self.resumed, self.score, self.place = place.generation, score, place
+        self.start = self.last = time.perf_counter()
+        if place.data is not None:
+            self.source.seek(place.data)
+        try:
+            ended = self._generations()
+        except KeyboardInterrupt:
+            ended = INTERRUPTED
+        except FloatingPointError as why:
+            ended = str(why)
+            self._save_last()
+        except RunError as why:
+            why.result = self._result(str(why))
+            raise
+        return self._result(ended)
+
+    def _result(self, ended: str) -> Result:
+        return Result(self.place.state, self.place.carry, ended, self.place.seconds, self.resumed)
+
+    def _generations(self) -> str:
+        ended = self._ended_before()
+        while ended is None:
+            try:
+                batch = self.source.next()
+            except StopIteration:
+                ended = OUT_OF_DATA
+                break
+            ended = self._one(batch)
+        self._save_last()
+        return ended
+
+    def _ended_before(self) -> str | None:
+        """Why a resumed run has nothing to do, or None."""
+        if self.place.generation >= self.generations:
+            return FINISHED
+        stopping = self.early_stopping
+        return STOPPED_EARLY if stopping is not None and self.place.seen.since >= stopping.patience else None
+
+    def _save_last(self) -> None:
+        if self.store is not None:
+            self.store.reached(self.place, last=True)
+
+    def _one(self, batch: tuple) -> str | None:
+        """Makes one generation; returns why it is the last, or None."""
+        place = self.place
+        with processes.watching(place.generation + 1):
+            state, carry, metrics = self.step(self.es, place.state, place.carry, batch)
+            record = self._record(state, carry, metrics)
+        now = time.perf_counter()
+        spent, self.last = now - self.last, now
+        record["members_per_second"] = round(self.es.population / spent, 1)
+        record["seconds"] = round(place.seconds + spent, 3)
+        seen = replace(place.seen)
+        hopeless = self.early_stopping is not None and seen.hopeless(self.early_stopping, record)
+        score = record.get(self.score)
+        score = score if score is not None and math.isfinite(score) else place.score
+        self.place = Place(state, carry, self.source.position(), place.seconds + spent, seen, score)
+        if self.store is not None:
+            self.store.log(record, metrics)
+        if self.show is not None:
+            self.show(record)
+        ended = self._why_end(hopeless)
+        if ended is None and self.store is not None:
+            self.store.reached(self.place)
+        return ended
+
+    def _record(self, state: State, carry: Any, metrics: Metrics) -> Record:
+        generation = int(state.generation)
+        numbers = {name: float(f"{float(metrics[name]):.6g}") for name in RECORDED}
+        record = {"generation": generation, **numbers, "nonfinite": int(metrics["nonfinite"])}
+        if "scorer_errors" in metrics:
+            record["scorer_errors"] = int(metrics["scorer_errors"])
+        due = generation in (1, self.generations) or generation % self.evaluate_every == 0
+        if self.evaluate is not None and due:
+            record |= self.evaluate(state, carry)
+        return record
+
+    def _why_end(self, hopeless: bool) -> str | None:
+        if self.place.generation >= self.generations:
+            return FINISHED
+        late = self.limit is not None and time.perf_counter() - self.start > self.limit
+        asked = self.asked_to_stop()
+        if not processes.agree(asked or late or hopeless):
+            return None
+        return STOPPED_EARLY if hopeless else OUT_OF_TIME if late and not asked else INTERRUPTED

@@ -1,0 +1,133 @@
+"""The folder of a run, opened: as a new run, or where an earlier one was last saved."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from eggroll.strategy.es import ES
+from eggroll.training import processes
+from eggroll.training.arrays import by_path, save_arrays
+from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.checkpoints_processes import first_decides
+from eggroll.training.errors import RunError
+from eggroll.training.files import write_text
+from eggroll.training.folder import CHECKPOINTS, CONFIG, INITIAL, claim, clear
+from eggroll.training.lock import FolderLock
+from eggroll.training.settings import as_json, check_same, describe, differences
+from eggroll.training.stopping import Seen
+from eggroll.training.store import Place, Saving, Store
+from eggroll.training.versions import versions
+
+LOGGER = logging.getLogger("eggroll")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How to open a run's folder.
+
+    Attributes:
+        folder: where.
+        es: the strategy.
+        saving: what is written, and how often.
+        settings: what decides the run beside the strategy.
+        resume: whether a run in the folder goes on.
+        overwrite: whether a run in the folder is replaced.
+        force: whether it may go on with other settings.
+    """
+
+    folder: Path
+    es: ES
+    saving: Saving
+    settings: Mapping[str, Any]
+    resume: bool
+    overwrite: bool
+    force: bool
+
+    @contextmanager
+    def opened(self, begun: Place) -> Iterator[Store]:
+        """The open store, its place being where the run goes on from; `begun` where it does not.
+
+        Raises:
+            RunError: the folder is in use, holds a run of other settings, or cannot be read or written.
+        """
+        config = as_json({"options": dict(self.settings), "strategy": describe(self.es)})
+        with ExitStack() as stack:
+            # What the first process finds holds for all: a shared disk may show files late.
+            found = first_decides(lambda: self._prepare(stack, config))
+            goes_on, changes = found["goes_on"], found["changes"]
+            checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep=self.saving.keep, best=self.saving.best)
+            place = self._newest(checkpoints, begun) if goes_on else begun
+            if processes.is_main():
+                self._write(config, begun, place, changes if goes_on else None)
+            options: dict[str, Any] = {"begun": begun, "place": place, "changed": bool(changes)}
+            store = Store(self.folder, self.es, self.saving, checkpoints=checkpoints, **options)
+            stack.callback(store.close)
+            yield store
+
+    def _prepare(self, stack: ExitStack, config: Mapping[str, Any]) -> dict[str, Any]:
+        """Claims, locks and clears the folder, in the first process; says whether a run goes on, and what changed."""
+        claim(self.folder, overwrite=self.overwrite, resume=self.resume)
+        stack.enter_context(FolderLock(self.folder))
+        goes_on = self.resume and (self.folder / CONFIG).exists()
+        changes = self._changes(config) if goes_on else []
+        if not goes_on:
+            clear(self.folder)
+        return {"goes_on": goes_on, "changes": changes}
+
+    def _changes(self, config: Mapping[str, Any]) -> list[str]:
+        """How the settings differ from those in the folder."""
+        before = read_config(self.folder)
+        for line in differences(before.get("versions", {}), versions()):
+            LOGGER.warning("resuming with other versions, so not necessarily bit for bit: %s", line)
+        old, new = ({**c.get("strategy", {}), **c.get("options", {})} for c in (before, config))
+        return check_same(old, new, force=self.force)
+
+    def _newest(self, checkpoints: Checkpoints, begun: Place) -> Place:
+        """Where the newest whole checkpoint was taken; `begun` if the run was stopped before the first."""
+        found = checkpoints.restore({"state": begun.state, "carry": begun.carry})
+        if found is None:
+            return begun
+        for damaged in found.skipped:
+            LOGGER.warning("skipped %s: %s", damaged.path, damaged.reason)
+        record = found.record
+        seen = Seen(**record["seen"])
+        rest = {"data": record["data"], "seconds": record["seconds"], "score": record["score"], "seen": seen}
+        return Place(found.state["state"], found.state["carry"], **rest)
+
+    def _write(self, config: dict[str, Any], begun: Place, place: Place, changes: list[str] | None) -> None:
+        """The configuration, where it is new, and the initial parameters."""
+        if changes is None or changes:
+            past = [] if changes is None else read_config(self.folder).get("changes", [])
+            size = sum(x.size for x in jax.tree.leaves(begun.state.params))
+            more = {"parameters": size, "versions": versions()}
+            if changes:
+                more["changes"] = [*past, {"generation": place.generation, "differences": changes}]
+            write_text(self.folder / CONFIG, json.dumps({**config, **more}, indent=2) + "\n")
+        if self.saving.initial and not (self.folder / INITIAL).exists():
+            save_arrays(self.folder / INITIAL, by_path(begun.state.params))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The run's configuration.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as why:
+        raise RunError(
+            f"cannot read '{folder / CONFIG}' ({why}): without it nobody knows what the run in that folder was. "
+            "Restore it, or start anew with --overwrite."
+        ) from why
+    return config

@@ -1,0 +1,169 @@
+"""Rewards by Python functions: every process scores the members whose outputs it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from eggroll.training.errors import RunError
+from eggroll.training.processes_talk import count, gather
+
+MESSAGE = 1000  # bytes of an error's text that cross between processes
+
+
+class Scores(NamedTuple):
+    """What scorers said, the same in every process.
+
+    Attributes:
+        fitness: `[N]` float64; NaN where the scorer raised.
+        failed: for how many members it raised.
+        error: the first of these errors, with the member's number; empty if there is none.
+    """
+
+    fitness: np.ndarray
+    failed: int
+    error: str
+
+
+def local_members(outputs: Any) -> tuple[np.ndarray, Any]:
+    """The members for which this process answers, and their outputs.
+
+    A member that several processes hold is one process's alone, so that all together have every member once.
+
+    Args:
+        outputs: from `members.apply`: a pytree of arrays with a leading axis `population`.
+
+    Returns:
+        (numbers `[n]` of members in order, a pytree of numpy arrays `[n, ...]`).
+
+    Raises:
+        ValueError: no arrays, arrays of different leading axes, or split along another axis than the first.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from eggroll.training import processes
+        >>> numbers, host = processes.local_members({"answer": jnp.arange(6.0).reshape(3, 2)})
+        >>> numbers.tolist(), host["answer"].shape
+        ([0, 1, 2], (3, 2))
+    """
+    mine = _shares(outputs)[jax.process_index()]
+    return mine, jax.tree.map(lambda leaf: _rows(leaf, mine), outputs)
+
+
+def score(outputs: Any, scorer: Callable[..., Any], *, numbered: bool = False) -> Scores:
+    """Scores every member in the process that holds its output, and gathers the numbers.
+
+    `8·N` bytes reach each process, and one byte a member more for what failed.
+
+    Args:
+        outputs: from `members.apply`: a pytree of arrays with a leading axis `population`.
+        scorer: `scorer(output)` → a number, maximised; `output` is one member's, as numpy arrays. A member for which it
+            raises has the fitness NaN, which `es.tell` drops with its pair.
+        numbered: call `scorer(output, member)` instead. Default False.
+
+    Returns:
+        The scores, the same in every process.
+
+    Raises:
+        RunError: the scorer raised for all members, or another process is gone.
+        ValueError: as `local_members`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from eggroll.training import processes
+        >>> processes.score(jnp.array([3.0, 1.0, 2.0]), lambda output: 2 * output).fitness.tolist()
+        [6.0, 2.0, 4.0]
+    """
+    shares = _shares(outputs)
+    mine, host = local_members(outputs)
+    longest = max(map(len, shares))
+    values, raised = np.full(longest, np.nan), np.zeros(longest, np.uint8)
+    errors: dict[int, Exception] = {}
+    for k, member in enumerate(mine.tolist()):
+        one = jax.tree.map(lambda leaf, k=k: leaf[k], host)
+        try:
+            values[k] = float(scorer(one, member) if numbered else scorer(one))
+        except Exception as why:  # whatever a reward model or a parser may raise
+            raised[k] = 1
+            errors[member] = why
+    failed = int(gather(raised).sum())
+    text, error = _first(errors) if failed else ("", None)
+    if failed == sum(map(len, shares)):
+        raise RunError(f"the scorer raised for all {failed} members; the first: {text}") from error
+    return Scores(_in_order(gather(values), shares), failed, text)
+
+
+def _in_order(rows: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarray:
+    fitness = np.full(sum(map(len, shares)), np.nan)
+    for row, members in zip(rows, shares, strict=True):
+        fitness[members] = row[: len(members)]
+    return fitness
+
+
+def _first(errors: dict[int, Exception]) -> tuple[str, Exception | None]:
+    """(the text of the error of the first member of all processes for which there is one, the error if it is ours)."""
+    member = min(errors, default=-1)
+    error = errors.get(member)
+    text = f"member {member}: {type(error).__name__}: {error}".encode()[:MESSAGE] if error is not None else b""
+    message = np.zeros(MESSAGE, np.uint8)
+    message[: len(text)] = np.frombuffer(text, np.uint8)
+    numbers = gather(np.array(member, np.int64))
+    first = int(np.argmin(np.where(numbers < 0, np.iinfo(np.int64).max, numbers)))
+    said = gather(message)[first].tobytes().rstrip(b"\0").decode(errors="replace")
+    return said, error if int(numbers[first]) == member else None
+
+
+def _shares(outputs: Any) -> list[np.ndarray]:
+    """The members of each process. Every process finds the same answer by itself: shardings are known to all."""
+    leaves = jax.tree.leaves(outputs)
+    sizes = {np.shape(leaf)[:1] for leaf in leaves}
+    if len(sizes) != 1 or () in sizes:
+        raise ValueError(
+            f"got outputs with leading axes {sorted(sizes)}; a pytree of arrays that all have one row per member is "
+            "required, as members.apply(...) returns."
+        )
+    leaf, ((members,),) = leaves[0], sizes
+    whole = [np.arange(members)]
+    if count() == 1:
+        return whole
+    parts: list[list[np.ndarray]] = [[] for _ in range(count())]
+    for (first, last), holders in sorted(_holders(leaf, members).items()):
+        for process, part in zip(holders, np.array_split(np.arange(first, last), len(holders)), strict=True):
+            parts[process].append(part)
+    return [np.concatenate(own) if own else np.arange(0) for own in parts]
+
+
+def _holders(leaf: Any, members: int) -> dict[tuple[int, int], list[int]]:
+    """For each run of members, the processes that hold their outputs."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:  # each process has computed them all
+        return {(0, members): list(range(count()))}
+    holders: dict[tuple[int, int], set[int]] = {}
+    for device, index in leaf.sharding.devices_indices_map(leaf.shape).items():
+        first, last, _ = index[0].indices(members)
+        holders.setdefault((first, last), set()).add(device.process_index)
+    return {run: sorted(processes) for run, processes in holders.items()}
+
+
+def _rows(leaf: Any, members: np.ndarray) -> np.ndarray:
+    """The rows of these members, from the parts of the array that this process holds."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
+        return np.asarray(leaf)[members]
+    rows = np.empty((len(members), *leaf.shape[1:]), leaf.dtype)
+    found = np.zeros(len(members), bool)
+    for shard in leaf.addressable_shards:
+        if shard.data.shape[1:] != leaf.shape[1:]:
+            raise ValueError(
+                f"got an output of shape {leaf.shape} of which a device holds {shard.data.shape}; outputs may be split "
+                "over members alone. Gather the other axes in the function that members.apply evaluates."
+            )
+        first, last, _ = shard.index[0].indices(leaf.shape[0])
+        here = (first <= members) & (members < last) & ~found
+        if here.any():
+            rows[here] = np.asarray(shard.data)[members[here] - first]
+            found |= here
+    if not found.all():
+        raise ValueError("got outputs whose leaves are split over different devices; the same for all is required.")
+    return rows

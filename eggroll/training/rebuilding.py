@@ -1,0 +1,223 @@
+"""Rebuilds the parameters of any generation from a base and a ledger, without evaluating anything."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from eggroll.strategy.generation import Generation
+from eggroll.strategy.initial import first_state
+from eggroll.strategy.keys import as_threefry, generation_key
+from eggroll.strategy.optimizer import check_optimizer
+from eggroll.strategy.plan import Plan
+from eggroll.strategy.state import State
+from eggroll.strategy.update import moved_if
+from eggroll.training.errors import RunError
+from eggroll.training.ledger import Reader, Settings
+from eggroll.training.ledger_base import check_base, in_order
+from eggroll.training.ledger_format import Generation as Record
+from eggroll.training.ledger_settings import check_format, plan_from_json, population_of
+from eggroll.training.optimizers import NamedOptimizer, from_spec
+
+TOLERANCE = 1e-2  # between norms of the same update on two platforms, which are equal to rounding
+
+
+def replay(
+    base: Any,
+    ledger: Path | str,
+    *,
+    optimizer: optax.GradientTransformation | None = None,
+    generation: int | None = None,
+    on_generation: Callable[[State], Any] | None = None,
+    mesh: Mesh | None = None,
+) -> State:
+    r"""Rebuilds the state of a generation from the base parameters: noise again, weights from the ledger.
+
+    Generation after generation `g = −1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ` goes to the optimizer, as in `ES.step`, in one compiled
+    function. On the platform, the versions and the number of devices of the run, parameters and optimizer state are
+    bit-equal to the run's; elsewhere they are equal to rounding.
+
+    Args:
+        base: the parameters that the run started from; a pytree, or a flat dictionary of arrays by path.
+        ledger: the file that a `Journal` wrote.
+        optimizer: the run's, used where the ledger does not name it (see `eggroll.training.optimizers.named`). Default
+            None.
+        generation: number of updates to make, 0 for the base. Default None: all that the ledger has.
+        on_generation: called with the state after every update.
+        mesh: as in `ES`. Default None: one device.
+
+    Returns:
+        The state; its parameters in the structure of `base`, those of a flat dictionary in the run's order.
+
+    Raises:
+        RunError: another base (its parameters are named), no optimizer or another, a generation that the ledger does
+            not have, records that were altered, or settings of another version.
+
+    Example:
+        See `eggroll.training.journal.Journal`.
+    """
+    return Replay(base, ledger, optimizer=optimizer, mesh=mesh).run(generation, on_generation)
+
+
+class Replay:
+    """What `replay` does, and how well it went; for the arguments see there.
+
+    Attributes:
+        generations: updates made.
+        inexact: updates of which a norm differs from the run's in some bit: none on the same platform.
+        state: after these updates; None before the ledger's settings were read.
+        update: `(state, record)` → `(state, norms)`, compiled, for the settings that were read last.
+    """
+
+    def __init__(
+        self,
+        base: Any,
+        ledger: Path | str,
+        *,
+        optimizer: optax.GradientTransformation | None = None,
+        mesh: Mesh | None = None,
+    ) -> None:
+        self.generations = self.inexact = 0
+        self._base, self._reader, self._given, self._mesh = base, Reader(ledger), optimizer, mesh
+        self.state: State | None = None
+        self._plan: Plan | None = None
+        self.update: Callable[[State, Record], tuple[State, dict[str, jax.Array]]]
+
+    def run(self, generation: int | None = None, on_generation: Callable[[State], Any] | None = None) -> State:
+        """The state after `generation` updates, or after all of them; see `replay`."""
+        if generation is not None and generation < 0:
+            raise RunError(f"got generation={generation}; a number of updates, at least 0, is required.")
+        for entry in self._reader:
+            if isinstance(entry, Settings):
+                self._take(entry)
+                continue
+            if entry.generation == generation:
+                break
+            self._move(entry)
+            if on_generation is not None:
+                on_generation(self.state)  # type: ignore[arg-type]
+        if self.state is None:
+            raise RunError(f"'{self._reader.path}' has no whole record: nothing can be rebuilt from it.")
+        if generation is not None and self.generations < generation:
+            cut = f", {self._reader.cut} bytes of a record cut short left out" if self._reader.cut else ""
+            raise RunError(
+                f"got generation={generation}; '{self._reader.path}' ends with generation {self.generations}{cut}. "
+                "Choose one up to that."
+            )
+        return self.state
+
+    def _take(self, settings: Settings) -> None:
+        """Makes the update of the generations from here on."""
+        content = settings.content
+        try:
+            check_format(content)
+            plan, optimizer = plan_from_json(content["plan"]), self._optimizer(content["optimizer"])
+            self.update = _update(content, plan, optimizer, self._mesh)
+            key, recorded = np.array(content["key"], np.uint32), content["base"]
+        except RunError:
+            raise
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as why:
+            raise RunError(
+                f"'{self._reader.path}' has settings that this version of eggroll does not understand "
+                f"({type(why).__name__}: {why})."
+            ) from why
+        if self.state is None:
+            params = in_order(self._base, plan)
+            check_base(params, plan, recorded)
+            self.state = first_state(params, _frozen(plan), optimizer, _key(key))
+        if self._plan is not None:
+            _check_fits(self.state, self._plan, plan, optimizer, self.generations)
+        self._base, self._plan = None, plan
+
+    def _optimizer(self, spec: Any) -> optax.GradientTransformationExtraArgs:
+        if spec is None and self._given is None:
+            raise RunError(
+                f"'{self._reader.path}' does not name its optimizer, which was none of "
+                "eggroll.training.optimizers.named(...): give the one that the run had, replay(..., optimizer=...)."
+            )
+        if spec is None:
+            return check_optimizer(self._given)
+        if isinstance(self._given, NamedOptimizer) and self._given.spec != spec:
+            raise RunError(
+                f"got optimizer={self._given!r}; '{self._reader.path}' names {from_spec(spec)!r}. Leave optimizer out."
+            )
+        return check_optimizer(from_spec(spec))
+
+    def _move(self, record: Record) -> None:
+        assert self.state is not None  # the reader refuses generations without settings
+        self.state, norms = self.update(self.state, record)
+        self.generations += 1
+        exact = True
+        for name in ("gradient_norm", "update_norm"):
+            got, was = np.asarray(norms[name]), getattr(record, name)
+            exact &= got.tobytes() == was.tobytes()
+            if not np.isclose(got, was, rtol=TOLERANCE, atol=0, equal_nan=True):
+                raise RunError(
+                    f"generation {record.generation} has {name.replace('_', ' ')} {got:.6g} in the replay, {was:.6g} "
+                    f"in '{self._reader.path}': the optimizer is not the run's, or versions of eggroll or optax "
+                    "differ in what they compute."
+                )
+        self.inexact += not exact
+
+
+def _update(
+    content: Mapping[str, Any], plan: Plan, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh | None
+) -> Callable[[State, Record], tuple[State, dict[str, jax.Array]]]:
+    """The second half of `ES.step`, compiled once."""
+    population, constant, noise_reuse = population_of(content, mesh), content["sigma"], content["noise_reuse"]
+
+    # `some` is an argument, so that the branch stays a branch and is compiled as the run's.
+    def update(state: State, weights: Any, loss: Any, sigma: Any, some: Any) -> tuple[State, dict[str, jax.Array]]:
+        key = generation_key(state.key, state.generation, noise_reuse)
+        made = Generation(population, plan, key, sigma if constant is None else constant)
+        return moved_if(some, optimizer, made, state, weights, made.words(), loss)
+
+    compiled = jax.jit(update)
+
+    def from_record(state: State, record: Record) -> tuple[State, dict[str, jax.Array]]:
+        if len(record.weights) != population.size:
+            raise RunError(
+                f"generation {record.generation} has {len(record.weights)} members, but its settings a population of "
+                f"{population.size}: they do not belong together."
+            )
+        if record.key.tolist() != np.asarray(jax.random.key_data(state.key)).tolist():
+            state = replace(state, key=_key(record.key))
+        return compiled(state, record.weights, record.loss, record.sigma, np.True_)
+
+    return from_record
+
+
+def _check_fits(
+    state: Any, before: Plan, plan: Plan, optimizer: optax.GradientTransformationExtraArgs, at: int
+) -> None:
+    """Raises RunError where changed settings cannot go on with the state of those before."""
+    same = [(leaf.path, leaf.shape, leaf.dtype) for leaf in before.leaves]
+    fits = same == [(leaf.path, leaf.shape, leaf.dtype) for leaf in plan.leaves] and _frozen(before) == _frozen(plan)
+    if fits:
+        new = jax.eval_shape(lambda p: first_state(p, _frozen(plan), optimizer, state.key).opt_state, state.params)
+        fits = jax.tree.map(_layout, new) == jax.tree.map(_layout, state.opt_state)
+    if not fits:
+        raise RunError(
+            f"the settings that the ledger changes to at generation {at} have other parameters, frozen ones or another "
+            "optimizer state than those before: the state cannot be carried over. Replay up to that generation."
+        )
+
+
+def _layout(leaf: Any) -> str:
+    return f"{leaf.dtype}{leaf.shape}"
+
+
+def _frozen(plan: Plan) -> list[bool]:
+    return [leaf.kind == "frozen" for leaf in plan.leaves]
+
+
+def _key(words: np.ndarray) -> jax.Array:
+    return as_threefry(jnp.asarray(words))

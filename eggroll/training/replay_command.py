@@ -1,0 +1,104 @@
+"""What `eggroll replay` does: from files to a file, and what there is to say about it."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+
+from eggroll.engine.paths import leaf_paths
+from eggroll.training.arrays import by_path, save_arrays
+from eggroll.training.errors import RunError
+from eggroll.training.folder import LEDGER
+from eggroll.training.ledger import Summary, summarize
+from eggroll.training.ledger_base import digests, joint_digest, load_arrays
+from eggroll.training.rebuilding import Replay
+
+
+@dataclass(frozen=True)
+class Replayed:
+    """What was rebuilt.
+
+    Attributes:
+        out: the `.npz` file.
+        generation: updates made.
+        parameters: numbers in all parameters.
+        seconds: wall time, reading, compilation and writing included.
+        digest: of the parameters, as a ledger has of its base.
+        inexact: updates that differ from the run's in some bit: another platform or other versions.
+    """
+
+    out: Path
+    generation: int
+    parameters: int
+    seconds: float
+    digest: str
+    inexact: int
+
+    def __str__(self) -> str:
+        exact = "every update has the run's norms, bit for bit"
+        if self.inexact:
+            exact = f"{self.inexact} updates have the run's norms to rounding only: another platform or other versions"
+        return (
+            f"generation {self.generation}: {self.parameters} parameters in {self.seconds:.1f} s, into {self.out}\n"
+            f"  {exact}\n  digest {self.digest}"
+        )
+
+
+def replay_files(
+    base: Path, ledger: Path, out: Path, generation: int | None = None, overwrite: bool = False
+) -> Replayed:
+    """Rebuilds the parameters of a generation and writes them.
+
+    Args:
+        base: an `.npz` file of arrays by path, or a run folder that has `initial.npz`.
+        ledger: the ledger, or a run folder that has `ledger.bin`.
+        out: `.npz` file for the parameters, by path; written whole or not at all.
+        generation: number of updates; None (default): all.
+        overwrite: whether `out` may be replaced.
+
+    Returns:
+        What there is to print.
+
+    Raises:
+        RunError: files that cannot be read or written, or a replay that is refused; see `replay`.
+    """
+    start, out = time.perf_counter(), Path(out)
+    if out.exists() and not overwrite:
+        raise RunError(f"'{out}' exists; choose another file with --out, or replace it with --overwrite.")
+    made = Replay(load_arrays(base), _ledger(ledger))
+    params = made.run(generation).params
+    save_arrays(out, by_path(params))
+    size = sum(leaf.size for leaf in jax.tree.leaves(params))
+    digest = joint_digest(digests(params), leaf_paths(params))
+    return Replayed(out, made.generations, size, time.perf_counter() - start, digest, made.inexact)
+
+
+def verify(ledger: Path) -> Summary:
+    """Reads and checks a whole ledger.
+
+    Args:
+        ledger: the file, or a run folder that has `ledger.bin`.
+
+    Raises:
+        RunError: no ledger, or one that was altered.
+    """
+    return summarize(_ledger(ledger))
+
+
+def describe(summary: Summary) -> str:
+    """A ledger in a few lines."""
+    lines = [f"{summary.path}: whole, {summary.generations} generations, {summary.records} records"]
+    if summary.cut:
+        lines.append(f"  {summary.cut} bytes of a record cut short at the end are left out")
+    if summary.content:
+        base = summary.content["base"]
+        lines.append(f"  base {base['name'] or 'without a name'}, digest {base['digest']}")
+    return "\n".join([*lines, f"  {summary.bytes} bytes, digest {summary.digest}"])
+
+
+def _ledger(path: Path) -> Path:
+    path = Path(path)
+    return path / LEDGER if path.is_dir() else path

@@ -1,0 +1,84 @@
+"""What a generation evaluates: a JAX function of the parameters, or a Python scorer of what one returns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+from eggroll.strategy.es import ES, Metrics
+from eggroll.strategy.inputs import InAxes
+from eggroll.strategy.state import State
+from eggroll.training.processes_scoring import score
+
+
+class Step(ABC):
+    """One generation. A subclass of one's own may do anything that ends in `ES.step` or `ES.tell`."""
+
+    @abstractmethod
+    def __call__(self, es: ES, state: State, carry: Any, batch: tuple) -> tuple[State, Any, Metrics]:
+        """From a state, what the model carries along and a batch, to the next ones and the metrics of `ES.tell`."""
+
+
+class Compiled(Step):
+    """A fitness in JAX: the whole generation is one compiled call.
+
+    Args:
+        fitness_fn: `fitness_fn(params, *batch)` → scalar fitness, maximised; with `carries`,
+            `fitness_fn(params, carry, *batch)` → `(fitness, carry)`.
+        carries: whether the model has state of its own, such as batch statistics, that goes from generation to
+            generation; it is averaged over members. Default False.
+        in_axes: for the batch, as in `ES.step`. Default None: all members see the same.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, eggroll
+        >>> es = eggroll.ES(population=8, sigma=0.1)
+        >>> state = es.init({"w": jnp.zeros(3)}, jax.random.key(0))
+        >>> step = Compiled(lambda params, x: -jnp.sum((params["w"] - x) ** 2))
+        >>> state, carry, metrics = step(es, state, (), (jnp.ones(3),))
+        >>> int(state.generation)
+        1
+    """
+
+    def __init__(self, fitness_fn: Callable[..., Any], *, carries: bool = False, in_axes: InAxes = None) -> None:
+        self._fitness_fn, self._carries, self._in_axes = fitness_fn, carries, in_axes
+
+    def __call__(self, es: ES, state: State, carry: Any, batch: tuple) -> tuple[State, Any, Metrics]:
+        """One compiled generation."""
+        if not self._carries:
+            state, metrics = es.step(state, self._fitness_fn, *batch, in_axes=self._in_axes)
+            return state, carry, metrics
+        axes = self._in_axes if isinstance(self._in_axes, tuple) else (self._in_axes,) * len(batch)
+        state, metrics = es.step(state, self._fitness_fn, carry, *batch, in_axes=(None, *axes), has_aux=True)
+        return state, metrics.pop("aux"), metrics
+
+
+class Scored(Step):
+    """A fitness in Python: members are evaluated in JAX, and what each returns is scored on the host.
+
+    Args:
+        fun: `fun(params, *batch)` → a pytree of arrays, any traceable function.
+        scorer: `scorer(output, *batch)` → a number, maximised; `output` is one member's, in NumPy arrays. A scorer that
+            raises gives that member no fitness: its pair is dropped, and `scorer_errors` in the metrics counts it.
+        in_axes: for the batch, as in `Members.apply`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, eggroll
+        >>> es = eggroll.ES(population=8, sigma=0.1)
+        >>> state = es.init({"w": jnp.zeros(3)}, jax.random.key(0))
+        >>> step = Scored(lambda params: params["w"] * 2, lambda output: float(output.sum()))
+        >>> state, carry, metrics = step(es, state, (), ())
+        >>> metrics["scorer_errors"]
+        0
+    """
+
+    def __init__(self, fun: Callable[..., Any], scorer: Callable[..., float], *, in_axes: InAxes = None) -> None:
+        self._fun, self._scorer, self._in_axes = fun, scorer, in_axes
+
+    def __call__(self, es: ES, state: State, carry: Any, batch: tuple) -> tuple[State, Any, Metrics]:
+        """One generation, scored on the host."""
+        members = es.ask(state)
+        outputs = members.apply(self._fun, *batch, in_axes=self._in_axes)
+        scores = score(outputs, lambda output: self._scorer(output, *batch))
+        state, metrics = es.tell(state, members, scores.fitness)
+        return state, carry, {**metrics, "scorer_errors": scores.failed}

@@ -1,0 +1,118 @@
+"""What ends a run before its last generation: signals, after the current one, and a metric that stands still."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STDERR = 2
+
+
+class StopRequest:
+    """A context in which the first SIGINT or SIGTERM asks for an end, and a second SIGINT raises `KeyboardInterrupt`.
+
+    Outside the main thread, where Python allows no signal handlers, nothing is caught.
+
+    Attributes:
+        asked: whether a signal came.
+
+    Example:
+        >>> with StopRequest() as stop:
+        ...     signal.raise_signal(signal.SIGTERM)
+        >>> stop.asked
+        True
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def was_asked(self) -> bool:
+        """Whether a signal came."""
+        return self.asked
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._ask) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.asked = True
+        if number == signal.SIGINT and os.isatty(STDERR):
+            # Not print: a handler may run in the middle of another print.
+            os.write(STDERR, b"\nstopping after this generation (Ctrl-C again: at once)\n")
+
+
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Ends a run whose metric no longer improves.
+
+    Args:
+        metric: its name in the record of a generation, such as `"fitness_mean"` or what an evaluation hook returns.
+        patience: records with that metric in a row that may bring no improvement, at least 1.
+        min_delta: how much better than the best so far counts as an improvement. Default 0: anything better.
+        higher: whether more is better. Default True.
+
+    Raises:
+        ValueError: a patience below 1, or a negative `min_delta`.
+
+    Example:
+        >>> stopping = EarlyStopping("test_accuracy", patience=2)
+        >>> seen = Seen()
+        >>> [seen.hopeless(stopping, {"test_accuracy": x}) for x in (0.5, 0.6, 0.6, 0.55)]
+        [False, False, False, True]
+    """
+
+    metric: str
+    patience: int
+    min_delta: float = 0.0
+    higher: bool = True
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or not self.min_delta >= 0:
+            raise ValueError(
+                f"got patience={self.patience} and min_delta={self.min_delta}; a patience of at least 1 and a "
+                "min_delta of at least 0 are required."
+            )
+
+
+@dataclass
+class Seen:
+    """What early stopping remembers: the best value so far, and the records since."""
+
+    best: float | None = None
+    since: int = 0
+
+    def hopeless(self, stopping: EarlyStopping, record: Mapping[str, Any]) -> bool:
+        """Takes note of a record; whether patience has run out. A value that is not finite is no improvement."""
+        if stopping.metric not in record:
+            return False
+        value: float | None = record[stopping.metric]
+        if (
+            value is not None
+            and math.isfinite(value)
+            and (self.best is None or self._gain(stopping, value) > stopping.min_delta)
+        ):
+            self.best, self.since = float(value), 0
+        else:
+            self.since += 1
+        return self.since >= stopping.patience
+
+    def _gain(self, stopping: EarlyStopping, value: float) -> float:
+        assert self.best is not None
+        return value - self.best if stopping.higher else self.best - value

@@ -1,0 +1,157 @@
+"""What a run writes while it runs: metrics, ledger, checkpoints."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eggroll.strategy.es import ES, Metrics
+from eggroll.strategy.state import State
+from eggroll.training import processes
+from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.data import Position
+from eggroll.training.folder import LEDGER
+from eggroll.training.journal import Journal
+from eggroll.training.metrics import MetricsFile, Record, TensorBoard
+from eggroll.training.stopping import Seen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Saving:
+    """What a run writes beside its metrics, and how often.
+
+    Args:
+        every: generations between two checkpoints, at least 1; there is one at the end, too. Default 100.
+        keep: newest checkpoints that are kept, at least 1. Default 3.
+        best: checkpoints of the highest `score` that are kept besides. Default 0.
+        score: name of a number in the record, higher is better. Default `"fitness_mean"`. A checkpoint takes the newest
+            value that there is.
+        ledger: whether the ledger is written, from which `eggroll replay` rebuilds the parameters. Default True.
+        base: the name of the model that the run starts from, for the ledger. Default None.
+        initial: whether the initial parameters are written to `initial.npz`, so that folder and ledger suffice.
+            Default False.
+        tensorboard: whether TensorBoard's files are written. Default False.
+
+    Raises:
+        ValueError: counts out of their range.
+    """
+
+    every: int = 100
+    keep: int = 3
+    best: int = 0
+    score: str = "fitness_mean"
+    ledger: bool = True
+    base: str | None = None
+    initial: bool = False
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.keep < 1 or self.best < 0:
+            raise ValueError(
+                f"got every={self.every}, keep={self.keep}, best={self.best}; at least 1, 1 and 0 are required."
+            )
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands between two generations.
+
+    Attributes:
+        state: the strategy's.
+        carry: the model's own.
+        data: where the data are.
+        seconds: that all generations took so far.
+        seen: what early stopping remembers.
+        score: the newest value of what the best checkpoints are kept by.
+    """
+
+    state: State
+    carry: Any
+    data: Position = None
+    seconds: float = 0.0
+    seen: Seen = field(default_factory=Seen)
+    score: float | None = None
+
+    @property
+    def generation(self) -> int:
+        """Updates made."""
+        return int(self.state.generation)
+
+
+class Store:
+    """The open files of a run. Of several processes the first one writes; all of them save checkpoints.
+
+    Args:
+        folder: the run folder, locked.
+        es: the strategy.
+        saving: what is written, and how often.
+        begun: where the run began, with the parameters that the ledger starts from.
+        place: where it goes on.
+        changed: whether it goes on with other settings.
+        checkpoints: in the folder; the store closes them.
+
+    Raises:
+        RunError: something cannot be written, or what is there does not reach up to `place`.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        es: ES,
+        saving: Saving,
+        *,
+        begun: Place,
+        place: Place,
+        changed: bool,
+        checkpoints: Checkpoints,
+    ) -> None:
+        self.place, self._saving, self._saved = place, saving, place.generation
+        self._checkpoints = checkpoints
+        self._logs: list[MetricsFile | TensorBoard] = []
+        self._journal: Journal | None = None
+        self._open = ExitStack()
+        self._open.enter_context(checkpoints)
+        with ExitStack() as on_error:
+            on_error.callback(self.close)
+            if processes.is_main():
+                self._open_logs(folder, es, begun, changed)
+            on_error.pop_all()
+
+    def _open_logs(self, folder: Path, es: ES, begun: Place, changed: bool) -> None:
+        after, enter = self.place.generation, self._open.enter_context
+        self._logs.append(enter(MetricsFile(folder, after=after)))
+        if self._saving.tensorboard:
+            self._logs.append(enter(TensorBoard(folder, after=after)))
+        if self._saving.ledger:
+            options: dict[str, Any] = {"base_name": self._saving.base, "after": after, "changed": changed}
+            options |= {
+                "key": begun.state.key,
+                "overwrite": not after,
+            }  # whether a run may be replaced was asked before
+            self._journal = enter(Journal(folder / LEDGER, es, begun.state.params, **options))
+
+    def log(self, record: Record, metrics: Metrics) -> None:
+        """Writes down a generation."""
+        if self._journal is not None:
+            self._journal.append(metrics)
+        for log in self._logs:
+            log.log(record)
+
+    def reached(self, place: Place, *, last: bool = False) -> None:
+        """Saves a checkpoint of `place` if it is time, or the last chance."""
+        if place.generation == self._saved or not (last or place.generation % self._saving.every == 0):
+            return
+        for log in [*self._logs, *([] if self._journal is None else [self._journal])]:
+            log.sync()  # so that no checkpoint is ahead of them, even after a power cut
+        record = {"data": place.data, "seconds": place.seconds, "seen": asdict(place.seen), "score": place.score}
+        tree = {"state": place.state, "carry": place.carry}
+        self._checkpoints.save(place.generation, tree, record, score=place.score)
+        self._saved = place.generation
+        if last:
+            self._checkpoints.wait()
+
+    def close(self) -> None:
+        """Closes all files, once what is being saved is saved."""
+        self._open.close()

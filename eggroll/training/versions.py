@@ -1,0 +1,27 @@
+"""Versions of what decides a run's numbers."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+
+import jax
+
+
+def versions() -> dict[str, str]:
+    """By name: eggroll, JAX, Flax, Python and the platform."""
+    return {
+        "eggroll": package_version(),
+        "jax": jax.__version__,
+        "flax": version("flax"),
+        "python": platform.python_version(),
+        "platform": f"{platform.platform()}, {jax.default_backend()}",
+    }
+
+
+def package_version() -> str:
+    """The installed version of this package."""
+    try:
+        return version("eggroll-jax")
+    except PackageNotFoundError:  # a checkout that is on the path without being installed
+        return "unknown"

@@ -1,0 +1,95 @@
+"""A run with checkpoints in several real processes: stopped, killed, and gone on with in other numbers."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from eggroll.training import Result, read_metrics, replay
+from eggroll.training.ledger import summarize
+from eggroll.training.lock import FolderLock
+from tests.cli.running import quick_compilation
+from tests.training.problems import begin, left_by, run, usual
+from tests.training.process_fit_job import LAST
+from tests.training.process_launch import Ended, launch
+
+JOB = "tests.training.process_fit_job"
+LOST = "What was saved is whole: start again with --resume, on the processes that are left or on more."
+
+
+def start(tmp_path: Path, count: int, **spec: Any) -> list[Ended]:
+    """The run in so many processes, which leave their logs in a folder of this start's own."""
+    number = sum(1 for _ in tmp_path.glob("start*"))
+    return launch(tmp_path / f"start{number}", count, job=JOB, run=str(tmp_path / "run"), **spec)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, dict[str, Any]]:
+    """The run in one process, which nothing stopped, and what it left."""
+    folder = tmp_path_factory.mktemp("whole")
+    with quick_compilation():
+        return run(folder, LAST), left_by(folder)
+
+
+def in_this_process(tmp_path: Path) -> Result:
+    with quick_compilation():
+        return run(tmp_path / "run", LAST, resume=True)
+
+
+def assert_close(found: Any, wanted: Any) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, wanted)
+
+
+def assert_records(folder: Path, expected: dict[str, Any]) -> None:
+    """The metrics of the whole run to rounding, none twice; and a ledger from which the parameters come back."""
+    lines = read_metrics(folder)
+    assert [line["generation"] for line in lines] == list(range(1, LAST + 1))
+    for line, wanted in zip(lines, expected["metrics"], strict=True):
+        assert {k: line[k] for k in wanted} == pytest.approx(wanted, rel=1e-3, abs=1e-4)
+    assert summarize(folder / "ledger.bin").generations == LAST
+
+
+def test_a_signal_to_one_saves_and_the_run_goes_on_in_one(whole: Any, tmp_path: Path) -> None:
+    ended = start(tmp_path, 2, signals={"5": [1, "SIGTERM"]})
+    assert [(end.status, end.stderr) for end in ended] == [(0, "")] * 2
+    for end in ended:
+        assert end.log is not None
+        assert (end.log["ended"], end.log["seen"]) == ("interrupted", [1, 2, 3, 4, 5])
+    result = in_this_process(tmp_path)
+    assert (result.ended, result.resumed) == ("finished", 5)
+    assert_close(result.state.params, whole[0].state.params)
+    assert float(result.carry["mean"]) == pytest.approx(float(whole[0].carry["mean"]), rel=1e-5)
+    assert_records(tmp_path / "run", whole[1])
+    rebuilt = replay(begin(usual()).params, tmp_path / "run" / "ledger.bin")
+    assert_close(rebuilt.params, result.state.params)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "victim", "then"), [(2, 1, 1), (1, 0, 2), (2, 0, 4), (4, 2, 2)])
+def test_a_run_that_lost_a_process_goes_on_in_fewer_or_more(
+    first: int, victim: int, then: int, whole: Any, tmp_path: Path
+) -> None:
+    for number, end in enumerate(start(tmp_path, first, signals={"7": [victim, "SIGKILL"]})):
+        assert end.log is None
+        if number == victim:
+            assert end.status == -signal.SIGKILL
+        else:
+            assert end.status != 0 and LOST in end.stderr, end.stderr
+    for end in start(tmp_path, then):
+        assert end.status == 0, end.stderr
+        assert end.log is not None
+        assert (end.log["ended"], end.log["resumed"]) == ("finished", 4)
+        assert_close(end.log["params"], jax.tree.map(np.asarray, whole[0].state.params))
+    assert_records(tmp_path / "run", whole[1])
+
+
+@pytest.mark.slow
+def test_a_second_run_in_the_folder_is_refused_in_all_its_processes(tmp_path: Path) -> None:
+    with FolderLock(tmp_path / "run"):
+        for end in start(tmp_path, 2):
+            assert end.status == 1 and "in use by process" in end.stderr, end.stderr

@@ -1,0 +1,167 @@
+"""Runs in several real processes, against the same run in one."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from tests.cli.running import quick_compilation
+from tests.training import process_job
+from tests.training.process_launch import collect, free_port, launch, spawn
+
+POPULATION, STOP, FAILS = process_job.POPULATION, 4, {"2": [5]}
+LOST = "What was saved is whole: start again with --resume, on the processes that are left or on more."
+
+
+def in_this_process(folder: Path, **spec: Any) -> dict[str, Any]:
+    with quick_compilation():
+        return process_job.run({"folder": str(folder), "raise_for": FAILS, **spec})
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory) -> dict[str, Any]:
+    """The whole run in this process, never interrupted."""
+    return in_this_process(tmp_path_factory.mktemp("alone"), noise=True)
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def stopped(request, tmp_path_factory) -> tuple[Path, list[dict[str, Any]]]:
+    """A run whose last process got SIGTERM: its folder, and what each process left."""
+    folder, count = tmp_path_factory.mktemp("stopped"), request.param
+    signals = {str(STOP): [count - 1, "SIGTERM"]}
+    ended = launch(folder, count, local_devices=2, signals=signals, raise_for=FAILS, noise=True)
+    assert [end.status for end in ended] == [0] * count, ended
+    assert [end.stderr for end in ended] == [""] * count
+    return folder, [end.log for end in ended]
+
+
+def assert_same_parameters(found: Any, wanted: Any) -> None:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
+
+
+def test_a_signal_to_one_ends_all_after_the_same_generation(stopped):
+    assert [log["generation"] for log in stopped[1]] == [STOP + 1] * len(stopped[1])
+
+
+def test_fitness_and_parameters_are_those_of_one_process(stopped, alone):
+    folder, logs = stopped
+    for log in logs:
+        for generation, mean in log["means"].items():
+            np.testing.assert_allclose(mean, alone["means"][int(generation)], rtol=1e-5)
+        assert log["params"] == logs[0]["params"]  # bit for bit
+    (folder / "shorter").mkdir()
+    shorter = in_this_process(folder / "shorter", generations=STOP + 1)
+    assert_same_parameters(logs[0]["params"], shorter["params"])
+
+
+def test_noise_is_bit_equal_and_drawn_where_the_members_live(stopped, alone):
+    whole = np.array(alone["noise"]["words"][0], np.uint32)
+    drawn = {}
+    for log in stopped[1]:
+        for first, words in log["noise"]["words"].items():
+            assert int(first) not in drawn
+            drawn[int(first)] = np.array(words, np.uint32)
+        assert_same_parameters(log["noise"]["members"], alone["noise"]["members"])
+    assert len(drawn) == 2 * len(stopped[1])
+    np.testing.assert_array_equal(np.concatenate([drawn[first] for first in sorted(drawn)]), whole)
+
+
+def test_each_member_is_scored_in_the_process_that_holds_it(stopped):
+    logs, share = stopped[1], POPULATION // len(stopped[1])
+    for generation in range(0, STOP + 1, 2):
+        for process, log in enumerate(logs):
+            assert log["scored"][str(generation)] == list(range(process * share, (process + 1) * share))
+
+
+def test_a_scorer_that_raises_is_counted_everywhere(stopped):
+    for log in stopped[1]:
+        assert log["failed"]["0"] == [0, ""]
+        assert log["failed"]["2"] == [1, "member 5: KeyError: 'no answer in generation 2'"]
+
+
+def test_what_several_processes_hold_is_shared_out(stopped):
+    shared = [log["shared_out"] for log in stopped[1]]
+    assert sorted(chain.from_iterable(shared)) == list(range(POPULATION))
+    assert {len(members) for members in shared} == {POPULATION // len(shared)}
+    assert [log["everyone"] for log in stopped[1]] == [[0, 1, 2, 3, 4]] * len(shared)
+
+
+def test_a_scorer_that_raises_everywhere_and_data_that_differ(stopped):
+    for log in stopped[1]:
+        assert "raised for all 5 members; the first: member 0: IndexError: list index" in log["all_raise"]
+        if len(stopped[1]) == 2:
+            assert log["differ"] == "nothing was raised"
+        else:
+            assert "got the data in which processes 2, 3 of 4 differ from process 0" in log["differ"]
+
+
+def test_it_resumes_on_one(stopped, alone, tmp_path):
+    shutil.copy(stopped[0] / "state.npz", tmp_path)
+    log = in_this_process(tmp_path)
+    assert list(log["means"]) == list(range(STOP + 1, process_job.GENERATIONS))
+    assert_same_parameters(log["params"], alone["params"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_it_resumes_on_others(stopped, alone, tmp_path, processes):
+    shutil.copy(stopped[0] / "state.npz", tmp_path)
+    for end in launch(tmp_path, processes, raise_for=FAILS):
+        assert end.status == 0, end.stderr
+        assert_same_parameters(end.log["params"], alone["params"])
+
+
+@pytest.mark.parametrize(
+    ("processes", "victim"),
+    [(2, 1), pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)],
+)
+def test_a_process_that_is_killed_stops_the_others_and_the_run_resumes(processes, victim, alone, tmp_path):
+    signals = {"3": [victim, "SIGKILL"]}
+    for number, end in enumerate(launch(tmp_path, processes, signals=signals, raise_for=FAILS)):
+        assert LOST in end.stderr
+        if number == victim:
+            assert end.status == -signal.SIGKILL
+        else:  # JAX ends a process whose coordinator is gone, unless Python was faster
+            assert end.status == 1 or (victim == 0 and end.status == -signal.SIGABRT), end.stderr
+    log = in_this_process(tmp_path)
+    assert list(log["means"]) == list(range(3, process_job.GENERATIONS))
+    assert_same_parameters(log["params"], alone["params"])
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_stops_the_others(tmp_path):
+    failed, other = launch(tmp_path, 2, error=[0, 3])
+    assert (failed.status, failed.log) == (1, None)
+    assert "ZeroDivisionError: a bug in one process" in failed.stderr
+    assert LOST not in failed.stderr
+    assert other.status in (1, -signal.SIGABRT)
+    assert LOST in other.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_process_that_ends_early_stops_the_others(tmp_path, first):
+    ended = launch(tmp_path, 2, lost_after=10, exit=[first, 3])
+    assert [end.log for end in ended] == [None, None]
+    assert all(end.status for end in ended)
+    assert LOST in ended[1 - first].stderr
+
+
+@pytest.mark.slow
+def test_a_process_that_no_longer_answers_stops_the_others(tmp_path):
+    spec = {"coordinator": f"localhost:{free_port()}", "lost_after": 10, "signals": {"3": [1, "SIGSTOP"]}}
+    started = [spawn(tmp_path, 2, i, **spec) for i in range(2)]
+    try:
+        (end,) = collect(tmp_path, started[:1])
+    finally:
+        started[1].kill()
+        started[1].communicate()
+    assert end.status in (1, -signal.SIGABRT)
+    assert LOST in end.stderr
