@@ -3,7 +3,8 @@
 By arithmetic, not by compiling both: XLA counts the body of a loop once, however often it runs, so that its cost of a
 sum over chunks of members is short by the number of chunks; all members in one chunk would not fit a chip's memory,
 which its compiler checks; and two more compilations would hold up every first generation. A test holds the figures here
-to the compiler's own for programs of one chunk, and `bench.scaling` to the collectives of whole steps.
+to the compiler's own for programs of one chunk, and `bench.scaling` to the collectives of whole steps. (On CPUs XLA
+gathers half precision as float32; here it counts as what it is.)
 """
 
 from __future__ import annotations
