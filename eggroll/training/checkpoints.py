@@ -15,9 +15,10 @@ from typing import Any
 from eggroll.training.checkpoints_arrays import Arrays, explained
 from eggroll.training.checkpoints_folder import CheckpointFolder
 from eggroll.training.checkpoints_leaves import check_fits, flatten, restore_args, unflatten
-from eggroll.training.checkpoints_processes import first_decides, is_first, raise_together
 from eggroll.training.errors import RunError
 from eggroll.training.integrity import Damaged, write_manifest
+from eggroll.training.processes_deciding import first_decides, raise_together
+from eggroll.training.processes_talk import is_main
 
 
 @dataclass(frozen=True)
@@ -193,9 +194,9 @@ class Checkpoints:
         with explained(f"Generation {content['generation']} could not be saved", self.folder):
             with self._tidy_on_error(path):
                 self._arrays.finish()
-                if is_first():
+                if is_main():
                     write_manifest(path, content)
-            if is_first():
+            if is_main():
                 self._disk.prune(content["generation"])
 
     @contextlib.contextmanager
@@ -205,7 +206,7 @@ class Checkpoints:
             yield
         except BaseException:
             self._arrays.reset()
-            if is_first():
+            if is_main():
                 self._disk.sweep(path)
             raise
 

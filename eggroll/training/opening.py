@@ -16,11 +16,11 @@ from eggroll.strategy.es import ES
 from eggroll.training import processes
 from eggroll.training.arrays import by_path, save_arrays
 from eggroll.training.checkpoints import Checkpoints
-from eggroll.training.checkpoints_processes import first_decides
 from eggroll.training.errors import RunError
 from eggroll.training.files import write_text
 from eggroll.training.folder import CHECKPOINTS, CONFIG, INITIAL, claim, clear
 from eggroll.training.lock import FolderLock
+from eggroll.training.processes_deciding import first_decides
 from eggroll.training.settings import as_json, check_same, describe, differences
 from eggroll.training.stopping import Seen
 from eggroll.training.store import Place, Saving, Store

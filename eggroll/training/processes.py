@@ -15,17 +15,12 @@ from eggroll.engine import jax_compat
 from eggroll.training.errors import RunError
 from eggroll.training.processes_meeting import meet
 from eggroll.training.processes_scoring import Scores, local_members, score
-from eggroll.training.processes_talk import count, gather, lost, translated
+from eggroll.training.processes_talk import count, gather, is_main, lost, translated
 from eggroll.training.processes_words import LastWords
 
 __all__ = ["Scores", "agree", "count", "is_main", "local_members", "lost", "same", "score", "start", "stop", "watching"]
 
 _WORDS: list[LastWords] = []  # of this process, while it is one of several
-
-
-def is_main() -> bool:
-    """Whether this is process 0, the one that writes files. Starts JAX's devices: call `start` first."""
-    return jax.process_index() == 0
 
 
 def start(

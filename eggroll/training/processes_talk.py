@@ -40,6 +40,11 @@ def count() -> int:
     return jax.process_count()
 
 
+def is_main() -> bool:
+    """Whether this is process 0, the one that writes files. Starts JAX's devices: call `start` first."""
+    return jax.process_index() == 0
+
+
 def lost() -> bool:
     """Whether contact with another process was lost: what waits for all of them, such as a save, can only fail now."""
     return bool(_LOST)
