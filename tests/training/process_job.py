@@ -37,7 +37,7 @@ def fitness(params: Any, x: Any) -> Any:
 
 @cache
 def strategy(mesh: Any = None) -> eggroll.ES:
-    options = {"rank": 1, "optimizer": optax.adam(0.05), "mesh": mesh}
+    options = {"rank": 1, "optimizer": optax.adam(0.05), "mesh": mesh, "update": "members"}  # each has it all
     return eggroll.ES(population=POPULATION, sigma=0.1, rules=[("w", eggroll.LowRankRule(rank=1))], **options)
 
 
