@@ -26,15 +26,22 @@ def claim(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
         raise RunError("got both --overwrite and --resume; one of them is required: start anew, or go on.")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        checkpoints = path / CHECKPOINTS
-        holds_run = (path / PARAMETERS).exists() or (checkpoints.exists() and any(checkpoints.iterdir()))
+        found = holds_run(path)
     except OSError as why:
         raise not_writable(path, why) from why
-    if holds_run and not (overwrite or resume):
+    if found and not (overwrite or resume):
         raise RunError(
             f"'{path}' holds a run; go on with it with --resume, choose another folder with --out, or replace it with "
             "--overwrite."
         )
+
+
+def holds_run(path: Path) -> bool:
+    """Whether a run has left anything in the folder that is worth keeping."""
+    checkpoints, metrics = path / CHECKPOINTS, path / METRICS
+    if (path / PARAMETERS).exists() or (checkpoints.exists() and any(checkpoints.iterdir())):
+        return True
+    return metrics.is_file() and metrics.stat().st_size > 0
 
 
 def clear(path: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import jax
+import numpy as np
 
 from eggroll.strategy.es import ES, Metrics
 from eggroll.strategy.state import State
@@ -17,6 +20,7 @@ from eggroll.training.data import Source, as_source
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
 from eggroll.training.opening import Opening
+from eggroll.training.processes_talk import gather
 from eggroll.training.steps import Compiled, Step
 from eggroll.training.stopping import EarlyStopping, StopRequest
 from eggroll.training.store import Place, Saving, Store
@@ -122,7 +126,7 @@ def fit(
     """
     _check_counts(generations, evaluate_every)
     step = fitness if isinstance(fitness, Step) else Compiled(fitness)
-    source, begun = as_source(data), Place(state, carry)
+    source, begun = as_source(data), Place(state, jax.tree.map(_canonical, carry))
     saving = saving or Saving()
     with ExitStack() as stack:
         stop = asked_to_stop or stack.enter_context(StopRequest()).was_asked
@@ -136,6 +140,23 @@ def fit(
             es, step, source, store, generations, evaluate, evaluate_every, early_stopping, seconds, show, stop
         )
         return loop.run(begun if store is None else store.place, saving.score)
+
+
+def _measured(values: Mapping[str, Any], record: Record) -> Record:
+    """What an evaluation hook returned, as JSON can hold it."""
+    taken = sorted(values.keys() & (record.keys() | {"members_per_second", "seconds"}))
+    if taken:
+        raise RunError(
+            f"got {', '.join(taken)} from the evaluation hook; these names are the loop's own. Choose others."
+        )
+    return {name: x if isinstance(x, str | bool | int | None) else float(x) for name, x in values.items()}
+
+
+def _canonical(leaf: Any) -> Any:
+    """Numbers and NumPy's arrays in the dtypes that JAX keeps, so that what is saved fits what is begun with."""
+    if not isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic):
+        return leaf
+    return np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype))
 
 
 def _check_counts(generations: int, evaluate_every: int) -> None:
@@ -180,8 +201,12 @@ class _Loop:
         except FloatingPointError as why:
             ended = str(why)
             self._save_last()
-        except RunError as why:
-            why.result = self._result(str(why))
+        except Exception as why:
+            if processes.count() == 1:  # others could not take part
+                with suppress(RunError):  # the error on its way says more
+                    self._save_last()
+            if isinstance(why, RunError):
+                why.result = self._result(str(why))
             raise
         return self._result(ended)
 
@@ -246,7 +271,7 @@ class _Loop:
             record["scorer_errors"] = int(metrics["scorer_errors"])
         due = generation in (1, self.generations) or generation % self.evaluate_every == 0
         if self.evaluate is not None and due:
-            record |= self.evaluate(state, carry)
+            record |= _measured(self.evaluate(state, carry), record)
         return record
 
     def _why_end(self, hopeless: bool) -> str | None:
@@ -254,7 +279,6 @@ class _Loop:
             return FINISHED
         late = self.limit is not None and time.perf_counter() - self.start > self.limit
         asked = self.asked_to_stop()
-        if not processes.agree(asked or late or hopeless):
-            return None
+        mine = 3 * hopeless or 2 * bool(asked) or 1 * late
         # One process's reason is that of all.
-        return STOPPED_EARLY if hopeless else INTERRUPTED if processes.agree(asked) else OUT_OF_TIME
+        return (None, OUT_OF_TIME, INTERRUPTED, STOPPED_EARLY)[int(gather(np.array(mine, np.uint8)).max())]

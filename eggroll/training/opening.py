@@ -18,7 +18,7 @@ from eggroll.training.arrays import by_path, save_arrays
 from eggroll.training.checkpoints import Checkpoints
 from eggroll.training.errors import RunError
 from eggroll.training.files import write_text
-from eggroll.training.folder import CHECKPOINTS, CONFIG, INITIAL, claim, clear
+from eggroll.training.folder import CHECKPOINTS, CONFIG, INITIAL, claim, clear, holds_run
 from eggroll.training.lock import FolderLock
 from eggroll.training.processes_deciding import first_decides
 from eggroll.training.settings import as_json, check_same, describe, differences
@@ -66,16 +66,18 @@ class Opening:
             goes_on, changes = found["goes_on"], found["changes"]
             checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep=self.saving.keep, best=self.saving.best)
             place = self._newest(checkpoints, begun) if goes_on else begun
-            if processes.is_main():
+            # A change that was forced before may have left its mark in the configuration alone.
+            options: dict[str, Any] = {"begun": begun, "place": place, "changed": bool(changes) or self.force}
+            store = stack.enter_context(Store(self.folder, self.es, self.saving, checkpoints=checkpoints, **options))
+            if processes.is_main():  # only now: what the store refuses must not leave new settings behind
                 self._write(config, begun, place, changes if goes_on else None)
-            options: dict[str, Any] = {"begun": begun, "place": place, "changed": bool(changes)}
-            yield stack.enter_context(Store(self.folder, self.es, self.saving, checkpoints=checkpoints, **options))
+            yield store
 
     def _prepare(self, stack: ExitStack, config: Mapping[str, Any]) -> dict[str, Any]:
         """Claims, locks and clears the folder, in the first process; says whether a run goes on, and what changed."""
         claim(self.folder, overwrite=self.overwrite, resume=self.resume)
         stack.enter_context(FolderLock(self.folder))
-        goes_on = self.resume and (self.folder / CONFIG).exists()
+        goes_on = self.resume and holds_run(self.folder)
         changes = self._changes(config) if goes_on else []
         if not goes_on:
             clear(self.folder)
@@ -86,20 +88,35 @@ class Opening:
         before = read_config(self.folder)
         for line in differences(before.get("versions", {}), versions()):
             LOGGER.warning("resuming with other versions, so not necessarily bit for bit: %s", line)
-        old, new = ({**c.get("strategy", {}), **c.get("options", {})} for c in (before, config))
-        return check_same(old, new, force=self.force)
+        return check_same(before, config, force=self.force)
 
     def _newest(self, checkpoints: Checkpoints, begun: Place) -> Place:
         """Where the newest whole checkpoint was taken; `begun` if the run was stopped before the first."""
         found = checkpoints.restore({"state": begun.state, "carry": begun.carry})
         if found is None:
+            self._check_never_saved()
             return begun
+        if not bool(found.state["state"].key == begun.state.key):
+            raise RunError(
+                f"the run in '{self.folder}' was begun with another key. Resume it with its own: a run cannot change "
+                "its key (or seed) half way."
+            )
         for damaged in found.skipped:
             LOGGER.warning("skipped %s: %s", damaged.path, damaged.reason)
         record = found.record
         seen = Seen(**record["seen"])
         rest = {"data": record["data"], "seconds": record["seconds"], "score": record["score"], "seen": seen}
         return Place(found.state["state"], found.state["carry"], **rest)
+
+    def _check_never_saved(self) -> None:
+        """Raises where several checkpoints lost their manifests: only the first save can have been cut short."""
+        folder = self.folder / CHECKPOINTS
+        names = [path.name.split("-")[0] for path in folder.iterdir() if path.is_dir()] if folder.exists() else []
+        if len({name for name in names if name.isdigit()}) > 1:
+            raise RunError(
+                f"no checkpoint in '{folder}' is whole: each is without its manifest. Bring one back from a copy, or "
+                "start anew with --overwrite."
+            )
 
     def _write(self, config: dict[str, Any], begun: Place, place: Place, changes: list[str] | None) -> None:
         """The configuration, where it is new, and the initial parameters."""

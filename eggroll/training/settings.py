@@ -77,12 +77,13 @@ def _text(settings: Mapping[str, Any], name: str) -> str:
 
 
 def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, force: bool) -> list[str]:
-    """The differences, if `force` allows them.
+    """The differences between two configurations, if `force` allows them.
 
     Raises:
         RunError: there are some, and `force` is false.
     """
-    changed = differences(before, now)
+    pairs = [(before.get(part, {}), now.get(part, {})) for part in ("strategy", "options")]
+    changed = list(dict.fromkeys(line for old, new in pairs for line in differences(old, new)))
     if changed and not force:
         raise RunError(
             f"the run to resume was started with other settings: {'; '.join(changed)}. Resume it with its own, start "

@@ -124,10 +124,8 @@ class Store:
             self._logs.append(enter(TensorBoard(folder, after=after)))
         if self._saving.ledger:
             options: dict[str, Any] = {"base_name": self._saving.base, "after": after, "changed": changed}
-            options |= {
-                "key": begun.state.key,
-                "overwrite": not after,
-            }  # whether a run may be replaced was asked before
+            # The run's own key; whether a ledger may be replaced was asked before.
+            options |= {"key": self.place.state.key, "overwrite": not after}
             self._journal = enter(Journal(folder / LEDGER, es, begun.state.params, **options))
 
     def log(self, record: Record, metrics: Metrics) -> None:

@@ -1,0 +1,134 @@
+"""Nothing that a run left is lost or mixed up: by errors in user code, forced changes, missing files, other keys."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eggroll.training import Compiled, Result, RunError, Saving, fit, replay
+from tests.training.problems import CARRY, COUNTING, assert_same, batches, begin, fitness, left_by, run, strategy, usual
+
+LAST = 12
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches SIGKILL."""
+
+
+def stop_after(folder: Path, generation: int, **options: Any) -> Result:
+    shown: list[Any] = []
+    return run(folder, LAST, show=shown.append, asked_to_stop=lambda: len(shown) == generation, **options)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file() and f.name != "run.lock"
+    }
+
+
+def refused(folder: Path, message: str, **options: Any) -> None:
+    """The run is refused, and every file is as it was."""
+    before = files(folder)
+    with pytest.raises(RunError, match=message):
+        run(folder, LAST, **options)
+    assert files(folder) == before
+
+
+def test_a_lost_configuration_is_no_new_start(tmp_path: Path) -> None:
+    stop_after(tmp_path, 6)
+    (tmp_path / "config.json").unlink()
+    refused(tmp_path, r"cannot read .*config\.json", resume=True)
+
+
+def test_checkpoints_that_all_lost_their_manifests_are_no_new_start(tmp_path: Path) -> None:
+    stop_after(tmp_path, 6)
+    for manifest in (tmp_path / "checkpoints").glob("*/MANIFEST.json"):
+        manifest.unlink()
+    refused(tmp_path, "no checkpoint in .* is whole", resume=True)
+
+
+def test_a_run_without_a_checkpoint_is_not_replaced_unasked(tmp_path: Path) -> None:
+    def show(record: dict[str, Any]) -> None:
+        if record["generation"] == 3:
+            raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path, LAST, show=show)
+    refused(tmp_path, "holds a run")
+
+
+def test_another_key_is_refused(tmp_path: Path) -> None:
+    stop_after(tmp_path, 6)
+    es = usual()
+    state = es.init(begin(es).params, jax.random.key(8))
+    before = files(tmp_path)
+    with pytest.raises(RunError, match="begun with another key"):
+        fit(es, state, COUNTING, batches(), generations=LAST, carry=CARRY, folder=tmp_path, resume=True, force=True)
+    assert files(tmp_path) == before
+
+
+def test_settings_of_the_users_do_not_hide_the_strategys(tmp_path: Path) -> None:
+    stop_after(tmp_path, 6, settings={"sigma": "small"})
+    refused(tmp_path, "sigma: 0.1 → 0.3", resume=True, settings={"sigma": "small"}, es=strategy(sigma=0.3))
+
+
+def test_a_forced_change_that_was_killed_at_once_goes_on(tmp_path: Path) -> None:
+    stop_after(tmp_path, 6)
+    es = strategy(sigma=0.2)
+
+    def dies(state: Any, carry: Any) -> Any:
+        raise Killed
+
+    with pytest.raises(Killed):
+        run(tmp_path, LAST, es=es, resume=True, force=True, evaluate=dies, evaluate_every=7)
+    result = run(tmp_path, LAST, es=es, resume=True, force=True)
+    rebuilt = replay(begin(es).params, tmp_path / "ledger.bin")
+    assert_same(Result(rebuilt, result.carry, "", 0.0, 0), result)
+
+
+def test_what_the_ledger_refuses_leaves_the_settings_alone(tmp_path: Path) -> None:
+    stop_after(tmp_path, 6)
+    es = strategy(sigma=0.2)
+    state = es.init({"w": jnp.zeros((4, 3)), "b": jnp.zeros(3)}, jax.random.key(7))  # another base
+    before = (tmp_path / "config.json").read_bytes()
+    with pytest.raises(RunError, match="written for a base with other"):
+        fit(es, state, COUNTING, batches(), generations=LAST, carry=CARRY, folder=tmp_path, resume=True, force=True)
+    assert (tmp_path / "config.json").read_bytes() == before
+    assert run(tmp_path, LAST, resume=True).ended == "finished"
+
+
+@pytest.mark.parametrize("carry", [{"n": np.zeros(3)}, {"n": np.zeros(3, np.float32)}, {"n": 0.0}])
+def test_a_carry_of_numbers_or_of_numpys_goes_on(carry: Any, tmp_path: Path) -> None:
+    step = Compiled(lambda params, seen, x, y: (fitness(params, x, y), {"n": seen["n"] + x.mean()}), carries=True)
+    es, options = usual(), {"generations": 4, "carry": carry, "folder": tmp_path, "resume": True}
+    fit(es, begin(es), step, [next(batches())] * 2, **options)
+    result = fit(es, begin(es), step, [next(batches())] * 4, **options)
+    assert (result.ended, result.resumed) == ("finished", 2)
+
+
+def test_an_error_in_user_code_saves_what_there_was(tmp_path: Path) -> None:
+    def breaks(state: Any, carry: Any) -> Any:
+        if int(state.generation) == 7:
+            raise ZeroDivisionError("a bug")
+        return {}
+
+    with pytest.raises(ZeroDivisionError):
+        run(tmp_path, LAST, evaluate=breaks, evaluate_every=1, saving=Saving(every=100))
+    whole = run(None, LAST)
+    result = run(tmp_path, LAST, resume=True, saving=Saving(every=100))
+    assert result.resumed == 6
+    assert_same(result, whole)
+    assert [line["generation"] for line in left_by(tmp_path)["metrics"]] == list(range(1, LAST + 1))
+
+
+def test_a_hook_may_return_jax_scalars_but_not_the_loops_names(tmp_path: Path) -> None:
+    run(tmp_path, 2, evaluate=lambda state, carry: {"size": jnp.float32(1.5), "note": "x"})
+    assert json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])["size"] == 1.5
+    with pytest.raises(RunError, match="got generation from the evaluation hook"):
+        run(None, 2, evaluate=lambda state, carry: {"generation": 9})
