@@ -66,7 +66,7 @@ def soak(options: Options) -> Report:
     notes: list[dict[str, Any]] = []
     live: dict[int, Any] = {}
     stops = {round(k * options.generations / (options.compared + 1)) for k in range(1, options.compared + 1)}
-    noted = max(1, options.generations // 200)
+    noted = max(1, options.generations // (10 if options.quick else 200))  # each collects garbage, which is slow
 
     def evaluate(state: eggroll.State, carry: Any) -> dict[str, float]:
         generation = int(state.generation)

@@ -64,6 +64,7 @@ def script(tmp_path, *options: str) -> tuple[int, dict]:
     return done.returncode, json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 def test_the_script_tells_of_wrong_numbers_and_goes_on(module, tmp_path):
     plugin = module("wrong_kernels", WRONG)
     status, result = script(tmp_path, f"--plugin={plugin}", "--out", "kept.json", "--steps", "check")
