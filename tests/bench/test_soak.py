@@ -10,6 +10,7 @@ from bench import soak
 from eggroll.training import Result
 
 
+@pytest.mark.slow
 def test_a_quick_soak_is_whole(capsys):
     soak.main(["--quick"])
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
