@@ -28,27 +28,10 @@ def moved_if(
     words: jax.Array | None,
     loss: jax.Array,
 ) -> tuple[State, dict[str, jax.Array]]:
-    """`moved(...)` if `some`, a bool scalar, is true; else the state as it is, and norms of zero.
-
-    A branch, not a select for every array: those were a tenth of what has to be compiled.
-    """
-    still = {"gradient_norm": jnp.float32(0), "update_norm": jnp.float32(0)}
-    move = lambda: moved(optimizer, generation, state, weights, words, loss)  # noqa: E731
-    new, norms = jax.lax.cond(some, move, lambda: (state, still))
-    return _held(generation, new), norms
-
-
-def moved(
-    optimizer: optax.GradientTransformationExtraArgs,
-    generation: Generation,
-    state: State,
-    weights: jax.Array,
-    words: jax.Array | None,
-    loss: jax.Array,
-) -> tuple[State, dict[str, jax.Array]]:
-    """The state after one update.
+    """The state after one update, if there is one to make.
 
     Args:
+        some: bool scalar; if it is false, the state stays as it is.
         optimizer: turns the gradient into a change of the parameters.
         generation: whose members the weights belong to.
         state: before the update.
@@ -57,23 +40,30 @@ def moved(
         loss: scalar, for optimizers that watch it.
 
     Returns:
-        (the new state, the norms of gradient and update as float32).
+        (the new state, the norms of gradient and update as float32: 0 if there was none).
     """
     still = [leaf.kind == "frozen" for leaf in generation.plan.leaves]
-    params = without(state.params, still)
-    full = precision.full(params, state.master)
-    gradient = without(generation.gradient(weights, state.params, words), still)
     placement = generation.placement
-    if placement is not None:
-        full = placement.pinned_tree(full, state.params, placement.update_specs)
-    change, opt_state = updates(optimizer, gradient, state.opt_state, full, loss)
-    params, master = precision.rounded(optax.apply_updates(full, change), params)
-    if placement is not None:  # rounded before they are made whole: half the bytes
-        params = placement.pinned_tree(params, state.params, placement.update_specs)
-    params = put_back(params, state.params, still)
-    new = State(params, master, opt_state, state.key, state.generation + jnp.int32(1))
-    norm = _norm if placement is None else _norm_of_split
-    return _held(generation, new), {"gradient_norm": norm(gradient), "update_norm": norm(change)}
+
+    def moved() -> tuple[State, dict[str, jax.Array]]:
+        params = without(state.params, still)
+        full = precision.full(params, state.master)
+        gradient = without(generation.gradient(weights, state.params, words), still)
+        if placement is not None:
+            full = placement.pinned_tree(full, state.params, placement.update_specs)
+        change, opt_state = updates(optimizer, gradient, state.opt_state, full, loss)
+        params, master = precision.rounded(optax.apply_updates(full, change), params)
+        if placement is not None:  # rounded before they are made whole: half the bytes
+            params = placement.pinned_tree(params, state.params, placement.update_specs)
+        params = put_back(params, state.params, still)
+        new = State(params, master, opt_state, state.key, state.generation + jnp.int32(1))
+        norm = _norm if placement is None else _norm_of_split
+        return _held(generation, new), {"gradient_norm": norm(gradient), "update_norm": norm(change)}
+
+    none = {"gradient_norm": jnp.float32(0), "update_norm": jnp.float32(0)}
+    # A branch, not a select for every array: those were a tenth of what has to be compiled.
+    new, norms = jax.lax.cond(some, moved, lambda: (state, none))
+    return _held(generation, new), norms
 
 
 def _held(generation: Generation, state: State) -> State:

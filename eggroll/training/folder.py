@@ -31,8 +31,8 @@ def claim(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
         raise not_writable(path, why) from why
     if found and not (overwrite or resume):
         raise RunError(
-            f"'{path}' holds a run; go on with it with --resume, choose another folder with --out, or replace it with "
-            "--overwrite."
+            f"'{path}' holds a run; go on with it with --resume (in Python: resume=True), choose another folder with "
+            "--out (folder=), or replace it with --overwrite (overwrite=True)."
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, get_args
 
 import jax
@@ -17,6 +16,8 @@ from eggroll.strategy.sigma import sigma_at
 from eggroll.training.errors import RunError
 from eggroll.training.ledger_base import joint_digest
 from eggroll.training.optimizers import spec_of
+from eggroll.training.settings import difference
+from eggroll.training.versions import version_of
 
 FORMAT = 1
 ENVIRONMENT = ("versions", "platform", "devices")  # may change in a run without anyone having asked for it
@@ -54,7 +55,7 @@ def settings_of(es: ES, key: jax.Array, base: Mapping[str, str], name: str | Non
         "plan": None if es.plan is None else plan_to_json(es.plan),
         "base": {"name": name, "digest": joint_digest(base, paths), "parameters": [base[path] for path in paths]},
         "x64": _x64(),
-        "versions": {short: _version(package) for short, package in PACKAGES.items()},
+        "versions": {short: version_of(package) for short, package in PACKAGES.items()},
         "platform": jax.default_backend(),
         "devices": 1 if pop.mesh is None else int(pop.mesh.shape[AXIS]),
     }
@@ -68,11 +69,11 @@ def _constant(sigma: Any) -> float | None:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """What differs in settings, the environment and an unknown plan left out, as `name: old, now new`.
+    """What differs in settings, the environment and an unknown plan left out, as `name: old → new`.
 
     Example:
         >>> differences({"rank": 1, "platform": "cpu"}, {"rank": 2, "platform": "gpu"})
-        ['rank: 1, now 2']
+        ['rank: 1 → 2']
     """
     found = []
     for name in sorted((old.keys() | new.keys()) - {"base", *ENVIRONMENT}):
@@ -80,7 +81,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if was != now and name == "plan":
             found += _plan_differences(was, now)
         elif was != now:
-            found.append(f"{name}: {was}, now {now}")
+            found.append(difference(name, old, new))
     return found
 
 
@@ -89,7 +90,7 @@ def _plan_differences(old: Any, new: Any) -> list[str]:
         return []
     was, now = ({leaf["path"]: leaf for leaf in plan} for plan in (old, new))
     paths = [path for path in {**was, **now} if was.get(path) != now.get(path)]
-    return [f"the plan of {path}: {was.get(path)}, now {now.get(path)}" for path in paths] or ["the plan's order"]
+    return [f"the plan of {path}: {was.get(path)} → {now.get(path)}" for path in paths] or ["the plan's order"]
 
 
 def plan_to_json(plan: Plan) -> list[dict[str, Any]]:
@@ -146,10 +147,3 @@ def check_format(content: Mapping[str, Any]) -> None:
 
 def _x64() -> bool:
     return jax.dtypes.canonicalize_dtype(np.float64) == np.float64
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a checkout that is on the path without being installed
-        return "unknown"

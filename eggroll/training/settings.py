@@ -65,11 +65,17 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """
     names = [name for name in [*before, *(n for n in now if n not in before)] if name not in UNDECIDING]
     missing = object()
-    return [
-        f"{name}: {_text(before, name)} → {_text(now, name)}"
-        for name in names
-        if before.get(name, missing) != now.get(name, missing)
-    ]
+    return [difference(name, before, now) for name in names if before.get(name, missing) != now.get(name, missing)]
+
+
+def difference(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """`name: before → now` of one setting.
+
+    Example:
+        >>> difference("rank", {"rank": 1}, {})
+        'rank: 1 → nothing'
+    """
+    return f"{name}: {_text(before, name)} → {_text(now, name)}"
 
 
 def _text(settings: Mapping[str, Any], name: str) -> str:
@@ -87,6 +93,6 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, force: bool
     if changed and not force:
         raise RunError(
             f"the run to resume was started with other settings: {'; '.join(changed)}. Resume it with its own, start "
-            "anew with --overwrite, or go on with the new ones with --force."
+            "anew with --overwrite (overwrite=True), or go on with the new ones with --force (force=True)."
         )
     return changed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,8 @@ from eggroll.strategy.es import ES, Metrics
 from eggroll.strategy.inputs import InAxes
 from eggroll.strategy.state import State
 from eggroll.training.processes_scoring import score
+
+LOGGER = logging.getLogger("eggroll")
 
 
 class Step(ABC):
@@ -59,7 +62,8 @@ class Scored(Step):
     Args:
         fun: `fun(params, *batch)` → a pytree of arrays, any traceable function.
         scorer: `scorer(output, *batch)` → a number, maximised; `output` is one member's, in NumPy arrays. A scorer that
-            raises gives that member no fitness: its pair is dropped, and `scorer_errors` in the metrics counts it.
+            raises gives that member no fitness: its pair is dropped, and `scorer_errors` in the metrics counts it, and
+            the first such error is logged.
         in_axes: for the batch, as in `Members.apply`.
 
     Example:
@@ -74,11 +78,15 @@ class Scored(Step):
 
     def __init__(self, fun: Callable[..., Any], scorer: Callable[..., float], *, in_axes: InAxes = None) -> None:
         self._fun, self._scorer, self._in_axes = fun, scorer, in_axes
+        self._told = False  # of an error
 
     def __call__(self, es: ES, state: State, carry: Any, batch: tuple) -> tuple[State, Any, Metrics]:
         """One generation, scored on the host."""
         members = es.ask(state)
         outputs = members.apply(self._fun, *batch, in_axes=self._in_axes)
         scores = score(outputs, lambda output: self._scorer(output, *batch))
+        if scores.failed and not self._told:
+            self._told = True  # later ones are in the metrics
+            LOGGER.warning("the scorer raised for %d of %d members; %s", scores.failed, len(members), scores.error)
         state, metrics = es.tell(state, members, scores.fitness)
         return state, carry, {**metrics, "scorer_errors": scores.failed}

@@ -21,7 +21,12 @@ def versions() -> dict[str, str]:
 
 def package_version() -> str:
     """The installed version of this package."""
+    return version_of("eggroll-jax")
+
+
+def version_of(package: str) -> str:
+    """The installed version of a package."""
     try:
-        return version("eggroll-jax")
+        return version(package)
     except PackageNotFoundError:  # a checkout that is on the path without being installed
         return "unknown"

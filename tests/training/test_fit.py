@@ -59,7 +59,7 @@ def test_a_python_scorer_gives_what_a_jax_fitness_gives() -> None:
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_a_scorer_that_dies_costs_its_pair() -> None:
+def test_a_scorer_that_dies_costs_its_pair(caplog: pytest.LogCaptureFixture) -> None:
     shown: list[dict[str, Any]] = []
     scored = 0
 
@@ -74,6 +74,7 @@ def test_a_scorer_that_dies_costs_its_pair() -> None:
     result = fit(es, begin(es), Scored(predict, scorer), batches(), generations=3, show=shown.append)
     assert result.ended == "finished"
     assert [(r["scorer_errors"], r["nonfinite"]) for r in shown] == [(1, 2)] * 3
+    assert caplog.text.count("member 2: ZeroDivisionError: a judge that fails") == 1
 
 
 def test_the_models_own_state_goes_along() -> None:

@@ -134,11 +134,11 @@ def test_metrics_of_an_es_that_made_no_generation(live, path):
 @pytest.mark.parametrize(
     ("options", "named_so"),
     [
-        ({"population": 10}, "population: 8, now 10"),
-        ({"sigma": 0.06}, "sigma: 0.05, now 0.06"),
-        ({"noise_reuse": 2}, "noise_reuse: 1, now 2"),
-        ({"distribution": "normal"}, "distribution: rademacher, now normal"),
-        ({"shaping": "sign"}, "shaping: zscore, now sign"),
+        ({"population": 10}, "population: 8 → 10"),
+        ({"sigma": 0.06}, "sigma: 0.05 → 0.06"),
+        ({"noise_reuse": 2}, "noise_reuse: 1 → 2"),
+        ({"distribution": "normal"}, 'distribution: "rademacher" → "normal"'),
+        ({"shaping": "sign"}, 'shaping: "zscore" → "sign"'),
         ({"optimizer": named("adam", learning_rate=0.02, b2=0.99)}, "optimizer: .*0.02"),
     ],
 )
