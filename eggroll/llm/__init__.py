@@ -1,0 +1,16 @@
+"""Language models: decoders in Flax, generation for a whole population, tasks, fine-tuning by evolution."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# Names and the files that they come from, which are loaded when they are asked for.
+_FILES: dict[str, str] = {}
+__all__ = sorted(_FILES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _FILES:
+        return getattr(importlib.import_module(f"eggroll.llm.{_FILES[name]}"), name)
+    raise AttributeError(f"module 'eggroll.llm' has no attribute {name!r}")

@@ -1,0 +1,1 @@
+"""Tasks for language models: prompts, and a scorer of the finished text."""
