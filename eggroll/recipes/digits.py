@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eggroll.recipes.classifier import Classifier
-from eggroll.recipes.curve import draw_curve
 from eggroll.recipes.data import digits, minibatches
 from eggroll.recipes.models import build
 from eggroll.recipes.run_folder import arrays_of
@@ -21,15 +20,18 @@ from eggroll.strategy.es import ES
 from eggroll.strategy.explain import explain
 from eggroll.strategy.state import State
 from eggroll.training.arrays import save_arrays
+from eggroll.training.curve import Drawn, draw_curve
 from eggroll.training.folder import CURVE, PARAMETERS
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, read_metrics
 from eggroll.training.optimizers import named, schedule
+from eggroll.training.progress import Shown
 from eggroll.training.steps import Compiled
 from eggroll.training.stopping import EarlyStopping
 from eggroll.training.store import Saving
 
 LAST_RATE = 0.02  # of the initial learning rate
+SHOWN = Shown({"fitness_mean": "fitness {:.3f}", "test_accuracy": "accuracy {:.1%}"})
 
 
 def strategy(settings: Settings) -> ES:
@@ -190,4 +192,4 @@ def _saving(settings: Settings) -> Saving:
 def _write_results(settings: Settings, model: nnx.Module) -> None:
     save_arrays(settings.folder / PARAMETERS, arrays_of(model))
     title = f"{settings.model} on handwritten digits, {settings.population} members, no backpropagation"
-    draw_curve(read_metrics(settings.folder), settings.folder / CURVE, title=title)
+    draw_curve(read_metrics(settings.folder), settings.folder / CURVE, Drawn(title))

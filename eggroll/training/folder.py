@@ -9,6 +9,7 @@ from eggroll.training.errors import RunError
 
 CONFIG, METRICS, PARAMETERS, CURVE = "config.json", "metrics.jsonl", "parameters.npz", "curve.png"
 LEDGER, INITIAL, CHECKPOINTS, TENSORBOARD = "ledger.bin", "initial.npz", "checkpoints", "tensorboard"
+MODEL, SAMPLES, EVALUATION = "model", "samples.jsonl", "evaluation.json"  # of language models
 
 
 def claim(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
@@ -39,7 +40,7 @@ def claim(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
 def holds_run(path: Path) -> bool:
     """Whether a run has left anything in the folder that is worth keeping."""
     checkpoints, metrics = path / CHECKPOINTS, path / METRICS
-    if (path / PARAMETERS).exists() or (checkpoints.exists() and any(checkpoints.iterdir())):
+    if (path / PARAMETERS).exists() or (path / MODEL).exists() or (checkpoints.exists() and any(checkpoints.iterdir())):
         return True
     return metrics.is_file() and metrics.stat().st_size > 0
 
@@ -51,9 +52,9 @@ def clear(path: Path) -> None:
         RunError: something cannot be removed.
     """
     try:
-        for name in (CONFIG, METRICS, PARAMETERS, CURVE, LEDGER, INITIAL):
+        for name in (CONFIG, METRICS, PARAMETERS, CURVE, LEDGER, INITIAL, SAMPLES, EVALUATION):
             (path / name).unlink(missing_ok=True)
-        for name in (CHECKPOINTS, TENSORBOARD):
+        for name in (CHECKPOINTS, TENSORBOARD, MODEL):
             if (path / name).exists():
                 shutil.rmtree(path / name)
     except OSError as why:

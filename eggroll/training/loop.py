@@ -72,6 +72,7 @@ def fit(
     evaluate: Evaluate | None = None,
     evaluate_every: int = 10,
     early_stopping: EarlyStopping | None = None,
+    until: Callable[[State, Any], bool] | None = None,
     seconds: float | None = None,
     show: Callable[[Record], None] | None = None,
     asked_to_stop: Callable[[], bool] | None = None,
@@ -102,6 +103,8 @@ def fit(
         evaluate: `evaluate(state, carry)` → numbers by name, added to the record of some generations.
         evaluate_every: generations between two evaluations; the first and the last one have one, too. Default 10.
         early_stopping: ends the run when a metric stands still. Default None.
+        until: `until(state, carry)`, asked after every generation: True finishes the run. It has to give the same
+            answer for the same arguments. Default None: all generations are made.
         seconds: ends the run after the first generation that ends later than this many seconds after the call.
             Default None. A clock that is set anew does not matter.
         show: called with the record of every generation, which is a line of `metrics.jsonl`.
@@ -137,9 +140,14 @@ def fit(
             opening = Opening(Path(folder), es, saving, settings or {}, **options)
             store = stack.enter_context(opening.opened(begun))
         loop = _Loop(
-            es, step, source, store, generations, evaluate, evaluate_every, early_stopping, seconds, show, stop
+            es, step, source, store, generations, until, evaluate, evaluate_every, early_stopping, seconds, show, stop
         )
         return loop.run(begun if store is None else store.place, saving.score)
+
+
+def _plain(x: Any) -> Any:
+    """A number of the metrics as JSON can hold it: integers as they are, others with six digits."""
+    return int(x) if np.issubdtype(np.asarray(x).dtype, np.integer) else float(f"{float(x):.6g}")
 
 
 def _measured(values: Mapping[str, Any], record: Record) -> Record:
@@ -181,6 +189,7 @@ class _Loop:
     source: Source
     store: Store | None
     generations: int
+    until: Callable[[State, Any], bool] | None
     evaluate: Evaluate | None
     evaluate_every: int
     early_stopping: EarlyStopping | None
@@ -227,10 +236,13 @@ class _Loop:
 
     def _ended_before(self) -> str | None:
         """Why a resumed run has nothing to do, or None."""
-        if self.place.generation >= self.generations:
+        if self.place.generation >= self.generations or self._enough(self.place.state, self.place.carry):
             return FINISHED
         stopping = self.early_stopping
         return STOPPED_EARLY if stopping is not None and self.place.seen.since >= stopping.patience else None
+
+    def _enough(self, state: State, carry: Any) -> bool:
+        return self.until is not None and self.until(state, carry)
 
     def _save_last(self) -> None:
         if self.store is not None:
@@ -265,17 +277,16 @@ class _Loop:
 
     def _record(self, state: State, carry: Any, metrics: Metrics) -> Record:
         generation = int(state.generation)
-        numbers = {name: float(f"{float(metrics[name]):.6g}") for name in RECORDED}
+        numbers = {name: _plain(metrics[name]) for name in RECORDED}
         record = {"generation": generation, **numbers, "nonfinite": int(metrics["nonfinite"])}
-        if "scorer_errors" in metrics:
-            record["scorer_errors"] = int(metrics["scorer_errors"])
-        due = generation in (1, self.generations) or generation % self.evaluate_every == 0
+        record |= {name: _plain(metrics[name]) for name in self.step.recorded}
+        due = generation in (1, self.generations) or generation % self.evaluate_every == 0 or self._enough(state, carry)
         if self.evaluate is not None and due:
             record |= _measured(self.evaluate(state, carry), record)
         return record
 
     def _why_end(self, hopeless: bool) -> str | None:
-        if self.place.generation >= self.generations:
+        if self.place.generation >= self.generations or self._enough(self.place.state, self.place.carry):
             return FINISHED
         late = self.limit is not None and time.perf_counter() - self.start > self.limit
         asked = self.asked_to_stop()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
@@ -12,6 +14,21 @@ LINES = 10  # printed over a run where there is no terminal
 WINDOW = 10  # generations that the speed is averaged over
 
 
+@dataclass(frozen=True)
+class Shown:
+    """What is shown of a record.
+
+    Attributes:
+        values: name in the record → how to print it; one that a record lacks stays what it was.
+        speed: name of a number per second, averaged over the last generations.
+        unit: what it counts.
+    """
+
+    values: Mapping[str, str]
+    speed: str = "members_per_second"
+    unit: str = "members"
+
+
 class Meter:
     """Shows the records of a run of `generations`, as a context around it.
 
@@ -19,12 +36,13 @@ class Meter:
         console: where to.
         generations: how many records to expect.
         label: what runs.
+        shown: what is shown of a record.
     """
 
-    def __init__(self, console: Console, generations: int, label: str) -> None:
-        self._console, self._generations = console, generations
-        self._shown = 0  # records
-        self._accuracy: float | None = None
+    def __init__(self, console: Console, generations: int, label: str, shown: Shown) -> None:
+        self._console, self._generations, self._shown = console, generations, shown
+        self._records = 0
+        self._values: dict[str, str] = {}
         self._recent: deque[float] = deque(maxlen=WINDOW)
         columns = (
             TextColumn("{task.description}"),
@@ -42,14 +60,16 @@ class Meter:
     def __exit__(self, *_: Any) -> None:
         self._bar.stop()
 
-    def update(self, record: dict[str, Any]) -> None:
+    def update(self, record: Mapping[str, Any]) -> None:
         """Shows one line of the metrics; the first one, of generation 0, starts the bar."""
         generation = record["generation"]
-        self._accuracy = record.get("test_accuracy", self._accuracy)
-        if self._shown > 1:  # the first generation's time is compilation
-            self._recent.append(record["members_per_second"])
-        self._shown += 1
-        status = self.status(record.get("fitness_mean"))
+        for name, text in self._shown.values.items():
+            if record.get(name) is not None:
+                self._values[name] = text.format(record[name])
+        if self._records > 1:  # the first generation's time is compilation
+            self._recent.append(record[self._shown.speed])
+        self._records += 1
+        status = self.status()
         if generation == 0:
             status += "  compiling"
             self._bar.start()
@@ -58,12 +78,10 @@ class Meter:
         if not self._console.is_terminal and (generation % every == 0 or generation == self._generations):
             self._console.print(f"generation {generation}/{self._generations}  {status}", highlight=False)
 
-    def status(self, fitness: float | None) -> str:
-        """Fitness, the latest accuracy and the recent speed, as far as they are known."""
-        parts = [] if fitness is None else [f"fitness {fitness:.3f}"]
-        if self._accuracy is not None:
-            parts.append(f"accuracy {self._accuracy:.1%}")
+    def status(self) -> str:
+        """The latest values and the recent speed, as far as they are known."""
+        parts = [self._values[name] for name in self._shown.values if name in self._values]
         if self._recent:
             speed = len(self._recent) / sum(1 / x for x in self._recent)
-            parts.append(f"{speed:,.0f} members/s")
+            parts.append(f"{speed:,.0f} {self._shown.unit}/s")
         return "  ".join(parts)

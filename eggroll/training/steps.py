@@ -16,7 +16,13 @@ LOGGER = logging.getLogger("eggroll")
 
 
 class Step(ABC):
-    """One generation. A subclass of one's own may do anything that ends in `ES.step` or `ES.tell`."""
+    """One generation. A subclass of one's own may do anything that ends in `ES.step` or `ES.tell`.
+
+    Attributes:
+        recorded: names of numbers that it adds to the metrics, and that are to be in the record of every generation.
+    """
+
+    recorded: tuple[str, ...] = ()
 
     @abstractmethod
     def __call__(self, es: ES, state: State, carry: Any, batch: tuple) -> tuple[State, Any, Metrics]:
@@ -75,6 +81,8 @@ class Scored(Step):
         >>> metrics["scorer_errors"]
         0
     """
+
+    recorded = ("scorer_errors",)
 
     def __init__(self, fun: Callable[..., Any], scorer: Callable[..., float], *, in_axes: InAxes = None) -> None:
         self._fun, self._scorer, self._in_axes = fun, scorer, in_axes

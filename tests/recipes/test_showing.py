@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from eggroll.recipes.curve import draw_curve
+from eggroll.recipes.digits import SHOWN
 from eggroll.recipes.models import build
 from eggroll.recipes.run_folder import arrays_of
+from eggroll.training.curve import Drawn, draw_curve
 from eggroll.training.progress import LINES, Meter
 
 
@@ -29,7 +30,7 @@ def record(generation: int, **more: Any) -> dict[str, Any]:
 
 
 def picture(path: Path, records: list[dict[str, Any]]) -> np.ndarray:
-    draw_curve(records, path, title="a run")
+    draw_curve(records, path, Drawn("a run"))
     return matplotlib.image.imread(path)
 
 
@@ -47,14 +48,14 @@ def test_the_curve_bears_gaps(tmp_path: Path) -> None:
 
 
 def test_there_is_no_curve_of_nothing(tmp_path: Path) -> None:
-    draw_curve([], tmp_path / "none.png", title="a run")
+    draw_curve([], tmp_path / "none.png", Drawn("a run"))
     assert not (tmp_path / "none.png").exists()
 
 
 def shown(generations: int, *, terminal: bool) -> str:
     file = io.StringIO()
     console = Console(file=file, width=150, force_terminal=terminal, color_system=None)
-    with Meter(console, generations, "mlp") as meter:
+    with Meter(console, generations, "mlp", SHOWN) as meter:
         meter.update({"generation": 0, "test_accuracy": 0.123})
         for generation in range(1, generations + 1):
             meter.update(record(generation))
@@ -76,13 +77,13 @@ def test_progress_on_a_terminal_is_a_bar() -> None:
 
 def test_the_first_generation_does_not_count_for_the_speed() -> None:
     console = Console(file=io.StringIO())
-    meter = Meter(console, 3, "mlp")
+    meter = Meter(console, 3, "mlp", SHOWN)
     meter.update({"generation": 0})
     meter.update(record(1, members_per_second=0.1))
-    assert "members/s" not in meter.status(None)
+    assert "members/s" not in meter.status()
     for generation, speed in ((2, 100.0), (3, 300.0)):
         meter.update(record(generation, members_per_second=speed))
-    assert meter.status(None) == "150 members/s"  # two generations of 100 members take 1 s and 1/3 s
+    assert meter.status().endswith("150 members/s")  # two generations of 100 members take 1 s and 1/3 s
 
 
 def test_a_seed_decides_the_initial_parameters() -> None:

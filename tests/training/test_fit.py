@@ -91,6 +91,31 @@ def test_hooks_measure_now_and_then() -> None:
     assert [r["generation"] for r in shown if "size" in r] == [1, 5, 10, 11]
 
 
+def test_a_run_ends_once_it_has_what_was_wanted(tmp_path: Path) -> None:
+    shown: list[dict[str, Any]] = []
+    options: dict[str, Any] = {"until": lambda state, carry: int(state.generation) >= 3, "evaluate_every": 10}
+    options["evaluate"] = lambda state, carry: {"size": 1.0}
+    result = run(tmp_path, 9, show=shown.append, **options)
+    assert (result.ended, result.generation) == ("finished", 3)
+    assert [r["generation"] for r in shown if "size" in r] == [1, 3]  # measured at the end, too
+    again = run(tmp_path, 9, resume=True, show=shown.append, **options)
+    assert (again.ended, again.generation, len(shown)) == ("finished", 3, 3)
+
+
+def test_a_step_says_what_is_recorded() -> None:
+    class Counted(Compiled):
+        recorded = ("answers", "speed")
+
+        def __call__(self, *args: Any) -> Any:
+            state, carry, metrics = super().__call__(*args)
+            return state, carry, {**metrics, "answers": jnp.int32(2**30 + 1), "speed": 1234.5678, "other": 1.0}
+
+    shown: list[dict[str, Any]] = []
+    es = usual()
+    fit(es, begin(es), Counted(fitness), batches(), generations=1, show=shown.append)
+    assert (shown[0]["answers"], shown[0]["speed"], "other" in shown[0]) == (2**30 + 1, 1234.57, False)
+
+
 def test_data_that_end_end_the_run() -> None:
     es = usual()
     data = [batch for _, batch in zip(range(3), batches(), strict=False)]
