@@ -14,6 +14,8 @@ import json, sys
 import flax, flax.nnx, jax, optax
 before = dict(jax.config.values)
 import eggroll, eggroll.kernels
+for name in eggroll.__all__:
+    getattr(eggroll, name)  # loads its file
 changed = [name for name, value in jax.config.values.items() if before.get(name, value) != value]
 print(json.dumps(changed))
 """
@@ -42,6 +44,10 @@ def test_import_changes_no_jax_setting_and_prints_nothing(root):
     done = python(root, "-c", SNAPSHOT)
     assert json.loads(done.stdout) == []  # and printed nothing else
     assert done.stderr == ""
+
+
+def test_import_does_without_jax_until_a_name_needs_it(root):
+    python(root, "-c", "import sys, eggroll; assert 'ES' in dir(eggroll) and 'jax' not in sys.modules; eggroll.ES")
 
 
 @pytest.mark.parametrize("how", ["-c", "-m"])
