@@ -6,7 +6,12 @@ import importlib
 from typing import Any
 
 # Names and the files that they come from, which are loaded when they are asked for.
-_FILES: dict[str, str] = {}
+_FILES: dict[str, str] = {
+    "Problem": "tasks",
+    "Task": "tasks",
+    "custom_task": "tasks",
+    "task_named": "tasks",
+}
 __all__ = sorted(_FILES)  # pyright: ignore[reportUnsupportedDunderAll]
 
 

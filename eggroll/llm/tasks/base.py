@@ -1,0 +1,160 @@
+"""What a task is: prompts, and a scorer of the finished text."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from eggroll.training.errors import RunError
+
+Split = Literal["train", "test"]
+SPLITS = ("train", "test")
+HELD_OUT = 5  # one problem in so many is for tests
+TRIES = 200  # draws for one new problem, before there are taken to be no more
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One question.
+
+    Attributes:
+        prompt: what the model is asked, as the user's message.
+        data: what the scorer needs to know, for example the right answer. Picklable.
+    """
+
+    prompt: str
+    data: Any = None
+
+
+class Task(ABC):
+    """Prompts and a reward. A class of one's own needs `problems` and `reward`, and to lie in a module (see `reward`).
+
+    Attributes:
+        name: for logs and folders.
+        system: the system message of every prompt; None: the model's own default, if its chat template has one.
+        max_tokens: tokens that an answer may have, unless the user says otherwise.
+    """
+
+    name: str
+    system: str | None = None
+    max_tokens: int = 64
+
+    @abstractmethod
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        """Draws problems, different from one another.
+
+        Args:
+            split: "train" or "test". No problem is in both, whatever the seeds.
+            count: how many.
+            seed: the same seed gives the same problems, on every machine.
+
+        Returns:
+            `count` problems.
+
+        Raises:
+            RunError: the task has fewer.
+        """
+
+    @abstractmethod
+    def reward(self, text: str, problem: Problem) -> float:
+        """How good an answer is, the more the better.
+
+        Called in worker processes, to which the task travels by pickle: its class must lie in a module that can be
+        imported, not in the script that runs.
+
+        Args:
+            text: the answer, without the prompt and without special tokens.
+            problem: the one that was asked.
+
+        Returns:
+            A finite number.
+        """
+
+    def size(self, split: Split) -> int | None:
+        """How many different problems there are; None: no limit that matters."""
+        return None
+
+
+class Listed(Task):
+    """A task with a list of problems of its own."""
+
+    def __init__(self, train: list[Problem], test: list[Problem]) -> None:
+        self._problems = {"train": train, "test": test}
+
+    def size(self, split: Split) -> int:
+        """How many problems there are."""
+        return len(self._problems[checked(split)])
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        """Draws without replacement; all problems, in their order, where as many are asked for as there are."""
+        available = self._problems[checked(split)]
+        if count > len(available):
+            raise too_few(self.name, split, len(available), count)
+        if count == len(available):
+            return list(available)
+        return random.Random(f"{split} {seed}").sample(available, count)
+
+
+class Generated(Task):
+    """A task that makes up problems with `draw`; to which split one belongs is decided by its hash."""
+
+    @abstractmethod
+    def draw(self, rng: random.Random) -> Problem:
+        """Makes up one problem; all that is random comes from `rng`."""
+
+    def identity(self, problem: Problem) -> str:
+        """Problems of the same identity count as the same. Default: the prompt."""
+        return problem.prompt
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        """Draws until there are `count` different ones of the split."""
+        rng = random.Random(f"{checked(split)} {seed}")
+        found: dict[str, Problem] = {}
+        while len(found) < count:
+            for _ in range(TRIES):
+                problem = self.draw(rng)
+                identity = self.identity(problem)
+                if identity not in found and split_of(identity) == split:
+                    found[identity] = problem
+                    break
+            else:
+                raise too_few(self.name, split, len(found), count)
+        return list(found.values())
+
+
+def split_of(identity: str, held_out: int = HELD_OUT) -> Split:
+    """The split to which a problem belongs: one in `held_out` is for tests, by its hash, so that no seed mixes them.
+
+    Example:
+        >>> from collections import Counter
+        >>> Counter(split_of(f"{a} + {b} =") for a in range(100) for b in range(100))
+        Counter({'train': 8003, 'test': 1997})
+    """
+    number = int.from_bytes(hashlib.sha256(identity.encode()).digest()[:8], "big")
+    return "test" if number % held_out == 0 else "train"
+
+
+def divided(problems: list[Problem]) -> tuple[list[Problem], list[Problem]]:
+    """(train, test): one in five, at least one, by hash, is for tests; problems of the same prompt stay together."""
+    prompts = sorted({problem.prompt for problem in problems}, key=lambda p: hashlib.sha256(p.encode()).digest())
+    held_out = set(prompts[: max(1, len(prompts) // HELD_OUT)])
+    train = [problem for problem in problems if problem.prompt not in held_out]
+    return train, [problem for problem in problems if problem.prompt in held_out]
+
+
+def checked(split: str) -> Split:
+    """The name of a split, if it is one."""
+    if split not in SPLITS:
+        raise ValueError(f'got the split {split!r}; "train" or "test" is required.')
+    return split  # pyright: ignore[reportReturnType]
+
+
+def too_few(name: str, split: Split, available: int, wanted: int) -> RunError:
+    """The error of a task that has fewer problems than were asked for."""
+    return RunError(
+        f"the task {name!r} has {available} different problems to {split} on, and {wanted} were asked for; ask for at "
+        f"most {available}, or choose a task with more."
+    )

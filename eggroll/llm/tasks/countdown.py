@@ -1,0 +1,134 @@
+"""Countdown: reach a target with the given numbers and + - * /."""
+
+from __future__ import annotations
+
+import random
+from fractions import Fraction
+
+from eggroll.llm.tasks.base import Generated, Problem
+from eggroll.llm.tasks.expressions import Unusable, evaluate, numbers_in, parsed
+
+SYSTEM = "You are a helpful assistant. Think a problem through first, then give the user your answer."
+PROMPT = (
+    "Use the numbers {numbers} to make an arithmetic expression that equals {target}. You may use +, -, *, / and "
+    "parentheses, and you must use every number exactly once. Write your reasoning between <think> and </think>, and "
+    "then only the expression between <answer> and </answer>, for example <answer> (1 + 2) / 3 </answer>."
+)
+LARGEST = 99
+TARGETS = range(10, 101)
+
+
+class Countdown(Generated):
+    r"""Reach a target with the given numbers, each used once, and + - * /.
+
+    From arXiv 2509.24372: numbers and a target, reasoning in `<think>`, the expression in `<answer>`; the reward is
+    `0.1·format + answer`. `answer` is 1 if the last answer's expression uses exactly the given numbers and equals the
+    target, else 0. `format` is 1 for one think block, then one answer block, and nothing else; otherwise a think block
+    that is closed earns 0.1 and an answer block 0.5, as in the paper's published code.
+
+    Ours: the words of the prompt; the problems (the paper takes a published set with 3 and 4 numbers), which are made
+    up so that each has a solution, from numbers of 1 to 99 with targets of 10 to 100; exact rational arithmetic; one in
+    five is for tests; and that the model itself opens `<think>` (the paper's prompt ends with it).
+
+    Args:
+        sizes: how many numbers a problem may have, each 2 to 6. Default (3, 4), as in the paper.
+        system: the system message. Default: to think first.
+        max_tokens: tokens that an answer may have. Default 256.
+
+    Raises:
+        ValueError: a size out of range.
+
+    Example:
+        >>> task = Countdown()
+        >>> problem = task.problems("train", 1, seed=0)[0]
+        >>> task.reward(f"<think>I know.</think>\n<answer>{problem.data['solution']}</answer>", problem)
+        1.1
+        >>> task.reward("<think>I give up.</think>\n<answer>none</answer>", problem)
+        0.1
+
+    References:
+        Qiu et al., Evolution Strategies at Scale: LLM Fine-Tuning Beyond Reinforcement Learning, arXiv 2509.24372.
+    """
+
+    name = "countdown"
+
+    def __init__(self, *, sizes: tuple[int, ...] = (3, 4), system: str | None = SYSTEM, max_tokens: int = 256) -> None:
+        if not sizes or not all(2 <= size <= 6 for size in sizes):
+            raise ValueError(f"got sizes={sizes!r}; some of 2 to 6 are required.")
+        self.sizes, self.system, self.max_tokens = tuple(sizes), system, max_tokens
+
+    def identity(self, problem: Problem) -> str:
+        """The same numbers in another order, with the same target, are the same problem."""
+        return f"{sorted(problem.data['numbers'])} {problem.data['target']}"
+
+    def draw(self, rng: random.Random) -> Problem:
+        """Makes up one problem; its data has "numbers", "target", and a "solution"."""
+        size = rng.choice(self.sizes)
+        while True:
+            numbers = [rng.randint(1, LARGEST) for _ in range(size)]
+            target, solution = _combined(rng, numbers)
+            if target in TARGETS:
+                break
+        shown = "[" + ", ".join(map(str, numbers)) + "]"
+        data = {"numbers": numbers, "target": int(target), "solution": solution}
+        return Problem(PROMPT.format(numbers=shown, target=target), data)
+
+    def reward(self, text: str, problem: Problem) -> float:
+        """`0.1·format + answer`."""
+        return 0.1 * format_reward(text) + answer_reward(text, problem.data["numbers"], problem.data["target"])
+
+
+def format_reward(text: str) -> float:
+    """1 for one think block followed by one answer block; 0.1 and 0.5 for either alone; else 0.
+
+    Example:
+        >>> format_reward("<think>2 + 3</think> <answer>5</answer>"), format_reward("<answer>5</answer>")
+        (1.0, 0.5)
+    """
+    text = text.strip()
+    thought, answered = _block(text, "think"), _block(text, "answer")
+    once = all(text.count(tag) == 1 for tag in ("<think>", "</think>", "<answer>", "</answer>"))
+    if thought is not None and answered is not None and once:
+        between = text[text.find("</think>") + len("</think>") : text.find("<answer>")]
+        if text.startswith("<think>") and text.endswith("</answer>") and not between.strip():
+            return 1.0
+    return 0.1 * (thought is not None) + 0.5 * (answered is not None)
+
+
+def answer_reward(text: str, numbers: list[int], target: int) -> float:
+    """1 if the expression in the last answer block uses exactly these numbers and equals the target; else 0.
+
+    Example:
+        >>> [answer_reward(f"<answer>{e}</answer>", [2, 3, 4], 20) for e in ("(2 + 3) * 4", "4 * 5", "20", "4**2+4")]
+        [1.0, 0.0, 0.0, 0.0]
+    """
+    answer = _block(text, "answer")
+    if answer is None:
+        return 0.0
+    try:
+        tree = parsed(answer.strip())
+        right = sorted(numbers_in(tree)) == sorted(numbers) and evaluate(tree) == target
+    except Unusable:
+        return 0.0
+    return float(right)
+
+
+def _block(text: str, tag: str) -> str | None:
+    """What stands between the last pair of these tags; None if there is none."""
+    end = text.rfind(f"</{tag}>")
+    start = text.rfind(f"<{tag}>", 0, max(end, 0))
+    return text[start + len(tag) + 2 : end] if end >= 0 and start >= 0 else None
+
+
+def _combined(rng: random.Random, numbers: list[int]) -> tuple[Fraction, str]:
+    """Joins random pairs by random operations until one value is left; divisions only where they go out even."""
+    parts = [(Fraction(number), str(number)) for number in numbers]
+    while len(parts) > 1:
+        (a, left), (b, right) = (parts.pop(rng.randrange(len(parts))) for _ in range(2))
+        choices = {"+": a + b, "-": a - b, "*": a * b}
+        if b and (a / b).denominator == 1:
+            choices["/"] = a / b
+        operation = rng.choice(list(choices))
+        parts.append((choices[operation], f"({left} {operation} {right})"))
+    value, solution = parts[0]
+    return value, solution[1:-1]

@@ -1,0 +1,171 @@
+"""A task of the user's own: a Python function as reward, and a file of prompts."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from eggroll.llm.tasks.base import Listed, Problem, divided
+from eggroll.training.errors import RunError
+
+FORM = 'reward="module:function"'
+
+
+class Custom(Listed):
+    """See `custom_task`, which checks what it is given."""
+
+    def __init__(
+        self, reward: str, train: list[Problem], test: list[Problem], *, name: str, system: str | None, max_tokens: int
+    ) -> None:
+        super().__init__(train, test)
+        self.name, self.system, self.max_tokens = name, system, max_tokens
+        self._named, self._reward = reward, function_named(reward)
+
+    def reward(self, text: str, problem: Problem) -> float:
+        """What the user's function says."""
+        return self._reward(text, problem)
+
+    def __reduce__(self) -> tuple:
+        """Travels to worker processes by the function's name, without the prompts: scorers are given theirs."""
+        options = {"name": self.name, "system": self.system, "max_tokens": self.max_tokens}
+        return _rebuilt, (self._named, options)
+
+
+def custom_task(
+    *,
+    reward: str,
+    prompts: str | Path,
+    test_prompts: str | Path | None = None,
+    system: str | None = None,
+    max_tokens: int = 128,
+    name: str | None = None,
+) -> Custom:
+    r"""A task from a reward function and a file of prompts.
+
+    The function is called as `function(text, problem)`, in processes of their own without JAX: `text` is the answer as
+    a string, without the prompt and special tokens; `problem.prompt` is the prompt, and `problem.data` a dict with all
+    that its line of the file holds (for a text file, the prompt alone). It returns a finite number, the more the
+    better.
+
+    Args:
+        reward: "module:function"; the module is looked for in the current directory too.
+        prompts: a file of UTF-8. Its name ends in `.jsonl`: a JSON object a line, with a string "prompt" and any other
+            fields. Any other name: text, one prompt a line. Empty lines are skipped.
+        test_prompts: a file of the same kinds, to test on. Default None: one prompt in five of `prompts`, at least one.
+        system: the system message. Default None.
+        max_tokens: tokens that an answer may have. Default 128.
+        name: for logs. Default: the name of the function.
+
+    Returns:
+        The task.
+
+    Raises:
+        RunError: no such module or function, something that cannot be called, or a file that is missing, empty or
+            malformed, with the number of the line.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> folder = tempfile.TemporaryDirectory()
+        >>> file = pathlib.Path(folder.name, "prompts.txt")
+        >>> file.write_text("Say hello.\nSay goodbye.\n")
+        24
+        >>> task = custom_task(reward="operator:contains", prompts=file)
+        >>> task.name, task.size("train"), task.size("test")
+        ('contains', 1, 1)
+        >>> folder.cleanup()
+    """
+    function_named(reward)
+    train = read_prompts(Path(prompts))
+    if test_prompts is None:
+        if len({problem.prompt for problem in train}) < 2:
+            raise RunError(
+                f"{prompts} has one prompt, and one is needed to test on besides; write more, or name a file with "
+                "test_prompts."
+            )
+        train, test = divided(train)
+    else:
+        test = read_prompts(Path(test_prompts))
+        _disjoint(train, test, prompts, test_prompts)
+    return Custom(reward, train, test, name=name or reward.partition(":")[2], system=system, max_tokens=max_tokens)
+
+
+def function_named(name: str) -> Callable[[str, Problem], Any]:
+    """The function that "module:function" names.
+
+    Raises:
+        RunError: there is none.
+
+    Example:
+        >>> function_named("math:fsum")([0.5, 0.5])
+        1.0
+    """
+    module_name, _, function_name = name.partition(":")
+    if not module_name or not function_name.isidentifier():
+        raise RunError(f"got the reward {name!r}; {FORM} is required, for example my_rewards:politeness.")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))  # worker processes are told this list
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as why:
+        if why.name is None or not (module_name + ".").startswith(why.name + "."):
+            raise RunError(f"the module {module_name!r} of the reward {name!r} needs {why.name!r}: {why}") from why
+        raise RunError(
+            f"there is no module {module_name!r} for the reward {name!r}, neither in {Path.cwd()} nor where Python "
+            f"looks; {FORM} names a file {module_name.replace('.', '/')}.py there, without its ending."
+        ) from None
+    except Exception as why:  # whatever a module's own code raises
+        raise RunError(
+            f"importing {module_name!r} for the reward {name!r} failed: {type(why).__name__}: {why}"
+        ) from why
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        got = "no such name" if not hasattr(module, function_name) else f"a {type(function).__name__}, not a function"
+        raise RunError(f"got the reward {name!r}, and {function_name!r} in {module.__file__ or module_name} is {got}.")
+    return function
+
+
+def read_prompts(path: Path) -> list[Problem]:
+    """The problems of a file: JSON lines with a "prompt", or text, one prompt a line.
+
+    Raises:
+        RunError: no such file, no prompts, or a line that is not as required.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as why:
+        raise RunError(f"the prompts in {path} cannot be read: {why}; a text file in UTF-8 is required.") from None
+    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise RunError(f"{path} holds no prompts; one a line is required.")
+    if path.suffix.lower() not in (".jsonl", ".ndjson"):
+        return [Problem(line, {"prompt": line}) for _, line in numbered]
+    return [_from_json(path, number, line) for number, line in numbered]
+
+
+def _from_json(path: Path, number: int, line: str) -> Problem:
+    required = 'an object with a string "prompt" is required, such as {"prompt": "2 + 2 =", "answer": "4"}'
+    try:
+        fields = json.loads(line)
+    except (ValueError, RecursionError) as why:
+        raise RunError(f"line {number} of {path} is no JSON ({why}); {required}.") from None
+    prompt = fields.get("prompt") if isinstance(fields, dict) else None
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise RunError(f"line {number} of {path} is {line[:80]!r}; {required}.")
+    return Problem(prompt, fields)
+
+
+def _disjoint(train: list[Problem], test: list[Problem], prompts: Any, test_prompts: Any) -> None:
+    both = {problem.prompt for problem in train} & {problem.prompt for problem in test}
+    if both:
+        raise RunError(
+            f"{len(both)} prompts stand both in {prompts} and in {test_prompts}, for example {min(both)[:80]!r}; take "
+            "them out of one, or a test says nothing."
+        )
+
+
+def _rebuilt(reward: str, options: dict[str, Any]) -> Custom:
+    return Custom(reward, [], [], **options)

@@ -1,0 +1,144 @@
+"""Every dataset of the `reasoning_gym` package as a task, with its own verifier."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import importlib
+import io
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+from eggroll.llm.tasks.base import Problem, Split, Task, checked, split_of, too_few
+from eggroll.training.errors import RunError
+
+TAGGED = (
+    "Think the problem through, then write your final answer, in the form that the problem asks for and with nothing "
+    "else, between <answer> and </answer>."
+)
+PLAIN = "Write the answer in the form that the problem asks for, and nothing else."
+HALF = 2  # of all questions are for tests: some datasets take a second for each question that is thrown away
+CHUNKS = 20  # dataset objects that are tried before there are taken to be no more questions
+
+
+class ReasoningGym(Task):
+    """A dataset of `reasoning_gym`, by name: about a hundred generators of problems, each with its own verifier.
+
+    The reward is what the dataset's `score_answer` says: mostly 1 for a right answer and 0 or 0.01 for a wrong one. An
+    answer without the tags that were asked for scores 0, whatever it says; of several, the last counts. Half of all
+    questions are for tests, by the hash of the question: no question is in both, whatever the seeds.
+
+    Args:
+        dataset: its name in `reasoning_gym`, such as "chain_sum".
+        tags: whether the system message asks for `<answer>…</answer>` around the answer, and only that is scored; else
+            the whole text is. Default True.
+        system: the system message. Default: one that says how to answer.
+        max_tokens: tokens that an answer may have. Default 256.
+        **config: of the dataset, for example `max_terms=3`; see its own documentation.
+
+    Raises:
+        RunError: the package is missing, there is no such dataset, or it does not take these options.
+
+    Example:
+        >>> task = ReasoningGym("chain_sum", max_terms=2)  # doctest: +SKIP
+        >>> problem = task.problems("train", 1, seed=0)[0]  # doctest: +SKIP
+        >>> task.reward(f"<answer>{problem.data['answer']}</answer>", problem)  # doctest: +SKIP
+        1.0
+
+    References:
+        Stojanovski et al., Reasoning Gym: Reasoning Environments for Reinforcement Learning with Verifiable Rewards,
+        arXiv 2505.24760.
+    """
+
+    def __init__(
+        self, dataset: str, *, tags: bool = True, system: str | None = None, max_tokens: int = 256, **config: Any
+    ) -> None:
+        self.name, self.max_tokens = f"reasoning_gym:{dataset}", max_tokens
+        self.system = system or (TAGGED if tags else PLAIN)
+        self._dataset, self._tags, self._config = dataset, tags, config
+        self._verifier: Any = None
+        names = _package("factory").DATASETS
+        if dataset not in names:
+            near = difflib.get_close_matches(dataset, names, 3, 0.5) or sorted(names)[:3]
+            raise RunError(
+                f"reasoning_gym has no dataset {dataset!r}; near it are {', '.join(near)}, of {len(names)} in all."
+            )
+        unknown = {"seed", "size"} & set(config)
+        if unknown:
+            raise RunError(f"got the option {min(unknown)!r}, which the task chooses itself; leave it out.")
+        self._made(seed=0, size=1)  # wrong options are to be found here
+
+    def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
+        """Draws `count` different questions."""
+        found: dict[str, Problem] = {}
+        for entry in self._entries(checked(split), count, seed):
+            question = entry["question"]
+            if question not in found and split_of(question, HALF) == split:
+                found[question] = Problem(question, entry)
+            if len(found) >= count:
+                return list(found.values())
+        raise too_few(self.name, split, len(found), count)
+
+    def reward(self, text: str, problem: Problem) -> float:
+        """What the dataset's own verifier says of the answer."""
+        answer = _tagged(text) if self._tags else text.strip()
+        if answer is None:
+            return 0.0
+        if self._verifier is None:
+            self._verifier = self._made(seed=0, size=1)
+        with contextlib.redirect_stdout(io.StringIO()):  # a few verifiers print
+            return self._verifier.score_answer(answer, problem.data)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_verifier": None}  # made again where it is needed
+
+    def _entries(self, split: Split, count: int, seed: int) -> Iterator[dict[str, Any]]:
+        """Questions from dataset objects with seeds of this split alone."""
+        for chunk in range(CHUNKS if count else 0):
+            words = f"{self._dataset} {split} {seed} {chunk}"
+            number = (
+                int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") // 4
+            )  # some use it plus an index
+            size = min(4 * count + 8, 10_000)
+            dataset = self._made(seed=number, size=size)
+            for index in range(size):
+                with contextlib.redirect_stdout(io.StringIO()):  # a few generators print
+                    try:
+                        entry = dataset[index]
+                    except IndexError:  # a dataset with no more questions
+                        break
+                yield entry
+
+    def _made(self, *, seed: int, size: int) -> Any:
+        create = _package("factory").create_dataset
+        try:
+            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+                warnings.simplefilter("ignore", ResourceWarning)  # files that a dataset does not close
+                return create(self._dataset, seed=seed, size=size, **self._config)
+        except Exception as why:  # whatever a dataset raises for options it does not like
+            options = f"with the options {self._config}" if self._config else "without options"
+            raise RunError(
+                f"reasoning_gym's {self._dataset!r} cannot be made {options}: {type(why).__name__}: {why}"
+            ) from why
+
+
+def _tagged(text: str) -> str | None:
+    """What stands in the last answer block; None if there is none."""
+    before, end, _ = text.rpartition("</answer>")
+    _, start, answer = before.rpartition("<answer>")
+    return answer.strip() if end and start else None
+
+
+def _package(module: str) -> Any:
+    try:
+        importlib.import_module("reasoning_gym")  # registers the datasets
+        return importlib.import_module(f"reasoning_gym.{module}")
+    except ModuleNotFoundError as why:
+        if why.name != "reasoning_gym":
+            raise
+        raise RunError(
+            "tasks named reasoning_gym:… need the package reasoning-gym; install it with "
+            "pip install 'eggroll-jax[reasoning]'."
+        ) from None

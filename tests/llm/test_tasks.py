@@ -1,0 +1,142 @@
+"""Tasks: what all have in common, and the two small ones."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from eggroll.llm.tasks import Problem, Task, task_named
+from eggroll.llm.tasks.arithmetic import Arithmetic
+from eggroll.llm.tasks.questions import QUESTIONS
+from eggroll.training.errors import RunError
+
+NAMES = ("arithmetic", "conciseness", "countdown")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_seed_gives_its_problems_and_another_gives_others(name):
+    task = task_named(name)
+    drawn = task.problems("train", 12, seed=3)
+    assert drawn == task_named(name).problems("train", 12, seed=3)
+    assert drawn != task.problems("train", 12, seed=4)
+    assert len({problem.prompt for problem in drawn}) == 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_problem_is_both_for_training_and_for_tests(name):
+    task = task_named(name)
+    train = {p.prompt for seed in range(5) for p in task.problems("train", 60, seed)}
+    test = {p.prompt for seed in range(5) for p in task.problems("test", 20, seed)}
+    assert train and test and not train & test
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tasks_and_problems_travel_between_processes(name):
+    task = pickle.loads(pickle.dumps(task_named(name)))
+    problem = pickle.loads(pickle.dumps(task.problems("test", 1, seed=0)[0]))
+    assert isinstance(task.reward("nothing", problem), float)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_options_of_a_task(name):
+    task = task_named(name, system="Be brief.", max_tokens=7)
+    assert (task.name, task.system, task.max_tokens) == (name, "Be brief.", 7)
+    with pytest.raises(RunError, match=f"the task '{name}' has no option 'larget'; it has .*system"):
+        task_named(name, larget=3)
+
+
+def test_bad_options_are_named():
+    with pytest.raises(RunError, match=r"'arithmetic' cannot be made: got largest=0"):
+        task_named("arithmetic", largest=0)
+    with pytest.raises(RunError, match=r"'countdown' cannot be made: got sizes=\(1,\)"):
+        task_named("countdown", sizes=(1,))
+
+
+def test_an_unknown_name_lists_what_there_is():
+    with pytest.raises(RunError, match=r"no task 'countdwon'; there are arithmetic, .*Did you mean 'countdown'"):
+        task_named("countdwon")
+
+
+def test_a_split_of_another_name_is_refused():
+    with pytest.raises(ValueError, match=r"got the split 'valid'"):
+        task_named("arithmetic").problems("valid", 1, 0)  # pyright: ignore[reportArgumentType]
+
+
+def test_fewer_problems_than_asked():
+    task = task_named("conciseness")
+    size = task.size("test")
+    assert size and len(task.problems("test", size, 0)) == size
+    with pytest.raises(RunError, match=rf"has {size} different problems to test on, and {size + 1} were asked"):
+        task.problems("test", size + 1, 0)
+    with pytest.raises(RunError, match=r"'arithmetic' has .* different problems to train on, and 50 were"):
+        task_named("arithmetic", largest=3).problems("train", 50, 0)
+
+
+def test_the_questions_are_many_and_different():
+    assert len(QUESTIONS) >= 100
+    assert len({question.lower() for question, _ in QUESTIONS}) == len(QUESTIONS)
+    assert all(question.endswith("?") and 1 <= len(answer) <= 20 for question, answer in QUESTIONS)
+    sums = [(q.split()[2:5], answer) for q, answer in QUESTIONS if q.split()[3:4] in (["+"], ["-"])]
+    assert len(sums) >= 6
+    for (left, operation, right), answer in sums:
+        sign = 1 if operation == "+" else -1
+        assert int(left) + sign * int(right.rstrip("?")) == int(answer)
+
+
+def test_conciseness_counts_characters_of_the_stripped_text():
+    reward = task_named("conciseness").reward
+    problem = Problem("?", "Paris")
+    answers = ("Paris", "  Lyons\n", "", "Paris.", "The capital is Paris")
+    assert [reward(text, problem) for text in answers] == [0, 0, -5, -1, -15]
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("12", 1),
+        (" 12\n", 1),
+        ("12.", 1 - 0.8 / 40),
+        ("7 + 5 = 12", 1 - 0.8 * 8 / 40),
+        ("12" + " so" * 100, 0.2),
+        ("13", 0.1),
+        ("-12", 0.1),
+        ("112", 0.1),
+        ("12.5", 0),
+        ("1,12", 0),
+        ("12,000", 0),
+        ("twelve", 0),
+        ("", 0),
+    ],
+)
+def test_arithmetic_wants_the_number_alone(text, reward):
+    assert task_named("arithmetic").reward(text, Problem("7 + 5 =", 12)) == pytest.approx(reward, abs=1e-12)
+
+
+@pytest.mark.parametrize("operations", ["+", "-", "*", "+-*"])
+def test_arithmetic_problems_are_right(operations):
+    task = Arithmetic(largest=12, operations=operations)
+    for problem in task.problems("train", 30, seed=1):
+        left, operation, right, equals = problem.prompt.split()
+        assert operation in operations and equals == "=" and problem.data >= 0
+        numbers = int(left), int(right)
+        assert (
+            problem.data == {"+": sum(numbers), "-": numbers[0] - numbers[1], "*": numbers[0] * numbers[1]}[operation]
+        )
+        assert task.reward(str(problem.data), problem) == 1
+
+
+class Shout(Task):
+    name = "shout"
+
+    def problems(self, split, count, seed):
+        return [Problem(f"{split} {seed} {k}") for k in range(count)]
+
+    def reward(self, text, problem):
+        return float(text.isupper())
+
+
+def test_a_task_of_ones_own_needs_two_methods():
+    task = Shout()
+    assert task.reward("HELLO", task.problems("train", 1, 0)[0]) == 1
+    assert task.size("train") is None and task.system is None and task.max_tokens == 64
