@@ -11,6 +11,11 @@ _FILES: dict[str, str] = {
     "Task": "tasks",
     "custom_task": "tasks",
     "task_named": "tasks",
+    "Decoder": "decoder",
+    "DecoderConfig": "config",
+    "LanguageModel": "loading",
+    "load": "loading",
+    "save": "loading",
 }
 __all__ = sorted(_FILES)  # pyright: ignore[reportUnsupportedDunderAll]
 

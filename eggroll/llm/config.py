@@ -1,0 +1,230 @@
+"""What a decoder needs to know of a Hugging Face configuration, and what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from eggroll.training.errors import RunError
+
+__all__ = ["DecoderConfig", "Rope", "config_from"]
+
+ARCHITECTURES = {
+    "llama": "Llama 2 and 3, TinyLlama, SmolLM2",
+    "qwen2": "Qwen2 and Qwen2.5",
+    "qwen3": "Qwen3",
+    "gemma3_text": "Gemma 3, text only",
+}
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
+ROPES = ("default", "linear", "llama3")
+
+# Settings that change what a model computes and that the decoder lacks; each with the values that mean "off".
+OFF: dict[str, tuple[Any, ...]] = {
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "attn_logit_softcapping": (None,),
+    "final_logit_softcapping": (None,),
+    "use_bidirectional_attention": (False, None),
+    "quantization_config": (None,),
+    "add_cross_attention": (False, None),
+    "is_encoder_decoder": (False, None),
+}
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions: the wavelengths of a head's features.
+
+    Args:
+        theta: base of the wavelengths.
+        kind: `"default"`; `"linear"`: all frequencies divided by `factor`; `"llama3"`: the low ones divided, the high
+            ones kept, those between `low` and `high` interpolated.
+        factor: by how much longer texts may be than those of the first training.
+        low: of `"llama3"`: `original`/low is the wavelength, in tokens, from which on all is divided.
+        high: of `"llama3"`: `original`/high is the wavelength up to which nothing is.
+        original: of `"llama3"`: tokens of the first training's texts.
+    """
+
+    theta: float = 10_000.0
+    kind: str = "default"
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """Sizes and switches of a decoder; `config_from` makes it from a Hugging Face configuration.
+
+    Args:
+        vocabulary: tokens that the embedding knows.
+        width: features of the residual stream.
+        hidden: features inside the gated MLP.
+        layers: number of layers.
+        heads: query heads.
+        key_value_heads: heads of keys and values; each serves `heads / key_value_heads` query heads.
+        head_width: features of a head; `heads · head_width` need not be `width`.
+        context: longest text, in tokens, that the model was made for.
+        epsilon: added to the mean square in RMS norms.
+        rope: rotary positions.
+        tied: True if the embedding is the output matrix too.
+        activation: of the MLP's gate: "silu", "gelu" or "gelu_pytorch_tanh".
+        biases: True if queries, keys and values have biases (Qwen 2).
+        head_norms: True if queries and keys are normed per head (Qwen 3, Gemma 3).
+        gemma: True for Gemma's ways: norms that scale by 1 + weight, norms after attention and MLP as well as before,
+            embeddings times √width.
+        attention_scale: what scores are multiplied by; None is `head_width ** -0.5`.
+        sliding: for each layer, True if it sees no more than the last `window` tokens; empty: none does.
+        window: tokens that a sliding layer sees, itself included.
+        sliding_rope: rotary positions of the sliding layers, if others than `rope`.
+
+    Example:
+        >>> from eggroll.llm.config import DecoderConfig
+        >>> DecoderConfig(vocabulary=64, width=16, hidden=32, layers=2, heads=4, key_value_heads=2, head_width=4).tied
+        True
+    """
+
+    vocabulary: int
+    width: int
+    hidden: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    head_width: int
+    context: int = 2048
+    epsilon: float = 1e-6
+    rope: Rope = Rope()
+    tied: bool = True
+    activation: str = "silu"
+    biases: bool = False
+    head_norms: bool = False
+    gemma: bool = False
+    attention_scale: float | None = None
+    sliding: tuple[bool, ...] = ()
+    window: int | None = None
+    sliding_rope: Rope | None = None
+
+    def __post_init__(self) -> None:
+        if self.heads % self.key_value_heads:
+            raise RunError(
+                f"got {self.heads} query heads and {self.key_value_heads} heads of keys and values; the first must be "
+                "a multiple of the second: correct num_attention_heads or num_key_value_heads in config.json."
+            )
+        if self.head_width % 2:
+            raise RunError(f"got heads of {self.head_width} features; rotary positions need an even number.")
+
+
+def config_from(hf: Mapping[str, Any]) -> DecoderConfig:
+    """Reads a Hugging Face configuration, in the style of transformers 4 or 5, with the defaults of its architecture.
+
+    Args:
+        hf: the contents of `config.json`.
+
+    Returns:
+        The decoder's configuration.
+
+    Raises:
+        RunError: an architecture that the decoder does not know, or a setting that it lacks, by name.
+
+    Example:
+        >>> from eggroll.llm.config import config_from
+        >>> config = config_from({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4})
+        >>> config.head_width, config.key_value_heads, config.rope.theta
+        (16, 4, 10000.0)
+    """
+    full = _with_defaults(hf)
+    _refuse_what_is_lacking(hf, full)
+    gemma = full["model_type"] == "gemma3_text"
+    types = full.get("layer_types") or ()
+    window = full.get("sliding_window")
+    sliding = tuple(kind == "sliding_attention" and window is not None for kind in types)
+    ropes = _ropes(full)
+    return DecoderConfig(
+        vocabulary=full["vocab_size"],
+        width=full["hidden_size"],
+        hidden=full["intermediate_size"],
+        layers=full["num_hidden_layers"],
+        heads=full["num_attention_heads"],
+        key_value_heads=full["num_key_value_heads"],
+        head_width=full.get("head_dim") or full["hidden_size"] // full["num_attention_heads"],
+        context=full["max_position_embeddings"],
+        epsilon=full["rms_norm_eps"],
+        rope=ropes.get("full_attention", ropes.get("")) or Rope(),
+        tied=full["tie_word_embeddings"],
+        activation=_activation(full),
+        biases=full["model_type"] == "qwen2",
+        head_norms=full["model_type"] in ("qwen3", "gemma3_text"),
+        gemma=gemma,
+        attention_scale=full["query_pre_attn_scalar"] ** -0.5 if gemma else None,
+        sliding=sliding if any(sliding) else (),
+        window=window if any(sliding) else None,
+        sliding_rope=ropes.get("sliding_attention"),
+    )
+
+
+def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration as transformers completes it: each architecture has defaults and older spellings of its own."""
+    kind = hf.get("model_type")
+    if kind not in ARCHITECTURES:
+        known = "; ".join(f"{name} ({what})" for name, what in ARCHITECTURES.items())
+        hint = " Of gemma3, which has a vision part, only checkpoints of the text part are read." * (kind == "gemma3")
+        raise RunError(f"got a model of the architecture {kind!r}; known are: {known}. Choose one of these.{hint}")
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.for_model(
+            kind, **{name: value for name, value in hf.items() if name != "model_type"}
+        ).to_dict()
+    except Exception as error:  # transformers checks types and values with errors of several classes
+        raise RunError(f"transformers does not accept the configuration of this {kind} model: {error}") from error
+
+
+def _refuse_what_is_lacking(hf: Mapping[str, Any], full: Mapping[str, Any]) -> None:
+    for name, off in OFF.items():
+        if full.get(name) not in off:
+            raise RunError(
+                f"got {name}={full[name]!r} in the configuration of this {full['model_type']} model; the decoder does "
+                f"not compute that, only {name}={off[0]!r}. Choose another model, or add it to eggroll/llm/decoder.py."
+            )
+    heads = [name for name in hf.get("architectures") or () if not name.endswith("ForCausalLM")]
+    if heads:
+        raise RunError(f"got a model of the class {heads[0]}; a language model (…ForCausalLM) is required.")
+    unknown = set(full.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+    if unknown:
+        raise RunError(f"got layer_types {sorted(unknown)}; known are full_attention and sliding_attention.")
+
+
+def _activation(full: Mapping[str, Any]) -> str:
+    name = full.get("hidden_activation") or full.get("hidden_act")
+    if name not in ACTIVATIONS:
+        raise RunError(f"got the activation {name!r}; known are {', '.join(ACTIVATIONS)}.")
+    return str(name)
+
+
+def _ropes(full: Mapping[str, Any]) -> dict[str, Rope]:
+    """Rotary positions by type of layer; under "" those of all layers."""
+    given = full.get("rope_parameters") or {}
+    if any(isinstance(value, Mapping) for value in given.values()):
+        return {name: _rope(value) for name, value in given.items() if isinstance(value, Mapping)}
+    return {"": _rope(given)}
+
+
+def _rope(given: Mapping[str, Any]) -> Rope:
+    kind = given.get("rope_type") or given.get("type") or "default"
+    if kind not in ROPES:
+        raise RunError(
+            f"got rotary positions of the type {kind!r}; known are {', '.join(ROPES)}. Choose another model."
+        )
+    if given.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise RunError(
+            f"got partial_rotary_factor={given['partial_rotary_factor']}; the decoder rotates whole heads, so 1.0."
+        )
+    theta = float(given.get("rope_theta") or Rope.theta)
+    if kind == "default":
+        return Rope(theta)
+    if kind == "linear":
+        return Rope(theta, kind, float(given["factor"]))
+    low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
+    return Rope(theta, kind, float(given["factor"]), low, high, int(given["original_max_position_embeddings"]))

@@ -1,0 +1,163 @@
+"""A language model from a folder or a hub id, and back to a folder that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax import nnx
+
+from eggroll.llm.config import DecoderConfig, config_from
+from eggroll.llm.decoder import Decoder
+from eggroll.llm.tokens import check_tokenizer, end_tokens, load_tokenizer, pad_token
+from eggroll.llm.weights_hf import read_folder, write_file
+from eggroll.training.errors import RunError
+
+__all__ = ["LanguageModel", "load", "save"]
+
+DTYPES = ("float32", "bfloat16", "float16")
+PARTS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of a hub's repository
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A decoder with what belongs to it.
+
+    Args:
+        model: the decoder.
+        tokenizer: of transformers, with a chat template if the checkpoint has one.
+        config: of the decoder.
+        stop: tokens that end an answer.
+        pad: token that fills up short prompts; its value is never looked at.
+        source: where it was loaded from.
+        settings: contents of `config.json`.
+        generation: contents of `generation_config.json`; empty without one.
+    """
+
+    model: Decoder
+    tokenizer: Any
+    config: DecoderConfig
+    stop: tuple[int, ...]
+    pad: int
+    source: str
+    settings: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    generation: Mapping[str, Any] = field(repr=False, default_factory=dict)
+
+
+def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
+    """Loads a language model; without a network when it is local.
+
+    Args:
+        source: a Hugging Face folder (`config.json`, safetensors, tokenizer), or a hub id such as
+            "HuggingFaceTB/SmolLM2-135M-Instruct".
+        dtype: "float32", "bfloat16" or "float16" to cast the weights to; None (default) keeps the file's.
+
+    Returns:
+        The model, its tokenizer, and the tokens that end an answer.
+
+    Raises:
+        RunError: nothing there, an unknown architecture or setting, no tokenizer, weights that do not fit.
+
+    Example:
+        >>> from eggroll.llm import load
+        >>> load("nowhere/at/all")
+        Traceback (most recent call last):
+        eggroll.training.errors.RunError: got the model 'nowhere/at/all'; there is no such folder or file, ...
+    """
+    if dtype is not None and dtype not in DTYPES:
+        raise RunError(f"got dtype={dtype!r}; known are {', '.join(DTYPES)}, or None for the file's own.")
+    path = Path(source)
+    if path.is_file():
+        raise RunError(f"got the file {path}; a folder or a hub id is required.")
+    folder = path if path.is_dir() else _download(str(source))
+    settings = read_json(folder / "config.json")
+    if settings is None:
+        raise RunError(f"{folder} has no config.json; a Hugging Face model folder is required.")
+    generation = read_json(folder / "generation_config.json") or {}
+    config = config_from(settings)
+    tokenizer = load_tokenizer(folder)
+    weights = read_folder(folder, config, dtype)
+    check_tokenizer(tokenizer, config, str(source))
+    stop = end_tokens(tokenizer, settings, generation)
+    pad = pad_token(tokenizer, stop, config)
+    return LanguageModel(decoder_of(config, weights), tokenizer, config, stop, pad, str(source), settings, generation)
+
+
+def save(language: LanguageModel, folder: str | Path, params: Any = None) -> None:
+    """Writes a Hugging Face folder, which `load` and transformers read: weights, configuration, tokenizer.
+
+    Args:
+        language: what was loaded.
+        folder: made if need be; files of these names in it are replaced.
+        params: weights to write in place of the model's own: `nnx.split(model, nnx.Param)[1]` or of that structure.
+
+    Raises:
+        RunError: `params` of another structure or shape than the model's.
+
+    Example:
+        >>> from eggroll.llm import save
+        >>> save(language, "tuned", params=state.params)  # doctest: +SKIP
+    """
+    own = nnx.split(language.model, nnx.Param)[1]
+    params = own if params is None else params
+    shapes, wanted = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (_plain(params), _plain(own)))
+    if shapes != wanted:
+        raise RunError(f"got params of the shapes {shapes}; those of the model are required: {wanted}.")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = _plain(params)
+    for stale in ("model.safetensors.index.json", *(file.name for file in folder.glob("model-*-of-*.safetensors"))):
+        (folder / stale).unlink(missing_ok=True)  # else the index of an older save would be read beside the new file
+    write_file(folder / "model.safetensors", language.config, weights)
+    settings = {name: value for name, value in language.settings.items() if name not in ("torch_dtype", "dtype")}
+    settings["torch_dtype" if "torch_dtype" in language.settings else "dtype"] = str(weights["embed"].dtype)
+    write_json(folder / "config.json", settings)
+    if language.generation:
+        write_json(folder / "generation_config.json", language.generation)
+    language.tokenizer.save_pretrained(folder)
+
+
+def decoder_of(config: DecoderConfig, weights: Mapping[str, Any]) -> Decoder:
+    """A decoder with these weights."""
+    dtype = weights["embed"].dtype
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)))
+    nnx.replace_by_pure_dict(state, dict(weights))
+    return nnx.merge(graph, state)
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The contents of a JSON file; None if there is none."""
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{file} is not JSON ({error}); fetch or copy it again.") from error
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes a JSON file as transformers does."""
+    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _plain(params: Any) -> dict[str, Any]:
+    """Arrays in nested dictionaries, from a state or module state of NNX or from what has its structure."""
+    return nnx.to_pure_dict(params) if isinstance(params, nnx.State) else dict(params)
+
+
+def _download(source: str) -> Path:
+    """The folder of a hub's model, fetched if it is not in the cache."""
+    problem = f"got the model {source!r}; there is no such folder or file"
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", source) or source.startswith("."):
+        raise RunError(f"{problem}, and a hub id has the form owner/name.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(source, allow_patterns=PARTS))
+    except Exception as error:  # no network, no such model, no access: each an error of its own class
+        raise RunError(f"{problem}, and the hub does not give it ({error}). Give a folder, or check the id.") from error

@@ -1,0 +1,193 @@
+"""Weights of a decoder in the safetensors files of a Hugging Face folder, both ways."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, for safetensors)
+import numpy as np
+
+from eggroll.llm.config import DecoderConfig
+from eggroll.llm.decoder import layer_shapes
+from eggroll.training.errors import RunError
+
+__all__ = ["assemble", "hf_names", "read_folder", "write_file"]
+
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+PROJECTIONS = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "out": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "query_norm": "self_attn.q_norm",
+    "key_norm": "self_attn.k_norm",
+    "attention_norm": "input_layernorm",
+}
+NORMS = {"mlp_norm": "post_attention_layernorm"}
+GEMMA_NORMS = {
+    "attention_post_norm": "post_attention_layernorm",
+    "mlp_norm": "pre_feedforward_layernorm",
+    "mlp_post_norm": "post_feedforward_layernorm",
+}
+
+
+def hf_names(config: DecoderConfig) -> dict[tuple[str, ...], list[str]]:
+    """Hugging Face's tensor names for each weight of the decoder: one for each layer, or one.
+
+    Example:
+        >>> from eggroll.llm.config import DecoderConfig
+        >>> from eggroll.llm.weights_hf import hf_names
+        >>> config = DecoderConfig(64, 16, 32, layers=1, heads=4, key_value_heads=2, head_width=4)
+        >>> hf_names(config)["layers", "query"]
+        ['model.layers.0.self_attn.q_proj.weight']
+    """
+    names: dict[tuple[str, ...], list[str]] = {
+        ("embed",): ["model.embed_tokens.weight"],
+        ("norm",): ["model.norm.weight"],
+    }
+    if not config.tied:
+        names[("head",)] = ["lm_head.weight"]
+    table = PROJECTIONS | (GEMMA_NORMS if config.gemma else NORMS)
+    for name in layer_shapes(config):
+        stem = name.removesuffix("_bias")
+        kind = "bias" if stem != name else "weight"
+        names["layers", name] = [f"model.layers.{i}.{table[stem]}.{kind}" for i in range(config.layers)]
+    return names
+
+
+def read_folder(folder: Path, config: DecoderConfig, dtype: str | None = None) -> dict[str, Any]:
+    """The decoder's weights from `model.safetensors`, or from the files that its index names.
+
+    Args:
+        folder: a Hugging Face folder.
+        config: of the decoder.
+        dtype: to cast to; None keeps that of the file (float32, if it holds several).
+
+    Returns:
+        Arrays by name, those of layers stacked under `"layers"`.
+
+    Raises:
+        RunError: no weights, tensors that are missing, unexpected or of the wrong shape (by name), quantised ones.
+    """
+    with ExitStack() as stack:
+        tensors = _open(folder, stack)
+        kinds = {name: tensor.get_dtype() for name, tensor in tensors.items()}
+        quantised = sorted(name for name, kind in kinds.items() if kind not in DTYPES)
+        if quantised:
+            raise RunError(
+                f"{folder}: the tensor {quantised[0]} is {kinds[quantised[0]]}; float32, bfloat16 or float16 is "
+                "required: take an unquantised checkpoint, or a .gguf file."
+            )
+        shapes = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
+        ignore = _to_ignore(folder, config, tensors)
+        _check(str(folder), config, {name: shape for name, shape in shapes.items() if name not in ignore})
+        held = {DTYPES[kind] for kind in kinds.values()}
+        dtype = dtype or (held.pop() if len(held) == 1 else "float32")  # which holds what the others do
+        return assemble(config, lambda name: tensors[name][...], dtype)
+
+
+def assemble(config: DecoderConfig, read: Any, dtype: str) -> dict[str, Any]:
+    """The decoder's weights from a function of Hugging Face's tensor names; matrices become `[inputs, outputs]`."""
+    weights: dict[str, Any] = {"layers": {}}
+    for path, names in hf_names(config).items():
+        parts = [np.asarray(read(name)) for name in names]
+        parts = [part.T if part.ndim == 2 and path != ("embed",) else part for part in parts]
+        array = jnp.asarray(np.stack(parts) if path[0] == "layers" else parts[0], dtype)
+        (weights["layers"] if path[0] == "layers" else weights)[path[-1]] = array
+    return weights
+
+
+def write_file(file: Path, config: DecoderConfig, weights: Mapping[str, Any]) -> None:
+    """Writes the decoder's weights under Hugging Face's names; no value changes."""
+    from safetensors.numpy import save_file
+
+    tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(config, weights)}
+    save_file(tensors, file, metadata={"format": "pt"})  # transformers wants to be told this layout
+
+
+def _tensors(config: DecoderConfig, weights: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
+    for path, names in hf_names(config).items():
+        parts = np.asarray(weights["layers"][path[1]]) if path[0] == "layers" else [np.asarray(weights[path[0]])]
+        for name, part in zip(names, parts, strict=True):
+            yield name, part.T if part.ndim == 2 and path != ("embed",) else part
+
+
+def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
+    """Lazy tensors by name."""
+    from safetensors import SafetensorError, safe_open
+
+    if (folder / SINGLE).is_file():
+        files = [SINGLE]
+    elif (folder / INDEX).is_file():
+        files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+    else:
+        there = sorted(file.name for file in folder.glob("*.bin"))
+        hint = f" It has {there[0]}, which only PyTorch reads: save the model as safetensors." if there else ""
+        raise RunError(f"{folder} has no {SINGLE} and no {INDEX}; one of them is required.{hint}")
+    tensors: dict[str, Any] = {}
+    for name in files:
+        try:
+            file = stack.enter_context(safe_open(folder / name, "np"))
+        except (SafetensorError, OSError) as error:
+            raise RunError(f"{folder / name} cannot be read ({error}); fetch or copy it again.") from error
+        tensors |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+    return tensors
+
+
+def _to_ignore(folder: Path, config: DecoderConfig, tensors: Mapping[str, Any]) -> set[str]:
+    """Tensors that say nothing new: tables of rotary positions, and an output matrix that is the embedding."""
+    ignore = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
+    if config.tied and "lm_head.weight" in tensors and "model.embed_tokens.weight" in tensors:
+        if not np.array_equal(tensors["lm_head.weight"][...], tensors["model.embed_tokens.weight"][...]):
+            raise RunError(
+                f"{folder}: lm_head.weight differs from model.embed_tokens.weight, but config.json has "
+                "tie_word_embeddings true (or leaves it out where that is the default); set it to false there."
+            )
+        ignore.add("lm_head.weight")
+    return ignore
+
+
+def _check(source: str, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises for the first tensors that are missing, unexpected or of the wrong shape."""
+    wanted = dict(expected_shapes(config))
+    missing = [name for name in wanted if name not in shapes]
+    unexpected = [name for name in shapes if name not in wanted]
+    if missing or unexpected:
+        parts = [f"lacks {_some(missing)}"] * bool(missing) + [f"has the unexpected {_some(unexpected)}"] * bool(
+            unexpected
+        )
+        raise RunError(f"{source} {' and '.join(parts)}; do config.json and the weights belong together?")
+    for name, shape in wanted.items():
+        if shapes[name] != shape:
+            raise RunError(
+                f"{source}: {name} has the shape {list(shapes[name])}; the configuration requires {list(shape)}. Do "
+                "config.json and the weights belong together?"
+            )
+
+
+def expected_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors that a Hugging Face checkpoint of this configuration has."""
+    layers = layer_shapes(config)
+    flat = {
+        "embed": (config.width, config.vocabulary),
+        "norm": (config.width,),
+        "head": (config.width, config.vocabulary),
+    }
+    for path, names in hf_names(config).items():
+        shape = layers[path[1]] if path[0] == "layers" else flat[path[0]]
+        yield from ((name, shape[::-1]) for name in names)
+
+
+def _some(names: list[str]) -> str:
+    """The first names of a list."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

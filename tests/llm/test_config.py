@@ -1,0 +1,98 @@
+"""Configurations: both styles of transformers are read, and what the decoder lacks is refused by name."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from eggroll.llm.config import DecoderConfig, Rope, config_from
+from eggroll.training.errors import RunError
+from tests.llm.tiny import LLAMA3, SETTINGS
+
+
+def test_old_and_new_styles_of_rotary_positions_agree():
+    for family, settings in SETTINGS.items():
+        old = config_from(settings)
+        plain = {key: value for key, value in settings.items() if not key.startswith("rope_")}
+        theta = settings["rope_theta"]
+        scaling = settings.get("rope_scaling") or {"rope_type": "default"}
+        new = {"rope_theta": theta, **scaling}
+        if family == "gemma3":
+            local = {"rope_theta": settings["rope_local_base_freq"], "rope_type": "default"}
+            new = {"full_attention": new, "sliding_attention": local}
+        assert config_from(plain | {"rope_parameters": new}) == old, family
+        assert old.rope.theta == theta and old.rope.kind == scaling["rope_type"]
+
+
+def test_each_family_has_its_ways():
+    read = {family: config_from(settings) for family, settings in SETTINGS.items()}
+    assert [family for family, config in read.items() if config.biases] == ["qwen2"]
+    assert [family for family, config in read.items() if config.head_norms] == ["qwen3", "gemma3"]
+    assert [family for family, config in read.items() if not config.tied] == ["llama", "llama3"]
+    gemma = read["gemma3"]
+    assert gemma.gemma and gemma.sliding == (True, False, True) and gemma.window == 4
+    assert gemma.attention_scale == 24**-0.5 and gemma.activation == "gelu_pytorch_tanh"
+    assert gemma.rope == Rope(1e6, "linear", 8.0) and gemma.sliding_rope == Rope(10.0)
+    assert read["llama3"].rope == Rope(500.0, "llama3", 8.0, 1.0, 4.0, 16) and read["llama3"].head_width == 8
+
+
+def test_defaults_are_those_of_the_architecture():
+    sparse = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 6}
+    llama = config_from({"model_type": "llama", **sparse})
+    assert (llama.key_value_heads, llama.head_width, llama.tied, llama.rope) == (4, 16, False, Rope(10000.0))
+    gemma = config_from({"model_type": "gemma3_text", **sparse})
+    assert gemma.tied and gemma.head_width == 256 and gemma.sliding == (True,) * 5 + (False,)
+    assert gemma.rope == Rope(1e6) and gemma.sliding_rope == Rope(1e4)
+
+
+def test_qwens_window_counts_only_where_it_is_used():
+    settings = SETTINGS["qwen2"] | {"sliding_window": 8, "max_window_layers": 1}
+    assert config_from(settings | {"use_sliding_window": False}).sliding == ()
+    used = config_from(settings | {"use_sliding_window": True})
+    assert used.sliding == (False, True) and used.window == 8 and used.sliding_rope is None
+
+
+REFUSED = [
+    ("llama", {"model_type": "mamba"}, "'mamba'; known are: llama"),
+    ("llama", {"model_type": None}, "architecture None"),
+    ("gemma3", {"model_type": "gemma3"}, "only checkpoints of the text part"),
+    ("llama", {"attention_bias": True}, "attention_bias=True"),
+    ("qwen3", {"attention_bias": True}, "attention_bias=True"),
+    ("llama", {"mlp_bias": True}, "mlp_bias=True"),
+    ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
+    ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
+    ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
+    ("llama", {"hidden_act": "relu"}, "activation 'relu'; known are silu"),
+    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "type 'yarn'"),
+    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "type 'dynamic'"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+    ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+    ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
+    ("gemma3", {"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
+    ("llama", {"num_key_value_heads": 3}, "4 query heads and 3 heads of keys"),
+    ("llama", {"head_dim": 5}, "heads of 5 features"),
+    ("llama", {"hidden_size": "wide"}, "does not accept"),
+]
+
+
+@pytest.mark.parametrize(("family", "change", "message"), REFUSED)
+def test_what_the_decoder_lacks_is_refused_by_name(family, change, message):
+    with pytest.raises(RunError, match=message.replace("[", r"\[")):
+        config_from(SETTINGS[family] | change)
+
+
+def test_llama3s_frequencies_are_kept_scaled_or_between():
+    from eggroll.llm.rotary import frequencies
+
+    rope = config_from(SETTINGS["llama3"]).rope
+    plain, scaled = frequencies(Rope(rope.theta), 16), frequencies(rope, 16)
+    for before, after in zip(plain.tolist(), scaled.tolist(), strict=True):
+        turns = LLAMA3["original_max_position_embeddings"] * before / (2 * math.pi)  # within the first texts
+        share = min(max((turns - 1.0) / 3.0, 0.0), 1.0)
+        assert after == pytest.approx(before * share + before / 8 * (1 - share), rel=1e-5)
+    assert scaled[0] < plain[0] and scaled[-1] == pytest.approx(plain[-1] / 8)
+
+
+def test_a_configuration_is_hashable():
+    assert len({config_from(settings) for settings in SETTINGS.values()} | {DecoderConfig(8, 8, 8, 1, 1, 1, 8)}) == 7

@@ -1,0 +1,156 @@
+"""Folders: what is loaded is what was saved, bit for bit, and what does not fit is refused by name."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file, save_file
+
+from eggroll import llm
+from eggroll.training.errors import RunError
+from tests.llm import tiny
+
+
+def same_bits(a, b) -> bool:
+    a, b = (nnx.to_pure_dict(nnx.split(x.model, nnx.Param)[1]) for x in (a, b))
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    pairs = list(zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+    return all(x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", tiny.SETTINGS)
+def test_a_round_trip_keeps_every_bit_and_all_that_belongs_to_the_model(tmp_path, family, dtype):
+    made = tiny.language_model(family, dtype=dtype)
+    llm.save(made, tmp_path / "a")
+    first = llm.load(tmp_path / "a")
+    llm.save(first, tmp_path / "b")
+    second = llm.load(tmp_path / "b")
+    assert same_bits(made, first) and same_bits(first, second)
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert first.config == second.config == made.config
+    assert json.loads((tmp_path / "a/config.json").read_text()).get("dtype") == dtype
+    text = "Grüße, 你好!\n  <|im_end|>"
+    for language in (first, second):
+        assert language.tokenizer.decode(language.tokenizer.encode(text)) == text
+        assert language.tokenizer.chat_template == tiny.TEMPLATE
+        assert (
+            language.stop == (1, 3) and language.pad == 0
+        )  # <|endoftext|> of config.json, <|im_end|> of the tokenizer
+
+
+def test_other_weights_can_be_saved_and_others_of_another_shape_not(tmp_path):
+    language = tiny.language_model()
+    params = nnx.split(language.model, nnx.Param)[1]
+    llm.save(language, tmp_path, params=jax.tree.map(lambda leaf: leaf * 2.0, params))
+    assert np.array_equal(llm.load(tmp_path).model.embed[...], language.model.embed[...] * 2)
+    with pytest.raises(RunError, match="shapes"):
+        llm.save(language, tmp_path, params=nnx.split(tiny.language_model("qwen3").model, nnx.Param)[1])
+
+
+def test_dtype_casts_and_the_files_own_is_kept(tmp_path):
+    tiny.folder(tmp_path, dtype=jnp.bfloat16)
+    assert llm.load(tmp_path).model.layers.query.dtype == jnp.bfloat16
+    assert llm.load(tmp_path, dtype="float32").model.layers.query.dtype == jnp.float32
+    with pytest.raises(RunError, match="int8"):
+        llm.load(tmp_path, dtype="int8")
+
+
+def test_a_file_of_several_dtypes_loads_without_loss(tmp_path):
+    tiny.folder(tmp_path, dtype=jnp.bfloat16)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["model.norm.weight"] = np.full(16, 1 + 2**-20, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    model = llm.load(tmp_path).model
+    assert model.norm.dtype == model.embed.dtype == jnp.float32
+    assert np.array_equal(model.norm[...], tensors["model.norm.weight"])
+
+
+def test_shards_are_read_through_their_index(tmp_path):
+    whole = llm.load(tiny.folder(tmp_path))
+    tensors = load_file(tmp_path / "model.safetensors")
+    names = sorted(tensors)
+    shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
+    for shard, part in shards.items():
+        save_file({name: tensors[name] for name in part}, tmp_path / shard)
+    (tmp_path / "model.safetensors").unlink()
+    index = {"weight_map": {name: shard for shard, part in shards.items() for name in part}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert same_bits(whole, llm.load(tmp_path))
+    llm.save(whole, tmp_path)  # replaces shards and index
+    assert sorted(file.name for file in tmp_path.glob("model*")) == ["model.safetensors"]
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(RunError, match=r"model-00001-of-00002\.safetensors cannot be read"):
+        llm.load(tmp_path)
+
+
+def test_a_copy_of_the_tied_embedding_is_passed_over_and_another_matrix_refused(tmp_path):
+    tiny.folder(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"]}, tmp_path / "model.safetensors")
+    llm.load(tmp_path)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"] * 2}, tmp_path / "model.safetensors")
+    with pytest.raises(RunError, match="tie_word_embeddings"):
+        llm.load(tmp_path)
+
+
+def without(name):
+    return lambda tensors: {key: value for key, value in tensors.items() if key != name}
+
+
+BROKEN = {
+    "missing": (without("model.layers.1.mlp.up_proj.weight"), r"lacks model\.layers\.1\.mlp\.up_proj\.weight;"),
+    "unexpected": (
+        lambda t: t | {"model.layers.2.mlp.up_proj.weight": t["model.norm.weight"]},
+        r"unexpected model\.layers\.2\.mlp\.up_proj\.weight",
+    ),
+    "shape": (
+        lambda t: t | {"model.layers.0.self_attn.k_proj.weight": np.zeros((16, 8), np.float32)},
+        r"k_proj\.weight has the shape \[16, 8\]; the configuration requires \[8, 16\]",
+    ),
+    "quantised": (lambda t: t | {"model.norm.weight": np.ones(16, np.int8)}, r"model\.norm\.weight is I8"),
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_weights_that_do_not_fit_are_named(tmp_path, how):
+    change, message = BROKEN[how]
+    tiny.folder(tmp_path)
+    save_file(change(load_file(tmp_path / "model.safetensors")), tmp_path / "model.safetensors")
+    with pytest.raises(RunError, match=message):
+        llm.load(tmp_path)
+
+
+def test_what_a_folder_lacks_is_named(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(RunError, match="no such folder"):
+        llm.load(tmp_path / "nothing")
+    with pytest.raises(RunError, match=r"config\.json"):
+        llm.load(tmp_path)
+    tiny.folder(tmp_path)
+    (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    with pytest.raises(RunError, match=r"no model\.safetensors.*pytorch_model\.bin"):
+        llm.load(tmp_path)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(RunError, match="no tokenizer"):
+        llm.load(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(RunError, match="not JSON"):
+        llm.load(tmp_path)
+    with pytest.raises(RunError, match="a folder or a hub id"):
+        llm.load(tmp_path / "config.json")
+
+
+def test_broken_tokenizers_and_those_of_other_models_are_refused(tmp_path):
+    tiny.folder(tmp_path, vocab_size=tiny.VOCABULARY - 1)
+    with pytest.raises(RunError, match="highest token is 259; the embedding has rows for 0 to 258"):
+        llm.load(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(RunError, match=r"the tokenizer in .* cannot be loaded"):
+        llm.load(tmp_path)
