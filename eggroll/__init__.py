@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from eggroll.engine.lowrank import LowRank
     from eggroll.strategy.es import ES
     from eggroll.strategy.explain import Explanation, explain
+    from eggroll.strategy.full_rank import FullRankES
     from eggroll.strategy.gradient import grad, value_and_grad
     from eggroll.strategy.members import Members
     from eggroll.strategy.rules import DenseRule, LowRankRule
@@ -26,6 +27,7 @@ __all__ = [
     "DenseFallbackWarning",
     "DenseRule",
     "Explanation",
+    "FullRankES",
     "LowRank",
     "LowRankRule",
     "Members",
@@ -45,6 +47,7 @@ _FILES = {
     "DenseFallbackWarning": "engine.fallback",
     "DenseRule": "strategy.rules",
     "Explanation": "strategy.explain",
+    "FullRankES": "strategy.full_rank",
     "LowRank": "engine.lowrank",
     "LowRankRule": "strategy.rules",
     "Members": "strategy.members",

@@ -90,6 +90,8 @@ class ES:
         Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
     """
 
+    method = "eggroll"
+
     def __init__(
         self,
         *,

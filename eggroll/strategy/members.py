@@ -137,11 +137,7 @@ class Members:
         Raises:
             IndexError: there is no such member.
         """
-        if not is_traced(i):
-            i = operator.index(i)
-            if not 0 <= i < len(self):
-                raise IndexError(f"got member {i}; members are numbered 0 to {len(self) - 1}.")
-
+        i = self._checked(i)
         settings, plan = self._es.settings, self.plan  # not self: what is compiled is kept, its parameters must not be
 
         def run(params: Any, i: Any, key: jax.Array, sigma: Any) -> Any:
@@ -150,6 +146,15 @@ class Members:
 
         index = jax.numpy.asarray(i)
         return self._es.cache(run, ("materialize", plan), self.params, index, self._key, self._sigma)
+
+    def _checked(self, i: Any) -> Any:
+        """A member's number, known to be one unless it is traced."""
+        if is_traced(i):
+            return i
+        i = operator.index(i)
+        if not 0 <= i < len(self):
+            raise IndexError(f"got member {i}; members are numbered 0 to {len(self) - 1}.")
+        return i
 
     def gradient(self, weights: jax.Array) -> Any:
         """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ` for shaped fitness `weights [N]`, float32 or wider."""

@@ -109,7 +109,7 @@ def make_plan(params: Any, uses: Mapping[str, Sequence[Use]] | None, *, rank: in
         _leaf_plan(path, leaf, None if uses is None else uses[path], chosen.get(path), rank)
         for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
     ]
-    _check_something_moves(plans)
+    check_something_moves(plans)
     _check_rank_fits(plans, uses, chosen, rank)
     return Plan(tuple(plans))
 
@@ -226,7 +226,8 @@ def _check_layer_rank(path: str, shape: tuple[int, ...], rank: int, full: int) -
         )
 
 
-def _check_something_moves(plans: Sequence[LeafPlan]) -> None:
+def check_something_moves(plans: Sequence[LeafPlan]) -> None:
+    """Raises ValueError where no parameter is perturbed."""
     if any(p.kind in ("low_rank", "dense") for p in plans):
         return
     if all(p.kind == "frozen" for p in plans):

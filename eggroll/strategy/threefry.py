@@ -45,6 +45,15 @@ def words(keys: Halves, lengths: Sequence[int]) -> jax.Array:
     return out.reshape(out.shape[0], -1)
 
 
+def words_from(key: Halves, first: Any, count: int) -> jax.Array:
+    """Words `first` to `first + count − 1` of `jax.random.bits` of one key, `[count]`."""
+    numbers = jnp.asarray(first).astype(np.uint32) + lax.iota(np.uint32, count)
+    if jax.default_backend() == "cpu":
+        return _words_apart(*key, numbers)
+    one, two = _primitive(key, numbers)
+    return one ^ two
+
+
 def _repeat(keys: jax.Array, lengths: Sequence[int]) -> jax.Array:
     """`[U, K]` → `[U, sum]`: every column as often as its length says, in one kernel whatever K is."""
     columns = np.repeat(np.arange(len(lengths)), lengths)

@@ -10,12 +10,13 @@ import jax
 import numpy as np
 
 from eggroll.strategy.es import ES
+from eggroll.strategy.full_rank import FullRankES
 from eggroll.strategy.plan import Kind, LeafPlan, Plan
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.sigma import sigma_at
 from eggroll.training.errors import RunError
 from eggroll.training.ledger_base import joint_digest
-from eggroll.training.optimizers import spec_of
+from eggroll.training.optimizers import spec_of, to_json
 from eggroll.training.settings import difference
 from eggroll.training.versions import version_of
 
@@ -36,7 +37,10 @@ def settings_of(es: ES, key: jax.Array, base: Mapping[str, str], name: str | Non
     Returns:
         `format`, `population`, `antithetic`, `distribution`, `groups`, `noise_reuse`, `sigma` (None: in every record),
         `rank`, `shaping`, `key`, `optimizer` (None: to be given again), `plan`, `base`, `x64`, `versions`, `platform`
-        and `devices`.
+        and `devices`; for full-rank ES also `method` and `learning_rate` (None: half of sigma).
+
+    Raises:
+        RunError: a learning rate of full-rank ES that a ledger cannot hold.
     """
     pop = es.settings
     paths = list(base) if es.plan is None else [leaf.path for leaf in es.plan.leaves]
@@ -58,7 +62,20 @@ def settings_of(es: ES, key: jax.Array, base: Mapping[str, str], name: str | Non
         "versions": {short: version_of(package) for short, package in PACKAGES.items()},
         "platform": jax.default_backend(),
         "devices": 1 if pop.mesh is None else int(pop.mesh.shape[AXIS]),
+        **_of_method(es),
     }
+
+
+def _of_method(es: ES) -> dict[str, Any]:
+    if not isinstance(es, FullRankES):
+        return {}
+    try:
+        return {"method": es.method, "learning_rate": to_json("learning_rate", es.learning_rate)}
+    except TypeError as why:
+        raise RunError(
+            "got a learning rate that a ledger cannot hold: a function. Use eggroll.training.schedule(...), such as "
+            'schedule("cosine_decay_schedule", init_value=5e-4, decay_steps=100), or write no ledger.'
+        ) from why
 
 
 def _constant(sigma: Any) -> float | None:

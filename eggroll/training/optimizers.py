@@ -98,7 +98,7 @@ def named(name: str, **arguments: Any) -> NamedOptimizer:
         0.99
     """
     _check_name(name, OPTIMIZERS | PARTS, "an optimizer")
-    encoded = {key: _encoded(key, value) for key, value in arguments.items()}
+    encoded = {key: to_json(key, value) for key, value in arguments.items()}
     return NamedOptimizer(_called(name, encoded), {"name": name, "arguments": encoded})
 
 
@@ -121,7 +121,7 @@ def schedule(name: str, **arguments: Any) -> NamedSchedule:
         0.75
     """
     _check_name(name, SCHEDULES, "a schedule")
-    encoded = {key: _encoded(key, value) for key, value in arguments.items()}
+    encoded = {key: to_json(key, value) for key, value in arguments.items()}
     return NamedSchedule({"schedule": name, "arguments": encoded}, _called(name, encoded))
 
 
@@ -160,7 +160,7 @@ def from_spec(spec: Any) -> NamedOptimizer:
     try:
         if spec["name"] == CHAIN:
             return chain(*map(from_spec, spec["of"]))
-        return named(spec["name"], **{key: _decoded(value) for key, value in spec["arguments"].items()})
+        return named(spec["name"], **{key: from_json(value) for key, value in spec["arguments"].items()})
     except (KeyError, TypeError, ValueError, AttributeError) as why:
         raise RunError(
             f"got {spec!r} as the description of an optimizer, of which this version of optax ({optax.__version__}) "
@@ -176,10 +176,10 @@ def _check_name(name: Any, allowed: frozenset[str], what: str) -> None:
 
 def _called(name: str, encoded: Spec) -> Any:
     """From the encoded arguments, so that a run and its replay are built from the very same numbers."""
-    return getattr(optax, name)(**{key: _decoded(value) for key, value in encoded.items()})
+    return getattr(optax, name)(**{key: from_json(value) for key, value in encoded.items()})
 
 
-def _encoded(key: str, value: Any) -> Any:
+def to_json(key: str, value: Any) -> Any:
     """`value` as JSON can hold it."""
     if isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0:
         value = value.item()
@@ -190,9 +190,9 @@ def _encoded(key: str, value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return [_encoded(key, each) for each in value]
+        return [to_json(key, each) for each in value]
     if isinstance(value, Mapping) and all(isinstance(each, int) for each in value):
-        return {"pairs": [[each, _encoded(key, at)] for each, at in value.items()]}
+        return {"pairs": [[each, to_json(key, at)] for each, at in value.items()]}
     raise TypeError(
         f"got {key} of type {type(value).__name__}; numbers, strings, None, lists of those or "
         "eggroll.training.optimizers.schedule(...) are required, which JSON can hold. Any other optax optimizer works "
@@ -200,18 +200,19 @@ def _encoded(key: str, value: Any) -> Any:
     )
 
 
-def _decoded(value: Any) -> Any:
+def from_json(value: Any) -> Any:
+    """The inverse of `to_json`."""
     if isinstance(value, list):
-        return [_decoded(each) for each in value]
+        return [from_json(each) for each in value]
     if isinstance(value, dict):
         if "pairs" in value:
-            return {int(key): _decoded(each) for key, each in value["pairs"]}
-        return schedule(value["schedule"], **{key: _decoded(each) for key, each in value["arguments"].items()})
+            return {int(key): from_json(each) for key, each in value["pairs"]}
+        return schedule(value["schedule"], **{key: from_json(each) for key, each in value["arguments"].items()})
     return value
 
 
 def _written(name: str, arguments: Spec) -> str:
-    decoded = {key: _decoded(value) for key, value in arguments.items()}
+    decoded = {key: from_json(value) for key, value in arguments.items()}
     return ", ".join([repr(name), *(f"{key}={value!r}" for key, value in decoded.items())])
 
 

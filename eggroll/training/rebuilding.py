@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from eggroll.strategy.full_rank import FullRankES, first_full_rank_state
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.initial import first_state
 from eggroll.strategy.keys import as_threefry, generation_key
@@ -26,7 +28,11 @@ from eggroll.training.ledger_base import check_base, in_order
 from eggroll.training.ledger_format import Generation as Record
 from eggroll.training.ledger_settings import check_format, plan_from_json, population_of
 from eggroll.training.optimizers import NamedOptimizer, from_spec
+from eggroll.training.rebuilding_full_rank import full_rank_update
 
+Norms = dict[str, jax.Array]
+First = Callable[[Any, jax.Array], State]
+Update = Callable[[State, Record], tuple[State, Norms]]
 TOLERANCE = 1e-2  # between norms of the same update on two platforms, which are equal to rounding
 
 
@@ -89,7 +95,7 @@ class Replay:
         self._base, self._reader, self._given, self._mesh = base, Reader(ledger), optimizer, mesh
         self.state: State | None = None
         self._plan: Plan | None = None
-        self.update: Callable[[State, Record], tuple[State, dict[str, jax.Array]]]
+        self.update: Update
 
     def run(self, generation: int | None = None, on_generation: Callable[[State], Any] | None = None) -> State:
         """The state after `generation` updates, or after all of them; see `replay`."""
@@ -119,8 +125,8 @@ class Replay:
         content = settings.content
         try:
             check_format(content)
-            plan, optimizer = plan_from_json(content["plan"]), self._optimizer(content["optimizer"])
-            self.update = _update(content, plan, optimizer, self._mesh)
+            plan = plan_from_json(content["plan"])
+            first, self.update = self._of_method(content, plan)
             key, recorded = np.array(content["key"], np.uint32), content["base"]
         except RunError:
             raise
@@ -132,10 +138,23 @@ class Replay:
         if self.state is None:
             params = in_order(self._base, plan)
             check_base(params, plan, recorded)
-            self.state = first_state(params, _frozen(plan), optimizer, _key(key))
+            self.state = first(params, _key(key))
         if self._plan is not None:
-            _check_fits(self.state, self._plan, plan, optimizer, self.generations)
+            _check_fits(self.state, self._plan, plan, first, self.generations)
         self._base, self._plan = None, plan
+
+    def _of_method(self, content: Mapping[str, Any], plan: Plan) -> tuple[First, Update]:
+        """How the run's method begins, and how it updates."""
+        method = content.get("method")
+        if method == FullRankES.method:
+            if self._given is not None:
+                raise RunError(f"got optimizer={self._given!r}; full-rank ES has none. Leave optimizer out.")
+            return first_full_rank_state, _from_record(full_rank_update(content, plan), content["population"])
+        if method is not None:
+            raise ValueError(f"the method {method!r}")
+        optimizer = self._optimizer(content["optimizer"])
+        first = partial(first_state, frozen=_frozen(plan), optimizer=optimizer)
+        return lambda params, key: first(params, key=key), _update(content, plan, optimizer, self._mesh)
 
     def _optimizer(self, spec: Any) -> optax.GradientTransformationExtraArgs:
         if spec is None and self._given is None:
@@ -170,45 +189,56 @@ class Replay:
 
 def _update(
     content: Mapping[str, Any], plan: Plan, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh | None
-) -> Callable[[State, Record], tuple[State, dict[str, jax.Array]]]:
+) -> Update:
     """The second half of `ES.step`, compiled once."""
     population, constant, noise_reuse = population_of(content, mesh), content["sigma"], content["noise_reuse"]
 
     # `some` is an argument, so that the branch stays a branch and is compiled as the run's.
-    def update(state: State, weights: Any, loss: Any, sigma: Any, some: Any) -> tuple[State, dict[str, jax.Array]]:
+    def update(state: State, weights: Any, loss: Any, sigma: Any, some: Any) -> tuple[State, Norms]:
         key = generation_key(state.key, state.generation, noise_reuse)
         made = Generation(population, plan, key, sigma if constant is None else constant)
         return moved_if(some, optimizer, made, state, weights, made.words(), loss)
 
     compiled = jax.jit(update)
 
-    def from_record(state: State, record: Record) -> tuple[State, dict[str, jax.Array]]:
-        if len(record.weights) != population.size:
+    def moved(state: State, record: Record) -> tuple[State, Norms]:
+        return compiled(state, record.weights, record.loss, record.sigma, np.True_)
+
+    return _from_record(moved, population.size)
+
+
+def _from_record(moved: Update, population: int) -> Update:
+    """`moved`, for records that fit the settings, with their key."""
+
+    def from_record(state: State, record: Record) -> tuple[State, Norms]:
+        if len(record.weights) != population:
             raise RunError(
                 f"generation {record.generation} has {len(record.weights)} members, but its settings a population of "
-                f"{population.size}: they do not belong together."
+                f"{population}: they do not belong together."
             )
         if record.key.tolist() != np.asarray(jax.random.key_data(state.key)).tolist():
             state = replace(state, key=_key(record.key))
-        return compiled(state, record.weights, record.loss, record.sigma, np.True_)
+        return moved(state, record)
 
     return from_record
 
 
-def _check_fits(
-    state: Any, before: Plan, plan: Plan, optimizer: optax.GradientTransformationExtraArgs, at: int
-) -> None:
+def _check_fits(state: Any, before: Plan, plan: Plan, first: First, at: int) -> None:
     """Raises RunError where changed settings cannot go on with the state of those before."""
     same = [(leaf.path, leaf.shape, leaf.dtype) for leaf in before.leaves]
     fits = same == [(leaf.path, leaf.shape, leaf.dtype) for leaf in plan.leaves] and _frozen(before) == _frozen(plan)
     if fits:
-        new = jax.eval_shape(lambda p: first_state(p, _frozen(plan), optimizer, state.key).opt_state, state.params)
-        fits = jax.tree.map(_layout, new) == jax.tree.map(_layout, state.opt_state)
+        new = jax.eval_shape(lambda p: _beside(first(p, state.key)), state.params)
+        fits = jax.tree.map(_layout, new) == jax.tree.map(_layout, _beside(state))
     if not fits:
         raise RunError(
             f"the settings that the ledger changes to at generation {at} have other parameters, frozen ones or another "
             "optimizer state than those before: the state cannot be carried over. Replay up to that generation."
         )
+
+
+def _beside(state: State) -> tuple[Any, Any]:
+    return state.master, state.opt_state
 
 
 def _layout(leaf: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from eggroll.strategy.es import ES
+from eggroll.strategy.full_rank import FullRankES
 from eggroll.training.errors import RunError
 
 # Where and how often a run is written, and when it pauses: not what it computes.
@@ -24,7 +25,7 @@ def describe(es: ES) -> dict[str, Any]:
         4
     """
     who = es.settings
-    return {
+    found = {
         "population": who.size,
         "sigma": es.sigma if isinstance(es.sigma, int | float) else f"schedule, {_number(es.sigma(0))} at first",
         "rank": es.rank,
@@ -36,6 +37,11 @@ def describe(es: ES) -> dict[str, Any]:
         "rules": [[pattern, str(rule)] for pattern, rule in es.rules],
         "optimizer": getattr(es.optimizer, "spec", None),
     }
+    if isinstance(es, FullRankES):
+        rate = es.learning_rate
+        rate = f"schedule, {_number(rate(0))} at first" if callable(rate) else rate
+        found |= {"method": es.method, "learning_rate": rate}
+    return found
 
 
 def _number(x: Any) -> float:

@@ -9,7 +9,7 @@ This package depends on JAX and numpy alone. Its files lie in `kernels/pallas`; 
 
 from __future__ import annotations
 
-from .noise import check_distribution, unpack, words_for
+from .noise import check_distribution, unpack, unpack_flat, words_for
 from .operations import lowrank_dot, rank_update
 from .registry import Choice, Implementation, implementations, register
 from .seeded import Seeded, as_array
@@ -29,5 +29,6 @@ __all__ = [
     "register",
     "threefry2x32",
     "unpack",
+    "unpack_flat",
     "words_for",
 ]

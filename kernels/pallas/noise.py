@@ -101,6 +101,31 @@ def unpack(
     return as_numbers(fields, distribution, dtype)
 
 
+def unpack_flat(words: jax.Array, size: int, distribution: str, dtype: DTypeLike) -> jax.Array:
+    """`unpack(words, (size,), distribution, dtype)` of one member's words, several times faster for many of them.
+
+    On CPUs the numbers are made field by field, with neighbouring words side by side, and put in order last.
+
+    Args:
+        words: uint32 `[words_for(size, distribution)]`.
+        size: how many numbers, at least 1.
+        distribution: `"rademacher"` or `"normal"`.
+        dtype: the result's dtype: floating point.
+
+    Returns:
+        An array `[size]` of `dtype`.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> unpack_flat(jnp.array([0b00100111], "uint32"), 4, "rademacher", "float32").tolist()
+        [-1.0, -1.0, -1.0, 1.0]
+    """
+    width = WIDTH[distribution]
+    shifts = jnp.arange(0, 32, width, dtype="uint32")
+    fields = (words >> shifts[:, None]) & jnp.uint32(2**width - 1)
+    return as_numbers(fields, distribution, dtype).T.reshape(-1)[:size]
+
+
 def as_numbers(fields: jax.Array, distribution: str, dtype: DTypeLike) -> jax.Array:
     """Noise of `dtype` from uint32 groups of `WIDTH[distribution]` random bits, of any shape."""
     return (_rademacher if distribution == "rademacher" else _normal)(fields, jnp.dtype(dtype))

@@ -1,0 +1,132 @@
+"""One generation of full-rank ES: every member's dense parameters, one at a time, and the update."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from eggroll.strategy.full_rank_leaves import moved, perturbed, summed
+from eggroll.strategy.full_rank_noise import unit_keys
+from eggroll.strategy.full_rank_rounding import ROUNDING
+from eggroll.strategy.keys import as_threefry, generation_key
+from eggroll.strategy.perturbation import check_noise_is_seen, member_sign
+from eggroll.strategy.plan import Plan
+from eggroll.strategy.population import Population
+from eggroll.strategy.state import State
+
+
+@dataclass(frozen=True)
+class FullRankGeneration:
+    """Makes members and updates.
+
+    Attributes:
+        population: who the members are.
+        plan: which parameters have noise: those that are `"dense"`.
+        key: typed threefry key of the generation.
+        sigma: noise scale, a Python float or a traced scalar.
+
+    Raises:
+        ValueError: a sigma that is zero in a parameter's dtype.
+    """
+
+    population: Population
+    plan: Plan
+    key: jax.Array
+    sigma: Any
+
+    def __post_init__(self) -> None:
+        check_noise_is_seen(self.plan, self.sigma)
+
+    @cached_property
+    def _keys(self) -> list[jax.Array]:
+        return unit_keys(self.key, self.plan, self.population.units)
+
+    def buffers(self, params: Any) -> list[Any]:
+        """Memory for a member's parameters: an array for each that has noise, else None."""
+        each = zip(self.plan.leaves, jax.tree.leaves(params), strict=True)
+        return [jnp.zeros_like(p) if leaf.kind == "dense" else None for leaf, p in each]
+
+    def member(self, params: Any, i: Any, buffers: list[Any]) -> tuple[Any, list[Any]]:
+        """The dense parameters of member `i`.
+
+        Args:
+            params: what all members share.
+            i: the member.
+            buffers: from `buffers` or from the last call, whose parameters are lost.
+
+        Returns:
+            (a pytree as `params`, its arrays for the next call).
+        """
+        leaves, tree = jax.tree.flatten(params)
+        unit, sign = i // self.population.signs, member_sign(i % self.population.signs)
+        made = list(buffers)
+        for n, (leaf, param, old) in enumerate(zip(self.plan.leaves, leaves, buffers, strict=True)):
+            if old is not None:
+                scale = self.sigma * leaf.sigma_scale
+                made[n] = perturbed(old, param, self._keys[n], unit, sign, scale, distribution=self._distribution)
+        return tree.unflatten([p if own is None else own for p, own in zip(leaves, made, strict=True)]), made
+
+    def moved(self, state: State, weights: jax.Array, rate: Any, some: Any) -> tuple[State, dict[str, jax.Array]]:
+        """The state after one update, parameter after parameter.
+
+        Args:
+            state: before the update.
+            weights: `[N]`, shaped fitness.
+            rate: the learning rate α.
+            some: False where there is nothing to follow, and the state is to stay as it is.
+
+        Returns:
+            (the new state, the norms of the gradient and of the update).
+        """
+        leaves, tree = jax.tree.flatten(state.params)
+        rate = rate if some is True else jnp.where(some, rate, 0)
+        # Not the noise's key, which may be that of the generation before.
+        rounding = unit_keys(generation_key(as_threefry(state.key), state.generation), self.plan, 1, ROUNDING)
+        new, sums, changes = [], [], []
+        for leaf, param, own, other in zip(self.plan.leaves, leaves, self._keys, rounding, strict=True):
+            if leaf.kind != "dense":
+                new.append(param)
+                continue
+            scale = rate / (self.population.size * leaf.sigma_scale)
+            found = moved(param, own, other[0], self._per_unit(weights), scale, distribution=self._distribution)
+            moved_leaf, total, change = found
+            new.append(moved_leaf)
+            sums.append(total / jnp.float32(leaf.sigma_scale) ** 2)
+            changes.append(change)
+        norms = _norms(sums, changes, self.population.size * self.sigma)
+        generation = state.generation + jnp.asarray(some).astype(jnp.int32)
+        return State(tree.unflatten(new), state.master, state.opt_state, state.key, generation), norms
+
+    def gradient(self, weights: jax.Array, params: Any) -> Any:
+        """The descent direction `−1/(N·σ)·Σ wᵢ·εᵢ`, float32 or wider; zeros where there is no noise."""
+        leaves, tree = jax.tree.flatten(params)
+        out = []
+        for leaf, param, key in zip(self.plan.leaves, leaves, self._keys, strict=True):
+            if leaf.kind == "dense":
+                scale = -1.0 / (self.population.size * self.sigma * leaf.sigma_scale)
+                like = jax.ShapeDtypeStruct(param.shape, param.dtype)
+                part = summed(key, self._per_unit(weights), scale, distribution=self._distribution, like=like)
+                out.append(part)
+            else:
+                out.append(jnp.zeros_like(param))
+        return tree.unflatten(out)
+
+    @property
+    def _distribution(self) -> str:
+        return self.population.distribution
+
+    def _per_unit(self, weights: jax.Array) -> jax.Array:
+        return weights[0::2] - weights[1::2] if self.population.antithetic else weights
+
+
+@jax.jit
+def _norms(sums: list[jax.Array], changes: list[jax.Array], scale: Any) -> dict[str, jax.Array]:
+    scale = jnp.asarray(scale).astype(jnp.float32)
+    return {
+        "gradient_norm": jnp.sqrt(sum(sums, jnp.float32(0))) / scale,
+        "update_norm": jnp.sqrt(sum(changes, jnp.float32(0))),
+    }

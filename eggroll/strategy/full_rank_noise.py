@@ -1,0 +1,97 @@
+"""Full-rank noise of one parameter, block by block: the numbers that `ES` gives a parameter under a `DenseRule`.
+
+Element `e` of a member's noise depends on the key, the parameter's path, the member and `e` alone, so that a block can
+be made anywhere, any number of times, and no more than a block has to exist.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from eggroll.kernels import unpack_flat, words_for
+from eggroll.strategy.keys import path_hash
+from eggroll.strategy.plan import Plan
+from eggroll.strategy.streams import DENSE
+from eggroll.strategy.threefry import folded, words_from
+
+CPU_BLOCK, BLOCK = 1 << 18, 1 << 24  # elements: a block's sums and words stay in a core's cache; fill an accelerator
+
+
+def unit_keys(key: jax.Array, plan: Plan, units: int, side: int = DENSE) -> list[jax.Array]:
+    """A key for each unit, which is a pair or a single member, of each parameter: `[U, 2]` uint32 per parameter.
+
+    Args:
+        key: typed threefry key of the generation.
+        plan: names the parameters.
+        units: how many.
+        side: which of a parameter's streams.
+    """
+    hashes = np.array([path_hash(leaf.path) for leaf in plan.leaves], np.uint32)
+    return _unit_keys(jax.random.key_data(key), hashes, np.uint32(side), np.arange(units, dtype=np.uint32))
+
+
+@jax.jit
+def _unit_keys(key: jax.Array, hashes: jax.Array, side: jax.Array, units: jax.Array) -> list[jax.Array]:
+    first, second = folded(folded((key[0], key[1]), hashes), side)
+    return list(jnp.stack(folded((first[:, None], second[:, None]), units), axis=-1))
+
+
+def noise_block(key: jax.Array, start: Any, count: int, distribution: str, dtype: Any) -> jax.Array:
+    """Elements `start` to `start + count − 1` of a unit's noise.
+
+    Args:
+        key: `[2]`, from `unit_keys`.
+        start: a multiple of 32; may be traced.
+        count: how many.
+        distribution: `"rademacher"` or `"normal"`.
+        dtype: float32 or float64.
+
+    Returns:
+        `[count]`, of unit variance.
+    """
+    first = start // 32 * words_for(32, distribution)
+    words = words_from((key[0], key[1]), first, words_for(count, distribution))
+    return unpack_flat(words, count, distribution, dtype)
+
+
+def over_blocks(step: Callable[[Any, Any, int], Any], carry: Any, size: int) -> Any:
+    """`step(carry, start, count)` over a parameter's elements, block after block.
+
+    Args:
+        step: takes a block into the carry.
+        carry: arrays.
+        size: elements of the parameter.
+
+    Returns:
+        The carry after the last block.
+    """
+    count = block_size(size)
+    whole = size // count
+    if whole == 1:
+        carry = step(carry, np.int32(0), count)
+    else:
+        carry = lax.fori_loop(0, whole, lambda i, c: step(c, i * count, count), carry)
+    return step(carry, np.int32(whole * count), size % count) if size % count else carry
+
+
+def block_size(size: int) -> int:
+    """Elements of a block: a multiple of 32, and if possible a divisor of `size`: no smaller rest to compile.
+
+    Example:
+        >>> block_size(1000)
+        1000
+    """
+    limit = CPU_BLOCK if jax.default_backend() == "cpu" else BLOCK
+    if size <= limit:
+        return size
+    least = -(-size // limit)
+    for parts in range(least, 2 * least):
+        if size % parts == 0 and size // parts % 32 == 0:
+            return size // parts
+    return limit
