@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ from eggroll.strategy.inputs import InAxes, Rows
 from eggroll.strategy.keys import as_threefry
 from eggroll.strategy.members import Members, check_members
 from eggroll.strategy.plan import Plan
-from eggroll.strategy.problem import as_arrays, check_function, check_scalar, is_traced
+from eggroll.strategy.problem import as_arrays, check_function, check_scalar_shape, is_traced
 from eggroll.strategy.rules import Rules
 from eggroll.strategy.shaping import Shaping, shape_fitness
 from eggroll.strategy.state import State, check_state
@@ -157,7 +157,7 @@ class FullRankES(ES):
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         members = self.ask(state)
         outputs = members.apply(fitness_fn, *args, in_axes=in_axes)
-        check_scalar(_OfOne(jax.tree.map(_of_one, outputs)), has_aux, "fitness")
+        check_scalar_shape(jax.tree.map(_of_one, outputs), has_aux, "fitness")
         fitness, aux = outputs if has_aux else (outputs, ())
         fitness = as_float(fitness)
         state, metrics = self.tell(state, members, fitness)
@@ -175,12 +175,6 @@ class FullRankES(ES):
 def first_full_rank_state(params: Any, key: jax.Array) -> State:
     """The state of generation 0, of arrays and a typed threefry key."""
     return State(params, (), (), key, jnp.zeros((), jnp.int32))
-
-
-class _OfOne(NamedTuple):
-    """What one member's function returns, as `check_scalar` wants it."""
-
-    out_shape: Any
 
 
 def _of_one(x: jax.Array) -> jax.ShapeDtypeStruct:

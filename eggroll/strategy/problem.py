@@ -88,7 +88,11 @@ def check_covered(plan: Plan, program: Program, params: Any, rows: Rows) -> None
 
 def check_scalar(program: Program, has_aux: bool, what: str) -> None:
     """Raises unless the program returns a real scalar, or `(scalar, aux)`."""
-    out = program.out_shape
+    check_scalar_shape(program.out_shape, has_aux, what)
+
+
+def check_scalar_shape(out: Any, has_aux: bool, what: str) -> None:
+    """Raises unless a function that returns these shapes returns a real scalar, or `(scalar, aux)`."""
     if has_aux and not (isinstance(out, tuple) and len(out) == 2):
         raise TypeError(f"has_aux=True requires the function to return ({what}, aux); got {_describe(out)}.")
     value = out[0] if has_aux else out
