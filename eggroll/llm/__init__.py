@@ -11,9 +11,12 @@ _FILES: dict[str, str] = {
     "Task": "tasks",
     "custom_task": "tasks",
     "task_named": "tasks",
+    "Answers": "decoding",
     "Decoder": "decoder",
     "DecoderConfig": "config",
+    "Decoding": "decoding",
     "LanguageModel": "loading",
+    "generator": "decoding",
     "load": "loading",
     "save": "loading",
 }

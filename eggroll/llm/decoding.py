@@ -1,0 +1,185 @@
+"""Answers to prompts, token by token with a cache: prefill, then a loop that ends when every row is done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from eggroll.llm.decoder import empty_cache
+from eggroll.llm.sampling import choose
+
+__all__ = ["Answers", "Decoding", "generator", "row_keys", "split"]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are chosen, and when a row ends.
+
+    Attributes:
+        max_tokens: of an answer, a stop token included.
+        temperature: 0 (default) takes the likeliest token; above, tokens are drawn from `softmax(logits/temperature)`.
+        top_k: draw among this many likeliest tokens. Default None: all.
+        top_p: draw among the likeliest tokens that together have this probability. Default None: all.
+        stop: tokens that end an answer. Default none: every answer has `max_tokens`.
+        pad: token that fills an answer after its end. Default 0.
+
+    Raises:
+        ValueError: a number outside its range.
+    """
+
+    max_tokens: int
+    temperature: float = 0.0
+    top_k: int | None = None
+    top_p: float | None = None
+    stop: tuple[int, ...] = ()
+    pad: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stop", tuple(int(token) for token in self.stop))
+        limits = {
+            "max_tokens": (self.max_tokens >= 1, "at least 1"),
+            "temperature": (0 <= self.temperature < float("inf"), "0 (greedy) or more"),
+            "top_k": (self.top_k is None or self.top_k >= 1, "None or at least 1"),
+            "top_p": (self.top_p is None or 0 < self.top_p <= 1, "None, or above 0 and at most 1"),
+        }
+        for name, (fits, required) in limits.items():
+            if not fits:
+                raise ValueError(f"got {name}={getattr(self, name)!r}; {required} is required.")
+
+
+class Answers(NamedTuple):
+    """What a model wrote.
+
+    Attributes:
+        tokens: `[..., batch, max_tokens]` int32; `pad` after the end.
+        length: `[..., batch]` int32, tokens written, a stop token included.
+    """
+
+    tokens: Any
+    length: Any
+
+
+class _Row(NamedTuple):
+    """What the loop carries beside the cache: how far it is, and of each row the last token and the answer so far."""
+
+    count: Any
+    token: Any
+    done: Any
+    answers: Answers
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Any]:
+    """`(graphdef, params)` of a model all of whose state are parameters: what `generator` and `ES.init` take."""
+    graphdef, params, rest = nnx.split(model, nnx.Param, ...)
+    if jax.tree.leaves(rest):
+        raise ValueError(
+            f"got a model with state beside its parameters, {sorted(map(str, nnx.to_flat_state(rest).paths))[:3]}; a "
+            "decoder whose state are all nnx.Param is required."
+        )
+    return graphdef, params
+
+
+def generator(model: nnx.Module | nnx.GraphDef, decoding: Decoding) -> Callable[..., Answers]:
+    """A function that answers prompts, for `members.apply` or alone under `jax.jit`.
+
+    The same function comes back for the same model and decoding, so that it is compiled once.
+
+    Args:
+        model: a decoder, or its graph definition from `split`.
+        decoding: how tokens are chosen.
+
+    Returns:
+        `fun(params, tokens, start, key=None) -> Answers` with `tokens [batch, time]` int32 padded on the left, `start
+        [batch]` int32 pads of each row, and, above temperature 0, a key, or `[batch]` keys. A row draws with its own
+        key, or with its number folded into the one key.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from eggroll.llm import Decoder, DecoderConfig, Decoding, generator
+        >>> from eggroll.llm.decoding import split
+        >>> sizes = {"vocabulary": 32, "width": 16, "hidden": 32, "layers": 2, "heads": 2, "key_value_heads": 1}
+        >>> config = DecoderConfig(**sizes, head_width=8)
+        >>> graphdef, params = split(Decoder(config, rngs=nnx.Rngs(0)))
+        >>> answer = jax.jit(generator(graphdef, Decoding(max_tokens=5)))
+        >>> answer(params, jnp.array([[0, 3, 4], [7, 8, 9]]), jnp.array([1, 0])).tokens.shape
+        (2, 5)
+    """
+    return _generator(split(model)[0] if isinstance(model, nnx.Module) else model, decoding)
+
+
+@lru_cache(maxsize=64)
+def _generator(graphdef: nnx.GraphDef, decoding: Decoding) -> Callable[..., Answers]:
+    def generate(params: Any, tokens: jax.Array, start: jax.Array, key: jax.Array | None = None) -> Answers:
+        model = nnx.merge(graphdef, params)
+        batch, time = tokens.shape
+        keys = row_keys(key, decoding, batch)
+        cache = empty_cache(model.config, batch, time + decoding.max_tokens - 1, jax.tree.leaves(params)[0].dtype)
+        logits, cache = model.extend(tokens, cache, 0, start)
+        row = _write(_empty_row(batch, decoding), logits, keys, decoding)
+
+        def going(carry: tuple[_Row, Any]) -> jax.Array:
+            row = carry[0]
+            return (row.count < decoding.max_tokens) & _any_member(~row.done.all())
+
+        def step(carry: tuple[_Row, Any]) -> tuple[_Row, Any]:
+            row, cache = carry
+            logits, cache = model.extend(row.token[:, None], cache, time + row.count - 1, start)
+            return _write(row, logits, keys, decoding), cache
+
+        return lax.while_loop(going, step, (row, cache))[0].answers
+
+    return generate
+
+
+def row_keys(key: jax.Array | None, decoding: Decoding, batch: int) -> jax.Array | None:
+    """A key for every row; None where nothing is drawn."""
+    if decoding.temperature == 0:
+        return None
+    if key is None:
+        raise ValueError(
+            f"got no key at temperature={decoding.temperature}; a key is required to draw tokens: fun(params, tokens, "
+            "start, key)."
+        )
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch)) if key.ndim == 0 else key
+
+
+def _empty_row(batch: int, decoding: Decoding) -> _Row:
+    tokens = jnp.full((batch, decoding.max_tokens), decoding.pad, jnp.int32)
+    none = jnp.zeros(batch, jnp.int32)
+    return _Row(jnp.int32(0), none, none > 0, Answers(tokens, none))
+
+
+def _write(row: _Row, logits: jax.Array, keys: jax.Array | None, decoding: Decoding) -> _Row:
+    """The row with one more token."""
+    if keys is not None:
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, row.count)
+    options = {"temperature": decoding.temperature, "top_k": decoding.top_k, "top_p": decoding.top_p}
+    token = jnp.where(row.done, decoding.pad, choose(logits, keys, **options))
+    tokens = lax.dynamic_update_slice(row.answers.tokens, token[:, None], (0, row.count))
+    length = row.answers.length + (~row.done).astype(jnp.int32)
+    done = row.done | jnp.isin(token, jnp.array(decoding.stop, jnp.int32))
+    return _Row(row.count + 1, token, done, Answers(tokens, length))
+
+
+@jax.custom_batching.custom_vmap
+def _any_member(going: jax.Array) -> jax.Array:
+    """Whether any member goes on: one answer for all of them.
+
+    With an answer of each member's own, `jax.vmap` would run every member to the end of the longest all the same, and
+    choose between its old and its new cache at every token, which copies it.
+    """
+    return going
+
+
+@_any_member.def_vmap
+def _(size: int, batched: list[bool], going: jax.Array) -> tuple[jax.Array, bool]:
+    del size
+    return _any_member(going.any(0) if batched[0] else going), False

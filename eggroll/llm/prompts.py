@@ -1,0 +1,131 @@
+"""Prompts as tokens, padded on the left, and answers as text."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eggroll.training.errors import RunError
+
+__all__ = ["Prompts", "answer_texts", "encode", "pad_left"]
+
+SHOWN = 60  # characters of a prompt in a message
+
+
+class Prompts(NamedTuple):
+    """Prompts of different lengths in one array.
+
+    Attributes:
+        tokens: `[n, time]` int32, padded on the left.
+        start: `[n]` int32, pads of each row.
+    """
+
+    tokens: np.ndarray
+    start: np.ndarray
+
+
+def encode(
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    system: str | None = None,
+    context: int | None = None,
+    max_tokens: int = 0,
+    pad: int = 0,
+    multiple: int = 16,
+    template: Mapping[str, Any] | None = None,
+) -> Prompts:
+    """Prompts as rows of tokens, through the tokenizer's chat template where it has one.
+
+    Args:
+        tokenizer: of `transformers`.
+        prompts: what the user says; at least one.
+        system: what stands before it; where a template knows no system message, and without a template, it is put in
+            front of the prompt. Default None: the template's own.
+        context: most tokens of a prompt and its answer together. Default None: no limit.
+        max_tokens: of an answer, for that limit. Default 0.
+        pad: token that fills the left. Default 0.
+        multiple: rows are as long as the longest prompt, rounded up to a multiple of this, so that few shapes are
+            compiled. Default 16.
+        template: further options of the chat template, such as `{"enable_thinking": False}`.
+
+    Returns:
+        Rows in the order of the prompts.
+
+    Raises:
+        ValueError: no prompt.
+        RunError: one that has no tokens, or one that leaves no room for its answer.
+    """
+    if not prompts:
+        raise ValueError("got no prompts; at least one is required.")
+    if getattr(tokenizer, "chat_template", None):
+        texts = [_as_chat(tokenizer, prompt, system, template or {}) for prompt in prompts]
+    else:
+        texts = [prompt if system is None else f"{system}\n\n{prompt}" for prompt in prompts]
+    # A template writes the special tokens itself.
+    special = not getattr(tokenizer, "chat_template", None)
+    rows: list[list[int]] = tokenizer(texts, add_special_tokens=special)["input_ids"]
+    _check_lengths(prompts, [len(row) for row in rows], context, max_tokens)
+    return pad_left(rows, pad=pad, multiple=multiple)
+
+
+def pad_left(rows: Sequence[Sequence[int]], *, pad: int = 0, multiple: int = 16) -> Prompts:
+    """Rows of tokens of different lengths, padded on the left to the longest, rounded up to a multiple.
+
+    Example:
+        >>> pad_left([[5, 6, 7], [8]], multiple=2).tokens.tolist()
+        [[0, 5, 6, 7], [0, 0, 0, 8]]
+    """
+    time = -(-max(len(row) for row in rows) // multiple) * multiple
+    tokens = np.full((len(rows), time), pad, np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, time - len(row) :] = row
+    return Prompts(tokens, np.array([time - len(row) for row in rows], np.int32))
+
+
+def answer_texts(tokenizer: Any, answers: Any, *, stop: Collection[int] = ()) -> list[str]:
+    """What was written, as text: stop tokens and special tokens left out.
+
+    Args:
+        tokenizer: of `transformers`.
+        answers: `Answers` with any leading axes, such as `[population, prompts]`.
+        stop: the stop tokens.
+
+    Returns:
+        One text per row, the last axis running fastest.
+    """
+    tokens = np.asarray(answers.tokens)
+    lengths = np.asarray(answers.length).reshape(-1)
+    rows = [row[:n] for row, n in zip(tokens.reshape(-1, tokens.shape[-1]).tolist(), lengths, strict=True)]
+    rows = [row[:-1] if row and row[-1] in stop else row for row in rows]
+    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+
+
+def _as_chat(tokenizer: Any, prompt: str, system: str | None, options: Mapping[str, Any]) -> str:
+    """The prompt as the user's turn, up to where the answer begins."""
+    user = {"role": "user", "content": prompt}
+    kept = {"tokenize": False, "add_generation_prompt": True, **options}
+    if system is None:
+        return tokenizer.apply_chat_template([user], **kept)
+    both = [{"role": "system", "content": system}, user]
+    joined = [{"role": "user", "content": f"{system}\n\n{prompt}"}]
+    from jinja2.exceptions import TemplateError
+
+    try:
+        return tokenizer.apply_chat_template(both, **kept)
+    except TemplateError:  # some families refuse a system message
+        return tokenizer.apply_chat_template(joined, **kept)
+
+
+def _check_lengths(prompts: Sequence[str], lengths: list[int], context: int | None, max_tokens: int) -> None:
+    for i, (prompt, length) in enumerate(zip(prompts, lengths, strict=True)):
+        shown = prompt if len(prompt) <= SHOWN else prompt[:SHOWN] + "…"
+        if not length:
+            raise RunError(f"got prompt {i} ({shown!r}) without tokens; at least one token is required.")
+        if context is not None and length + max_tokens > context:
+            raise RunError(
+                f"got prompt {i} ({shown!r}) of {length} tokens; with an answer of up to {max_tokens} tokens at most "
+                f"{context - max_tokens} fit the model's context of {context}. Shorten the prompt or lower max_tokens."
+            )
