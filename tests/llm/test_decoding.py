@@ -44,7 +44,8 @@ def test_the_loop_ends_with_the_longest_answer_of_its_chunk():
     truth.check(answers)
     longest = answers.length.reshape(-1, 2 * len(truth.ROWS)).max(1)
     time = truth.prompts().tokens.shape[1]
-    assert CALLS == [column for n in longest for column in (0, *range(time, time + int(n) - 1))]
+    columns = [column for n in longest for column in (0, *range(time, time + int(n) - 1))]
+    assert columns == CALLS
     assert len(set(longest.tolist())) > 1
 
 
