@@ -8,6 +8,8 @@ from typing import Any
 # Names and the files that they come from, which are loaded when they are asked for.
 _FILES: dict[str, str] = {
     "Problem": "tasks",
+    "Rewards": "scoring",
+    "Scorers": "scoring",
     "Task": "tasks",
     "custom_task": "tasks",
     "task_named": "tasks",

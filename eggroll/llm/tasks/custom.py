@@ -106,10 +106,8 @@ def function_named(name: str) -> Callable[[str, Problem], Any]:
     module_name, _, function_name = name.partition(":")
     if not module_name or not function_name.isidentifier():
         raise RunError(f"got the reward {name!r}; {FORM} is required, for example my_rewards:politeness.")
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))  # worker processes are told this list
     try:
-        module = importlib.import_module(module_name)
+        module = _imported(module_name)
     except ModuleNotFoundError as why:
         if why.name is None or not (module_name + ".").startswith(why.name + "."):
             raise RunError(f"the module {module_name!r} of the reward {name!r} needs {why.name!r}: {why}") from why
@@ -126,6 +124,19 @@ def function_named(name: str) -> Callable[[str, Problem], Any]:
         got = "no such name" if not hasattr(module, function_name) else f"a {type(function).__name__}, not a function"
         raise RunError(f"got the reward {name!r}, and {function_name!r} in {module.__file__ or module_name} is {got}.")
     return function
+
+
+def _imported(name: str) -> Any:
+    """A module, looked for in the current directory first; for all other modules that comes last from now on."""
+    here = str(Path.cwd())
+    importlib.invalidate_caches()  # the file may be new
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(here)
+        if here not in sys.path:
+            sys.path.append(here)  # what the function imports when it is called
 
 
 def read_prompts(path: Path) -> list[Problem]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-import warnings
 from collections.abc import Callable
 from fractions import Fraction
 
@@ -39,9 +38,7 @@ def parsed(text: str) -> ast.expr:
     if len(text) > LONGEST or not ALLOWED.fullmatch(text):
         raise Unusable(f"got {text[:LONGEST]!r}; whole numbers, + - * / and parentheses are required.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)
-            tree = ast.parse(text.strip(), mode="eval").body
+        tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as why:
         raise Unusable(f"got {text!r}, which is no expression: {why}") from None
     for node in ast.walk(tree):
