@@ -1,4 +1,4 @@
-"""The command line: `eggroll train`, `explain`, `replay` and `ledger`."""
+"""The command line: `eggroll train`, `finetune`, `evaluate`, `explain`, `replay` and `ledger`."""
 
 from __future__ import annotations
 
@@ -9,13 +9,22 @@ from typing import Any
 import tyro
 
 from eggroll.commands.common import BAD_USAGE, INTERRUPTED
+from eggroll.commands.evaluate import Evaluate, evaluate
 from eggroll.commands.explain import Explain, explain
+from eggroll.commands.finetune import Finetune, finetune
 from eggroll.commands.replay import Ledger, Replay, ledger, replay
 from eggroll.commands.train import Train, train
 from eggroll.training.errors import RunError
 
 DESCRIPTION = "Train neural networks without backpropagation. `eggroll --version` prints the version."
-RUN: dict[type, Callable[[Any], int]] = {Train: train, Explain: explain, Replay: replay, Ledger: ledger}
+RUN: dict[type, Callable[[Any], int]] = {
+    Train: train,
+    Finetune: finetune,
+    Evaluate: evaluate,
+    Explain: explain,
+    Replay: replay,
+    Ledger: ledger,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,7 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"eggroll {package_version()}")
         return 0
     command = tyro.cli(
-        Train | Explain | Replay | Ledger, prog="eggroll", description=DESCRIPTION, args=arguments or ["--help"]
+        Train | Finetune | Evaluate | Explain | Replay | Ledger,
+        prog="eggroll",
+        description=DESCRIPTION,
+        args=arguments or ["--help"],
     )
     try:
         return RUN[type(command)](command)

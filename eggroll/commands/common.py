@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -43,9 +44,12 @@ class RunOptions:
 
 
 def given(command: Any) -> dict[str, Any]:
-    """The options of a command by name, those of every run among them."""
-    options = asdict(command)
-    return options | options.pop("run")
+    """The options of a command by name, those of its parts among them."""
+    found: dict[str, Any] = {}
+    for field in fields(command):
+        value = getattr(command, field.name)
+        found |= given(value) if is_dataclass(value) else {field.name: value}
+    return found
 
 
 def default_by(defaults: Mapping[str, Any], name: str, metavar: str) -> Any:
@@ -59,6 +63,11 @@ def default_by(defaults: Mapping[str, Any], name: str, metavar: str) -> Any:
 def choices(literal: Any) -> str:
     """The values of a `Literal`, as help shows them."""
     return "{" + ",".join(get_args(literal)) + "}"
+
+
+def quiet_transformers() -> None:
+    """Keeps transformers from saying that PyTorch is missing, which nothing here needs."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 
 def generations(count: int) -> str:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
+
+from eggroll.commands.common import quiet_transformers
 
 
 @dataclass(frozen=True)
@@ -14,15 +17,15 @@ class Replay:
     """Rebuild the parameters of any generation of a run from its ledger, without evaluating anything."""
 
     base: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="BASE")]]
-    """Parameters that the run started from: an .npz file by path, or a run folder with initial.npz."""
+    """What the run started from: an .npz file by path, a language model, or a run folder, which has or names it."""
     ledger: tyro.conf.Positional[Annotated[Path, tyro.conf.arg(metavar="LEDGER")]]
     """The ledger, or a run folder with ledger.bin."""
     out: Annotated[Path, tyro.conf.arg(metavar="PATH")]
-    """The .npz file for the parameters."""
+    """The .npz file for the parameters; of a language model any other name is that of a Hugging Face folder."""
     generation: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="(default: the last)")] = None
     """Number of updates."""
     overwrite: bool = False
-    """Replace the file."""
+    """Replace the file or folder."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +40,25 @@ def replay(command: Replay) -> int:
     """Runs the command; the exit status."""
     from eggroll.training.replay_command import replay_files
 
-    print(replay_files(command.base, command.ledger, command.out, command.generation, command.overwrite))
+    base, write = _base(command)
+    print(replay_files(base, command.ledger, command.out, command.generation, command.overwrite, write))
     return 0
+
+
+def _base(command: Replay) -> tuple[Any, Callable[[Path, Any], None] | None]:
+    """The base as `replay_files` takes it, and how its parameters are written."""
+    from eggroll.llm.model_folders import base_model, load_base, write_model
+
+    model = base_model(command.base)
+    if model is None:
+        return command.base, None
+    quiet_transformers()
+    from eggroll.llm.decoding import split
+    from eggroll.training.replay_command import verify
+
+    language = load_base(model, verify(command.ledger))
+    as_folder = command.out.suffix != ".npz"
+    return split(language.model)[1], (lambda out, params: write_model(language, out, params)) if as_folder else None
 
 
 def ledger(command: Ledger) -> int:

@@ -13,14 +13,21 @@ _FILES: dict[str, str] = {
     "Task": "tasks",
     "custom_task": "tasks",
     "task_named": "tasks",
+    "Answered": "step",
     "Answers": "decoding",
     "Decoder": "decoder",
     "DecoderConfig": "config",
     "Decoding": "decoding",
+    "EvaluateSettings": "settings",
+    "Evaluator": "evaluation",
+    "FinetuneSettings": "settings",
     "LanguageModel": "loading",
+    "evaluate": "evaluation",
+    "finetune": "finetuning",
     "generator": "decoding",
     "load": "loading",
     "save": "loading",
+    "settings_for": "settings",
 }
 __all__ = sorted(_FILES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, get_args
 
 from eggroll.training.errors import RunError
@@ -62,7 +62,8 @@ class RunSettings:
 
     def to_json(self) -> dict[str, Any]:
         """The settings as JSON can hold them."""
-        return {f.name: getattr(self, f.name) for f in fields(self)} | {"out": self.folder.as_posix()}
+        plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"out": self.folder}
+        return {name: x.as_posix() if isinstance(x, PurePath) else x for name, x in plain.items()}
 
     def check(self, least: Iterable[tuple[str, int]] = (), positive: Iterable[str] = ()) -> None:
         """Raises unless every number is one that a run can use.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -22,7 +24,7 @@ class Replayed:
     """What was rebuilt.
 
     Attributes:
-        out: the `.npz` file.
+        out: where they are.
         generation: updates made.
         parameters: numbers in all parameters.
         seconds: wall time, reading, compilation and writing included.
@@ -48,16 +50,22 @@ class Replayed:
 
 
 def replay_files(
-    base: Path, ledger: Path, out: Path, generation: int | None = None, overwrite: bool = False
+    base: Any,
+    ledger: Path,
+    out: Path,
+    generation: int | None = None,
+    overwrite: bool = False,
+    write: Callable[[Path, Any], None] | None = None,
 ) -> Replayed:
     """Rebuilds the parameters of a generation and writes them.
 
     Args:
-        base: an `.npz` file of arrays by path, or a run folder that has `initial.npz`.
+        base: an `.npz` file of arrays by path, a run folder that has `initial.npz`, or the parameters themselves.
         ledger: the ledger, or a run folder that has `ledger.bin`.
-        out: `.npz` file for the parameters, by path; written whole or not at all.
+        out: where the parameters go.
         generation: number of updates; None (default): all.
         overwrite: whether `out` may be replaced.
+        write: `write(out, params)`. None (default): an `.npz` file by path, whole or not at all.
 
     Returns:
         What there is to print.
@@ -67,10 +75,13 @@ def replay_files(
     """
     start, out = time.perf_counter(), Path(out)
     if out.exists() and not overwrite:
-        raise RunError(f"'{out}' exists; choose another file with --out, or replace it with --overwrite.")
-    made = Replay(load_arrays(base), _ledger(ledger))
+        raise RunError(f"'{out}' exists; choose another place with --out, or replace it with --overwrite.")
+    made = Replay(load_arrays(base) if isinstance(base, str | Path) else base, _ledger(ledger))
     params = made.run(generation).params
-    save_arrays(out, by_path(params))
+    if write is None:
+        save_arrays(out, by_path(params))
+    else:
+        write(out, params)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     digest = joint_digest(digests(params), leaf_paths(params))
     return Replayed(out, made.generations, size, time.perf_counter() - start, digest, made.inexact)

@@ -13,6 +13,7 @@ from eggroll.training.errors import RunError
 # Where and how often a run is written, and when it pauses: not what it computes.
 UNDECIDING = frozenset(
     {"out", "overwrite", "resume", "force", "checkpoint_every", "keep", "keep_best", "time_limit", "tensorboard"}
+    | {"workers", "samples"}
 )
 
 

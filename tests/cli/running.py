@@ -19,6 +19,7 @@ from eggroll.cli import main
 COMMAND = [sys.executable, "-m", "eggroll"]
 TINY = ("--population", "4", "--generations", "3", "--batch-size", "16")
 PATIENCE = 240  # seconds for imports and compilation on a busy machine
+PNG = b"\x89PNG\r\n\x1a\n"
 DIFFERENTIATION = ("grad", "value_and_grad", "vjp", "jvp", "linearize", "jacrev", "jacfwd")
 
 

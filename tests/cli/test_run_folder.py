@@ -14,7 +14,7 @@ import numpy as np
 
 from eggroll.recipes.data import digits
 from eggroll.recipes.run_folder import load
-from tests.cli.running import arrays
+from tests.cli.running import PNG, arrays
 
 KEYS = {
     "generation",
@@ -45,7 +45,6 @@ OPTIONS = {
     "time_limit": None,
     "tensorboard": False,
 }
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:

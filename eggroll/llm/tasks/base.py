@@ -16,6 +16,18 @@ HELD_OUT = 5  # one problem in so many is for tests
 TRIES = 200  # draws for one new problem, before there are taken to be no more
 
 
+class TooFewError(RunError):
+    """A task has fewer problems than were asked for.
+
+    Attributes:
+        available: how many it has.
+    """
+
+    def __init__(self, message: str, available: int) -> None:
+        super().__init__(message)
+        self.available = available
+
+
 @dataclass(frozen=True)
 class Problem:
     """One question.
@@ -55,7 +67,7 @@ class Task(ABC):
             `count` problems.
 
         Raises:
-            RunError: the task has fewer.
+            TooFewError: the task has fewer.
         """
 
     @abstractmethod
@@ -152,9 +164,10 @@ def checked(split: str) -> Split:
     return split  # pyright: ignore[reportReturnType]
 
 
-def too_few(name: str, split: Split, available: int, wanted: int) -> RunError:
+def too_few(name: str, split: Split, available: int, wanted: int) -> TooFewError:
     """The error of a task that has fewer problems than were asked for."""
-    return RunError(
+    return TooFewError(
         f"the task {name!r} has {available} different problems to {split} on, and {wanted} were asked for; ask for at "
-        f"most {available}, or choose a task with more."
+        f"most {available}, or choose a task with more.",
+        available,
     )

@@ -1,0 +1,98 @@
+"""`eggroll finetune`: a language model on a reward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from eggroll.commands.asking import AskOptions, unless
+from eggroll.commands.common import RunOptions, default_by, generations, given, quiet_transformers, say, say_end
+from eggroll.llm.settings import DEFAULTS, FinetuneSettings, Method, Optimizer, settings_for
+from eggroll.training.folder import claim
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """Fine-tune a language model on a reward for whole answers, by evolution, and write a run folder.
+
+    The folder receives the new model (a Hugging Face folder, model/), metrics.jsonl, curve.png, samples.jsonl,
+    evaluation.json, config.json, a checkpoint, and a ledger from which `eggroll replay` rebuilds any generation. Ctrl-C
+    ends the run early and writes what there is; --resume goes on with it.
+    """
+
+    ask: Annotated[AskOptions, tyro.conf.arg(name="")]
+    method: Method = FinetuneSettings.method
+    """EGGROLL (low-rank noise, large population), or full-rank noise (arXiv 2509.24372)."""
+    population: Annotated[int | None, default_by(DEFAULTS, "population", "INT")] = None
+    """Members in a generation."""
+    rank: int = FinetuneSettings.rank
+    """Columns of each noise factor (eggroll)."""
+    sigma: Annotated[float | None, default_by(DEFAULTS, "sigma", "FLOAT")] = None
+    """Noise scale, in the units of the weights."""
+    learning_rate: Annotated[
+        float | None, unless("FLOAT", "sgd sigma²·√population/6, adam sigma/20, full-rank sigma/2")
+    ] = None
+    """The optimizer's; for full-rank the α of its paper."""
+    optimizer: Optimizer = FinetuneSettings.optimizer
+    """Of eggroll."""
+    generations: int = FinetuneSettings.generations
+    """Number of updates."""
+    prompts: int = FinetuneSettings.prompts
+    """Different prompts in a generation."""
+    groups: Annotated[int | None, unless("INT", "eggroll --prompts, full-rank 1")] = None
+    """Groups of members: each has its share of the prompts and compares fitness within. 1: all answer all prompts."""
+    chunk: Annotated[int | None, unless("INT", "what fits --memory")] = None
+    """Members that answer at once."""
+    token_budget: Annotated[int | None, unless("INT", "none")] = None
+    """End after this many tokens of generated answers."""
+    eval_every: int = FinetuneSettings.eval_every
+    """Generations between two evaluations on held-out prompts."""
+    eval_prompts: Annotated[int | None, unless("INT", "64, or what there is")] = None
+    """Held-out prompts."""
+    pool: Annotated[int | None, unless("INT", "1024, or what there is")] = None
+    """Training prompts to draw from."""
+    samples: int = FinetuneSettings.samples
+    """Held-out prompts whose answers are shown."""
+    seed: int = FinetuneSettings.seed
+    """Decides prompts, noise and draws."""
+    out: Annotated[Path | None, unless("PATH", "runs/TASK-METHOD")] = None
+    """Run folder."""
+    run: Annotated[RunOptions, tyro.conf.arg(name="")] = field(
+        default_factory=lambda: RunOptions(keep=FinetuneSettings.keep, keep_best=FinetuneSettings.keep_best)
+    )
+
+
+def finetune(command: Finetune) -> int:
+    """Runs the command; the exit status."""
+    settings = settings_for(**given(command))
+    claim(settings.folder, overwrite=settings.overwrite, resume=settings.resume)
+    console = Console()
+    what = f"{generations(settings.generations)} of {settings.population} members ({settings.method})"
+    say(console, f"fine-tuning {settings.model} on {settings.label}, {what}, into {settings.folder}")
+    # Only here, so that help, refusals and the line above do not wait for Flax and transformers.
+    quiet_transformers()
+    from eggroll.llm.finetuning import SHOWN
+    from eggroll.llm.finetuning import finetune as run
+    from eggroll.llm.samples import shown
+    from eggroll.training.progress import Meter
+    from eggroll.training.stopping import StopRequest
+
+    with StopRequest() as stop, Meter(console, settings.generations, settings.label, SHOWN) as meter:
+        result = run(settings, show=meter.update, asked_to_stop=stop.was_asked)
+    for line in shown(result.samples):
+        say(console, line)
+    say(
+        console,
+        f"held-out reward {_spread(result.before)} before, {_spread(result.after)} after "
+        f"{generations(result.generations)}, {result.tokens} generated tokens and {result.seconds:.1f} s"
+        + (f" (resumed after {result.resumed})" if result.resumed else ""),
+    )
+    return say_end(console, result.ended, settings.folder.iterdir())
+
+
+def _spread(numbers) -> str:
+    return f"{numbers['reward']:.4f}" + ("" if numbers["error"] is None else f" ± {numbers['error']:.4f}")

@@ -1,0 +1,88 @@
+"""What stands between a model and its rewards: how it is opened and asked, and its answers as text, scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from eggroll.llm.decoding import Decoding
+from eggroll.llm.loading import LanguageModel, load
+from eggroll.llm.model_folders import source_of
+from eggroll.llm.prompts import answer_texts
+from eggroll.llm.scoring import Rewards, Scorers
+from eggroll.llm.settings import Asked
+from eggroll.llm.tasks import Problem, Task
+from eggroll.training.errors import RunError
+from eggroll.training.options import SettingsError
+
+
+@dataclass(frozen=True)
+class Marker:
+    """Makes text of answers and has it scored.
+
+    Attributes:
+        tokenizer: of the model.
+        stop: its stop tokens.
+        scorers: open scorer processes.
+    """
+
+    tokenizer: Any
+    stop: tuple[int, ...]
+    scorers: Scorers
+
+    def texts(self, answers: Any) -> list[str]:
+        """The answers as text, the last axis running fastest."""
+        return answer_texts(self.tokenizer, answers, stop=self.stop)
+
+    def rewards(self, texts: Sequence[str], problems: Sequence[Problem]) -> Rewards:
+        """What the task says of each."""
+        return self.scorers.score(texts, problems)
+
+
+def open_model(asked: Asked) -> LanguageModel:
+    """The model that was asked for, in float32 on CPUs, where half precision is slow, unless a dtype was asked for.
+
+    Raises:
+        RunError: it cannot be loaded.
+    """
+    dtype = "float32" if asked.dtype is None and jax.default_backend() == "cpu" else asked.dtype
+    return load(source_of(asked.model), dtype=dtype)
+
+
+def decoding_of(asked: Asked, task: Task, language: LanguageModel, *, greedy: bool = False) -> Decoding:
+    """How answers are written.
+
+    Raises:
+        SettingsError: a number outside its range.
+    """
+    draws = {} if greedy else {name: getattr(asked, name) for name in ("temperature", "top_k", "top_p")}
+    try:
+        return Decoding(task.max_tokens, stop=language.stop, pad=language.pad, **draws)
+    except ValueError as why:
+        raise SettingsError(str(why)) from why
+
+
+@contextmanager
+def memory_explained(what: str) -> Iterator[None]:
+    """A context in which running out of memory becomes a `RunError` that says what to do.
+
+    Args:
+        what: what was evaluated at once.
+
+    Raises:
+        RunError: memory ran out.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as why:
+        text = str(why)
+        if not isinstance(why, MemoryError) and "RESOURCE_EXHAUSTED" not in text and "ut of memory" not in text:
+            raise
+        raise RunError(
+            f"memory ran out while {what}: {text.splitlines()[0] if text else 'no more to be had'}. Give a smaller "
+            "--memory (in GB) or --chunk, fewer --max-tokens, or --dtype bfloat16."
+        ) from why

@@ -1,0 +1,242 @@
+"""Fine-tunes a language model by evolution: members answer prompts, a scorer rates the answers, weights move."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from eggroll.llm.answering import Marker, decoding_of, open_model
+from eggroll.llm.decoding import generator, split
+from eggroll.llm.evaluation import ROWS, Evaluator, Measured
+from eggroll.llm.loading import LanguageModel
+from eggroll.llm.model_folders import write_model
+from eggroll.llm.questions import Questions, chosen, questions, task_of
+from eggroll.llm.samples import Samples
+from eggroll.llm.scoring import Scorers
+from eggroll.llm.settings import FinetuneSettings
+from eggroll.llm.step import Answered, no_tokens, tokens_in
+from eggroll.llm.tasks import Task
+from eggroll.strategy.es import ES
+from eggroll.strategy.state import State
+from eggroll.training import processes
+from eggroll.training.curve import Drawn, draw_curve
+from eggroll.training.files import write_text
+from eggroll.training.folder import CURVE, EVALUATION, MODEL
+from eggroll.training.loop import fit
+from eggroll.training.metrics import Record, read_metrics
+from eggroll.training.optimizers import named
+from eggroll.training.options import SettingsError
+from eggroll.training.progress import Shown
+from eggroll.training.stopping import EarlyStopping
+from eggroll.training.store import Saving
+
+SHOWN = Shown(
+    {"reward_mean": "reward {:.3f}", "reward_best": "best {:.3f}", "test_reward": "held-out {:.3f}"},
+    speed="tokens_per_second",
+    unit="tokens",
+)
+HELD_OUT = 64  # prompts, unless the user says otherwise
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to.
+
+    Attributes:
+        settings: of the run.
+        before: how the model did on held-out prompts.
+        after: how it does.
+        generations: updates made.
+        resumed: the generation that the run went on from; 0 for one from the start.
+        tokens: generated in all generations, evaluations left out.
+        seconds: wall time of all generations, compilation included.
+        ended: as in `eggroll.training.Result`.
+        samples: lines of `samples.jsonl`.
+    """
+
+    settings: FinetuneSettings
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    generations: int
+    resumed: int
+    tokens: int
+    seconds: float
+    ended: str
+    samples: list[dict[str, Any]]
+
+
+def strategy(settings: FinetuneSettings, chunk: int | str = "auto") -> ES:
+    """The evolution strategy of a run."""
+    options: dict[str, Any] = {"population": settings.population, "sigma": settings.sigma, "groups": settings.parts}
+    options["shaping"] = "group" if settings.parts > 1 else "zscore"
+    try:
+        if settings.method == "full-rank":
+            from eggroll.strategy.full_rank import FullRankES
+
+            return FullRankES(learning_rate=settings.rate, **options)
+        optimizer = named(settings.optimizer, learning_rate=settings.rate)
+        return ES(rank=settings.rank, optimizer=optimizer, chunk=chunk, fallback="error", **options)
+    except ValueError as why:
+        raise SettingsError(str(why)) from why
+
+
+def finetune(
+    settings: FinetuneSettings,
+    *,
+    show: Callable[[Record], None] = lambda record: None,
+    asked_to_stop: Callable[[], bool] | None = None,
+) -> Outcome:
+    """Fine-tunes a model and writes the run folder, with the new model in its folder `model`.
+
+    Args:
+        settings: from `eggroll.llm.settings.settings_for`.
+        show: called with every line of the metrics, and first with the held-out reward before as generation 0.
+        asked_to_stop: as in `eggroll.training.fit`.
+
+    Returns:
+        What came out. A run that is interrupted writes what there is just the same.
+
+    Raises:
+        RunError: settings, a model, a task or prompts that do not fit, or a folder that holds another run or cannot be
+            written.
+    """
+    task = task_of(settings)
+    language = open_model(settings)
+    with Scorers(task.reward, workers=settings.workers, seconds=settings.scorer_seconds) as scorers:
+        return Run(settings, task, language, scorers).run(show, asked_to_stop)
+
+
+class Run:
+    """A run about to begin: everything drawn, encoded and checked."""
+
+    def __init__(self, settings: FinetuneSettings, task: Task, language: LanguageModel, scorers: Scorers) -> None:
+        self.settings, self.language = settings, language
+        self.train, self.test = self._drawn(task)
+        graphdef, self.params = split(language.model)
+        self.es = strategy(settings)
+        marker = Marker(language.tokenizer, language.stop, scorers)
+        key = jax.random.key(settings.seed)
+        own = jax.random.fold_in(key, 1) if settings.temperature else None
+        self.step = Answered(generator(graphdef, decoding_of(settings, task, language)), marker, key=own)
+        self.state = self._begun(key)
+        greedy = generator(graphdef, decoding_of(settings, task, language, greedy=True))
+        self.measure = Evaluator(greedy, self.test, marker, rows=ROWS)
+        self.samples = Samples(settings.folder, self.test, settings.samples)
+        self.before: Mapping[str, Any] = {}
+        self._first: Measured | None = None  # of generation 0, if it was measured in this process
+        self._last: tuple[int, Measured] | None = None
+
+    def _begun(self, key: jax.Array) -> State:
+        """The state of generation 0; says now, and not after compiling, what does not fit the model."""
+        try:
+            state = self.es.init(self.params, key)
+            self.step.check(self.es, state.params, self._batch(0)[0])
+        except (TypeError, ValueError) as why:
+            raise SettingsError(str(why)) from why
+        return state
+
+    def _drawn(self, task: Task) -> tuple[Questions, Questions]:
+        """Questions to train and to test on."""
+        settings, language = self.settings, self.language
+        train = questions(language, task, "train", settings.pool, settings.seed)
+        if len(train) < settings.prompts:
+            raise SettingsError(f"got prompts={settings.prompts}; the task has {len(train)} to train on. Ask fewer.")
+        return train, questions(language, task, "test", settings.eval_prompts, settings.seed, most=HELD_OUT)
+
+    def run(self, show: Callable[[Record], None], asked_to_stop: Callable[[], bool] | None) -> Outcome:
+        """Makes the generations and writes what came out."""
+        settings = self.settings
+        self._measure_before()
+        show({"generation": 0, "test_reward": self.before["reward"]})
+        result = fit(
+            self.es,
+            self.state,
+            self.step,
+            self._batch,
+            generations=settings.generations,
+            carry=no_tokens(),
+            folder=settings.folder,
+            resume=settings.resume,
+            overwrite=settings.overwrite,
+            force=settings.force,
+            settings=settings.to_json(),
+            saving=self._saving(),
+            evaluate=self._evaluate,
+            evaluate_every=settings.eval_every,
+            early_stopping=EarlyStopping("test_reward", settings.patience) if settings.patience else None,
+            until=self._enough,
+            seconds=settings.time_limit,
+            show=show,
+            asked_to_stop=asked_to_stop,
+        )
+        done, after = result.generation, self._last
+        measured = after[1] if after is not None and after[0] == done else self.measure(result.state.params)
+        tokens = tokens_in(result.carry)
+        if processes.is_main():
+            self._write(result.state.params, measured, done, tokens, result.ended)
+        numbers = result.resumed, tokens, result.seconds, result.ended
+        return Outcome(settings, self.before, measured.numbers(), done, *numbers, self.samples.read())
+
+    def _batch(self, generation: int) -> tuple[Questions]:
+        settings = self.settings
+        return (self.train.take(chosen(len(self.train), settings.prompts, generation, settings.seed)),)
+
+    def _enough(self, state: State, carry: Any) -> bool:
+        budget = self.settings.token_budget
+        return budget is not None and tokens_in(carry) >= budget
+
+    def _measure_before(self) -> None:
+        """How the model did at the start; a run that goes on need not find out again."""
+        file = self.settings.folder / EVALUATION
+        if self.settings.resume and not self.settings.force and file.exists():
+            self.before = json.loads(file.read_text(encoding="utf-8"))["before"]
+        else:
+            self._first = self.measure(self.params)
+            self.before = self._first.numbers()
+
+    def _evaluate(self, state: State, carry: Any) -> dict[str, float]:
+        """What is added to some records of the metrics."""
+        generation, measured = int(state.generation), self.measure(state.params)
+        self._last = generation, measured
+        if processes.is_main():
+            if self._first is not None:
+                self.samples.add(0, self._first)
+                self._first = None
+            self.samples.add(generation, measured)
+            self._write_evaluation({"generation": generation, "latest": measured.numbers()})
+        return {
+            "test_reward": round(measured.reward, 6),
+            "test_reward_error": round(measured.error, 6),
+            "test_answer_tokens": round(measured.answer_tokens, 3),
+        }
+
+    def _saving(self) -> Saving:
+        settings = self.settings
+        return Saving(
+            every=settings.checkpoint_every,
+            keep=settings.keep,
+            best=settings.keep_best,
+            score="test_reward",
+            base=settings.model,
+            tensorboard=settings.tensorboard,
+        )
+
+    def _write(self, params: Any, after: Measured, generation: int, tokens: int, ended: str) -> None:
+        """The model, the evaluation and the picture."""
+        settings, folder = self.settings, self.settings.folder
+        write_model(self.language, folder / MODEL, params)
+        more = {"generation": generation, "after": after.numbers(), "tokens": tokens, "ended": ended}
+        self._write_evaluation(more)
+        start = {"generation": 0, "test_reward": self.before["reward"], "test_reward_error": self.before["error"]}
+        title = f"{settings.label}, {settings.method}, {settings.population} members, no backpropagation"
+        held_out = {"score": "test_reward", "label": "held-out reward", "unit": "", "error": "test_reward_error"}
+        drawn = Drawn(title, fitness="reward", spent="tokens", **held_out)
+        draw_curve([start, *read_metrics(folder)], folder / CURVE, drawn)
+
+    def _write_evaluation(self, more: Mapping[str, Any]) -> None:
+        text = json.dumps({"before": self.before, **more}, indent=2)
+        write_text(self.settings.folder / EVALUATION, text + "\n")

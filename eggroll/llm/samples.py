@@ -1,0 +1,67 @@
+"""Answers to a few held-out prompts, written down as a run goes on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from eggroll.llm.evaluation import Measured
+from eggroll.llm.questions import Questions
+from eggroll.training.files import write_text
+from eggroll.training.folder import SAMPLES
+
+SHOWN = 400  # characters of a prompt or an answer that are printed
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The file of a run's samples.
+
+    Attributes:
+        folder: the run folder.
+        asked: the held-out questions.
+        count: how many of them.
+    """
+
+    folder: Path
+    asked: Questions
+    count: int
+
+    def add(self, generation: int, measured: Measured) -> None:
+        """Writes the answers of a generation; what the file has of it or of later ones, made anew, is replaced."""
+        kept = [line for line in self.read() if line["generation"] < generation]
+        lines = [*kept, *samples_of(self.asked, measured, self.count, generation)]
+        write_text(self.folder / SAMPLES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+    def read(self) -> list[dict[str, Any]]:
+        """All samples so far."""
+        path = self.folder / SAMPLES
+        if not path.exists():
+            return []
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def samples_of(asked: Questions, measured: Measured, count: int, generation: int | None = None) -> list[dict[str, Any]]:
+    """The answers to the first `count` questions, with the generation that gave them, if there is one."""
+    rows = zip(asked.problems[:count], measured.texts, measured.rewards, strict=False)
+    when = {} if generation is None else {"generation": generation}
+    return [{**when, "prompt": p.prompt, "answer": text, "reward": reward} for p, text, reward in rows]
+
+
+def shown(samples: Sequence[dict[str, Any]]) -> Iterable[str]:
+    """A prompt after the other, with its first answer, one half way and its last."""
+    for prompt in dict.fromkeys(line["prompt"] for line in samples):
+        lines = [line for line in samples if line["prompt"] == prompt]
+        yield f"prompt: {_short(prompt)}"
+        picked = {lines[i].get("generation"): lines[i] for i in (0, len(lines) // 2, len(lines) - 1)}
+        for generation, line in picked.items():
+            when = "" if generation is None else f"generation {generation}, "
+            yield f"  {when}reward {line['reward']:.3f}: {_short(line['answer'])}"
+
+
+def _short(text: str) -> str:
+    text = " ⏎ ".join(text.strip().splitlines())
+    return text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"

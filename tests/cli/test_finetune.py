@@ -1,0 +1,158 @@
+"""`eggroll finetune`, `evaluate` and `replay` on a tiny language model: what they write, and that they agree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from eggroll.training import read_metrics
+from tests.cli.running import PNG, call, environment, quick_compilation, spawn
+from tests.llm import tiny
+from tests.llm.climbing import SIZES
+
+REWARD = """
+def letters(text, problem):
+    assert problem.data["topic"] in problem.prompt
+    return sum("a" <= c.lower() <= "z" for c in text) / max(len(text), 1)
+"""
+OPTIONS = ("--population", "8", "--prompts", "2", "--sigma", "0.1", "--learning-rate", "0.05", "--generations", "4")
+ASKED = ("--reward", "my_rewards:letters", "--prompts-file", "prompts.jsonl", "--max-tokens", "4", "--workers", "1")
+FILES = "checkpoints config.json curve.png evaluation.json ledger.bin metrics.jsonl model run.lock samples.jsonl"
+WEIGHTS = "model/model.safetensors"
+TIMES = {"seconds", "members_per_second", "tokens_per_second"}
+
+
+def write_inputs(folder: Path) -> None:
+    """A model, prompts, and a reward."""
+    tiny.folder(folder / "base", **SIZES, num_key_value_heads=1)
+    (folder / "my_rewards.py").write_text(REWARD, encoding="utf-8")
+    lines = [json.dumps({"prompt": f"Write about {i}.", "topic": str(i)}) for i in range(15)]
+    (folder / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a model, prompts, a reward and a finished run; the current one."""
+    folder = tmp_path_factory.mktemp("finetune")
+    write_inputs(folder)
+    with pytest.MonkeyPatch.context() as patch, quick_compilation():
+        patch.chdir(folder)
+        patch.syspath_prepend(folder)
+        assert call("finetune", "--model", "base", *ASKED, *OPTIONS, "--eval-every", "2", "--out", "run") == 0
+        yield folder
+
+
+def evaluation(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def untimed(folder: Path) -> list[dict[str, Any]]:
+    return [{name: x for name, x in record.items() if name not in TIMES} for record in read_metrics(folder)]
+
+
+def test_what_a_run_leaves(there: Path) -> None:
+    run = there / "run"
+    assert sorted(file.name for file in run.iterdir()) == FILES.split()
+    records = read_metrics(run)
+    assert [r["generation"] for r in records] == [1, 2, 3, 4]
+    assert ["test_reward" in r for r in records] == [True, True, False, True]
+    assert all(0 <= r["fitness_worst"] <= r["reward_mean"] <= r["reward_best"] <= 1 for r in records)
+    assert all(1 <= r["answer_tokens"] <= 4 and r["scorer_errors"] == 0 for r in records)
+    written = [r["tokens"] for r in records]
+    assert np.diff([0, *written]).tolist() == [round(8 * r["answer_tokens"]) for r in records]
+    assert json.loads((run / "config.json").read_text(encoding="utf-8"))["options"]["reward"] == "my_rewards:letters"
+    assert (run / "curve.png").read_bytes().startswith(PNG)
+
+
+def test_held_out_answers_before_and_after(there: Path) -> None:
+    found = evaluation(there / "run")
+    samples = [json.loads(s) for s in (there / "run/samples.jsonl").read_text(encoding="utf-8").splitlines()]
+    last = read_metrics(there / "run")[-1]
+    assert (found["generation"], found["ended"], found["tokens"]) == (4, "finished", last["tokens"])
+    assert found["after"]["reward"] == last["test_reward"] and found["after"]["error"] == last["test_reward_error"]
+    assert found["before"]["prompts"] == found["after"]["prompts"] == 3  # a fifth of the prompts
+    assert [s["generation"] for s in samples] == [g for g in (0, 1, 2, 4) for _ in range(3)]
+    rewards = [s["reward"] for s in samples if s["generation"] == 4]
+    assert found["after"]["reward"] == pytest.approx(np.mean(rewards), abs=1e-6)
+    assert found["after"]["error"] == pytest.approx(np.std(rewards, ddof=1) / 3**0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize("model", ["run", "run/model"])
+def test_evaluate_finds_the_same(model: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("evaluate", "--model", model, *ASKED, "--json", "--out", "e.json") == 0
+    found, after = json.loads(capsys.readouterr().out), evaluation(there / "run")["after"]
+    assert {name: found[name] for name in ("prompts", "reward", "error", "answer_tokens")} == {
+        name: after[name] for name in ("prompts", "reward", "error", "answer_tokens")
+    }
+    answers = json.loads((there / "e.json").read_text(encoding="utf-8"))["answers"]
+    assert found["reward"] == pytest.approx(np.mean([a["reward"] for a in answers]), abs=1e-6)
+
+
+def test_evaluate_says_it_to_people(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("evaluate", "--model", "base", *ASKED, "--samples", "1") == 0
+    text, before = capsys.readouterr().out, evaluation(there / "run")["before"]
+    assert f"reward {before['reward']:.4f} ± {before['error']:.4f} over 3 prompts" in text
+    assert text.count("prompt: ") == 1 and "tokens/s" in text
+
+
+@pytest.mark.parametrize("base", ["base", "run"])
+def test_replay_rebuilds_the_model(base: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = there / f"rebuilt-{base}"
+    assert call("replay", base, "run", "--out", out / "model") == 0
+    assert "every update has the run's norms, bit for bit" in capsys.readouterr().out
+    assert (out / WEIGHTS).read_bytes() == (there / "run" / WEIGHTS).read_bytes()
+
+
+def test_replay_writes_arrays_too_and_refuses_another_model(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("replay", "base", "run", "--out", "zero.npz", "--generation", "0") == 0
+    with np.load(there / "zero.npz") as file:
+        total = sum(file[name].size for name in file.files)
+    assert total == sum(array.size for array in load_file(there / "base/model.safetensors").values())
+    capsys.readouterr()
+    assert call("replay", "run/model", "run", "--out", "other") == 2
+    assert "are not those that the ledger was written for (it names its base 'base')" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["eggroll", "full-rank"])
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, tmp_path: Path) -> None:
+    write_inputs(tmp_path)
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
+    place: dict[str, Any] = {"cwd": tmp_path, "env": environment(**cache), "timeout": 900}
+    command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--method", method, "--temperature", "0.7")
+    whole = spawn(*command, "--out", "whole", **place)
+    assert (whole.returncode, whole.stderr) == (0, ""), whole.stderr
+    ends = [spawn(*command, "--out", "parts", "--resume", "--time-limit", "1e-6", **place) for _ in range(3)]
+    ends.append(spawn(*command, "--out", "parts", "--resume", **place))
+    assert [end.returncode for end in ends] == [0] * 4, ends
+    assert ["out of time" in end.stderr for end in ends] == [True, True, True, False]
+    for name in ("model/model.safetensors", "samples.jsonl"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    plain = [
+        [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(tmp_path / n)] for n in ("whole", "parts")
+    ]
+    assert plain[0] == plain[1]
+    rebuilt = spawn("replay", "base", "parts", "--out", "rebuilt", **place)
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert (tmp_path / "rebuilt/model.safetensors").read_bytes() == (
+        tmp_path / "whole/model/model.safetensors"
+    ).read_bytes()
+    scored = spawn("evaluate", "--model", "parts", *ASKED, "--json", **place)
+    assert json.loads(scored.stdout)["reward"] == evaluation(tmp_path / "whole")["after"]["reward"]
+
+
+@pytest.mark.slow
+def test_a_token_budget_ends_a_run_as_finished(there: Path) -> None:
+    command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "budget", "--token-budget", "50")
+    assert call(*command) == 0
+    found = evaluation(there / "budget")
+    assert found["ended"] == "finished" and 50 <= found["tokens"] < 50 + 8 * 4
+    assert found["generation"] == 2
+    assert call(*command, "--resume") == 0
+    assert evaluation(there / "budget") == found

@@ -1,0 +1,96 @@
+"""What cannot be fine-tuned: status 2, one readable message, no traceback, and no run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.running import call, quick_compilation
+from tests.llm import tiny
+from tests.llm.climbing import SIZES
+
+CASES = {
+    "an unknown task": (("--task", "concisenes"), ("no task 'concisenes'", "Did you mean 'conciseness'?")),
+    "an unknown option": (("--task", "arithmetic", "--task-options", "big=3"), ("no option 'big'", "largest")),
+    "no model there": (("--task", "arithmetic", "--model", "nowhere"), ("'nowhere'", "no such folder")),
+    "no task": ((), ("neither --task nor --reward",)),
+    "a prompt that is too long": (("--task", "arithmetic", "--max-tokens", "120"), ("tokens", "context of 128")),
+    "groups that do not fit": (("--task", "arithmetic", "--population", "12"), ("8 groups", "--population 16")),
+    "more prompts than there are": (
+        ("--task", "arithmetic", "--task-options", "largest=3", "--prompts", "80", "--groups", "1"),
+        ("prompts=80", "to train on"),
+    ),
+    "a reward that is not there": (
+        ("--reward", "no_such_module:f", "--prompts-file", "prompts.txt"),
+        ("no module 'no_such_module'",),
+    ),
+    "a file that is not there": (
+        ("--reward", "math:sin", "--prompts-file", "none.txt"),
+        ("none.txt", "cannot be read"),
+    ),
+    "a rank beyond a layer": (("--task", "arithmetic", "--rank", "999"), ("rank", "999")),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bad")
+    tiny.folder(folder / "base", **SIZES, num_key_value_heads=1)
+    (folder / "wordy.py").write_text("def judge(text, problem):\n    return 'good'\n", encoding="utf-8")
+    (folder / "prompts.txt").write_text("one\ntwo\nthree\n", encoding="utf-8")
+    return folder
+
+
+def refused(place: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """The error output of a run that is refused."""
+    with pytest.MonkeyPatch.context() as patch, quick_compilation():
+        patch.chdir(place)
+        patch.syspath_prepend(place)
+        model = () if "--model" in arguments else ("--model", "base")
+        tokens = () if "--max-tokens" in arguments else ("--max-tokens", "4")
+        assert call("finetune", *model, *arguments, *tokens, "--out", "run", "--workers", "1") == 2
+    output = capsys.readouterr()
+    assert "Traceback" not in output.out + output.err
+    assert output.err.startswith("eggroll: ") and output.err.count("\n") == 1, output.err
+    assert not list(place.glob("run/*")), "nothing is written before the run begins"
+    return output.err
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_is_said_early(case: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options, parts = CASES[case]
+    text = refused(place, capsys, *options)
+    assert all(part in text for part in parts), text
+
+
+def test_a_missing_tokenizer(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.folder(tmp_path / "bare")
+    for file in (tmp_path / "bare").glob("tokenizer*"):
+        file.unlink()
+    assert "no tokenizer" in refused(place, capsys, "--task", "arithmetic", "--model", str(tmp_path / "bare"))
+
+
+def test_an_unknown_architecture(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.folder(tmp_path / "other")
+    config = tmp_path / "other" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "mamba"}), encoding="utf-8")
+    assert "'mamba'" in refused(place, capsys, "--task", "arithmetic", "--model", str(tmp_path / "other"))
+
+
+def test_a_missing_extra(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # importing it raises
+    assert "[reasoning]" in refused(place, capsys, "--task", "reasoning_gym:chain_sum")
+
+
+def test_a_scorer_that_returns_a_string(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = refused(place, capsys, "--reward", "wordy:judge", "--prompts-file", "prompts.txt", "--prompts", "2")
+    assert "returned the string 'good'" in text and "number" in text
+
+
+@pytest.mark.parametrize("method", ["grpo", ""])
+def test_an_unknown_method(method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("finetune", "--model", "m", "--task", "arithmetic", "--method", method) == 2
+    assert "full-rank" in capsys.readouterr().err

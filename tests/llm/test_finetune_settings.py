@@ -1,0 +1,101 @@
+"""Settings of fine-tuning: the method's defaults, replaced by what is given, and refused where they do not fit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from eggroll.llm.settings import DEFAULTS, EvaluateSettings, FinetuneSettings, Method, options_from, settings_for
+from eggroll.training.options import SettingsError
+
+ASKED: dict[str, Any] = {"model": "a folder", "task": "countdown"}
+WRONG: dict[str, tuple[dict[str, Any], str]] = {
+    "a method that is not known": ({"method": "grpo"}, r"got method='grpo'; one of 'eggroll', 'full-rank'"),
+    "no task": ({"task": None}, "neither --task nor --reward"),
+    "two tasks": ({"reward": "a:b", "prompts_file": Path("p")}, "both --task and --reward"),
+    "a reward without prompts": ({"task": None, "reward": "a:b"}, "prompts_file=None.*--prompts-file FILE"),
+    "prompts without a reward": ({"prompts_file": Path("p")}, "reward=None and prompts_file='p'"),
+    "test prompts of a ready task": ({"test_prompts_file": Path("p")}, "has its own"),
+    "an odd population": ({"population": 7}, "population=7; an even number.*Use 8"),
+    "pairs that groups part": (
+        {"population": 8, "prompts": 8},
+        r"population=8 in 8 groups; an even number of members in every group.*--population 16",
+    ),
+    "groups that members do not fill": ({"population": 32, "groups": 3, "prompts": 3}, "--population 36, or other"),
+    "full-rank groups of one": (
+        {"method": "full-rank", "population": 4, "groups": 4, "prompts": 4},
+        "--population 8",
+    ),
+    "prompts that groups cannot share": ({"prompts": 9, "groups": 8}, "prompts=9 for groups=8.*--prompts 16"),
+    "a pool that is too small": ({"pool": 4}, "pool=4 for prompts=8"),
+    "no prompts": ({"prompts": 0}, "prompts=0; an integer of at least 1"),
+    "no tokens": ({"max_tokens": 0}, "max_tokens=0"),
+    "no noise": ({"sigma": 0.0}, "sigma=0.0; a finite number > 0"),
+    "a negative budget": ({"token_budget": -1}, "token_budget=-1"),
+    "cold": ({"temperature": -1.0}, "temperature=-1.0; 0"),
+    "no memory": ({"memory": 0.0}, "memory=0.0"),
+    "no time": ({"scorer_seconds": 0.0}, "scorer_seconds=0.0"),
+    "no worker": ({"workers": 0}, "workers=0"),
+    "a dtype": ({"dtype": "int8"}, "dtype='int8'; one of 'float32', 'bfloat16'"),
+    "an optimizer": ({"optimizer": "muon"}, "optimizer='muon'; one of 'sgd', 'adam'"),
+    "an option": ({"task_options": ("largest",)}, "'largest'; name=value"),
+    "a seed": ({"seed": 2**31}, "seed=2147483648; at most"),
+    "an evaluation never": ({"eval_every": 0}, "eval_every=0"),
+}
+
+
+@pytest.mark.parametrize("method", get_args(Method))
+def test_the_defaults_are_those_of_the_method(method: str) -> None:
+    settings = settings_for(method, **ASKED, rank=None)
+    assert settings.population == DEFAULTS[method].population
+    assert settings.name == f"countdown-{method}" and settings.folder == Path("runs") / settings.name
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_no_run_can_use(case: str) -> None:
+    given, message = WRONG[case]
+    with pytest.raises(SettingsError, match=message):
+        settings_for(**{**ASKED, **given})
+
+
+def test_groups_follow_the_method_unless_given() -> None:
+    assert settings_for("eggroll", **ASKED).parts == 8
+    assert settings_for("full-rank", **ASKED).parts == 1
+    assert settings_for("full-rank", **ASKED, population=32, groups=4).parts == 4
+
+
+def test_the_learning_rate_follows_sigma() -> None:
+    assert settings_for("full-rank", **ASKED, sigma=0.01).rate == 0.005  # arXiv 2509.24372: α = σ/2
+    assert settings_for("eggroll", **ASKED, learning_rate=0.1).rate == 0.1
+    # Weights of variance 1 without information: the mean of N products has the size 1/√N of one.
+    wanted = settings_for("eggroll", **ASKED, sigma=0.01, population=64)
+    assert wanted.rate / (wanted.sigma * 64**0.5) == pytest.approx(wanted.sigma / 6)
+
+
+def test_settings_are_json() -> None:
+    settings = settings_for(task=None, model="m", reward="rewards:politeness", prompts_file=Path("a") / "p.txt")
+    found = json.loads(json.dumps(settings.to_json()))
+    assert (found["prompts_file"], found["test_prompts_file"], found["task"]) == ("a/p.txt", None, None)
+    assert settings.name == "politeness-eggroll"
+
+
+def test_options_of_a_task() -> None:
+    assert options_from(["sizes=[3, 4]", "operations=+-", "largest=20"]) == {
+        "sizes": (3, 4),
+        "operations": "+-",
+        "largest": 20,
+    }
+
+
+def test_an_evaluation_is_checked_too() -> None:
+    EvaluateSettings(**ASKED).check()
+    for given, message in (({"split": "all"}, "split='all'"), ({"batch": 0}, "batch=0"), ({"prompts": 0}, "prompts=0")):
+        with pytest.raises(SettingsError, match=message):
+            EvaluateSettings(**{**ASKED, **given}).check()
+
+
+def test_names_are_fit_for_folders() -> None:
+    assert FinetuneSettings(model="m", task="reasoning_gym:chain_sum").name == "reasoning_gym-chain_sum-eggroll"

@@ -1,0 +1,58 @@
+"""Questions: which are asked in a generation, and how they are encoded."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eggroll.llm.questions import chosen, questions, task_of
+from eggroll.llm.settings import settings_for
+from eggroll.llm.tasks import task_named
+from eggroll.training import RunError
+from tests.llm.climbing import language
+
+
+def test_a_pass_asks_every_question_once_in_an_order_of_its_own() -> None:
+    rounds = np.array([chosen(10, 4, generation, seed=3) for generation in range(5)]).reshape(2, 10)
+    assert [sorted(turn) for turn in rounds.tolist()] == [list(range(10))] * 2
+    assert rounds[0].tolist() != rounds[1].tolist()
+    assert Counter(chosen(10, 10, 7, seed=3).tolist()) == Counter(range(10))
+    np.testing.assert_array_equal(chosen(10, 4, 3, seed=3), chosen(10, 4, 3, seed=3))
+    assert chosen(1000, 8, 0, seed=3).tolist() != chosen(1000, 8, 0, seed=4).tolist()
+
+
+def test_questions_are_rows_of_one_length() -> None:
+    model, task = language(), task_named("arithmetic")
+    asked = questions(model, task, "train", 5, seed=0)
+    assert asked.prompts.tokens.shape[0] == len(asked) == 5 and asked.prompts.tokens.shape[1] % 16 == 0
+    two = asked.take([3, 1])
+    assert two.problems == (asked.problems[3], asked.problems[1])
+    text = model.tokenizer.decode(two.prompts.tokens[0, two.prompts.start[0] :])
+    assert two.problems[0].prompt in text and text.endswith("<|im_start|>assistant\n")
+
+
+def test_a_prompt_beyond_the_context_is_named() -> None:
+    with pytest.raises(RunError, match=r"prompt 0 .* of \d+ tokens.* the model's context of 128"):
+        questions(language(), task_named("arithmetic", max_tokens=120), "train", 2, seed=0)
+
+
+def test_more_questions_than_there_are() -> None:
+    task = task_named("arithmetic", largest=2, operations="+")
+    with pytest.raises(RunError, match="different problems to train on"):
+        questions(language(), task, "train", 1000, seed=0)
+    problems = {problem.prompt for problem in questions(language(), task, "train", None, seed=0).problems}
+    assert 1 <= len(problems) <= 9 and problems <= {f"{a} + {b} =" for a in range(3) for b in range(3)}
+
+
+def test_a_task_is_what_was_asked_for(tmp_path: Path) -> None:
+    options = ("largest=5",)
+    task = task_of(settings_for(model="m", task="arithmetic", task_options=options, max_tokens=3, system="Be brief."))
+    assert (task.name, task.max_tokens, task.system) == ("arithmetic", 3, "Be brief.")
+    (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n", encoding="utf-8")
+    own = task_of(settings_for(task=None, model="m", reward="operator:contains", prompts_file=tmp_path / "prompts.txt"))
+    assert (own.name, own.size("train"), own.size("test")) == ("contains", 2, 1)
+    with pytest.raises(RunError, match="no task 'conciseness_'"):
+        task_of(settings_for(model="m", task="conciseness_"))

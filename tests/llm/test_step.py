@@ -1,0 +1,129 @@
+"""One generation: members answer their own prompts, fitness is the mean reward of a member, and numbers are counted."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+import eggroll
+from eggroll.llm.answering import memory_explained
+from eggroll.llm.decoding import Decoding, generator, split
+from eggroll.llm.step import Answered, no_tokens, tokens_in, with_tokens
+from eggroll.training import RunError, named
+from tests.llm.climbing import InProcess, asked, language, letters, marker
+
+MAX_TOKENS, N = 4, 8
+
+
+@cache
+def parts() -> tuple[Any, Any, Any]:
+    """The model, its parameters and what answers."""
+    model = language()
+    graphdef, params = split(model.model)
+    return model, params, generator(graphdef, Decoding(MAX_TOKENS, stop=model.stop, pad=model.pad))
+
+
+def strategy(**options: Any) -> eggroll.ES:
+    return eggroll.ES(population=N, sigma=0.3, optimizer=named("sgd", learning_rate=0.01), fallback="error", **options)
+
+
+def alone(params: Any, rows: Any) -> list[str]:
+    """The texts of one member, from its dense parameters."""
+    model, _, fun = parts()
+    return marker(model).texts(jax.jit(fun)(params, *rows))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_members_fitness_is_the_mean_reward_of_its_own_prompts(groups: int) -> None:
+    model, params, fun = parts()
+    es, marks = strategy(groups=groups), marker(model)
+    state, questions = es.init(params, jax.random.key(1)), asked(model, 4)
+    moved, carry, metrics = Answered(fun, marks)(es, state, no_tokens(), (questions,))
+    members, own = es.ask(state), 4 // groups
+    expected, written = [], 0
+    for i in range(N):
+        group = slice(i // (N // groups) * own, (i // (N // groups) + 1) * own)
+        rows = questions.take(range(4)[group])
+        answers = jax.jit(fun)(members.materialize(i), *rows.prompts)
+        texts = marks.texts(answers)
+        expected.append(np.mean([letters(t, p) for t, p in zip(texts, rows.problems, strict=True)]))
+        written += int(answers.length.sum())
+    np.testing.assert_allclose(metrics["fitness"], expected, rtol=1e-6)
+    assert len(set(expected)) > 2, "members should differ"
+    assert metrics["tokens"] == written == tokens_in(carry)
+    assert metrics["answer_tokens"] == pytest.approx(written / (N * own))
+    assert (metrics["reward_mean"], metrics["reward_best"]) == (metrics["fitness_mean"], metrics["fitness_best"])
+    assert metrics["scorer_errors"] == 0 and metrics["tokens_per_second"] > 0
+    assert int(moved.generation) == 1 and float(metrics["update_norm"]) > 0
+
+
+def test_prompts_in_parts_give_the_same_answers() -> None:
+    model, params, fun = parts()
+    es = strategy()
+    state = es.init(params, jax.random.key(1))
+    fitness = []
+    for at_once in (None, 2):
+        _, _, metrics = Answered(fun, marker(model), at_once=at_once)(es, state, no_tokens(), (asked(model, 4),))
+        fitness.append(metrics["fitness"])
+    np.testing.assert_allclose(*fitness, rtol=1e-6)
+
+
+def test_answers_that_cannot_be_scored_are_counted_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
+    model, params, fun = parts()
+
+    def reward(text: str, problem: Any) -> float:
+        if problem.prompt.startswith("green"):
+            raise ZeroDivisionError
+        return letters(text, problem)
+
+    es, step = strategy(), Answered(fun, marker(model, reward))
+    state, carry = es.init(params, jax.random.key(1)), no_tokens()
+    for _ in range(2):
+        state, carry, metrics = step(es, state, carry, (asked(model, 4),))
+        assert metrics["scorer_errors"] == N  # one of four answers of each
+        assert np.isfinite(metrics["fitness"]).all() and metrics["nonfinite"] == 0
+    assert caplog.text.count("8 of 32 answers could not be scored; the reward failed") == 1
+
+
+def test_draws_follow_the_key_and_the_generation() -> None:
+    model, params, _ = parts()
+    graphdef, _ = split(model.model)
+    fun = generator(graphdef, Decoding(MAX_TOKENS, temperature=2.0, stop=model.stop, pad=model.pad))
+    es = strategy()
+    start = es.init(params, jax.random.key(1))
+
+    def texts(seed: int, generations: int) -> list[str]:
+        marks, state = marker(model), start
+        step = Answered(fun, marks, key=jax.random.key(seed))
+        for _ in range(generations):
+            state, _, _ = step(es, state, no_tokens(), (asked(model, 4),))
+        assert isinstance(marks.scorers, InProcess)
+        return marks.scorers.calls[-1][0]
+
+    assert texts(0, 1) == texts(0, 1)
+    assert texts(0, 1) != texts(1, 1)
+    assert texts(0, 1) != texts(0, 2)
+
+
+def test_tokens_are_counted_beyond_32_bits() -> None:
+    carry = no_tokens()
+    for _ in range(5):
+        carry = with_tokens(carry, 2**31 - 1)
+    assert tokens_in(carry) == 5 * (2**31 - 1)
+    assert carry.dtype == np.int32
+
+
+def test_running_out_of_memory_says_what_to_do() -> None:
+    with (
+        pytest.raises(
+            RunError, match=r"memory ran out while 4 members answered: RESOURCE_EXHAUSTED.*--memory.*--chunk"
+        ),
+        memory_explained("4 members answered"),
+    ):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another"), memory_explained("4 members answered"):
+        raise jax.errors.JaxRuntimeError("INTERNAL: another error")
