@@ -25,7 +25,7 @@ def test_compiled_calls_need_blocks_beside_their_result() -> None:
     keys, word = jax.ShapeDtypeStruct((30, 2), jnp.uint32), jax.ShapeDtypeStruct((2,), jnp.uint32)
     block = 4 * block_size(SIZE)
     assert 4 * block <= 4 * SIZE
-    made = perturbed.lower(param, param, keys, 3, 1, 0.1, distribution="normal").compile().memory_analysis()
+    made: Any = perturbed.lower(param, param, keys, 3, 1, 0.1, distribution="normal").compile().memory_analysis()
     assert made.alias_size_in_bytes == 4 * SIZE  # the copy before is overwritten
     assert made.temp_size_in_bytes < BLOCKS * block
     weights = jax.ShapeDtypeStruct((30,), jnp.float32)
