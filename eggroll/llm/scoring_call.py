@@ -91,7 +91,7 @@ class Call:
             self._said[index] = one
 
     def _restart(self) -> None:
-        """Sends all that was under way to new processes, answer by answer."""
+        """Sends all that was under way to new processes, in smaller batches every time."""
         self._restarts += 1
         if self._restarts > RESTARTS:
             raise RunError(
@@ -101,4 +101,4 @@ class Call:
         lost = sorted(index for batch in self._waiting.values() for index in batch)
         self._waiting = {}
         self._processes.restart()
-        self._submit(lost, len(lost))
+        self._submit(lost, 4 * self._processes.workers * 8 ** (self._restarts - 1))

@@ -146,7 +146,7 @@ def read_prompts(path: Path) -> list[Problem]:
         RunError: no such file, no prompts, or a line that is not as required.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as why:
         raise RunError(f"the prompts in {path} cannot be read: {why}; a text file in UTF-8 is required.") from None
     numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

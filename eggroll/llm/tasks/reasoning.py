@@ -20,15 +20,16 @@ TAGGED = (
 )
 PLAIN = "Write the answer in the form that the problem asks for, and nothing else."
 HALF = 2  # of all questions are for tests: some datasets take a second for each question that is thrown away
-CHUNKS = 20  # dataset objects that are tried before there are taken to be no more questions
+LARGEST = 10_000  # questions of a dataset object: some are made when it is
 
 
 class ReasoningGym(Task):
     """A dataset of `reasoning_gym`, by name: about a hundred generators of problems, each with its own verifier.
 
-    The reward is what the dataset's `score_answer` says: mostly 1 for a right answer and 0 or 0.01 for a wrong one. An
-    answer without the tags that were asked for scores 0, whatever it says; of several, the last counts. Half of all
-    questions are for tests, by the hash of the question: no question is in both, whatever the seeds.
+    The reward is what the dataset's `score_answer` says: mostly 1 for a right answer and 0 or 0.01 for a wrong one; 0
+    where it raises, as some do for answers that they cannot parse. An answer without the tags that were asked for
+    scores 0, whatever it says; of several, the last counts. Half of all questions are for tests, by the hash of the
+    question: no question is in both, whatever the seeds.
 
     Args:
         dataset: its name in `reasoning_gym`, such as "chain_sum".
@@ -58,7 +59,6 @@ class ReasoningGym(Task):
         self.name, self.max_tokens = f"reasoning_gym:{dataset}", max_tokens
         self.system = system or (TAGGED if tags else PLAIN)
         self._dataset, self._tags, self._config = dataset, tags, config
-        self._verifier: Any = None
         names = _package("factory").DATASETS
         if dataset not in names:
             near = difflib.get_close_matches(dataset, names, 3, 0.5) or sorted(names)[:3]
@@ -68,48 +68,55 @@ class ReasoningGym(Task):
         unknown = {"seed", "size"} & set(config)
         if unknown:
             raise RunError(f"got the option {min(unknown)!r}, which the task chooses itself; leave it out.")
-        self._made(seed=0, size=1)  # wrong options are to be found here
+        self._verifier = self._made(seed=0, size=1)  # wrong options are found here
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
         """Draws `count` different questions."""
         found: dict[str, Problem] = {}
-        for entry in self._entries(checked(split), count, seed):
-            question = entry["question"]
-            if question not in found and split_of(question, HALF) == split:
-                found[question] = Problem(question, entry)
-            if len(found) >= count:
-                return list(found.values())
-        raise too_few(self.name, split, len(found), count)
+        chunk = 0
+        while len(found) < count:
+            before = len(found)
+            for entry in self._entries(f"{self._dataset} {checked(split)} {seed} {chunk}", 4 * count + 8):
+                question = entry["question"]
+                if question not in found and split_of(question, HALF) == split:
+                    found[question] = Problem(question, entry)
+                if len(found) >= count:
+                    break
+            if len(found) == before:
+                raise too_few(self.name, split, before, count)
+            chunk += 1
+        return list(found.values())
 
     def reward(self, text: str, problem: Problem) -> float:
         """What the dataset's own verifier says of the answer."""
         answer = _tagged(text) if self._tags else text.strip()
         if answer is None:
             return 0.0
-        if self._verifier is None:
-            self._verifier = self._made(seed=0, size=1)
-        with contextlib.redirect_stdout(io.StringIO()):  # a few verifiers print
-            return self._verifier.score_answer(answer, problem.data)
+        try:
+            with contextlib.redirect_stdout(io.StringIO()):  # a few verifiers print
+                return float(self._verifier.score_answer(answer, problem.data))
+        except ImportError:
+            raise
+        except Exception:  # a few verifiers raise where an answer cannot be parsed
+            return 0.0
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_verifier": None}  # made again where it is needed
+    def __reduce__(self) -> tuple:
+        """The verifier is made again where the task arrives, then and not within the time of the first answer."""
+        options = {"tags": self._tags, "system": self.system, "max_tokens": self.max_tokens, **self._config}
+        return _rebuilt, (self._dataset, options)
 
-    def _entries(self, split: Split, count: int, seed: int) -> Iterator[dict[str, Any]]:
-        """Questions from dataset objects with seeds of this split alone."""
-        for chunk in range(CHUNKS if count else 0):
-            words = f"{self._dataset} {split} {seed} {chunk}"
-            number = (
-                int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") // 4
-            )  # some use it plus an index
-            size = min(4 * count + 8, 10_000)
-            dataset = self._made(seed=number, size=size)
-            for index in range(size):
-                with contextlib.redirect_stdout(io.StringIO()):  # a few generators print
-                    try:
-                        entry = dataset[index]
-                    except IndexError:  # a dataset with no more questions
-                        break
-                yield entry
+    def _entries(self, words: str, size: int) -> Iterator[dict[str, Any]]:
+        """Questions from a dataset object whose seed these words are."""
+        number = int.from_bytes(hashlib.sha256(words.encode()).digest()[:4], "big") // 4  # some use it plus an index
+        size = min(size, LARGEST)
+        dataset = self._made(seed=number, size=size)
+        for index in range(size):
+            with contextlib.redirect_stdout(io.StringIO()):  # a few generators print
+                try:
+                    entry = dataset[index]
+                except IndexError:  # a dataset with no more questions
+                    return
+            yield entry
 
     def _made(self, *, seed: int, size: int) -> Any:
         create = _package("factory").create_dataset
@@ -122,6 +129,10 @@ class ReasoningGym(Task):
             raise RunError(
                 f"reasoning_gym's {self._dataset!r} cannot be made {options}: {type(why).__name__}: {why}"
             ) from why
+
+
+def _rebuilt(dataset: str, options: dict[str, Any]) -> ReasoningGym:
+    return ReasoningGym(dataset, **options)
 
 
 def _tagged(text: str) -> str | None:

@@ -1,0 +1,103 @@
+"""Tasks of reasoning_gym."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+
+import pytest
+
+from eggroll.llm.tasks import Problem, task_named
+from eggroll.training.errors import RunError
+
+pytest.importorskip("reasoning_gym")
+from reasoning_gym.factory import DATASETS
+
+NEEDS_OPTIONS = {"composite"}  # a mixture of datasets that are to be named
+ANY_ANSWER = {"game_of_life_halting"}  # its verifier takes what is not "True" for "False"
+
+
+def test_the_verifier_scores_what_stands_in_the_last_answer_block():
+    task = task_named("reasoning_gym:chain_sum", max_terms=2, max_digits=1)
+    problem = task.problems("train", 1, seed=5)[0]
+    right = problem.data["answer"]
+    assert task.system and "<answer>" in task.system
+    assert task.reward(f"<answer>99999</answer> or rather\n<answer>\n{right} </answer>.", problem) == 1
+    for wrong in (
+        right,
+        f"<answer>{right}",
+        f"{right}</answer>",
+        "<answer></answer>",
+        f"<answer>{right}</answer><answer>x</answer>",
+    ):
+        assert task.reward(wrong, problem) == 0
+
+
+def test_without_tags_the_whole_text_is_scored():
+    task = task_named("reasoning_gym:chain_sum", tags=False)
+    problem = task.problems("test", 1, seed=5)[0]
+    assert task.system and "<answer>" not in task.system
+    assert task.reward(f" {problem.data['answer']}\n", problem) == 1
+
+
+def test_options_reach_the_dataset_and_wrong_ones_are_refused():
+    task = task_named("reasoning_gym:chain_sum", min_terms=2, max_terms=2, system="Add.", max_tokens=9)
+    assert (task.name, task.system, task.max_tokens) == ("reasoning_gym:chain_sum", "Add.", 9)
+    assert all(p.data["metadata"]["num_terms"] == 2 for p in task.problems("train", 10, seed=0))
+    with pytest.raises(RunError, match=r"'chain_sum' cannot be made with the options \{'terms': 2\}: TypeError"):
+        task_named("reasoning_gym:chain_sum", terms=2)
+    with pytest.raises(RunError, match=r"'chain_sum' cannot be made .*: AssertionError"):
+        task_named("reasoning_gym:chain_sum", min_terms=0)
+    with pytest.raises(RunError, match="the option 'seed', which the task chooses itself"):
+        task_named("reasoning_gym:chain_sum", seed=3)
+    with pytest.raises(RunError, match="'composite' cannot be made without options"):
+        task_named("reasoning_gym:composite")
+
+
+def test_seeds_and_splits():
+    task = task_named("reasoning_gym:chain_sum", max_terms=2, max_digits=1)
+    assert (
+        task.problems("train", 20, seed=1) == task.problems("train", 20, seed=1) != task.problems("train", 20, seed=2)
+    )
+    train = {p.prompt for seed in range(6) for p in task.problems("train", 40, seed)}
+    test = {p.prompt for seed in range(6) for p in task.problems("test", 40, seed)}
+    assert len(train) < 240 and not train & test  # few enough questions that some come again
+    with pytest.raises(RunError, match=r"has \d+ different problems to train on, and 2000 were asked for"):
+        task.problems("train", 2000, seed=0)
+
+
+def test_a_verifier_that_raises_takes_the_answer_for_wrong():
+    task = task_named("reasoning_gym:prime_factorization")
+    problem = task.problems("train", 1, seed=0)[0]
+    assert task.reward("<answer>two times two</answer>", problem) == 0
+    assert task.reward(f"<answer>{problem.data['answer']}</answer>", problem) == 1
+
+
+def test_an_unknown_name_lists_its_neighbours():
+    with pytest.raises(
+        RunError, match=rf"no dataset 'chain_sums'; near it are .*chain_sum.*, of {len(DATASETS)} in all"
+    ):
+        task_named("reasoning_gym:chain_sums")
+    with pytest.raises(RunError, match="no dataset ''"):
+        task_named("reasoning_gym:")
+
+
+def test_a_missing_package_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "reasoning_gym", None)
+    with pytest.raises(RunError, match=r"pip install 'eggroll-jax\[reasoning\]'"):
+        task_named("reasoning_gym:chain_sum")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(DATASETS) - NEEDS_OPTIONS))
+def test_every_dataset(name):
+    task = task_named(f"reasoning_gym:{name}")
+    problems = pickle.loads(pickle.dumps(task.problems("train", 2, seed=0)))
+    scorer = pickle.loads(pickle.dumps(task))
+    for problem in problems:
+        assert isinstance(problem, Problem) and problem.prompt
+        if problem.data["answer"] is not None:  # some verifiers alone know
+            assert scorer.reward(f"<answer>{problem.data['answer']}</answer>", problem) > 0.99
+        if name not in ANY_ANSWER:
+            assert 0 <= scorer.reward("<answer>qwerty</answer>", problem) <= 0.3  # some reward anything a little
+        assert scorer.reward("qwerty", problem) == 0
