@@ -11,7 +11,6 @@ import gc
 import os
 import pathlib
 import tempfile
-import threading
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,14 +21,18 @@ import numpy as np
 import tyro
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from scipy import stats
 
 import eggroll
 from bench.options import Common
 from bench.report import RESULTS, Report
 from eggroll.training import Compiled, Result, Saving, fit, named, replay, schedule
+from eggroll.training.arrays import save_arrays
 
 WIDTHS = (16, 32, 32, 4)
 MB = 1e6
+NOTED = ("generation", "resident_mb", "threads", "files", "arrays")
+PARTS = 10  # of the second half, for the straight line through it
 
 
 @dataclass(frozen=True)
@@ -63,20 +66,21 @@ def main(argv: list[str] | None = None) -> None:
 def soak(options: Options) -> Report:
     """The run, its process, and its replay."""
     es, initial = strategy(options), parameters()
-    notes: list[dict[str, Any]] = []
-    live: dict[int, Any] = {}
     stops = {round(k * options.generations / (options.compared + 1)) for k in range(1, options.compared + 1)}
     noted = max(1, options.generations // (10 if options.quick else 200))  # each collects garbage, which is slow
+    # What is watched must not grow by the watching: numbers into an array of known size, states into files.
+    notes = np.zeros((options.generations // noted + 1, len(NOTED)))
+    notes[:] = np.nan
 
     def evaluate(state: eggroll.State, carry: Any) -> dict[str, float]:
         generation = int(state.generation)
         if generation % noted == 0 or generation == options.generations:
-            notes.append({"generation": generation, **process()})
+            notes[-(-generation // noted) - 1] = generation, *process()
         if generation in stops:
-            live[generation] = jax.device_get((state.params, state.opt_state))
+            keep(kept, state)
         return {}
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as kept:
         result = fit(
             es,
             es.init(initial, jax.random.key(0)),
@@ -89,10 +93,17 @@ def soak(options: Options) -> Report:
             evaluate=evaluate,
             evaluate_every=1,
         )
-        live[options.generations] = jax.device_get((result.state.params, result.state.opt_state))
-        rows = compare(initial, pathlib.Path(folder), live)
+        keep(kept, result.state)
+        rows = compare(initial, pathlib.Path(folder), pathlib.Path(kept))
         sizes = {path.name: path.stat().st_size for path in pathlib.Path(folder).iterdir() if path.is_file()}
-    return Report("soak", options, rows, NOTES, summary(options, notes, rows, sizes, result), notes)
+    series = [dict(zip(NOTED, note.tolist(), strict=True)) for note in notes if not np.isnan(note[0])]
+    return Report("soak", options, rows, NOTES, summary(options, series, rows, sizes, result), series)
+
+
+def keep(folder: str, state: eggroll.State) -> None:
+    """Parameters and optimizer state, as they are now."""
+    leaves = jax.tree.leaves((state.params, state.opt_state))
+    save_arrays(pathlib.Path(folder) / str(int(state.generation)), {str(i): bits(x) for i, x in enumerate(leaves)})
 
 
 def strategy(options: Options) -> eggroll.ES:
@@ -131,46 +142,48 @@ def batch(generation: int) -> tuple[np.ndarray, np.ndarray]:
     return x, np.sin(x[:, : WIDTHS[-1]] + x[:, WIDTHS[-1] : 2 * WIDTHS[-1]])
 
 
-def process() -> dict[str, float]:
+def process() -> tuple[float, ...]:
     """Resident memory in MB, threads, open files, and live JAX arrays."""
     gc.collect()
     with open("/proc/self/statm", encoding="ascii") as file:
         pages = int(file.read().split()[1])
-    return {
-        "resident_mb": pages * os.sysconf("SC_PAGE_SIZE") / MB,
-        "threads": len(os.listdir("/proc/self/task")),
-        "python_threads": threading.active_count(),
-        "files": len(os.listdir("/proc/self/fd")),
-        "arrays": len(jax.live_arrays()),
-    }
+    threads, files = (len(os.listdir(f"/proc/self/{name}")) for name in ("task", "fd"))
+    return pages * os.sysconf("SC_PAGE_SIZE") / MB, threads, files, len(jax.live_arrays())
 
 
-def compare(initial: Any, folder: pathlib.Path, live: dict[int, Any]) -> list[dict[str, Any]]:
+def compare(initial: Any, folder: pathlib.Path, kept: pathlib.Path) -> list[dict[str, Any]]:
     """How many numbers of the replay differ from the live run's, in any bit."""
     rows = []
 
     def look(state: eggroll.State) -> None:
-        generation = int(state.generation)
-        if generation in live:
-            pairs = zip(
-                jax.tree.leaves((state.params, state.opt_state)), jax.tree.leaves(live[generation]), strict=True
-            )
-            bits = [(np.asarray(a).view(np.uint8), np.asarray(b).view(np.uint8)) for a, b in map(flat, pairs)]
-            rows.append(
-                {
-                    "generation": generation,
-                    "numbers": sum(np.asarray(x).size for x in jax.tree.leaves(live[generation])),
-                    "bytes_that_differ": int(sum((a != b).sum() for a, b in bits)),
-                }
-            )
+        path = kept / str(int(state.generation))
+        if path.exists():
+            leaves = jax.tree.leaves((state.params, state.opt_state))
+            with np.load(path, allow_pickle=False) as live:
+                differ = sum(int((bits(leaf) != live[str(i)]).sum()) for i, leaf in enumerate(leaves))
+                assert len(live.files) == len(leaves)
+            numbers = sum(leaf.size for leaf in leaves)
+            rows.append({"generation": int(path.name), "numbers": numbers, "bytes_that_differ": differ})
 
     replay(initial, folder / "ledger.bin", on_generation=look)
     return rows
 
 
-def flat(pair: tuple[Any, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Both as vectors: a scalar has no bytes to view."""
-    return np.asarray(pair[0]).reshape(-1), np.asarray(pair[1]).reshape(-1)
+def bits(leaf: Any) -> np.ndarray:
+    """The bytes of an array; a scalar has none to view."""
+    return np.asarray(leaf).reshape(-1).view(np.uint8)
+
+
+def growth(notes: list[dict[str, Any]]) -> tuple[float, float, float]:
+    """MB in 10,000 generations: the slope of a straight line by least squares, and its 95 % interval.
+
+    Through the means of ten equal parts: neighbouring notes go together, and the interval would be too narrow.
+    """
+    parts = np.array_split(np.array([[n["generation"], n["resident_mb"]] for n in notes]), PARTS)
+    at, resident = np.array([part.mean(0) for part in parts if len(part)]).T
+    fit = stats.linregress(at, resident)
+    slope, wide = float(fit.slope), float(stats.t.ppf(0.975, len(at) - 2) * fit.stderr)
+    return 1e4 * slope, 1e4 * (slope - wide), 1e4 * (slope + wide)
 
 
 def summary(
@@ -178,14 +191,14 @@ def summary(
 ) -> dict[str, Any]:
     """Growth over the second half, by a straight line through all notes of it, and what the replay says."""
     late = [note for note in notes if note["generation"] > options.generations / 2]
-    at = np.array([note["generation"] for note in late], float)
-    slope = np.polyfit(at, [note["resident_mb"] for note in late], 1)[0] if len(late) > 1 else float("nan")
+    slope, least, most = growth(late) if len(late) > 2 else (float("nan"),) * 3
     return {
         "generations": result.generation,
         "generations_per_second": result.generation / result.seconds,
         "resident_mb_at_the_middle": late[0]["resident_mb"],
         "resident_mb_at_the_end": late[-1]["resident_mb"],
-        "mb_per_10000_generations_in_the_second_half": float(slope * 10_000),
+        "mb_per_10000_generations_in_the_second_half": slope,
+        "with_95_percent_between": [least, most],
         "threads_most": max(note["threads"] for note in late),
         "threads_at_the_middle": late[0]["threads"],
         "files_at_the_middle": late[0]["files"],

@@ -14,7 +14,7 @@ from typing import Any
 
 from eggroll.training.checkpoints_arrays import Arrays, explained
 from eggroll.training.checkpoints_folder import CheckpointFolder
-from eggroll.training.checkpoints_leaves import check_fits, flatten, restore_args, unflatten
+from eggroll.training.checkpoints_leaves import check_fits, flatten, places, unflatten
 from eggroll.training.errors import RunError
 from eggroll.training.integrity import Damaged, write_manifest
 from eggroll.training.processes_deciding import first_decides, raise_together
@@ -164,7 +164,7 @@ class Checkpoints:
         path, content = self.folder / found["name"], found["content"]
         check_fits(content["leaves"], like, f"'{path}'")
         with explained(f"Generation {content['generation']} could not be read", self.folder):
-            arrays = self._arrays.read(path, restore_args(content["leaves"], like))
+            arrays = self._arrays.read(path, places(content["leaves"], like))
         self._head = content["generation"]
         state = unflatten(arrays, content["leaves"], like)
         return Checkpoint(content["generation"], state, content["record"], skipped)

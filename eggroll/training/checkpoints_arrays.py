@@ -1,4 +1,7 @@
-"""What is asked of Orbax: write a dictionary of arrays in the background, and read it back onto any mesh."""
+"""What is asked of Orbax: write a dictionary of arrays in the background, and read it back onto any mesh.
+
+Small states are one `.npz` file (`checkpoints_small`), large ones and those of several processes TensorStore's.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,14 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from eggroll.training.checkpoints_leaves import Place
 from eggroll.training.errors import RunError
 
+SMALL = 1 << 28  # bytes: a copy on the host is nothing, and one file is written faster than a database
+SMALL_FILE = "arrays.npz"
 # Orbax and TensorStore hand the system's error on as text, sometimes as `ValueError`.
 _CAUSES = (
     ((errno.ENOSPC, errno.EDQUOT), "the disk is full", "Free some space (or keep fewer checkpoints) and go on"),
@@ -32,39 +39,49 @@ class Arrays:
     """Writes dictionaries of arrays, one at a time, and reads them. Orbax is imported at the first use."""
 
     def __init__(self) -> None:
-        self._orbax: Any = None
+        self._orbax: dict[bool, Any] = {}  # small → its checkpointer
         self._loud: Callable[[], Any] | None = None
 
     def start(self, path: Path, arrays: Mapping[str, Any]) -> None:
         """Begins to write; returns when the arrays are copied, and may be donated."""
         import orbax.checkpoint as ocp
 
-        self._checkpointer().save(path, args=ocp.args.PyTreeSave(dict(arrays)))
+        if jax.process_count() == 1 and sum(array.nbytes for array in arrays.values()) <= SMALL:
+            from eggroll.training.checkpoints_small import NpzSave
+
+            self._checkpointer(small=True).save(path, args=NpzSave(arrays))
+        else:
+            self._checkpointer().save(path, args=ocp.args.PyTreeSave(dict(arrays)))
 
     def finish(self) -> None:
         """Waits until what `start` began has its final name."""
-        if self._orbax is not None:
-            self._orbax.wait_until_finished()
+        for orbax in self._orbax.values():
+            orbax.wait_until_finished()
 
-    def read(self, path: Path, shardings: Mapping[str, Any]) -> dict[str, Any]:
-        """The arrays, each with the sharding given for it, as NumPy's where that is None."""
+    def read(self, path: Path, places: Mapping[str, Place]) -> dict[str, Any]:
+        """The arrays, each with the sharding of its place, as NumPy's where that is None."""
         import orbax.checkpoint as ocp
 
-        if not shardings:
+        if not places:
             return {}
+        if (path / SMALL_FILE).exists():
+            from eggroll.training.checkpoints_small import read
+
+            found = read(path, {name: place.dtype for name, place in places.items()})
+            return {name: _placed(array, places[name].sharding) for name, array in found.items()}
         args = {
             name: ocp.RestoreArgs(restore_type=np.ndarray)
-            if sharding is None
-            else ocp.ArrayRestoreArgs(sharding=sharding)
-            for name, sharding in shardings.items()
+            if place.sharding is None
+            else ocp.ArrayRestoreArgs(sharding=place.sharding)
+            for name, place in places.items()
         }
-        wanted = ocp.args.PyTreeRestore(item=dict.fromkeys(shardings, 0), restore_args=args)
+        wanted = ocp.args.PyTreeRestore(item=dict.fromkeys(places, 0), restore_args=args)
         return self._checkpointer().restore(path, args=wanted)
 
     def reset(self) -> None:
         """Gives up Orbax's threads; after a failure, whose rest would surface in the next save."""
-        orbax, self._orbax = self._orbax, None
-        if orbax is not None:
+        every, self._orbax = self._orbax, {}
+        for orbax in every.values():
             with contextlib.suppress(Exception):
                 orbax.close()
 
@@ -75,16 +92,24 @@ class Arrays:
             self._loud()
             self._loud = None
 
-    def _checkpointer(self) -> Any:
+    def _checkpointer(self, *, small: bool = False) -> Any:
         if self._loud is None:
             self._loud = weakref.finalize(self, _quiet())
-        if self._orbax is None:
+        if small not in self._orbax:
             import orbax.checkpoint as ocp
+
+            from eggroll.training.checkpoints_small import NpzHandler
 
             # Were folders made in the background, a failure to make one would leave threads that wait for it.
             options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
-            self._orbax = ocp.AsyncCheckpointer(ocp.PyTreeCheckpointHandler(), async_options=options)
-        return self._orbax
+            handler = NpzHandler() if small else ocp.PyTreeCheckpointHandler()
+            self._orbax[small] = ocp.AsyncCheckpointer(handler, async_options=options)
+        return self._orbax[small]
+
+
+def _placed(array: np.ndarray, sharding: Any) -> Any:
+    """On devices, of which other processes may have some; each process has read the whole."""
+    return array if sharding is None else jax.make_array_from_callback(array.shape, sharding, lambda at: array[at])
 
 
 def _quiet() -> Callable[[], None]:

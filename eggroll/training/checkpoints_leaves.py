@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -53,10 +54,24 @@ def check_fits(table: Sequence[Mapping[str, Any]], like: Any, where: str) -> Non
         )
 
 
-def restore_args(table: Sequence[Mapping[str, Any]], like: Any) -> dict[str, Any]:
-    """For each array of `flatten`, the sharding to read it with; None where NumPy is to have it first."""
+@dataclass(frozen=True)
+class Place:
+    """What to read an array as.
+
+    Attributes:
+        dtype: of what was written; of a key its integers'.
+        sharding: None where NumPy is to have it first.
+    """
+
+    dtype: np.dtype
+    sharding: Any
+
+
+def places(table: Sequence[Mapping[str, Any]], like: Any) -> dict[str, Place]:
+    """For each array of `flatten`, what to read it as."""
     leaves = dict(zip(_paths(like), jax.tree.leaves(like), strict=True))
-    return {row["path"]: _read_with(leaves[row["path"]]) for row in table if 0 not in row["shape"]}
+    wanted = [(row["path"], leaves[row["path"]]) for row in table if 0 not in row["shape"]]
+    return {path: Place(np.dtype(np.uint32 if _is_key(x) else x.dtype), _read_with(x)) for path, x in wanted}
 
 
 def unflatten(arrays: Mapping[str, Any], table: Sequence[Mapping[str, Any]], like: Any) -> Any:

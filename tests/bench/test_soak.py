@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from bench import soak
@@ -33,4 +34,15 @@ def test_growth_is_seen():
     result = Result(type("State", (), {"generation": 2000})(), (), "finished", 10.0, 0)  # type: ignore[arg-type]
     found = soak.summary(options, notes, rows, {"ledger.bin": 4000}, result)
     assert found["mb_per_10000_generations_in_the_second_half"] == pytest.approx(10)
+    assert found["with_95_percent_between"] == pytest.approx([10, 10], abs=1e-6)
     assert (found["bytes_that_differ"], found["ledger_bytes_per_generation"]) == (3, 2)
+
+
+def test_memory_that_only_wavers_is_flat():
+    rng = np.random.default_rng(0)
+    covered = 0
+    for _ in range(200):
+        notes = [{"generation": g, "resident_mb": 500 + rng.normal()} for g in range(10_000, 20_000, 100)]
+        _, least, most = soak.growth(notes)
+        covered += least < 0 < most
+    assert 180 <= covered <= 199  # 95 % of 200 are 190; outside of this once in 800

@@ -1,6 +1,8 @@
 """What a small disk does to the checkpoints on it; run with root's rights over mounts.
 
-python -m tests.training.checkpoint_disk FOLDER        # an empty folder, on which a disk of 2 MiB is mounted
+python -m tests.training.checkpoint_disk FOLDER BYTES  # an empty folder, on which a disk of 2 MiB is mounted
+
+States of up to BYTES are one file, larger ones TensorStore's.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from eggroll.training import checkpoints_arrays
 from eggroll.training.checkpoints import Checkpoints
 from eggroll.training.errors import RunError
 from eggroll.training.lock import FolderLock
@@ -75,4 +78,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    checkpoints_arrays.SMALL = int(sys.argv[2])
     main(Path(sys.argv[1]))

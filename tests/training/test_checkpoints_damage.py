@@ -9,16 +9,19 @@ import shutil
 import numpy as np
 import pytest
 
+from eggroll.training import checkpoints_arrays
 from eggroll.training.checkpoints import Checkpoints
 from eggroll.training.errors import RunError
 from eggroll.training.integrity import MANIFEST, DamagedError, read_manifest, verify, write_manifest
 from tests.training.checkpoint_states import assert_same, small
 
 
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
+@pytest.fixture(scope="module", params=["one file", "TensorStore"])
+def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
-    with Checkpoints(folder) as checkpoints:
+    with pytest.MonkeyPatch.context() as patch, Checkpoints(folder) as checkpoints:
+        if request.param == "TensorStore":
+            patch.setattr(checkpoints_arrays, "SMALL", 0)
         for generation in (10, 20, 30):
             checkpoints.save(generation, small(generation), {"rows": generation})
     return folder
@@ -60,7 +63,7 @@ DAMAGE = {
     "cut": (cut, r"has \d+ bytes, not \d+"),
     "emptied": (lambda c: data(c).write_bytes(b""), "has 0 bytes"),
     "flipped bit": (lambda c: flip(data(c)), "is altered: its SHA-256 is not that of the manifest"),
-    "extra": (lambda c: (c / "d" / "more").write_bytes(b"x"), "d/more: not in the manifest"),
+    "extra": (lambda c: (data(c).parent / "more").write_bytes(b"x"), "more: not in the manifest"),
     "extra link": (lambda c: (c / "link").symlink_to("nowhere"), "link: not in the manifest"),
     "folder in place of a file": (lambda c: (data(c).unlink(), (c / "new" / "one").mkdir(parents=True)), "is missing"),
     "no manifest": (lambda c: (c / MANIFEST).unlink(), f"half-written: it has no {MANIFEST}"),
