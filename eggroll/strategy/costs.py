@@ -1,16 +1,15 @@
-"""What an update costs each device of a mesh, summed by members or by weights.
+"""What an update costs each device of a mesh, summed by members or by weights: the sum of its parts.
 
-By arithmetic, not by compiling both: XLA counts the body of a loop once, however often it runs, so that its cost of a
-sum over chunks of members is short by the number of chunks; all members in one chunk would not fit a chip's memory,
-which its compiler checks; and two more compilations would hold up every first generation. A test holds the figures here
-to the compiler's own for programs of one chunk, and `bench.scaling` to the collectives of whole steps. (On CPUs XLA
-gathers half precision as float32; here it counts as what it is.)
+The figures of the parts (operations to draw a number, to add a chunk of noise, to change a parameter) are the
+compiler's (`compiler_costs`), or counted by hand here. How often a part runs, what crosses and what is held is
+arithmetic: XLA counts the body of a loop once, however often it runs, and its cost of a whole update is short by the
+number of chunks.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -18,12 +17,13 @@ import jax
 import numpy as np
 
 from eggroll.kernels import words_for
-from eggroll.strategy.placement import Placement, make_placement
+from eggroll.strategy.placement import Placement
 from eggroll.strategy.plan import LeafPlan, Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.sharding import AXIS, axes_of
 
 WORD_OPERATIONS, NUMBER_OPERATIONS = 60, 4  # of 32 bits: to draw a word by threefry, to make a number of its bits
+CHANGE_OPERATIONS = 12  # of Adam, for each number of the parameters
 MOMENTS = 2  # arrays of the optimizer's state, as large as the parameters: Adam's
 
 
@@ -61,6 +61,7 @@ class UpdateCost(NamedTuple):
         moved: bytes that the optimizer reads and writes.
         crossing: bytes that cross `"population"`: sums that are added up, or new weights that are made whole.
         held: bytes of weights, master copies, optimizer state and sums.
+        operations: on vectors, to draw the noise and in the optimizer.
         seconds: all of the work, one after the other, at the platform's `Rates`.
     """
 
@@ -69,69 +70,72 @@ class UpdateCost(NamedTuple):
     moved: float
     crossing: float
     held: float
+    operations: float
     seconds: float
 
 
-def update_costs(settings: Population, plan: Callable[[], Plan]) -> dict[str, UpdateCost]:
-    """The costs of both layouts; none where there is nothing to choose.
+@dataclass(frozen=True)
+class Figures:
+    """What the parts of an update take.
+
+    Attributes:
+        number: operations to draw a number of noise, its share of random words included.
+        change: operations of the optimizer for each number of the parameters.
+        moments: numbers that the optimizer keeps for each of the parameters.
+        product: operations to add the noise of one unit to a whole parameter.
+    """
+
+    number: float
+    change: float
+    moments: float
+    product: Callable[[LeafPlan], float]
+
+
+def counted(distribution: str) -> Figures:
+    """The figures by hand, for Adam: threefry's rounds, and two operations for each number of a product."""
+    number = WORD_OPERATIONS * words_for(32, distribution) / 32 + NUMBER_OPERATIONS
+    return Figures(number, CHANGE_OPERATIONS, MOMENTS, lambda leaf: 2 * math.prod(leaf.shape) * (leaf.rank or 1))
+
+
+def update_cost(
+    placement: Placement, plan: Plan, settings: Population, rates: Rates, figures: Figures | None = None
+) -> UpdateCost:
+    """What one update costs each device in the layout of a placement.
 
     Args:
-        settings: the population and its mesh.
-        plan: makes the plan by shapes.
-
-    Returns:
-        `"members"` and `"weights"` → cost; empty without a mesh, on one device, or without a plan by shapes.
+        placement: where parameters lie, and the layout.
+        plan: how each is perturbed.
+        settings: the population.
+        rates: of a device.
+        figures: of the parts. Default None: counted by hand.
     """
-    if settings.mesh is None or settings.mesh.shape[AXIS] == 1:
-        return {}
-    try:
-        leaves = plan().leaves
-    except ValueError:  # the function will tell; both layouts give the same result
-        return {}
-    rates = RATES.get(jax.default_backend(), RATES["gpu"])
-    found = {}
-    for update in ("members", "weights"):
-        placement = make_placement(settings.mesh, settings.sharding, update, leaves)
-        found[update] = update_cost(placement, Plan(leaves), settings, rates)
-    return found
-
-
-def cheapest(costs: Mapping[str, UpdateCost], room: float = math.inf) -> str:
-    """The layout that takes least time among those that fit `room` bytes; `"members"` where there is no choice."""
-    return min(costs, key=lambda name: (costs[name].held > room, costs[name].seconds), default="members")
-
-
-def device_memory() -> float:
-    """Bytes that a device may use, as far as it tells."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return stats.get("bytes_limit") or math.inf
-
-
-def update_cost(placement: Placement, plan: Plan, settings: Population, rates: Rates) -> UpdateCost:
-    """What one update costs each device in the layout of a placement."""
-    total = np.zeros(5)
+    figures = figures or counted(settings.distribution)
+    total = np.zeros(6)
     for leaf, spec, part in zip(plan.leaves, placement.specs, placement.parts, strict=True):
         if leaf.kind in ("low_rank", "dense"):
             shards = math.prod(placement.mesh.shape[axis] for entry in spec for axis in axes_of(entry))
-            total += _of_leaf(leaf, part is not None, shards, settings, placement.mesh.shape[AXIS])
-    flops, numbers, moved, crossing, held = (float(x) for x in total)
-    operations = numbers * (WORD_OPERATIONS * words_for(32, settings.distribution) / 32 + NUMBER_OPERATIONS)
-    times = flops / rates.matrix, operations / rates.vector, moved / rates.memory
+            total += _of_leaf(leaf, part is not None, shards, settings, placement.mesh.shape[AXIS], figures)
+    flops, numbers, moved, crossing, held, changes = (float(x) for x in total)
+    noise = numbers * figures.number
+    optimizer = max(changes / rates.vector, moved / rates.memory)  # an elementwise pass
     ring = (placement.mesh.shape[AXIS] - 1) / placement.mesh.shape[AXIS]
     apart = 2 if not any(p is not None for p in placement.parts) else 1  # a ring adds up, then hands round
-    return UpdateCost(flops, numbers, moved, crossing, held, sum(times) + apart * ring * crossing / rates.link)
+    times = flops / rates.matrix, noise / rates.vector, optimizer, apart * ring * crossing / rates.link
+    return UpdateCost(flops, numbers, moved, crossing, held, noise + changes, sum(times))
 
 
-def _of_leaf(leaf: LeafPlan, split: bool, shards: int, settings: Population, devices: int) -> np.ndarray:
-    """`[flops, numbers, bytes moved, bytes crossing, bytes held]` of one parameter on one device."""
+def _of_leaf(
+    leaf: LeafPlan, split: bool, shards: int, settings: Population, devices: int, figures: Figures
+) -> np.ndarray:
+    """`[flops, numbers, bytes moved, crossing, held, operations of the optimizer]` of one parameter on one device."""
     size, by_weights = math.prod(leaf.shape) / shards, split and leaf.kind == "low_rank"
     itemsize = jax.numpy.dtype(leaf.dtype).itemsize
     units = settings.units / devices
-    flops = 2 * units * size * (leaf.rank or 1)
+    flops = units * figures.product(leaf) / shards
     numbers = leaf.numbers * units * (devices if by_weights else 1)
     own = size / devices if split else size  # of what only the update needs
-    moved = own * (2 * 4 * (1 + MOMENTS) + itemsize)
+    moved = own * (2 * 4 * (1 + figures.moments) + itemsize)
     crossing = (0 if by_weights else 4 * size) + (itemsize * size if split else 0)
     master = 4 if itemsize < 4 else 0
-    held = itemsize * size + own * (master + 4 * MOMENTS) + 4 * (own if by_weights else size)
-    return np.array([flops, numbers, moved, crossing, held])
+    held = itemsize * size + own * (master + 4 * figures.moments) + 4 * (own if by_weights else size)
+    return np.array([flops, numbers, moved, crossing, held, own * figures.change])

@@ -15,12 +15,13 @@ from jax.sharding import Mesh
 from eggroll.engine.fallback import Fallback
 from eggroll.engine.interpreter import abstract
 from eggroll.strategy.compiled import CompiledCache
-from eggroll.strategy.costs import UpdateCost, cheapest, device_memory, update_costs
+from eggroll.strategy.costs import UpdateCost
 from eggroll.strategy.fitness import as_float, check_fitness, raise_if_lost, summary
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.initial import initial_state
 from eggroll.strategy.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.keys import as_threefry, generation_key
+from eggroll.strategy.layout import cheapest, device_memory, update_costs
 from eggroll.strategy.members import Members, check_members
 from eggroll.strategy.optimizer import check_optimizer
 from eggroll.strategy.placement import for_mesh
@@ -163,7 +164,7 @@ class ES:
     def _choose_update(self, params: Any) -> None:
         if self.settings.update == "auto":
             plan = partial(make_plan, params, None, rank=self.rank, rules=self.rules)
-            self.update_costs = update_costs(self.settings, plan)
+            self.update_costs = update_costs(self.settings, plan, self.optimizer)
             self.settings = replace(self.settings, update=cheapest(self.update_costs, device_memory()))
 
     @property

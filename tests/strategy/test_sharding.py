@@ -8,7 +8,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import eggroll
-from eggroll.strategy.costs import RATES, cheapest, update_cost, update_costs
+from eggroll.strategy.costs import RATES, update_cost
+from eggroll.strategy.layout import cheapest, update_costs
 from eggroll.strategy.perturbation import Sampler
 from eggroll.strategy.placement import make_placement
 from eggroll.strategy.plan import Plan, make_plan
@@ -140,7 +141,7 @@ def test_the_choice_follows_the_population():
     assert choice(1 << 22) == "members"
     room = 10 * 4096**2  # of 18 bytes a parameter by members, of 3 by weights
     assert choice(1 << 22) == "weights"
-    assert cheapest({}) == "members" and update_costs(Population(8), lambda: plan) == {}
+    assert cheapest({}) == "members" and update_costs(Population(8), lambda: plan, optax.adam(0.1)) == {}
 
 
 def test_flops_are_the_compilers_for_one_chunk():
