@@ -40,6 +40,7 @@ def write_npz(file: IO[bytes], arrays: Mapping[str, Any]) -> None:
     Example:
         >>> import io
         >>> write_npz(file := io.BytesIO(), {"file": np.arange(3)})
+        >>> _ = file.seek(0)
         >>> np.load(file)["file"]
         array([0, 1, 2])
     """
