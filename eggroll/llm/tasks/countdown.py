@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from fractions import Fraction
 
 from eggroll.llm.tasks.base import Generated, Problem
 from eggroll.llm.tasks.expressions import Unusable, evaluate, numbers_in, parsed
@@ -70,7 +69,7 @@ class Countdown(Generated):
             if target in TARGETS:
                 break
         shown = "[" + ", ".join(map(str, numbers)) + "]"
-        data = {"numbers": numbers, "target": int(target), "solution": solution}
+        data = {"numbers": numbers, "target": target, "solution": solution}
         return Problem(PROMPT.format(numbers=shown, target=target), data)
 
     def reward(self, text: str, problem: Problem) -> float:
@@ -120,14 +119,14 @@ def _block(text: str, tag: str) -> str | None:
     return text[start + len(tag) + 2 : end] if end >= 0 and start >= 0 else None
 
 
-def _combined(rng: random.Random, numbers: list[int]) -> tuple[Fraction, str]:
+def _combined(rng: random.Random, numbers: list[int]) -> tuple[int, str]:
     """Joins random pairs by random operations until one value is left; divisions only where they go out even."""
-    parts = [(Fraction(number), str(number)) for number in numbers]
+    parts = [(number, str(number)) for number in numbers]
     while len(parts) > 1:
         (a, left), (b, right) = (parts.pop(rng.randrange(len(parts))) for _ in range(2))
         choices = {"+": a + b, "-": a - b, "*": a * b}
-        if b and (a / b).denominator == 1:
-            choices["/"] = a / b
+        if b and a % b == 0:
+            choices["/"] = a // b
         operation = rng.choice(list(choices))
         parts.append((choices[operation], f"({left} {operation} {right})"))
     value, solution = parts[0]
