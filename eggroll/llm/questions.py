@@ -86,6 +86,7 @@ def questions(
             context=language.config.context,
             max_tokens=task.max_tokens,
             pad=language.pad,
+            multiple=1,  # all prompts of a run have one length anyway
         )
     except ValueError as why:
         raise SettingsError(str(why)) from why

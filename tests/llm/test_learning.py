@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -14,9 +15,10 @@ from eggroll.llm.decoding import Decoding, generator, split
 from eggroll.llm.evaluation import Evaluator
 from eggroll.llm.step import Answered, no_tokens
 from eggroll.training import fit, named
+from tests.cli.running import quick_compilation
 from tests.llm.climbing import asked, language, letters, marker
 
-SEEDS, GENERATIONS = 8, 12
+SEEDS, GENERATIONS = 7, 10
 STRATEGIES: dict[str, Any] = {
     "eggroll": lambda: eggroll.ES(
         population=64,
@@ -28,6 +30,12 @@ STRATEGIES: dict[str, Any] = {
     ),
     "full-rank": lambda: eggroll.FullRankES(population=30, sigma=0.1, learning_rate=0.4),
 }
+
+
+@pytest.fixture(autouse=True)
+def _compiled_quickly() -> Iterator[None]:
+    with quick_compilation():
+        yield
 
 
 @cache
@@ -42,7 +50,7 @@ def test_a_held_out_reward_rises_and_without_information_it_does_not(method: str
     """The same run with rewards that tell nothing is the control.
 
     Were fitness not used, or used wrongly, a run and its control would be exchangeable, and each as likely to end
-    higher as the other: all `SEEDS` runs end higher than theirs with a probability of at most 2^-8 = 0.4 %, which is
+    higher as the other: all `SEEDS` runs end higher than theirs with a probability of at most 2^-7 = 0.8 %, which is
     the chance that this test passes though nothing is learnt. The gain in size keeps it from passing by a hair.
     """
     model, params, fun = parts()

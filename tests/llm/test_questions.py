@@ -27,7 +27,7 @@ def test_a_pass_asks_every_question_once_in_an_order_of_its_own() -> None:
 def test_questions_are_rows_of_one_length() -> None:
     model, task = language(), task_named("arithmetic")
     asked = questions(model, task, "train", 5, seed=0)
-    assert asked.prompts.tokens.shape[0] == len(asked) == 5 and asked.prompts.tokens.shape[1] % 16 == 0
+    assert asked.prompts.tokens.shape[0] == len(asked) == 5 and min(asked.prompts.start) == 0  # no wider than need be
     two = asked.take([3, 1])
     assert two.problems == (asked.problems[3], asked.problems[1])
     text = model.tokenizer.decode(two.prompts.tokens[0, two.prompts.start[0] :])

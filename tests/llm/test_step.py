@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -14,9 +15,16 @@ from eggroll.llm.answering import memory_explained
 from eggroll.llm.decoding import Decoding, generator, split
 from eggroll.llm.step import Answered, no_tokens, tokens_in, with_tokens
 from eggroll.training import RunError, named
+from tests.cli.running import quick_compilation
 from tests.llm.climbing import InProcess, asked, language, letters, marker
 
 MAX_TOKENS, N = 4, 8
+
+
+@pytest.fixture(autouse=True)
+def _compiled_quickly() -> Iterator[None]:
+    with quick_compilation():
+        yield
 
 
 @cache
@@ -27,20 +35,24 @@ def parts() -> tuple[Any, Any, Any]:
     return model, params, generator(graphdef, Decoding(MAX_TOKENS, stop=model.stop, pad=model.pad))
 
 
-def strategy(**options: Any) -> eggroll.ES:
-    return eggroll.ES(population=N, sigma=0.3, optimizer=named("sgd", learning_rate=0.01), fallback="error", **options)
+@cache
+def strategy(groups: int = 1) -> eggroll.ES:
+    """Always the same one, so that what it compiles is kept."""
+    return eggroll.ES(
+        population=N, sigma=0.3, optimizer=named("sgd", learning_rate=0.01), groups=groups, fallback="error"
+    )
 
 
-def alone(params: Any, rows: Any) -> list[str]:
-    """The texts of one member, from its dense parameters."""
-    model, _, fun = parts()
-    return marker(model).texts(jax.jit(fun)(params, *rows))
+@cache
+def greedy() -> Any:
+    """Answers of one model, compiled."""
+    return jax.jit(parts()[2])
 
 
 @pytest.mark.parametrize("groups", [1, 2])
 def test_a_members_fitness_is_the_mean_reward_of_its_own_prompts(groups: int) -> None:
     model, params, fun = parts()
-    es, marks = strategy(groups=groups), marker(model)
+    es, marks = strategy(groups), marker(model)
     state, questions = es.init(params, jax.random.key(1)), asked(model, 4)
     moved, carry, metrics = Answered(fun, marks)(es, state, no_tokens(), (questions,))
     members, own = es.ask(state), 4 // groups
@@ -48,7 +60,7 @@ def test_a_members_fitness_is_the_mean_reward_of_its_own_prompts(groups: int) ->
     for i in range(N):
         group = slice(i // (N // groups) * own, (i // (N // groups) + 1) * own)
         rows = questions.take(range(4)[group])
-        answers = jax.jit(fun)(members.materialize(i), *rows.prompts)
+        answers = greedy()(members.materialize(i), *rows.prompts)
         texts = marks.texts(answers)
         expected.append(np.mean([letters(t, p) for t, p in zip(texts, rows.problems, strict=True)]))
         written += int(answers.length.sum())
