@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
+from concurrent.futures.process import BrokenProcessPool
 
 from pebble import ProcessPool
 
@@ -49,7 +50,7 @@ class Processes:
             done, _ = wait(futures, timeout=pause, return_when=FIRST_COMPLETED)
             seconds -= pause
             if done or seconds <= 0 or self._pool is None or not self._pool.active:
-                return done
+                return {future for future in done if not _lost(future)}
 
     def restart(self) -> None:
         """Ends all processes, if there are any, and starts others."""
@@ -78,3 +79,8 @@ class Processes:
         if pool is not None:
             pool.stop()
             pool.join()
+
+
+def _lost(future: Future) -> bool:
+    """Whether a future's pool broke; older versions of pebble leave such futures as they are."""
+    return not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import re
-import signal
 
 import numpy as np
 import pytest
@@ -43,17 +41,6 @@ def scorers():
     with Scorers(hostile.by_order, workers=2, seconds=0.5) as running:
         yield running
     assert not multiprocessing.active_children()
-
-
-@pytest.fixture
-def gone():
-    """Asserts, when called, that the processes started since are gone."""
-    before = set(multiprocessing.active_children())
-
-    def check():
-        assert set(multiprocessing.active_children()) <= before
-
-    return check
 
 
 def score(scorers, *texts) -> Rewards:
@@ -136,32 +123,6 @@ def test_processes_hold_no_jax_and_leave_accelerators_alone():
         assert scorers.score(["JAX_PLATFORMS"], [Problem("", "cpu")]).values.tolist() == [1]
 
 
-def test_a_process_killed_while_idle_is_replaced(gone):
-    with Scorers(hostile.process, workers=1) as scorers:
-        first = int(scorers.score([""], [ANY]).values[0])
-        os.kill(first, signal.SIGKILL)
-        second = int(scorers.score([""], [ANY]).values[0])
-    assert first != second
-    gone()
-
-
-@pytest.mark.parametrize(
-    ("reward", "said"),
-    [
-        (
-            lambda text, problem: 0,
-            "cannot be sent to other processes .*lambda.*; a function at the top level of a module",
-        ),
-        (hostile.nested(), r"nested.<locals>.inner.*cannot be sent to other processes"),
-        ("a string", "'a string', which cannot be called"),
-    ],
-)
-def test_rewards_that_cannot_travel_are_refused_before_the_run(reward, said, gone):
-    with pytest.raises(RunError, match=said), Scorers(reward):
-        pass
-    gone()
-
-
 def test_bad_settings_and_use_outside_with():
     with pytest.raises(ValueError, match="got workers=0"):
         Scorers(hostile.length, workers=0)
@@ -174,12 +135,6 @@ def test_bad_settings_and_use_outside_with():
 def test_problems_that_cannot_travel(scorers):
     with pytest.raises(RunError, match=r"the problems cannot be sent to other processes .*plain data"):
         scorers.score(["x"], [Problem("?", lambda: 0)])
-
-
-def test_processes_end_when_the_block_raises(gone):
-    with pytest.raises(KeyboardInterrupt), Scorers(hostile.length, workers=2):
-        raise KeyboardInterrupt
-    gone()
 
 
 def test_the_worst_is_of_all_that_were_gathered():
