@@ -22,6 +22,7 @@ QUESTIONS = (
     "scaling",
     "pod",
     "grpo",
+    "decode",
 )
 
 

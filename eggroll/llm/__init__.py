@@ -24,6 +24,8 @@ _FILES: dict[str, str] = {
     "LanguageModel": "loading",
     "evaluate": "evaluation",
     "finetune": "finetuning",
+    "generate": "generation",
+    "generate_plain": "generation",
     "generator": "decoding",
     "load": "loading",
     "save": "loading",

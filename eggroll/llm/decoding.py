@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ from jax import lax
 from eggroll.llm.decoder import empty_cache
 from eggroll.llm.sampling import choose
 
-__all__ = ["Answers", "Decoding", "generator", "row_keys", "split"]
+__all__ = ["Answers", "Decoding", "Generator", "generator", "row_keys", "split"]
 
 
 @dataclass(frozen=True)
@@ -86,39 +85,39 @@ def split(model: nnx.Module) -> tuple[nnx.GraphDef, Any]:
     return graphdef, params
 
 
-def generator(model: nnx.Module | nnx.GraphDef, decoding: Decoding) -> Callable[..., Answers]:
-    """A function that answers prompts, for `members.apply` or alone under `jax.jit`.
+class Generator:
+    """Answers prompts: `generator(params, tokens, start, key=None) -> Answers`; made by `eggroll.llm.generator`.
 
-    The same function comes back for the same model and decoding, so that it is compiled once.
-
-    Args:
-        model: a decoder, or its graph definition from `split`.
+    Attributes:
+        graphdef: of the decoder.
         decoding: how tokens are chosen.
-
-    Returns:
-        `fun(params, tokens, start, key=None) -> Answers` with `tokens [batch, time]` int32 padded on the left, `start
-        [batch]` int32 pads of each row, and, above temperature 0, a key, or `[batch]` keys. A row draws with its own
-        key, or with its number folded into the one key.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from flax import nnx
-        >>> from eggroll.llm import Decoder, DecoderConfig, Decoding, generator
-        >>> from eggroll.llm.decoding import split
-        >>> sizes = {"vocabulary": 32, "width": 16, "hidden": 32, "layers": 2, "heads": 2, "key_value_heads": 1}
-        >>> config = DecoderConfig(**sizes, head_width=8)
-        >>> graphdef, params = split(Decoder(config, rngs=nnx.Rngs(0)))
-        >>> answer = jax.jit(generator(graphdef, Decoding(max_tokens=5)))
-        >>> answer(params, jnp.array([[0, 3, 4], [7, 8, 9]]), jnp.array([1, 0])).tokens.shape
-        (2, 5)
+        compiled: the same function under `jax.jit`, for one set of parameters.
     """
-    return _generator(split(model)[0] if isinstance(model, nnx.Module) else model, decoding)
 
+    def __init__(self, graphdef: nnx.GraphDef, decoding: Decoding) -> None:
+        self.graphdef, self.decoding = graphdef, decoding
+        self.compiled = jax.jit(self)
 
-@lru_cache(maxsize=64)
-def _generator(graphdef: nnx.GraphDef, decoding: Decoding) -> Callable[..., Answers]:
-    def generate(params: Any, tokens: jax.Array, start: jax.Array, key: jax.Array | None = None) -> Answers:
-        model = nnx.merge(graphdef, params)
+    def __repr__(self) -> str:
+        return f"Generator({self.decoding})"
+
+    def __call__(self, params: Any, tokens: jax.Array, start: jax.Array, key: jax.Array | None = None) -> Answers:
+        """Answers to the prompts `tokens [batch, time]`, of which row `i` starts after `start[i]` pads.
+
+        Args:
+            params: of the decoder.
+            tokens: `[batch, time]` int32, padded on the left.
+            start: `[batch]` int32, pads of each row.
+            key: above temperature 0 a key, or `[batch]` keys. A row draws with its own key, or with its number folded
+                into the one key.
+
+        Returns:
+            `tokens [batch, max_tokens]` and `length [batch]`.
+
+        Raises:
+            ValueError: tokens are to be drawn, and there is no key.
+        """
+        model, decoding = nnx.merge(self.graphdef, params), self.decoding
         batch, time = tokens.shape
         keys = row_keys(key, decoding, batch)
         cache = empty_cache(model.config, batch, time + decoding.max_tokens - 1, jax.tree.leaves(params)[0].dtype)
@@ -136,7 +135,37 @@ def _generator(graphdef: nnx.GraphDef, decoding: Decoding) -> Callable[..., Answ
 
         return lax.while_loop(going, step, (row, cache))[0].answers
 
-    return generate
+
+def generator(model: nnx.Module | nnx.GraphDef, decoding: Decoding) -> Generator:
+    """A function that answers prompts, for `members.apply`, `eggroll.llm.generate`, or alone.
+
+    The same object comes back for the same model and decoding, so that it is compiled once.
+
+    Args:
+        model: a decoder, or its graph definition from `eggroll.llm.decoding.split`.
+        decoding: how tokens are chosen.
+
+    Returns:
+        `fun(params, tokens, start, key=None) -> Answers`.
+
+    Raises:
+        ValueError: a model with state beside its parameters.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from flax import nnx
+        >>> from eggroll.llm import Decoder, DecoderConfig, Decoding, generator
+        >>> from eggroll.llm.decoding import split
+        >>> sizes = {"vocabulary": 32, "width": 16, "hidden": 32, "layers": 2, "heads": 2, "key_value_heads": 1}
+        >>> graphdef, params = split(Decoder(DecoderConfig(**sizes, head_width=8), rngs=nnx.Rngs(0)))
+        >>> fun = generator(graphdef, Decoding(max_tokens=5))
+        >>> fun.compiled(params, jnp.array([[0, 3, 4], [7, 8, 9]]), jnp.array([1, 0])).tokens.shape
+        (2, 5)
+    """
+    return _generator(split(model)[0] if isinstance(model, nnx.Module) else model, decoding)
+
+
+_generator = lru_cache(maxsize=64)(Generator)
 
 
 def row_keys(key: jax.Array | None, decoding: Decoding, batch: int) -> jax.Array | None:

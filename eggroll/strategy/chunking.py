@@ -63,7 +63,7 @@ def auto_units(need: int, units: int, rows: int = 0) -> int:
         if units * rows <= FEW_ROWS and units * need <= FEW_BYTES:
             return units
         fitting = max(fitting, min(-(-ENOUGH_ROWS // rows), int(_host_memory() * CPU_SHARE) // max(need, 1)))
-    return _near_divisor(units, max(1, min(units, fitting)))
+    return near_divisor(units, max(1, min(units, fitting)))
 
 
 def keep_words(need: int) -> bool:
@@ -77,10 +77,11 @@ def units_per_update(plan: Plan, units: int) -> int:
     if jax.default_backend() == "cpu":
         sums = 4 * sum(math.prod(leaf.shape) for leaf in plan.leaves)
         budget = min(max(budget, 2 * sums), 4 * budget)
-    return _near_divisor(units, max(1, min(units, budget // max(4 * plan.numbers, 1))))
+    return near_divisor(units, max(1, min(units, budget // max(4 * plan.numbers, 1))))
 
 
-def _near_divisor(n: int, limit: int) -> int:
+def near_divisor(n: int, limit: int) -> int:
+    """The largest divisor of `n` in the upper half of what the limit allows; else the limit."""
     for d in range(limit, max(limit // 2, 0), -1):
         if n % d == 0:
             return d

@@ -26,7 +26,7 @@ class FullRankMembers(Members):
     def _generation(self) -> FullRankGeneration:
         return FullRankGeneration(self._es.settings, self.plan, self._key, self._sigma)
 
-    def apply(self, fun: Callable[..., Any], *args: Any, in_axes: InAxes = None) -> Any:
+    def apply(self, fun: Callable[..., Any], *args: Any, in_axes: InAxes = None, chunk: int | str | None = None) -> Any:
         """Evaluates `fun(params, *args)` for every member, one after the other.
 
         Args:
@@ -34,6 +34,7 @@ class FullRankMembers(Members):
             *args: further arguments; arrays are traced, other leaves reach `fun` as they are.
             in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
                 per group.
+            chunk: says nothing here, where there is always one member at a time.
 
         Returns:
             The output of `fun`, every leaf with a leading axis `population`.

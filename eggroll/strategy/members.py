@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -17,6 +18,7 @@ from eggroll.strategy.problem import check_covered, check_function, is_traced, t
 
 if TYPE_CHECKING:
     from eggroll.strategy.es import ES, State
+    from eggroll.strategy.population import Population
 
 
 class Members:
@@ -79,13 +81,25 @@ class Members:
             )
 
     @property
+    def settings(self) -> Population:
+        """Who the members are, as their ES was told."""
+        return self._es.settings
+
+    @property
     def plan(self) -> Plan:
         """How each parameter is perturbed: fixed by the first function that is applied, else by the shapes."""
         if self._plan is None:
             self._plan = self._es.plan_for(self.params)
         return self._plan
 
-    def apply(self, fun: Callable[..., Any], *args: Any, in_axes: InAxes = None) -> Any:
+    def plan_for(self, fun: Callable[..., Any], *args: Any, in_axes: InAxes = None) -> Plan:
+        """How each parameter is perturbed, as `apply` with these arguments decides it; nothing is evaluated."""
+        if self._plan is None:
+            rows = make_rows(args, in_axes, self._es.population, self._es.groups)
+            self._plan = self._es.plan_for(self.params, fun, rows)
+        return self._plan
+
+    def apply(self, fun: Callable[..., Any], *args: Any, in_axes: InAxes = None, chunk: int | str | None = None) -> Any:
         """Evaluates `fun(params, *args)` for every member, in compiled chunks.
 
         Args:
@@ -93,6 +107,7 @@ class Members:
             *args: further arguments; arrays are traced, other leaves reach `fun` as they are.
             in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
                 per group.
+            chunk: members evaluated at once on a device, or `"auto"`. Default None: the chunk of the ES.
 
         Returns:
             The output of `fun`, every leaf with a leading axis `population`.
@@ -111,19 +126,17 @@ class Members:
         """
         check_function("fun", fun, "members.apply(fun, *args)")
         es = self._es
-        rows = make_rows(args, in_axes, es.population, es.groups)
-        if self._plan is None:
-            self._plan = es.plan_for(self.params, fun, rows)
-        plan, axes = self._plan, rows.axes
+        plan, axes = self.plan_for(fun, *args, in_axes=in_axes), make_rows(args, in_axes, es.population, es.groups).axes
+        settings = es.settings if chunk is None else replace(es.settings, chunk=chunk)
 
         def run(params: Any, args: tuple, key: jax.Array, sigma: Any) -> Any:
             rows = Rows(args, axes, es.population)
             program = trace_member(fun, params, rows)
             check_covered(plan, program, params, rows)
-            generation = Generation(es.settings, plan, key, sigma)
+            generation = Generation(settings, plan, key, sigma)
             return generation.evaluate(program, params, rows, lambda out: (out, ()))[0]
 
-        return es.cache(run, ("apply", fun, plan, axes), self.params, args, self._key, self._sigma)
+        return es.cache(run, ("apply", fun, plan, axes, settings.chunk), self.params, args, self._key, self._sigma)
 
     def materialize(self, i: Any) -> Any:
         """The dense parameters of member `i`, to inspect or ship; equal to what `apply` evaluates, up to rounding.

@@ -1,0 +1,152 @@
+"""How fast does a whole population write, in per cent of plain batched decoding of the same model?
+
+A decoder writes `--tokens` tokens after a prompt of `--prompt` tokens, once for every member and prompt: by
+`members.apply` of `eggroll.llm.generator`, every member from a prompt of its own, and by one jitted call of the same
+function with the unperturbed weights and all prompts as one batch. Greedy, without stop tokens, so that both write the
+same number of tokens; prefill is part of both.
+
+`--model FOLDER` takes real weights; else random ones of SmolLM2-135M's shape, with `--layers` and `--vocabulary` of
+one's choice. Full rank is `eggroll.FullRankES` with a few members: every member's weights are made, then used for its
+prompt alone; its time is scaled to the population.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from flax import nnx
+
+import eggroll
+from bench.options import Common
+from bench.report import Report
+from bench.timing import Timing, interleave
+from eggroll.llm import Decoder, DecoderConfig, Decoding, generator, load
+from eggroll.llm.decoding import split
+
+SIGMA = 0.001
+# SmolLM2-135M: huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, config.json.
+SMOLLM2 = {"width": 576, "hidden": 1536, "heads": 9, "key_value_heads": 3, "head_width": 64, "context": 8192}
+QUICK = {"population": 8, "layers": 2, "vocabulary": 512, "tokens": 4, "full_rank_members": 2, "rounds": 3}
+
+
+@dataclass(frozen=True)
+class Options(Common):
+    """Options of bench.decode.
+
+    Attributes:
+        model: Hugging Face folder; none: random weights.
+        population: members.
+        prompts: of a member.
+        prompt: tokens of a prompt.
+        tokens: written after it.
+        layers: of the random model.
+        vocabulary: of the random model.
+        dtype: of the weights.
+        rank: columns of each noise factor.
+        chunk: members at once, or `auto`.
+        rounds: turns of each candidate.
+        seconds: after these, three turns are enough.
+        full_rank_members: of the full-rank population; 0: none.
+    """
+
+    model: str | None = None
+    population: int = 256
+    prompts: int = 1
+    prompt: int = 8
+    tokens: int = 24
+    layers: int = 30
+    vocabulary: int = 49152
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    rank: int = 1
+    chunk: int | Literal["auto"] = "auto"
+    rounds: int = 5
+    seconds: float = 60.0
+    full_rank_members: int = 4
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = tyro.cli(Options, args=argv, description=__doc__)
+    row = measure(options)
+    report = Report("decode", options, [row], notes=NOTES, summary=row)
+    report.finish(quick=options.quick, out=options.out)
+
+
+def measure(o: Options) -> dict[str, Any]:
+    """The figures of one model and population."""
+    if o.quick:
+        o = Options(**{**vars(o), **QUICK})
+    graphdef, params = model_of(o)
+    calls = candidates(o, graphdef, params)
+    timings = interleave(calls, rounds=o.rounds, most_seconds=o.seconds)
+    return row(o, timings, sum(x.size for x in jax.tree.leaves(params)))
+
+
+def model_of(o: Options) -> tuple[Any, Any]:
+    """`(graphdef, params)`."""
+    if o.model is not None:
+        return split(load(o.model, dtype=o.dtype).model)
+    config = DecoderConfig(vocabulary=o.vocabulary, layers=o.layers, **SMOLLM2)
+    graphdef, shapes = split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=jnp.dtype(o.dtype))))
+    rng = np.random.default_rng(0)
+    return graphdef, jax.tree.map(lambda x: jnp.asarray(rng.normal(0, 0.04, x.shape), x.dtype), shapes)
+
+
+def candidates(o: Options, graphdef: Any, params: Any) -> dict[str, Callable[[], Any]]:
+    """What is timed, by name."""
+    fun = generator(graphdef, Decoding(o.tokens))
+    config = nnx.merge(graphdef, params).config
+    shape = o.population, o.prompts, o.prompt
+    tokens = jnp.asarray(np.random.default_rng(1).integers(0, config.vocabulary, shape), jnp.int32)
+    start = jnp.zeros(shape[:2], jnp.int32)
+    es = eggroll.ES(population=o.population, sigma=SIGMA, rank=o.rank, chunk=o.chunk, fallback="error")
+    state = es.init(params, jax.random.key(0))
+    plain, flat = jax.jit(fun), (tokens.reshape(-1, o.prompt), start.reshape(-1))
+    calls = {
+        "plain": lambda: plain(params, *flat),
+        "eggroll": lambda: es.ask(state).apply(fun, tokens, start, in_axes=0),
+    }
+    if n := o.full_rank_members:
+        full = eggroll.FullRankES(population=n, sigma=SIGMA)
+        full_state = full.init(params, jax.random.key(0))
+        calls["full_rank"] = lambda: full.ask(full_state).apply(fun, tokens[:n], start[:n], in_axes=0)
+    return calls
+
+
+def row(o: Options, timings: dict[str, Timing], size: int) -> dict[str, Any]:
+    """The figures of one run."""
+    plain, low_rank = timings["plain"], timings["eggroll"]
+    written = o.population * o.prompts * o.tokens
+    share = plain.ratio(low_rank)
+    found = {
+        "parameters": size,
+        "population": o.population,
+        "prompts": o.prompts,
+        "plain_tokens_per_second": written / plain.median,
+        "eggroll_tokens_per_second": written / low_rank.median,
+        "percent_of_plain": 100 * share.median,
+        "low": 100 * share.low,
+        "high": 100 * share.high,
+        "rounds": len(plain.seconds),
+    }
+    if "full_rank" in timings:
+        ratio = timings["full_rank"].ratio(low_rank)
+        found["generations_over_full_rank"] = ratio.median * o.population / o.full_rank_members
+    gc.collect()
+    return found
+
+
+NOTES = [
+    "plain: one jitted call of the same function, unperturbed weights, all members' prompts as one batch; percent: its "
+    "time over the population's, median over rounds, with quartiles.",
+    "generations over full rank: how many EGGROLL generations of this population take the time of one of full rank.",
+]
+
+if __name__ == "__main__":
+    main()

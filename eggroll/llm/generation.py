@@ -1,0 +1,181 @@
+"""Answers of a whole population, or of one model, in as many calls as memory asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from eggroll.llm.decoding import Answers, Generator
+from eggroll.llm.memory import Fit, answer_need, fit, in_words
+from eggroll.llm.prompts import Prompts
+from eggroll.strategy.full_rank_members import FullRankMembers
+from eggroll.strategy.members import Members
+from eggroll.training.errors import RunError
+
+__all__ = ["generate", "generate_plain", "population_fit"]
+
+
+def generate(
+    members: Members,
+    generator: Generator,
+    prompts: Prompts,
+    *,
+    key: jax.Array | None = None,
+    common: bool = True,
+    budget: float | None = None,
+    chunk: int | None = None,
+) -> Answers:
+    """Answers of every member to its prompts.
+
+    Args:
+        members: from `es.ask(state)`, of `ES` or `FullRankES`.
+        generator: from `eggroll.llm.generator`.
+        prompts: `[prompts, time]`, which every member answers, or `[groups, prompts, time]`: members of group `g` of
+            `ES(groups=...)` answer those of row `g`.
+        key: to draw tokens with, above temperature 0. What a prompt's answer is drawn with depends on the key and the
+            prompt's place alone, not on what is answered at once.
+        common: whether members draw with common random numbers (default), so that they differ by their weights alone;
+            False: each with its own.
+        budget: bytes that caches, logits, activations and noise may take on a device. Default None: what
+            `eggroll.llm.memory.available` says.
+        chunk: members at once on a device. Default None: as many as fit; see `population_fit`.
+
+    Returns:
+        `tokens [population, prompts, max_tokens]` and `length [population, prompts]`.
+
+    Raises:
+        RunError: it does not fit, or memory ran out; it says what would.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, eggroll
+        >>> from flax import nnx
+        >>> from eggroll.llm import Decoder, DecoderConfig, Decoding, generate, generator
+        >>> from eggroll.llm.decoding import split
+        >>> from eggroll.llm.prompts import pad_left
+        >>> sizes = {"vocabulary": 32, "width": 16, "hidden": 32, "layers": 2, "heads": 2, "key_value_heads": 1}
+        >>> graphdef, params = split(Decoder(DecoderConfig(**sizes, head_width=8), rngs=nnx.Rngs(0)))
+        >>> es = eggroll.ES(population=4)
+        >>> members = es.ask(es.init(params, jax.random.key(0)))
+        >>> generate(members, generator(graphdef, Decoding(max_tokens=5)), pad_left([[3, 4], [7, 8, 9]])).tokens.shape
+        (4, 2, 5)
+    """
+    rows, axes = _rows(len(members), generator, prompts, key, common)
+    chosen = _fit(members, generator, rows, axes, budget, chunk)
+
+    def part(taken: np.ndarray) -> Answers:
+        own = [jnp.take(x, taken, axis=1 if axis == 0 else 0) for x, axis in zip(rows, axes, strict=True)]
+        return members.apply(generator, *own, in_axes=axes, chunk=chosen.members)
+
+    with explained(
+        f"{chosen.members} members wrote {chosen.prompts} answers each ({in_words(chosen.bytes)} estimated)"
+    ):
+        return jax.block_until_ready(_in_parts(part, prompts.start.shape[-1], chosen.prompts))
+
+
+def generate_plain(
+    params: Any, generator: Generator, prompts: Prompts, *, key: jax.Array | None = None, budget: float | None = None
+) -> Answers:
+    """Answers of one model: as `generate`, without members: `tokens [prompts, max_tokens]`, `length [prompts]`."""
+    need = answer_need(
+        _config(generator, params), generator.decoding, prompts.tokens.shape[1], itemsize=_itemsize(params)
+    )
+    chosen = fit(need, members=1, prompts=len(prompts.tokens), budget=budget, unit=1)
+    keys = _keys(generator, key, prompts.start.shape, None)
+
+    def part(taken: np.ndarray) -> Answers:
+        own = [jnp.take(x, taken, axis=0) for x in (*prompts, *([] if keys is None else [keys]))]
+        return generator.compiled(params, *own)
+
+    with explained(f"{chosen.prompts} answers were written ({in_words(chosen.bytes)} estimated)"):
+        return jax.block_until_ready(_in_parts(part, len(prompts.tokens), chosen.prompts))
+
+
+def population_fit(
+    members: Members, generator: Generator, prompts: Prompts, *, budget: float | None = None, chunk: int | None = None
+) -> Fit:
+    """How many members write how many answers at once, within `budget` bytes on a device: see `generate`."""
+    return _fit(members, generator, *_rows(len(members), generator, prompts, jax.random.key(0), True), budget, chunk)
+
+
+def _fit(
+    members: Members, generator: Generator, rows: list[Any], axes: tuple, budget: float | None, chunk: int | None
+) -> Fit:
+    settings, params = members.settings, members.params
+    prompts, time, itemsize = rows[1].shape[-1], rows[0].shape[-1], _itemsize(params)
+    config = _config(generator, params)
+    if isinstance(members, FullRankMembers):  # one at a time, whatever is asked for
+        need = answer_need(config, generator.decoding, time, itemsize=itemsize)
+        return fit(need, members=1, prompts=prompts, budget=budget, unit=1)
+    noise = members.plan_for(generator, *rows, in_axes=axes).numbers * itemsize // settings.signs
+    need = answer_need(config, generator.decoding, time, itemsize=itemsize, noise=noise)
+    devices = 1 if settings.mesh is None else settings.mesh.shape["population"]
+    chunk = int(settings.chunk) if chunk is None and settings.chunk != "auto" else chunk
+    return fit(need, members=settings.size // devices, prompts=prompts, budget=budget, unit=settings.signs, chunk=chunk)
+
+
+def _rows(
+    population: int, generator: Generator, prompts: Prompts, key: jax.Array | None, common: bool
+) -> tuple[list[Any], tuple]:
+    """(what the generator is given after the parameters, its axes over members or groups)."""
+    axis = 0 if np.ndim(prompts.tokens) == 3 else None
+    keys = _keys(generator, key, np.shape(prompts.start), None if common else population)
+    if keys is None:
+        return list(prompts), (axis, axis)
+    return [*prompts, keys], (axis, axis, axis if common else 0)
+
+
+@contextmanager
+def explained(what: str) -> Iterator[None]:
+    """Turns XLA's running out of memory into an error that says what to do.
+
+    Raises:
+        RunError: memory ran out.
+    """
+    try:
+        yield
+    except (jax.errors.JaxRuntimeError, MemoryError) as why:
+        if isinstance(why, MemoryError) or "RESOURCE_EXHAUSTED" in str(why) or "ut of memory" in str(why):
+            raise RunError(
+                f"memory ran out while {what}: give a smaller budget or chunk, of half the size say, fewer tokens or "
+                f"bfloat16 weights. XLA said: {str(why).splitlines()[0] if str(why) else 'nothing'}"
+            ) from why
+        raise
+
+
+def _in_parts(part: Callable[[np.ndarray], Answers], prompts: int, at_once: int) -> Answers:
+    """All prompts, part by part. The last part is filled up with the first prompts: one shape is compiled."""
+    starts = range(0, prompts, at_once)
+    answers = [part(np.arange(first, first + at_once) % prompts) for first in starts]
+    if len(answers) == 1:
+        return answers[0]
+    return Answers(
+        jnp.concatenate([a.tokens for a in answers], axis=-2)[..., :prompts, :],
+        jnp.concatenate([a.length for a in answers], axis=-1)[..., :prompts],
+    )
+
+
+def _keys(generator: Generator, key: jax.Array | None, shape: tuple[int, ...], population: int | None) -> Any:
+    """A key for every prompt, and for every member where each has its own; None where nothing is drawn."""
+    if generator.decoding.temperature == 0:
+        return None
+    if key is None:
+        raise ValueError(
+            f"got no key at temperature={generator.decoding.temperature}; a key is required to draw tokens: key=..."
+        )
+    if population is not None:  # a row of prompts for each member, whatever its group
+        shape = (population, shape[-1])
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(int(np.prod(shape)))).reshape(shape)
+
+
+def _config(generator: Generator, params: Any) -> Any:
+    return nnx.merge(generator.graphdef, params).config
+
+
+def _itemsize(params: Any) -> int:
+    return jax.tree.leaves(params)[0].dtype.itemsize
