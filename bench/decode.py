@@ -12,7 +12,6 @@ prompt alone; its time is scaled to the population.
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,6 +28,7 @@ from bench.report import Report
 from bench.timing import Timing, interleave
 from eggroll.llm import Decoder, DecoderConfig, Decoding, generator, load
 from eggroll.llm.decoding import split
+from eggroll.llm.memory import answer_need
 
 SIGMA = 0.001
 # SmolLM2-135M: huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, config.json.
@@ -83,9 +83,8 @@ def measure(o: Options) -> dict[str, Any]:
     if o.quick:
         o = Options(**{**vars(o), **QUICK})
     graphdef, params = model_of(o)
-    calls = candidates(o, graphdef, params)
-    timings = interleave(calls, rounds=o.rounds, most_seconds=o.seconds)
-    return row(o, timings, sum(x.size for x in jax.tree.leaves(params)))
+    timings = interleave(candidates(o, graphdef, params), rounds=o.rounds, most_seconds=o.seconds)
+    return memory(o, graphdef, params) | row(o, timings)
 
 
 def model_of(o: Options) -> tuple[Any, Any]:
@@ -119,13 +118,29 @@ def candidates(o: Options, graphdef: Any, params: Any) -> dict[str, Callable[[],
     return calls
 
 
-def row(o: Options, timings: dict[str, Timing], size: int) -> dict[str, Any]:
+def memory(o: Options, graphdef: Any, params: Any) -> dict[str, Any]:
+    """Bytes of the model, and what a member takes beside it: noise, or a perturbed copy; and what its answers take."""
+    config = nnx.merge(graphdef, params).config
+    itemsize = jnp.dtype(o.dtype).itemsize
+    size = sum(x.size for x in jax.tree.leaves(params))
+    need = answer_need(config, Decoding(o.tokens), o.prompt, itemsize=itemsize, noise=1)
+    factors = eggroll.ES(population=2, rank=o.rank).plan_for(params).numbers * itemsize // 2
+    return {
+        "parameters": size,
+        "model_bytes": size * itemsize,
+        "noise_bytes_of_a_member": factors,
+        "answer_bytes": need.answer,
+        "bytes_of_a_member": factors + o.prompts * need.answer,
+        "full_rank_bytes_of_a_member": size * itemsize + o.prompts * need.answer,
+    }
+
+
+def row(o: Options, timings: dict[str, Timing]) -> dict[str, Any]:
     """The figures of one run."""
     plain, low_rank = timings["plain"], timings["eggroll"]
     written = o.population * o.prompts * o.tokens
     share = plain.ratio(low_rank)
     found = {
-        "parameters": size,
         "population": o.population,
         "prompts": o.prompts,
         "plain_tokens_per_second": written / plain.median,
@@ -138,7 +153,6 @@ def row(o: Options, timings: dict[str, Timing], size: int) -> dict[str, Any]:
     if "full_rank" in timings:
         ratio = timings["full_rank"].ratio(low_rank)
         found["generations_over_full_rank"] = ratio.median * o.population / o.full_rank_members
-    gc.collect()
     return found
 
 
