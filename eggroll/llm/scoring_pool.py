@@ -9,7 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pebble import ProcessPool
 
 from eggroll.llm import scoring_worker
-from eggroll.llm.scoring_processes import Spawning
+from eggroll.llm.scoring_processes import Spawning, interrupts_later
 from eggroll.training.errors import RunError
 
 STARTUP = 120.0  # seconds for a process to start and import the reward
@@ -56,9 +56,11 @@ class Processes:
         """Ends all processes, if there are any, and starts others."""
         self.stop()
         initializer, initargs = scoring_worker.prepare, [self._pickled]
-        self._pool = ProcessPool(self.workers, initializer=initializer, initargs=initargs, context=Spawning())
         try:
-            ready = self._pool.schedule(scoring_worker.trouble)
+            with interrupts_later():  # or there are processes of which the pool does not know
+                pool = ProcessPool(self.workers, initializer=initializer, initargs=initargs, context=Spawning())
+                self._pool = pool
+                ready = pool.schedule(scoring_worker.trouble)
             if not self.wait([ready]):
                 raise RunError(
                     f"the processes for the reward {self._name} did not start: they ended, or took longer than "
@@ -75,10 +77,11 @@ class Processes:
 
     def stop(self) -> None:
         """Ends all processes, whatever they do."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.stop()
-            pool.join()
+        with interrupts_later():
+            pool, self._pool = self._pool, None
+            if pool is not None:
+                pool.stop()
+                pool.join()
 
 
 def _lost(future: Future) -> bool:

@@ -8,6 +8,7 @@ import signal
 
 import pytest
 
+from eggroll.llm import scoring_processes
 from eggroll.llm.scoring import Scorers
 from eggroll.llm.tasks import Problem
 from eggroll.training.errors import RunError
@@ -51,3 +52,20 @@ def test_rewards_that_cannot_travel_are_refused_before_the_run(reward, said):
 def test_processes_end_when_the_block_raises():
     with pytest.raises(KeyboardInterrupt), Scorers(hostile.length, workers=2):
         raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("interrupted", [1, 2])
+def test_ctrl_c_while_processes_start_leaves_none(monkeypatch, interrupted):
+    started, popen = [], scoring_processes._Process._Popen
+
+    def interrupted_popen(process):
+        started.append(popen(process))
+        if len(started) == interrupted:
+            signal.raise_signal(signal.SIGINT)
+        return started[-1]
+
+    monkeypatch.setattr(scoring_processes._Process, "_Popen", staticmethod(interrupted_popen))
+    with pytest.raises(KeyboardInterrupt), Scorers(hostile.length, workers=2):
+        pass
+    assert len(started) == 2 and all(process.poll() is not None for process in started)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
