@@ -121,8 +121,11 @@ def unpack_flat(words: jax.Array, size: int, distribution: str, dtype: DTypeLike
         [-1.0, -1.0, -1.0, 1.0]
     """
     width = WIDTH[distribution]
-    shifts = jnp.arange(0, 32, width, dtype="uint32")
-    fields = (words >> shifts[:, None]) & jnp.uint32(2**width - 1)
+    shifts, mask = np.arange(0, 32, width, dtype=np.uint32), jnp.uint32(2**width - 1)
+    if len(shifts) == 2:  # put together, not broadcast: XLA would fuse that into the transposition, number by number
+        fields = jnp.stack([(words >> shift) & mask for shift in shifts])
+    else:
+        fields = (words >> shifts[:, None]) & mask
     return as_numbers(fields, distribution, dtype).T.reshape(-1)[:size]
 
 
