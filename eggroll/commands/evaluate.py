@@ -24,8 +24,6 @@ class Evaluate:
     """Prompts that are answered."""
     split: Split = EvaluateSettings.split
     """Which prompts: held-out ones, or those that fine-tuning may have seen."""
-    batch: int = EvaluateSettings.batch
-    """Prompts that are answered at once, at most."""
     seed: int = EvaluateSettings.seed
     """Decides the prompts; that of a run gives the ones that it was tested on."""
     samples: int = EvaluateSettings.samples

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +15,6 @@ from eggroll.llm.prompts import answer_texts
 from eggroll.llm.scoring import Rewards, Scorers
 from eggroll.llm.settings import Asked
 from eggroll.llm.tasks import Problem, Task
-from eggroll.training.errors import RunError
 from eggroll.training.options import SettingsError
 
 
@@ -64,25 +62,3 @@ def decoding_of(asked: Asked, task: Task, language: LanguageModel, *, greedy: bo
         return Decoding(task.max_tokens, stop=language.stop, pad=language.pad, **draws)
     except ValueError as why:
         raise SettingsError(str(why)) from why
-
-
-@contextmanager
-def memory_explained(what: str) -> Iterator[None]:
-    """A context in which running out of memory becomes a `RunError` that says what to do.
-
-    Args:
-        what: what was evaluated at once.
-
-    Raises:
-        RunError: memory ran out.
-    """
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, MemoryError) as why:
-        text = str(why)
-        if not isinstance(why, MemoryError) and "RESOURCE_EXHAUSTED" not in text and "ut of memory" not in text:
-            raise
-        raise RunError(
-            f"memory ran out while {what}: {text.splitlines()[0] if text else 'no more to be had'}. Give a smaller "
-            "--memory (in GB) or --chunk, fewer --max-tokens, or --dtype bfloat16."
-        ) from why

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import jax
-import numpy as np
 
-from eggroll.llm.answering import Marker, decoding_of, memory_explained, open_model
-from eggroll.llm.decoding import Answers, generator, split
+from eggroll.llm.answering import Marker, decoding_of, open_model
+from eggroll.llm.decoding import Generator, generator, split
+from eggroll.llm.generation import generate_plain
 from eggroll.llm.questions import Questions, questions, task_of
 from eggroll.llm.scoring import Scorers
 from eggroll.llm.settings import EvaluateSettings
 
 PROMPTS = 256  # that are answered, unless the user says otherwise
-ROWS = 64  # prompts that are answered at once, unless memory forbids
 
 
 @dataclass(frozen=True)
@@ -29,7 +27,7 @@ class Measured:
         reward: mean over the prompts.
         error: its standard error, over prompts; NaN for a single one.
         answer_tokens: mean length of an answer, a stop token included.
-        tokens_per_second: generated, compilation left out where there was more than one round.
+        tokens_per_second: generated; the first time compilation is included.
         failed: answers that could not be scored; they have the worst reward.
         texts: the answers.
         rewards: theirs.
@@ -63,55 +61,42 @@ class Evaluator:
     """Has a model answer the same questions whenever it is called.
 
     Args:
-        fun: from `eggroll.llm.generator`.
+        generator: from `eggroll.llm.generator`.
         asked: the questions.
         marker: what makes text and rewards of answers.
-        rows: prompts that are answered at once.
         key: for a temperature above 0.
+        budget: bytes that answering may take; see `eggroll.llm.generate`. Default None.
     """
 
     def __init__(
         self,
-        fun: Callable[..., Answers],
+        generator: Generator,
         asked: Questions,
         marker: Marker,
         *,
-        rows: int = ROWS,
         key: jax.Array | None = None,
+        budget: float | None = None,
     ) -> None:
-        self._answer, self._asked, self._marker = jax.jit(fun), asked, marker
-        self._rows, self._key = min(rows, len(asked)), key
+        self._generator, self._asked, self._marker = generator, asked, marker
+        self._options: dict[str, Any] = {"key": key, "budget": budget}
 
     def __call__(self, params: Any) -> Measured:
         """How these parameters do."""
-        rounds = range(0, len(self._asked), self._rows)
-        found = [self._round(params, first) for first in rounds]
-        tokens = np.concatenate([answers.tokens for answers, _ in found])[: len(self._asked)]
-        length = np.concatenate([answers.length for answers, _ in found])[: len(self._asked)]
-        texts = self._marker.texts(Answers(tokens, length))
+        start = time.perf_counter()
+        answers = jax.device_get(generate_plain(params, self._generator, self._asked.prompts, **self._options))
+        seconds = time.perf_counter() - start
+        texts = self._marker.texts(answers)
         rewards = self._marker.rewards(texts, self._asked.problems)
-        timed = found[1:] or found  # the first round may compile
-        written = sum(int(answers.length.sum()) for answers, _ in timed)
         n = len(texts)
         return Measured(
             reward=float(rewards.values.mean()),
             error=float(rewards.values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan,
-            answer_tokens=float(length.mean()),
-            tokens_per_second=written / sum(seconds for _, seconds in timed),
+            answer_tokens=float(answers.length.mean()),
+            tokens_per_second=float(answers.length.sum()) / seconds,
             failed=rewards.failed,
             texts=tuple(texts),
             rewards=tuple(rewards.values.tolist()),
         )
-
-    def _round(self, params: Any, first: int) -> tuple[Answers, float]:
-        """Answers to the next prompts, always as many, so that there is one shape to compile; and seconds."""
-        start = time.perf_counter()
-        rows = np.minimum(np.arange(first, first + self._rows), len(self._asked) - 1)
-        prompts = self._asked.take(rows).prompts
-        key = () if self._key is None else (jax.random.fold_in(self._key, first),)
-        with memory_explained(f"{self._rows} prompts were answered"):
-            answers = jax.device_get(self._answer(params, *prompts, *key))
-        return answers, time.perf_counter() - start
 
 
 def evaluate(settings: EvaluateSettings) -> tuple[Measured, Questions]:
@@ -135,4 +120,4 @@ def evaluate(settings: EvaluateSettings) -> tuple[Measured, Questions]:
     key = jax.random.key(settings.seed) if settings.temperature else None
     with Scorers(task.reward, workers=settings.workers, seconds=settings.scorer_seconds) as scorers:
         marker = Marker(language.tokenizer, language.stop, scorers)
-        return Evaluator(fun, asked, marker, rows=settings.batch, key=key)(params), asked
+        return Evaluator(fun, asked, marker, key=key, budget=settings.budget)(params), asked

@@ -11,7 +11,7 @@ import jax
 
 from eggroll.llm.answering import Marker, decoding_of, open_model
 from eggroll.llm.decoding import generator, split
-from eggroll.llm.evaluation import ROWS, Evaluator, Measured
+from eggroll.llm.evaluation import Evaluator, Measured
 from eggroll.llm.loading import LanguageModel
 from eggroll.llm.model_folders import write_model
 from eggroll.llm.questions import Questions, chosen, questions, task_of
@@ -69,7 +69,7 @@ class Outcome:
     samples: list[dict[str, Any]]
 
 
-def strategy(settings: FinetuneSettings, chunk: int | str = "auto") -> ES:
+def strategy(settings: FinetuneSettings) -> ES:
     """The evolution strategy of a run."""
     options: dict[str, Any] = {"population": settings.population, "sigma": settings.sigma, "groups": settings.parts}
     options["shaping"] = "group" if settings.parts > 1 else "zscore"
@@ -79,7 +79,7 @@ def strategy(settings: FinetuneSettings, chunk: int | str = "auto") -> ES:
 
             return FullRankES(learning_rate=settings.rate, **options)
         optimizer = named(settings.optimizer, learning_rate=settings.rate)
-        return ES(rank=settings.rank, optimizer=optimizer, chunk=chunk, fallback="error", **options)
+        return ES(rank=settings.rank, optimizer=optimizer, fallback="error", **options)
     except ValueError as why:
         raise SettingsError(str(why)) from why
 
@@ -120,11 +120,12 @@ class Run:
         self.es = strategy(settings)
         marker = Marker(language.tokenizer, language.stop, scorers)
         key = jax.random.key(settings.seed)
-        own = jax.random.fold_in(key, 1) if settings.temperature else None
-        self.step = Answered(generator(graphdef, decoding_of(settings, task, language)), marker, key=own)
+        draws = jax.random.fold_in(key, 1) if settings.temperature else None
+        fun = generator(graphdef, decoding_of(settings, task, language))
+        self.step = Answered(fun, marker, key=draws, budget=settings.budget, chunk=settings.chunk)
         self.state = self._begun(key)
         greedy = generator(graphdef, decoding_of(settings, task, language, greedy=True))
-        self.measure = Evaluator(greedy, self.test, marker, rows=ROWS)
+        self.measure = Evaluator(greedy, self.test, marker, budget=settings.budget)
         self.samples = Samples(settings.folder, self.test, settings.samples)
         self.before: Mapping[str, Any] = {}
         self._first: Measured | None = None  # of generation 0, if it was measured in this process
@@ -134,7 +135,7 @@ class Run:
         """The state of generation 0; says now, and not after compiling, what does not fit the model."""
         try:
             state = self.es.init(self.params, key)
-            self.step.check(self.es, state.params, self._batch(0)[0])
+            self.step.check(self.es, state, self._batch(0)[0])
         except (TypeError, ValueError) as why:
             raise SettingsError(str(why)) from why
         return state

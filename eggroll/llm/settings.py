@@ -80,6 +80,11 @@ class Asked:
         options_from(self.task_options)
 
     @property
+    def budget(self) -> float | None:
+        """Bytes that answering may take; None: what is free, in part."""
+        return None if self.memory is None else 1e9 * self.memory
+
+    @property
     def label(self) -> str:
         """Task, or the name of the reward function, as it may stand in a file's name."""
         name = self.task or (self.reward or "").partition(":")[2]
@@ -157,14 +162,12 @@ class EvaluateSettings(Asked):
     Attributes:
         prompts: how many are answered; None: as many as the task has, up to 256.
         split: `"test"`, or `"train"`: prompts that fine-tuning may have seen.
-        batch: prompts that are answered at once, at most.
         seed: decides the prompts, and the draws of a temperature above 0; that of a run gives its held-out prompts.
         samples: answers that are shown.
     """
 
     prompts: int | None = None
     split: Split = "test"
-    batch: int = 64
     seed: int = 0
     samples: int = 3
 
@@ -172,7 +175,7 @@ class EvaluateSettings(Asked):
         """Raises `SettingsError` for a value that cannot be used."""
         self.check_asked()
         check_choice("split", self.split, Split)
-        least = {"batch": 1, "seed": 0, "samples": 0} | ({} if self.prompts is None else {"prompts": 1})
+        least = {"seed": 0, "samples": 0} | ({} if self.prompts is None else {"prompts": 1})
         for name, number in least.items():
             check_count(name, getattr(self, name), number)
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.llm.answering import Marker, memory_explained
-from eggroll.llm.decoding import Answers
+from eggroll.llm.answering import Marker
+from eggroll.llm.decoding import Answers, Generator
+from eggroll.llm.generation import explained, generate, population_fit
+from eggroll.llm.memory import Fit
+from eggroll.llm.prompts import Prompts
 from eggroll.llm.questions import Questions
 from eggroll.strategy.es import ES, Metrics
-from eggroll.strategy.inputs import make_rows
-from eggroll.strategy.members import Members
 from eggroll.strategy.state import State
 from eggroll.training.processes_scoring import local_members, score
 from eggroll.training.processes_talk import gather
@@ -34,76 +34,59 @@ class Answered(Step):
     generation, and is counted.
 
     Args:
-        fun: from `eggroll.llm.generator`.
+        generator: from `eggroll.llm.generator`.
         marker: what makes text and rewards of answers.
         key: for a temperature above 0; members of a group draw with the same numbers, so that they differ by their
             noise alone. Default None: greedy.
-        at_once: prompts that a member answers at once. Default None: all of its own.
+        budget: bytes that answering may take; see `eggroll.llm.generate`. Default None.
+        chunk: members that answer at once. Default None: as many as fit.
     """
 
     recorded = ("reward_mean", "reward_best", "answer_tokens", "tokens", "tokens_per_second", "scorer_errors")
 
     def __init__(
         self,
-        fun: Callable[..., Answers],
+        generator: Generator,
         marker: Marker,
         *,
         key: jax.Array | None = None,
-        at_once: int | None = None,
+        budget: float | None = None,
+        chunk: int | None = None,
     ) -> None:
-        self._fun, self._marker, self._key, self._at_once = fun, marker, key, at_once
+        self._generator, self._marker, self._key = generator, marker, key
+        self._at_once: dict[str, Any] = {"budget": budget, "chunk": chunk}
         self._told = False  # of an error
 
     def __call__(self, es: ES, state: State, carry: Any, batch: tuple[Questions]) -> tuple[State, Any, Metrics]:
         """One generation; `carry` is from `no_tokens`."""
         start, (asked,) = time.perf_counter(), batch
         members = es.ask(state)
-        with memory_explained(f"{es.population} members answered {len(asked)} prompts"):
-            answers = self._answers(es, members, asked, state)
-            fitness, failed = self._fitness(es, asked, answers)
-            written = int(jnp.sum(answers.length))
+        key = None if self._key is None else jax.random.fold_in(self._key, state.generation)
+        answers = generate(members, self._generator, in_groups(asked.prompts, es.groups), key=key, **self._at_once)
+        fitness, failed = self._fitness(es, asked, answers)
+        written = int(jnp.sum(answers.length))
+        with explained(f"{es.population} members were summed up"):
             state, metrics = es.tell(state, members, fitness)
             jax.block_until_ready(state)
         carry = with_tokens(carry, written)
-        return (
-            state,
-            carry,
-            {
-                **metrics,
-                "reward_mean": metrics["fitness_mean"],
-                "reward_best": metrics["fitness_best"],
-                "answer_tokens": written / answers.length.size,
-                "tokens": tokens_in(carry),
-                "tokens_per_second": written / (time.perf_counter() - start),
-                "scorer_errors": failed,
-            },
-        )
+        measured = {
+            "reward_mean": metrics["fitness_mean"],
+            "reward_best": metrics["fitness_best"],
+            "answer_tokens": written / answers.length.size,
+            "tokens": tokens_in(carry),
+            "tokens_per_second": written / (time.perf_counter() - start),
+            "scorer_errors": failed,
+        }
+        return state, carry, {**metrics, **measured}
 
-    def check(self, es: ES, params: Any, asked: Questions) -> None:
-        """Raises ValueError for noise that does not fit the model; also fixes how each parameter is perturbed."""
-        rows, axes = next(self._rows(es, asked, 0))
-        es.plan_for(params, self._fun, make_rows(rows, axes, es.population, es.groups))
+    def check(self, es: ES, state: State, asked: Questions) -> Fit:
+        """What is done at once; nothing is evaluated.
 
-    def _answers(self, es: ES, members: Members, asked: Questions, state: State) -> Answers:
-        """`tokens [population, prompts of a member, max_tokens]` and `length`."""
-        parts = [
-            members.apply(self._fun, *rows, in_axes=axes) for rows, axes in self._rows(es, asked, state.generation)
-        ]
-        return parts[0] if len(parts) == 1 else jax.tree.map(lambda *x: jnp.concatenate(x, 1), *parts)
-
-    def _rows(self, es: ES, asked: Questions, generation: Any) -> Iterator[tuple[tuple, tuple]]:
-        """(arguments of `fun` after the parameters, their axes), for as many prompts as are answered at once."""
-        own = len(asked) // es.groups
-        tokens, pads = (x.reshape(es.groups, own, *x.shape[1:]) for x in asked.prompts)
-        for first in range(0, own, self._at_once or own):
-            part = slice(first, first + (self._at_once or own))
-            rows, axes = (tokens[:, part], pads[:, part]), (0, 0)
-            if es.groups == 1:
-                rows, axes = (tokens[0, part], pads[0, part]), (None, None)
-            if self._key is not None:
-                key = jax.random.fold_in(jax.random.fold_in(self._key, generation), first)
-                rows, axes = (*rows, key), (*axes, None)
-            yield rows, axes
+        Raises:
+            RunError: memory does not suffice.
+            ValueError: noise that does not fit the model.
+        """
+        return population_fit(es.ask(state), self._generator, in_groups(asked.prompts, es.groups), **self._at_once)
 
     def _fitness(self, es: ES, asked: Questions, answers: Answers) -> tuple[np.ndarray, int]:
         """Mean reward of every member, and how many answers had none; each process scores the members it holds."""
@@ -117,6 +100,14 @@ class Answered(Step):
             LOGGER.warning("%d of %d answers could not be scored; %s", rewards.failed, len(problems), rewards.error)
         found = dict(zip(mine.tolist(), rewards.values.reshape(-1, own).mean(1).tolist(), strict=True))
         return score(answers.length, lambda _, member: found[member], numbered=True).fitness, failed
+
+
+def in_groups(prompts: Prompts, groups: int) -> Prompts:
+    """`[groups, prompts of a group, time]` where there are several groups."""
+    if groups == 1:
+        return prompts
+    tokens, start = (x.reshape(groups, len(x) // groups, *x.shape[1:]) for x in prompts)
+    return Prompts(tokens, start)
 
 
 def no_tokens() -> np.ndarray:

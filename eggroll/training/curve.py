@@ -56,6 +56,7 @@ def draw_curve(records: Sequence[dict[str, Any]], path: Path, drawn: Drawn) -> N
     _fitness(above, records, drawn)
     _score(below, [r for r in records if r.get(drawn.score) is not None], drawn)
     below.set_xlabel("generation")
+    below.xaxis.get_major_locator().set_params(integer=True)
     for axes in (above, below):
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.25)
@@ -106,11 +107,12 @@ def _spent(axes: Axes, records: Sequence[dict[str, Any]], name: str) -> None:
     spent = np.array([0, *(r[name] for r in records)], float)
     size, word = next((s, w) for s, w in ((1e6, "millions of "), (1e3, "thousands of "), (1, "")) if spent[-1] >= s)
     spent = spent / size + 1e-9 * generation  # strictly growing, as its inverse needs
+    rate = spent[-1] / generation[-1]  # beyond the margins of the picture
 
     def forth(x: Any) -> Any:
-        return np.interp(x, generation, spent)
+        return np.interp(x, generation, spent) + rate * (np.minimum(x, 0) + np.maximum(x - generation[-1], 0))
 
     def back(x: Any) -> Any:
-        return np.interp(x, spent, generation)
+        return np.interp(x, spent, generation) + (np.minimum(x, 0) + np.maximum(x - spent[-1], 0)) / rate
 
     axes.secondary_xaxis("top", functions=(forth, back)).set_xlabel(f"{word}{name}", fontsize=9, color=GREY)

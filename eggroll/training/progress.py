@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINES = 10  # printed over a run where there is no terminal
+SILENCE = 60.0  # seconds there without a line, at most, if a generation takes no longer
 WINDOW = 10  # generations that the speed is averaged over
 
 
@@ -41,7 +43,7 @@ class Meter:
 
     def __init__(self, console: Console, generations: int, label: str, shown: Shown) -> None:
         self._console, self._generations, self._shown = console, generations, shown
-        self._records = 0
+        self._records, self._said = 0, 0.0
         self._values: dict[str, str] = {}
         self._recent: deque[float] = deque(maxlen=WINDOW)
         columns = (
@@ -75,7 +77,9 @@ class Meter:
             self._bar.start()
         self._bar.update(self._task, completed=generation, status=status)
         every = max(1, self._generations // LINES)
-        if not self._console.is_terminal and (generation % every == 0 or generation == self._generations):
+        due = generation % every == 0 or generation == self._generations or time.monotonic() > self._said + SILENCE
+        if not self._console.is_terminal and due:
+            self._said = time.monotonic()
             self._console.print(f"generation {generation}/{self._generations}  {status}", highlight=False)
 
     def status(self) -> str:

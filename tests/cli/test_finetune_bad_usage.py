@@ -31,6 +31,11 @@ CASES = {
         ("--reward", "math:sin", "--prompts-file", "none.txt"),
         ("none.txt", "cannot be read"),
     ),
+    "no memory for a pair": (("--task", "arithmetic", "--memory", "1e-6"), ("2 members", "need", "1 kB may be used")),
+    "no memory for so many": (
+        ("--task", "arithmetic", "--chunk", "256", "--memory", "1e-3"),
+        ("256 members", "1 MB may be used", "would fit"),
+    ),
     "a rank beyond a layer": (("--task", "arithmetic", "--rank", "999"), ("rank", "999")),
 }
 

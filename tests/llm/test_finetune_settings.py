@@ -92,7 +92,7 @@ def test_options_of_a_task() -> None:
 
 def test_an_evaluation_is_checked_too() -> None:
     EvaluateSettings(**ASKED).check()
-    for given, message in (({"split": "all"}, "split='all'"), ({"batch": 0}, "batch=0"), ({"prompts": 0}, "prompts=0")):
+    for given, message in (({"split": "all"}, "split='all'"), ({"prompts": 0}, "prompts=0")):
         with pytest.raises(SettingsError, match=message):
             EvaluateSettings(**{**ASKED, **given}).check()
 

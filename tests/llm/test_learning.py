@@ -18,7 +18,7 @@ from eggroll.training import fit, named
 from tests.cli.running import quick_compilation
 from tests.llm.climbing import asked, language, letters, marker
 
-SEEDS, GENERATIONS = 7, 10
+SEEDS, GENERATIONS = 7, 8
 STRATEGIES: dict[str, Any] = {
     "eggroll": lambda: eggroll.ES(
         population=64,

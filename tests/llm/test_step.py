@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 import eggroll
-from eggroll.llm.answering import memory_explained
 from eggroll.llm.decoding import Decoding, generator, split
 from eggroll.llm.step import Answered, no_tokens, tokens_in, with_tokens
-from eggroll.training import RunError, named
+from eggroll.training import named
 from tests.cli.running import quick_compilation
 from tests.llm.climbing import InProcess, asked, language, letters, marker
 
@@ -36,7 +35,7 @@ def parts() -> tuple[Any, Any, Any]:
 
 
 @cache
-def strategy(groups: int = 1) -> eggroll.ES:
+def strategy(groups: int = 2) -> eggroll.ES:
     """Always the same one, so that what it compiles is kept."""
     return eggroll.ES(
         population=N, sigma=0.3, optimizer=named("sgd", learning_rate=0.01), groups=groups, fallback="error"
@@ -49,7 +48,7 @@ def greedy() -> Any:
     return jax.jit(parts()[2])
 
 
-@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_members_fitness_is_the_mean_reward_of_its_own_prompts(groups: int) -> None:
     model, params, fun = parts()
     es, marks = strategy(groups), marker(model)
@@ -73,17 +72,6 @@ def test_a_members_fitness_is_the_mean_reward_of_its_own_prompts(groups: int) ->
     assert int(moved.generation) == 1 and float(metrics["update_norm"]) > 0
 
 
-def test_prompts_in_parts_give_the_same_answers() -> None:
-    model, params, fun = parts()
-    es = strategy()
-    state = es.init(params, jax.random.key(1))
-    fitness = []
-    for at_once in (None, 2):
-        _, _, metrics = Answered(fun, marker(model), at_once=at_once)(es, state, no_tokens(), (asked(model, 4),))
-        fitness.append(metrics["fitness"])
-    np.testing.assert_allclose(*fitness, rtol=1e-6)
-
-
 def test_answers_that_cannot_be_scored_are_counted_and_told_once(caplog: pytest.LogCaptureFixture) -> None:
     model, params, fun = parts()
 
@@ -96,9 +84,9 @@ def test_answers_that_cannot_be_scored_are_counted_and_told_once(caplog: pytest.
     state, carry = es.init(params, jax.random.key(1)), no_tokens()
     for _ in range(2):
         state, carry, metrics = step(es, state, carry, (asked(model, 4),))
-        assert metrics["scorer_errors"] == N  # one of four answers of each
+        assert metrics["scorer_errors"] == N // 2  # one of the two answers of each member of the first group
         assert np.isfinite(metrics["fitness"]).all() and metrics["nonfinite"] == 0
-    assert caplog.text.count("8 of 32 answers could not be scored; the reward failed") == 1
+    assert caplog.text.count("4 of 16 answers could not be scored; the reward failed") == 1
 
 
 def test_draws_follow_the_key_and_the_generation() -> None:
@@ -127,15 +115,3 @@ def test_tokens_are_counted_beyond_32_bits() -> None:
         carry = with_tokens(carry, 2**31 - 1)
     assert tokens_in(carry) == 5 * (2**31 - 1)
     assert carry.dtype == np.int32
-
-
-def test_running_out_of_memory_says_what_to_do() -> None:
-    with (
-        pytest.raises(
-            RunError, match=r"memory ran out while 4 members answered: RESOURCE_EXHAUSTED.*--memory.*--chunk"
-        ),
-        memory_explained("4 members answered"),
-    ):
-        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 8 bytes")
-    with pytest.raises(jax.errors.JaxRuntimeError, match="another"), memory_explained("4 members answered"):
-        raise jax.errors.JaxRuntimeError("INTERNAL: another error")
