@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from eggroll.llm.quiet import silent, transformers
 from eggroll.training.errors import RunError
 
 __all__ = ["DecoderConfig", "Rope", "config_from"]
@@ -171,12 +172,10 @@ def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
         known = "; ".join(f"{name} ({what})" for name, what in ARCHITECTURES.items())
         hint = " Of gemma3, which has a vision part, only checkpoints of the text part are read." * (kind == "gemma3")
         raise RunError(f"got a model of the architecture {kind!r}; known are: {known}. Choose one of these.{hint}")
-    from transformers import AutoConfig
-
+    rest = {name: value for name, value in hf.items() if name != "model_type"}
     try:
-        return AutoConfig.for_model(
-            kind, **{name: value for name, value in hf.items() if name != "model_type"}
-        ).to_dict()
+        with silent():
+            return transformers().AutoConfig.for_model(kind, **rest).to_dict()
     except Exception as error:  # transformers checks types and values with errors of several classes
         raise RunError(f"transformers does not accept the configuration of this {kind} model: {error}") from error
 

@@ -1,4 +1,4 @@
-"""A language model from a folder or a hub id, and back to a folder that transformers loads."""
+"""A language model from a folder, a hub id or a GGUF file, and back to a folder that transformers loads."""
 
 from __future__ import annotations
 
@@ -53,9 +53,10 @@ def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
     """Loads a language model; without a network when it is local.
 
     Args:
-        source: a Hugging Face folder (`config.json`, safetensors, tokenizer), or a hub id such as
+        source: a Hugging Face folder (`config.json`, safetensors, tokenizer), a `.gguf` file, or a hub id such as
             "HuggingFaceTB/SmolLM2-135M-Instruct".
-        dtype: "float32", "bfloat16" or "float16" to cast the weights to; None (default) keeps the file's.
+        dtype: "float32", "bfloat16" or "float16" to cast the weights to; None (default) keeps the file's, float32 for a
+            `.gguf` file.
 
     Returns:
         The model, its tokenizer, and the tokens that end an answer.
@@ -73,15 +74,20 @@ def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
         raise RunError(f"got dtype={dtype!r}; known are {', '.join(DTYPES)}, or None for the file's own.")
     path = Path(source)
     if path.is_file():
-        raise RunError(f"got the file {path}; a folder or a hub id is required.")
-    folder = path if path.is_dir() else _download(str(source))
-    settings = read_json(folder / "config.json")
-    if settings is None:
-        raise RunError(f"{folder} has no config.json; a Hugging Face model folder is required.")
-    generation = read_json(folder / "generation_config.json") or {}
-    config = config_from(settings)
-    tokenizer = load_tokenizer(folder)
-    weights = read_folder(folder, config, dtype)
+        if path.suffix != ".gguf":
+            raise RunError(f"got the file {path}; a folder, a .gguf file or a hub id is required.")
+        from eggroll.llm.gguf_file import read_gguf
+
+        settings, generation, tokenizer, config, weights = read_gguf(path, dtype)
+    else:
+        folder = path if path.is_dir() else _download(str(source))
+        settings = read_json(folder / "config.json")
+        if settings is None:
+            raise RunError(f"{folder} has no config.json; a Hugging Face model folder is required.")
+        generation = read_json(folder / "generation_config.json") or {}
+        config = config_from(settings)
+        tokenizer = load_tokenizer(folder)
+        weights = read_folder(folder, config, dtype)
     check_tokenizer(tokenizer, config, str(source))
     stop = end_tokens(tokenizer, settings, generation)
     pad = pad_token(tokenizer, stop, config)

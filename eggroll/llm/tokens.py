@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from eggroll.llm.config import DecoderConfig
+from eggroll.llm.quiet import transformers
 from eggroll.training.errors import RunError
 
 __all__ = ["check_tokenizer", "end_tokens", "load_tokenizer", "pad_token"]
@@ -21,15 +22,13 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         RunError: there is none, or it needs a library that is not installed.
     """
-    from transformers import AutoTokenizer
-
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise RunError(
             f"{folder} has no tokenizer (tokenizer.json, with tokenizer_config.json); copy it from the model that this "
             "one was made from."
         )
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever a broken file or a missing library raises
         raise RunError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
 

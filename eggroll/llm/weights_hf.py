@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -16,7 +17,7 @@ from eggroll.llm.config import DecoderConfig
 from eggroll.llm.decoder import layer_shapes
 from eggroll.training.errors import RunError
 
-__all__ = ["assemble", "hf_names", "read_folder", "write_file"]
+__all__ = ["assemble", "check_shapes", "hf_names", "read_folder", "write_file"]
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -90,7 +91,7 @@ def read_folder(folder: Path, config: DecoderConfig, dtype: str | None = None) -
             )
         shapes = {name: tuple(tensor.get_shape()) for name, tensor in tensors.items()}
         ignore = _to_ignore(folder, config, tensors)
-        _check(str(folder), config, {name: shape for name, shape in shapes.items() if name not in ignore})
+        check_shapes(str(folder), config, {name: shape for name, shape in shapes.items() if name not in ignore})
         held = {DTYPES[kind] for kind in kinds.values()}
         dtype = dtype or (held.pop() if len(held) == 1 else "float32")  # which holds what the others do
         return assemble(config, lambda name: tensors[name][...], dtype)
@@ -113,6 +114,9 @@ def write_file(file: Path, config: DecoderConfig, weights: Mapping[str, Any]) ->
 
     tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(config, weights)}
     save_file(tensors, file, metadata={"format": "pt"})  # transformers wants to be told this layout
+    mask = os.umask(0)
+    os.umask(mask)
+    file.chmod(0o666 & ~mask)  # safetensors leaves it to its owner alone, unlike all other files
 
 
 def _tensors(config: DecoderConfig, weights: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
@@ -157,7 +161,7 @@ def _to_ignore(folder: Path, config: DecoderConfig, tensors: Mapping[str, Any]) 
     return ignore
 
 
-def _check(source: str, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def check_shapes(source: str, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises for the first tensors that are missing, unexpected or of the wrong shape."""
     wanted = dict(expected_shapes(config))
     missing = [name for name in wanted if name not in shapes]

@@ -8,7 +8,7 @@ import pytest
 
 from eggroll.llm.config import DecoderConfig, Rope, config_from
 from eggroll.training.errors import RunError
-from tests.llm.tiny import LLAMA3, SETTINGS
+from tests.llm.families import LLAMA3, SETTINGS
 
 
 def test_old_and_new_styles_of_rotary_positions_agree():
@@ -27,9 +27,9 @@ def test_old_and_new_styles_of_rotary_positions_agree():
 
 def test_each_family_has_its_ways():
     read = {family: config_from(settings) for family, settings in SETTINGS.items()}
-    assert [family for family, config in read.items() if config.biases] == ["qwen2"]
+    assert [family for family, config in read.items() if config.biases] == ["qwen2", "qwen2-window"]
     assert [family for family, config in read.items() if config.head_norms] == ["qwen3", "gemma3"]
-    assert [family for family, config in read.items() if not config.tied] == ["llama", "llama3"]
+    assert [family for family, config in read.items() if not config.tied] == ["llama", "llama3", "qwen2-window"]
     gemma = read["gemma3"]
     assert gemma.gemma and gemma.sliding == (True, False, True) and gemma.window == 4
     assert gemma.attention_scale == 24**-0.5 and gemma.activation == "gelu_pytorch_tanh"
@@ -95,4 +95,4 @@ def test_llama3s_frequencies_are_kept_scaled_or_between():
 
 
 def test_a_configuration_is_hashable():
-    assert len({config_from(settings) for settings in SETTINGS.values()} | {DecoderConfig(8, 8, 8, 1, 1, 1, 8)}) == 7
+    assert len({config_from(settings) for settings in SETTINGS.values()} | {DecoderConfig(8, 8, 8, 1, 1, 1, 8)}) == 8

@@ -23,8 +23,7 @@ def same_bits(a, b) -> bool:
     return all(x.dtype == y.dtype and np.asarray(x).tobytes() == np.asarray(y).tobytes() for x, y in pairs)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("family", tiny.SETTINGS)
+@pytest.mark.parametrize(("family", "dtype"), [("llama", "float32"), ("gemma3", "bfloat16"), ("qwen2", "bfloat16")])
 def test_a_round_trip_keeps_every_bit_and_all_that_belongs_to_the_model(tmp_path, family, dtype):
     made = tiny.language_model(family, dtype=dtype)
     llm.save(made, tmp_path / "a")
@@ -143,7 +142,7 @@ def test_what_a_folder_lacks_is_named(tmp_path, monkeypatch):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(RunError, match="not JSON"):
         llm.load(tmp_path)
-    with pytest.raises(RunError, match="a folder or a hub id"):
+    with pytest.raises(RunError, match=r"a folder, a \.gguf file or a hub id"):
         llm.load(tmp_path / "config.json")
 
 

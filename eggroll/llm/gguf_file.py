@@ -1,0 +1,152 @@
+"""A llama.cpp file (GGUF): configuration and weights, dequantised, under Hugging Face's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from eggroll.llm.config import DecoderConfig, config_from
+from eggroll.llm.gguf_tokens import tokenizer_from
+from eggroll.llm.weights_hf import assemble, check_shapes, hf_names
+from eggroll.training.errors import RunError
+
+__all__ = ["read_gguf", "settings_from"]
+
+MODEL_TYPES = {"llama": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma3": "gemma3_text"}
+
+# The part of a GGUF name after `blk.3.`, for each part of a Hugging Face name after `model.layers.3.`.
+PARTS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+}
+GEMMA_PARTS = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def read_gguf(file: Path, dtype: str | None = None) -> tuple[dict[str, Any], dict[str, Any], Any, DecoderConfig, Any]:
+    """Reads all of a file; quantised weights become `dtype`, float32 by default.
+
+    Returns:
+        What a Hugging Face folder has: contents of `config.json` and `generation_config.json`, the tokenizer, the
+        decoder's configuration, and its weights.
+
+    Raises:
+        RunError: not a GGUF file, an unknown architecture or tokenizer, tensors missing or of the wrong shape.
+    """
+    try:
+        from gguf import GGUFReader, dequantize
+    except ImportError as error:
+        raise RunError("reading .gguf files needs the package gguf: pip install 'eggroll-jax[gguf]'") from error
+    try:
+        reader = GGUFReader(file)
+    except (ValueError, OSError, IndexError) as error:
+        raise RunError(f"{file} is not a whole GGUF file ({error}); fetch or copy it again.") from error
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    settings = settings_from(fields, tied="output.weight" not in tensors)
+    config = config_from(settings)
+    names = {name: _gguf_name(name, config) for group in hf_names(config).values() for name in group}
+    _check(file, config, names, tensors)
+
+    def read(name: str) -> np.ndarray:
+        tensor = tensors[names[name]]
+        return _as_hf(name, dequantize(tensor.data, tensor.tensor_type), settings, config)
+
+    tokenizer = tokenizer_from(fields)
+    generation = {name: settings[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in settings}
+    return settings, generation, tokenizer, config, assemble(config, read, dtype or "float32")
+
+
+def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
+    """The contents of `config.json` from the metadata of a file.
+
+    Args:
+        fields: metadata by name.
+        tied: True if the file has no output matrix besides the embedding.
+    """
+    kind = fields.get("general.architecture")
+    if kind not in MODEL_TYPES:
+        raise RunError(f"got a GGUF file of the architecture {kind!r}; known are {', '.join(MODEL_TYPES)}.")
+
+    def value(name: str, default: Any = None) -> Any:
+        found = fields.get(f"{kind}.{name}", default)
+        return float(str(np.float32(found))) if isinstance(found, float) else found  # 1e-05, not 9.999999747378752e-06
+
+    heads, width = value("attention.head_count"), value("embedding_length")
+    settings = {
+        "model_type": MODEL_TYPES[kind],
+        "architectures": [{"gemma3": "Gemma3ForCausalLM"}.get(kind, f"{kind.capitalize()}ForCausalLM")],
+        "vocab_size": len(fields["tokenizer.ggml.tokens"]),
+        "hidden_size": width,
+        "intermediate_size": value("feed_forward_length"),
+        "num_hidden_layers": value("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": value("attention.head_count_kv", heads),
+        "head_dim": value("attention.key_length", width // heads),
+        "max_position_embeddings": value("context_length"),
+        "rms_norm_eps": value("attention.layer_norm_rms_epsilon"),
+        "rope_theta": value("rope.freq_base", 10000.0),
+        "tie_word_embeddings": tied,
+    }
+    if kind == "gemma3":
+        settings |= {"sliding_window": value("attention.sliding_window"), "rope_local_base_freq": 10000.0}
+        settings |= {"query_pre_attn_scalar": settings["head_dim"], "hidden_activation": "gelu_pytorch_tanh"}
+    scaling = value("rope.scaling.type", "none")
+    if scaling != "none":
+        settings["rope_scaling"] = {"rope_type": scaling, "factor": value("rope.scaling.factor")}
+    for ours, theirs in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
+        if f"tokenizer.ggml.{theirs}_token_id" in fields:
+            settings[f"{ours}_token_id"] = fields[f"tokenizer.ggml.{theirs}_token_id"]
+    return settings
+
+
+def _gguf_name(name: str, config: DecoderConfig) -> str:
+    stem, kind = name.rsplit(".", 1)
+    if stem in OUTER:
+        return f"{OUTER[stem]}.{kind}"
+    _, _, layer, part = stem.split(".", 3)
+    table = PARTS | (GEMMA_PARTS if config.gemma else {})
+    return f"blk.{layer}.{table[part]}.{kind}"
+
+
+def _check(file: Path, config: DecoderConfig, names: Mapping[str, str], tensors: Mapping[str, Any]) -> None:
+    if "rope_freqs.weight" in tensors and not np.all(tensors["rope_freqs.weight"].data == 1):
+        raise RunError(
+            f"{file} scales rotary positions by its tensor rope_freqs.weight (Llama 3.1 and later), which is not read; "
+            "load that model from its Hugging Face folder."
+        )
+    theirs = {gguf: hf for hf, gguf in names.items()}
+    ignored = ("rope_freqs.weight",)
+    shapes = {
+        theirs.get(name, name): tuple(int(size) for size in reversed(tensor.shape))
+        for name, tensor in tensors.items()
+        if name not in ignored
+    }
+    check_shapes(str(file), config, shapes)
+
+
+def _as_hf(name: str, weight: np.ndarray, settings: Mapping[str, Any], config: DecoderConfig) -> np.ndarray:
+    """Undoes what llama.cpp's converter does to a tensor."""
+    heads = {"q_proj": config.heads, "k_proj": config.key_value_heads}.get(name.split(".")[-2])
+    if settings["model_type"] == "llama" and heads:
+        # It rotates neighbours, where Hugging Face rotates features half a head apart.
+        return weight.reshape(heads, config.head_width // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
+    if config.gemma and name.endswith("norm.weight"):
+        return weight - np.float32(1)  # it stores 1 + weight
+    return weight
