@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import jax
@@ -26,11 +27,13 @@ from bench.grpo_training import Grpo, Recipe
 from bench.options import Common
 from bench.report import Report
 from bench.tiny_language import tiny_language
-from eggroll.llm.decoding import Decoding, generator, split
-from eggroll.llm.loading import LanguageModel, load
-from eggroll.llm.prompts import Prompts, answer_texts, encode
+from eggroll.llm.answering import Marker, decoding_of, open_model
+from eggroll.llm.decoding import generator, split
+from eggroll.llm.evaluation import Evaluator
+from eggroll.llm.loading import LanguageModel
+from eggroll.llm.questions import chosen, questions, task_of
 from eggroll.llm.scoring import Scorers
-from eggroll.llm.tasks import Problem, Task, task_named
+from eggroll.llm.settings import Asked
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Options(Common):
     Attributes:
         model: Hugging Face folder, hub id or GGUF file; a quick run makes a tiny random one.
         task: name of a task, such as `conciseness`.
+        task_options: of the task, each `name=value`, as in `eggroll finetune`.
+        system: system message; default: the task's.
         max_tokens: of an answer; default: the task's.
         tokens: generated in training, stop tokens included, after which a run ends.
         prompts: in a round.
@@ -48,7 +53,7 @@ class Options(Common):
         held_out: prompts that are evaluated.
         every: rounds between two evaluations.
         seeds: runs.
-        first_seed: of the first run; decides order and draws, not the held-out prompts.
+        first_seed: of the first run; decides prompts and draws.
         learning_rate: of AdamW.
         weight_decay: of AdamW.
         max_norm: of the gradient.
@@ -61,6 +66,8 @@ class Options(Common):
 
     model: str = ""
     task: str = "arithmetic"
+    task_options: tuple[str, ...] = ()
+    system: str | None = None
     max_tokens: int | None = None
     tokens: int = 200_000
     prompts: int = 8
@@ -85,6 +92,12 @@ class Options(Common):
         return replace(self, **sizes, tokens=40, pool=4, held_out=4, every=2, workers=1)
 
     @property
+    def asked(self) -> Asked:
+        """What `eggroll finetune` calls it."""
+        names = "model", "task", "task_options", "system", "max_tokens", "workers"
+        return Asked(**{name: getattr(self, name) for name in names}, dtype="float32")
+
+    @property
     def recipe(self) -> Recipe:
         """Of these options."""
         names = "answers", "learning_rate", "weight_decay", "max_norm", "epochs", "microbatch"
@@ -96,83 +109,46 @@ def main(argv: list[str] | None = None) -> None:
     options = options.reduced() if options.quick else options
     if not (options.model or options.quick):
         raise SystemExit("got no --model; a Hugging Face folder, a hub id or a GGUF file is required.")
-    language = load(options.model, dtype="float32") if options.model else tiny_language()
+    language = open_model(options.asked) if options.model else tiny_language()
     curves = [run(language, options, options.first_seed + i, print) for i in range(options.seeds)]
     report = Report("grpo", options, [row(curve) for curve in curves], notes=NOTES, summary=summary(curves))
     report.series = curves
     report.finish(quick=options.quick, out=options.out)
 
 
-class Asker:
-    """Prompts in, rewards out.
-
-    Args:
-        language: the model, of which tokenizer and special tokens are used.
-        task: what is asked.
-        scorers: open.
-    """
-
-    def __init__(self, language: LanguageModel, task: Task, scorers: Scorers) -> None:
-        self._language, self._task, self._scorers = language, task, scorers
-
-    def encoded(self, problems: list[Problem]) -> Prompts:
-        """The problems' prompts, padded to one length."""
-        language, most = self._language, self._task.max_tokens
-        prompts, context = [p.prompt for p in problems], language.config.context
-        return encode(
-            language.tokenizer, prompts, system=self._task.system, context=context, max_tokens=most, pad=language.pad
-        )
-
-    def rewards(self, answers: Any, problems: list[Problem]) -> np.ndarray:
-        """One a row of the answers."""
-        texts = answer_texts(self._language.tokenizer, answers, stop=self._language.stop)
-        return self._scorers.score(texts, problems).values
-
-
 def run(language: LanguageModel, options: Options, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
-    """A curve of points, from a run with one seed."""
-    task = task_named(options.task, **({} if options.max_tokens is None else {"max_tokens": options.max_tokens}))
-    train = task.problems("train", options.pool, 0)
+    """A curve of points, from a run with one seed: prompts as `eggroll finetune --seed` has them."""
+    task = task_of(options.asked)
+    train = questions(language, task, "train", options.pool, seed)
+    test = questions(language, task, "test", options.held_out, seed)
     graphdef, params = split(language.model)
-    drawn = Decoding(task.max_tokens, temperature=1.0, stop=language.stop, pad=language.pad)
-    grpo = Grpo(graphdef, params, generator(graphdef, drawn), options.recipe)
-    points: list[dict[str, Any]] = []
+    greedy = decoding_of(options.asked, task, language, greedy=True)
+    grpo = Grpo(graphdef, params, generator(graphdef, replace(greedy, temperature=1.0)), options.recipe)
+    points, found = [], {}
     with Scorers(task.reward, workers=options.workers) as scorers:
-        asker = Asker(language, task, scorers)
-        held_out = Greedy(asker, task.problems("test", options.held_out, 0), graphdef, drawn)
-        prompts, order = asker.encoded(train), np.random.default_rng(seed)
-        start, spent, found = time.perf_counter(), 0.0, {}
-        for round_number in range(1 << 30):
+        marker = Marker(language.tokenizer, language.stop, scorers)
+        evaluator = Evaluator(generator(graphdef, greedy), test, marker)
+        start, spent = time.perf_counter(), 0.0
+        for n in count():
             done = grpo.tokens >= options.tokens
-            if round_number % options.every == 0 or done:
+            if n % options.every == 0 or done:
                 before = time.perf_counter()
-                point = {"round": round_number, "tokens": grpo.tokens, "seconds": before - start - spent, **found}
-                points.append(point | held_out(grpo.params))
+                now = evaluator(grpo.params)
+                points.append({"round": n, "tokens": grpo.tokens, "seconds": before - start - spent, **found})
+                points[-1] |= {
+                    "held_out": now.reward,
+                    "held_out_error": now.error,
+                    "held_out_tokens": now.answer_tokens,
+                }
                 spent += time.perf_counter() - before
                 say(f"seed {seed}: {points[-1]}")
             if done:
-                return {"seed": seed, "points": points}
-            chosen = order.choice(len(train), options.prompts, replace=False)
-            asked = [train[i] for i in np.repeat(chosen, options.answers)]
-            key = jax.random.fold_in(jax.random.key(seed), round_number)
-            tokens, pads = prompts.tokens[chosen], prompts.start[chosen]
-            found = grpo.step(tokens, pads, lambda answers, asked=asked: asker.rewards(answers, asked), key)
-    raise AssertionError
-
-
-class Greedy:
-    """Evaluates parameters on the same problems every time: mean reward of greedy answers, with its standard error."""
-
-    def __init__(self, asker: Asker, problems: list[Problem], graphdef: Any, decoding: Decoding) -> None:
-        self._asker, self._problems, self._prompts = asker, problems, asker.encoded(problems)
-        self._answer = jax.jit(generator(graphdef, replace(decoding, temperature=0.0)))
-
-    def __call__(self, params: Any) -> dict[str, float]:
-        """The mean reward and its standard error over the problems."""
-        answers = jax.device_get(self._answer(params, *self._prompts))
-        rewards = self._asker.rewards(answers, self._problems)
-        error = float(rewards.std(ddof=1)) / math.sqrt(len(rewards))
-        return {"held_out": float(rewards.mean()), "held_out_error": error}
+                break
+            asked = train.take(chosen(len(train), options.prompts, n, seed))
+            problems = [problem for problem in asked.problems for _ in range(options.answers)]
+            key = jax.random.fold_in(jax.random.key(seed), n)
+            found = grpo.step(*asked.prompts, lambda a, p=problems: marker.rewards(marker.texts(a), p).values, key)
+    return {"seed": seed, "points": points}
 
 
 def row(curve: dict[str, Any]) -> dict[str, Any]:
