@@ -32,13 +32,23 @@ def initial_state(
     chosen = check_params(params, rules)
     still = [isinstance(chosen.get(path), FrozenRule) for path in leaf_paths(params)]
 
-    key = as_threefry(key)
+    return placed_state(params, still, optimizer, as_threefry(key), settings)
+
+
+def placed_state(
+    params: Any,
+    frozen: Sequence[bool],
+    optimizer: optax.GradientTransformationExtraArgs,
+    key: jax.Array,
+    settings: Population,
+) -> State:
+    """`first_state`, on the mesh of the settings if there is one, where `params` are already."""
     if settings.mesh is None:
-        return first_state(params, still, optimizer, key)
-    shapes = jax.eval_shape(lambda params: first_state(params, still, optimizer, key), params)
-    where = _placement(params, still, settings).of_state(shapes)
+        return first_state(params, frozen, optimizer, key)
+    shapes = jax.eval_shape(lambda params: first_state(params, frozen, optimizer, key), params)
+    where = _placement(params, frozen, settings).of_state(shapes)
     made = jax.jit(
-        lambda params: dataclasses.replace(first_state(params, still, optimizer, key), params=(), key=()),
+        lambda params: dataclasses.replace(first_state(params, frozen, optimizer, key), params=(), key=()),
         out_shardings=dataclasses.replace(where, params=(), key=()),
     )(params)
     return dataclasses.replace(made, params=params, key=place(key, where.key))
@@ -64,7 +74,7 @@ def first_state(
     return State(params, master, opt_state, key, jnp.zeros((), jnp.int32))
 
 
-def _placement(params: Any, still: list[bool], settings: Population) -> Placement:
+def _placement(params: Any, still: Sequence[bool], settings: Population) -> Placement:
     leaves = [
         LeafPlan(path, tuple(x.shape), str(x.dtype), "frozen" if fixed else "dense")
         for path, x, fixed in zip(leaf_paths(params), jax.tree.leaves(params), still, strict=True)

@@ -8,20 +8,23 @@ from typing import Any, get_args
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from eggroll.strategy.es import ES
 from eggroll.strategy.full_rank import FullRankES
 from eggroll.strategy.plan import Kind, LeafPlan, Plan
 from eggroll.strategy.population import AXIS, Population
+from eggroll.strategy.sharding import Sharding
 from eggroll.strategy.sigma import sigma_at
 from eggroll.training.errors import RunError
 from eggroll.training.ledger_base import joint_digest
+from eggroll.training.ledger_mesh import laid_out, mesh_difference, mesh_to_json
 from eggroll.training.optimizers import spec_of, to_json
 from eggroll.training.settings import difference
 from eggroll.training.versions import version_of
 
 FORMAT = 1
-ENVIRONMENT = ("versions", "platform", "devices")  # may change in a run without anyone having asked for it
+ENVIRONMENT = ("versions", "platform", "devices", "mesh")  # may change in a run without anyone having asked for it
 PACKAGES = {"eggroll": "eggroll-jax", "jax": "jax", "jaxlib": "jaxlib", "optax": "optax"}
 
 
@@ -36,8 +39,8 @@ def settings_of(es: ES, key: jax.Array, base: Mapping[str, str], name: str | Non
 
     Returns:
         `format`, `population`, `antithetic`, `distribution`, `groups`, `noise_reuse`, `sigma` (None: in every record),
-        `rank`, `shaping`, `key`, `optimizer` (None: to be given again), `plan`, `base`, `x64`, `versions`, `platform`
-        and `devices`; for full-rank ES also `method` and `learning_rate` (None: half of sigma).
+        `rank`, `shaping`, `key`, `optimizer` (None: to be given again), `plan`, `base`, `x64`, `versions`, `platform`,
+        `devices` and `mesh` (None: no mesh); for full-rank ES also `method` and `learning_rate` (None: half of sigma).
 
     Raises:
         RunError: a learning rate of full-rank ES that a ledger cannot hold.
@@ -59,9 +62,10 @@ def settings_of(es: ES, key: jax.Array, base: Mapping[str, str], name: str | Non
         "plan": None if es.plan is None else plan_to_json(es.plan),
         "base": {"name": name, "digest": joint_digest(base, paths), "parameters": [base[path] for path in paths]},
         "x64": _x64(),
-        "versions": {short: version_of(package) for short, package in PACKAGES.items()},
+        "versions": _versions(),
         "platform": jax.default_backend(),
         "devices": 1 if pop.mesh is None else int(pop.mesh.shape[AXIS]),
+        "mesh": mesh_to_json(pop),
         **_of_method(es),
     }
 
@@ -143,10 +147,27 @@ def plan_from_json(leaves: Any) -> Plan:
     return Plan(tuple(plans))
 
 
-def population_of(content: Mapping[str, Any], mesh: Any = None) -> Population:
-    """Who the members were."""
+def population_of(content: Mapping[str, Any], mesh: Mesh | None = None, sharding: Sharding = None) -> Population:
+    """Who the members were, laid out on `mesh` as the run's were as far as that has its axes."""
     names = "antithetic", "distribution", "groups"
-    return Population(content["population"], **{name: content[name] for name in names}, mesh=mesh)
+    rules, update = laid_out(content.get("mesh"), mesh, sharding)
+    return Population(
+        content["population"], **{name: content[name] for name in names}, mesh=mesh, sharding=rules, update=update
+    )
+
+
+def elsewhere(content: Mapping[str, Any], population: Population | None = None) -> list[str]:
+    """What is not as in the run that wrote the settings, so that bits may differ: as `name: there → here`.
+
+    Args:
+        content: the settings.
+        population: of the replay. Default None: one that knows no mesh.
+    """
+    here = {"platform": jax.default_backend(), **_versions()}
+    there = {"platform": content["platform"], **content["versions"]}
+    found = [difference(name, there, here) for name in here if there.get(name) != here[name]]
+    layout = mesh_difference(content.get("mesh"), population and mesh_to_json(population))
+    return found if layout is None else [*found, layout]
 
 
 def check_format(content: Mapping[str, Any]) -> None:
@@ -160,6 +181,10 @@ def check_format(content: Mapping[str, Any]) -> None:
             f"got a ledger written with jax_enable_x64={content['x64']}, which decides the dtypes of an update; set "
             f'jax.config.update("jax_enable_x64", {content["x64"]}) first.'
         )
+
+
+def _versions() -> dict[str, str]:
+    return {short: version_of(package) for short, package in PACKAGES.items()}
 
 
 def _x64() -> bool:

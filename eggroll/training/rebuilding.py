@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,23 +17,29 @@ from jax.sharding import Mesh
 
 from eggroll.strategy.full_rank import FullRankES, first_full_rank_state
 from eggroll.strategy.generation import Generation
-from eggroll.strategy.initial import first_state
+from eggroll.strategy.initial import placed_state
 from eggroll.strategy.keys import as_threefry, generation_key
 from eggroll.strategy.optimizer import check_optimizer
+from eggroll.strategy.placement import on_mesh
 from eggroll.strategy.plan import Plan
+from eggroll.strategy.population import Population
+from eggroll.strategy.sharding import Sharding
 from eggroll.strategy.state import State
 from eggroll.strategy.update import moved_if
 from eggroll.training.errors import RunError
 from eggroll.training.ledger import Reader, Settings
 from eggroll.training.ledger_base import check_base, in_order
 from eggroll.training.ledger_format import Generation as Record
-from eggroll.training.ledger_settings import check_format, plan_from_json, population_of
+from eggroll.training.ledger_mesh import mesh_like
+from eggroll.training.ledger_settings import check_format, elsewhere, plan_from_json, population_of
 from eggroll.training.optimizers import NamedOptimizer, from_spec
 from eggroll.training.rebuilding_full_rank import full_rank_update
 
 Norms = dict[str, jax.Array]
 First = Callable[[Any, jax.Array], State]
 Update = Callable[[State, Record], tuple[State, Norms]]
+LOGGER = logging.getLogger("eggroll")
+RUN = "run"  # a mesh like that of the run
 TOLERANCE = 1e-2  # between norms of the same update on two platforms, which are equal to rounding
 
 
@@ -43,13 +50,14 @@ def replay(
     optimizer: optax.GradientTransformation | None = None,
     generation: int | None = None,
     on_generation: Callable[[State], Any] | None = None,
-    mesh: Mesh | None = None,
+    mesh: Mesh | str | None = None,
+    sharding: Sharding = None,
 ) -> State:
     r"""Rebuilds the state of a generation from the base parameters: noise again, weights from the ledger.
 
     Generation after generation `g = −1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ` goes to the optimizer, as in `ES.step`, in one compiled
-    function. On the platform, the versions and the number of devices of the run, parameters and optimizer state are
-    bit-equal to the run's; elsewhere they are equal to rounding.
+    function. On the platform, the versions and the mesh of the run, parameters and optimizer state are bit-equal to the
+    run's; elsewhere they are equal to rounding, and a warning is logged that names the differences.
 
     Args:
         base: the parameters that the run started from; a pytree, or a flat dictionary of arrays by path.
@@ -58,7 +66,9 @@ def replay(
             None.
         generation: number of updates to make, 0 for the base. Default None: all that the ledger has.
         on_generation: called with the state after every update.
-        mesh: as in `ES`. Default None: one device.
+        mesh: as in `ES`, for equal bits as the run's; devices sum up as they did in the run, by members or by weights.
+            `"run"` makes one like it, of this process's devices, if they suffice. Default None: one device.
+        sharding: as in `ES`. Default None: the run's, as far as the mesh has its axes.
 
     Returns:
         The state; its parameters in the structure of `base`, those of a flat dictionary in the run's order.
@@ -70,7 +80,11 @@ def replay(
     Example:
         See `eggroll.training.journal.Journal`.
     """
-    return Replay(base, ledger, optimizer=optimizer, mesh=mesh).run(generation, on_generation)
+    made = Replay(base, ledger, optimizer=optimizer, mesh=mesh, sharding=sharding)
+    state = made.run(generation, on_generation)
+    if made.elsewhere:
+        LOGGER.warning("replayed to rounding, not bit for bit: %s", "; ".join(made.elsewhere))
+    return state
 
 
 class Replay:
@@ -79,6 +93,7 @@ class Replay:
     Attributes:
         generations: updates made.
         inexact: updates of which a norm differs from the run's in some bit: none on the same platform.
+        elsewhere: what is not as it was in the run, so that bits may differ: versions, platform, mesh.
         state: after these updates; None before the ledger's settings were read.
         update: `(state, record)` → `(state, norms)`, compiled, for the settings that were read last.
     """
@@ -89,10 +104,15 @@ class Replay:
         ledger: Path | str,
         *,
         optimizer: optax.GradientTransformation | None = None,
-        mesh: Mesh | None = None,
+        mesh: Mesh | str | None = None,
+        sharding: Sharding = None,
     ) -> None:
+        if isinstance(mesh, str) and mesh != RUN:
+            raise RunError(f"got mesh={mesh!r}; a jax.sharding.Mesh, {RUN!r} or None is required.")
         self.generations = self.inexact = 0
-        self._base, self._reader, self._given, self._mesh = base, Reader(ledger), optimizer, mesh
+        self.elsewhere: list[str] = []
+        self._base, self._reader, self._given = base, Reader(ledger), optimizer
+        self._mesh, self._sharding = mesh, sharding
         self.state: State | None = None
         self._plan: Plan | None = None
         self.update: Update
@@ -149,12 +169,24 @@ class Replay:
         if method == FullRankES.method:
             if self._given is not None:
                 raise RunError(f"got optimizer={self._given!r}; full-rank ES has none. Leave optimizer out.")
+            self._note(elsewhere(content))
             return first_full_rank_state, _from_record(full_rank_update(content, plan), content["population"])
         if method is not None:
             raise ValueError(f"the method {method!r}")
-        optimizer = self._optimizer(content["optimizer"])
-        first = partial(first_state, frozen=_frozen(plan), optimizer=optimizer)
-        return lambda params, key: first(params, key=key), _update(content, plan, optimizer, self._mesh)
+        optimizer, population = self._optimizer(content["optimizer"]), self._population(content)
+        self._note(elsewhere(content, population))
+        options: dict[str, Any] = {"frozen": _frozen(plan), "optimizer": optimizer, "settings": population}
+        first = partial(placed_state, **options)
+        update = _update(content, plan, optimizer, population)
+        return lambda params, key: first(on_mesh(params, population), key=key), update
+
+    def _population(self, content: Mapping[str, Any]) -> Population:
+        if isinstance(self._mesh, str):  # at the first settings: later ones go on with the state of these
+            self._mesh = mesh_like(content.get("mesh"))
+        return population_of(content, self._mesh, self._sharding)
+
+    def _note(self, differences: list[str]) -> None:
+        self.elsewhere += [line for line in differences if line not in self.elsewhere]
 
     def _optimizer(self, spec: Any) -> optax.GradientTransformationExtraArgs:
         if spec is None and self._given is None:
@@ -188,10 +220,10 @@ class Replay:
 
 
 def _update(
-    content: Mapping[str, Any], plan: Plan, optimizer: optax.GradientTransformationExtraArgs, mesh: Mesh | None
+    content: Mapping[str, Any], plan: Plan, optimizer: optax.GradientTransformationExtraArgs, population: Population
 ) -> Update:
     """The second half of `ES.step`, compiled once."""
-    population, constant, noise_reuse = population_of(content, mesh), content["sigma"], content["noise_reuse"]
+    constant, noise_reuse = content["sigma"], content["noise_reuse"]
 
     # `some` is an argument, so that the branch stays a branch and is compiled as the run's.
     def update(state: State, weights: Any, loss: Any, sigma: Any, some: Any) -> tuple[State, Norms]:

@@ -16,7 +16,7 @@ from eggroll.training.errors import RunError
 from eggroll.training.folder import LEDGER
 from eggroll.training.ledger import Summary, summarize
 from eggroll.training.ledger_base import digests, joint_digest, load_arrays
-from eggroll.training.rebuilding import Replay
+from eggroll.training.rebuilding import RUN, Replay
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,8 @@ class Replayed:
         parameters: numbers in all parameters.
         seconds: wall time, reading, compilation and writing included.
         digest: of the parameters, as a ledger has of its base.
-        inexact: updates that differ from the run's in some bit: another platform or other versions.
+        inexact: updates that differ from the run's in some bit.
+        elsewhere: what is not as it was in the run: versions, platform, mesh.
     """
 
     out: Path
@@ -38,11 +39,13 @@ class Replayed:
     seconds: float
     digest: str
     inexact: int
+    elsewhere: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         exact = "every update has the run's norms, bit for bit"
         if self.inexact:
-            exact = f"{self.inexact} updates have the run's norms to rounding only: another platform or other versions"
+            why = "; ".join(self.elsewhere) or "other instructions of the processor, or XLA's flags"
+            exact = f"{self.inexact} updates have the run's norms to rounding only: {why}"
         return (
             f"generation {self.generation}: {self.parameters} parameters in {self.seconds:.1f} s, into {self.out}\n"
             f"  {exact}\n  digest {self.digest}"
@@ -76,7 +79,7 @@ def replay_files(
     start, out = time.perf_counter(), Path(out)
     if out.exists() and not overwrite:
         raise RunError(f"'{out}' exists; choose another place with --out, or replace it with --overwrite.")
-    made = Replay(load_arrays(base) if isinstance(base, str | Path) else base, _ledger(ledger))
+    made = Replay(load_arrays(base) if isinstance(base, str | Path) else base, _ledger(ledger), mesh=RUN)
     params = made.run(generation).params
     if write is None:
         save_arrays(out, by_path(params))
@@ -84,7 +87,8 @@ def replay_files(
         write(out, params)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     digest = joint_digest(digests(params), leaf_paths(params))
-    return Replayed(out, made.generations, size, time.perf_counter() - start, digest, made.inexact)
+    seconds = time.perf_counter() - start
+    return Replayed(out, made.generations, size, seconds, digest, made.inexact, tuple(made.elsewhere))
 
 
 def verify(ledger: Path) -> Summary:
