@@ -142,13 +142,27 @@ class Checkpoints:
         """The generations with a finished checkpoint, in order, as this process sees them; damage is not looked for."""
         return self._disk.generations()
 
+    def best(self) -> int | None:
+        """The generation of the finished checkpoint with the highest score, the later of two alike; None: none has one.
+
+        Example:
+            >>> import tempfile, jax.numpy as jnp
+            >>> with Checkpoints(Path(tempfile.mkdtemp()), best=1) as checkpoints:
+            ...     for generation, score in ((1, 0.5), (2, 0.9), (3, 0.7)):
+            ...         checkpoints.save(generation, {"x": jnp.ones(2)}, {}, score=score)
+            ...     checkpoints.wait()
+            ...     checkpoints.best()
+            2
+        """
+        return self._disk.best()
+
     def restore(self, like: Any, *, generation: int | None = None) -> Checkpoint | None:
         """Reads the newest whole checkpoint, or that of one generation.
 
         Args:
             like: the pytree to fill: arrays or `jax.ShapeDtypeStruct`s with the shapes, dtypes and shardings to give
                 the state; any mesh. Without a sharding, an array lies where JAX puts things by itself.
-            generation: None takes the newest that is whole.
+            generation: None takes the newest that is whole; `best()` is one to ask for.
 
         Returns:
             The checkpoint; None if the folder has none at all, or only one that was never finished.

@@ -50,6 +50,15 @@ class CheckpointFolder:
         """The generations that have a checkpoint with a manifest, in order."""
         return sorted({entry.step for entry in self._entries() if _content(entry.path) is not None})
 
+    def best(self) -> int | None:
+        """The generation of the highest score."""
+        scored = []
+        for entry in self._entries():
+            content = _content(entry.path)
+            if content is not None and content["score"] is not None:
+                scored.append((content["score"], entry.step))
+        return max(scored)[1] if scored else None
+
     def prepare(self, generation: int, *, rewind: bool) -> str:
         """Makes room for a save; the name that the new checkpoint's folder is to have.
 

@@ -20,7 +20,7 @@ from eggroll.training.errors import RunError
 from eggroll.training.ledger_base import joint_digest
 from eggroll.training.ledger_mesh import laid_out, mesh_difference, mesh_to_json
 from eggroll.training.optimizers import spec_of, to_json
-from eggroll.training.settings import difference
+from eggroll.training.settings import NOTHING, compared
 from eggroll.training.versions import version_of
 
 FORMAT = 1
@@ -102,7 +102,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if was != now and name == "plan":
             found += _plan_differences(was, now)
         elif was != now:
-            found.append(difference(name, old, new))
+            found += compared(name, old.get(name, NOTHING), new.get(name, NOTHING))
     return found
 
 
@@ -165,7 +165,7 @@ def elsewhere(content: Mapping[str, Any], population: Population | None = None) 
     """
     here = {"platform": jax.default_backend(), **_versions()}
     there = {"platform": content["platform"], **content["versions"]}
-    found = [difference(name, there, here) for name in here if there.get(name) != here[name]]
+    found = [line for name in here for line in compared(name, there.get(name, NOTHING), here[name])]
     layout = mesh_difference(content.get("mesh"), population and mesh_to_json(population))
     return found if layout is None else [*found, layout]
 

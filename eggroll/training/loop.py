@@ -18,6 +18,7 @@ from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.data import Source, as_source
 from eggroll.training.errors import RunError
+from eggroll.training.measuring import check_measured, measured, plain
 from eggroll.training.metrics import Record
 from eggroll.training.opening import Opening
 from eggroll.training.processes_talk import gather
@@ -74,6 +75,7 @@ def fit(
     early_stopping: EarlyStopping | None = None,
     until: Callable[[State, Any], bool] | None = None,
     seconds: float | None = None,
+    started: Callable[[int], None] | None = None,
     show: Callable[[Record], None] | None = None,
     asked_to_stop: Callable[[], bool] | None = None,
 ) -> Result:
@@ -107,6 +109,7 @@ def fit(
             answer for the same arguments. Default None: all generations are made.
         seconds: ends the run after the first generation that ends later than this many seconds after the call.
             Default None. A clock that is set anew does not matter.
+        started: called before the first generation with the number of those that the run goes on from, 0 for a new one.
         show: called with the record of every generation, which is a line of `metrics.jsonl`.
         asked_to_stop: asked after every generation; True ends the run. Default: SIGINT and SIGTERM.
 
@@ -132,6 +135,7 @@ def fit(
     source, begun = as_source(data), Place(state, jax.tree.map(_canonical, carry))
     saving = saving or Saving()
     with ExitStack() as stack:
+        stack.enter_context(processes.watching())  # while the folder is opened, and the last save is made, too
         stop = asked_to_stop or stack.enter_context(StopRequest()).was_asked
         store = None
         if folder is not None:
@@ -142,22 +146,10 @@ def fit(
         loop = _Loop(
             es, step, source, store, generations, until, evaluate, evaluate_every, early_stopping, seconds, show, stop
         )
-        return loop.run(begun if store is None else store.place, saving.score)
-
-
-def _plain(x: Any) -> Any:
-    """A number of the metrics as JSON can hold it: integers as they are, others with six digits."""
-    return int(x) if np.issubdtype(np.asarray(x).dtype, np.integer) else float(f"{float(x):.6g}")
-
-
-def _measured(values: Mapping[str, Any], record: Record) -> Record:
-    """What an evaluation hook returned, as JSON can hold it."""
-    taken = sorted(values.keys() & (record.keys() | {"members_per_second", "seconds"}))
-    if taken:
-        raise RunError(
-            f"got {', '.join(taken)} from the evaluation hook; these names are the loop's own. Choose others."
-        )
-    return {name: x if isinstance(x, str | bool | int | None) else float(x) for name, x in values.items()}
+        place = begun if store is None else store.place
+        if started is not None:
+            started(place.generation)
+        return loop.run(place, saving.score)
 
 
 def _canonical(leaf: Any) -> Any:
@@ -199,7 +191,7 @@ class _Loop:
 
     def run(self, place: Place, score: str) -> Result:
         """Makes generations until something ends them."""
-        self.resumed, self.score, self.place = place.generation, score, place
+        self.resumed, self.score, self.place, self.measured = place.generation, score, place, False
         self.start = self.last = time.perf_counter()
         if place.data is not None:
             self.source.seek(place.data)
@@ -277,12 +269,15 @@ class _Loop:
 
     def _record(self, state: State, carry: Any, metrics: Metrics) -> Record:
         generation = int(state.generation)
-        numbers = {name: _plain(metrics[name]) for name in RECORDED}
+        numbers = {name: plain(metrics[name]) for name in RECORDED}
         record = {"generation": generation, **numbers, "nonfinite": int(metrics["nonfinite"])}
-        record |= {name: _plain(metrics[name]) for name in self.step.recorded}
+        record |= {name: plain(metrics[name]) for name in self.step.recorded}
         due = generation in (1, self.generations) or generation % self.evaluate_every == 0 or self._enough(state, carry)
         if self.evaluate is not None and due:
-            record |= _measured(self.evaluate(state, carry), record)
+            record |= measured(self.evaluate(state, carry), record)
+        if due and not self.measured:
+            check_measured(record, self.score, self.early_stopping)
+            self.measured = True
         return record
 
     def _why_end(self, hopeless: bool) -> str | None:

@@ -88,9 +88,11 @@ class Opening:
     def _changes(self, config: Mapping[str, Any]) -> list[str]:
         """How the settings differ from those in the folder."""
         before = read_config(self.folder)
-        for line in differences(before.get("versions", {}), versions()):
+        others = differences(before.get("versions", {}), versions())
+        for line in others:
             LOGGER.warning("resuming with other versions, so not necessarily bit for bit: %s", line)
-        return check_same(before, config, force=self.force)
+        same = all(line.startswith("platform: ") for line in others)
+        return check_same(before, config, force=self.force, code=same)
 
     def _newest(self, checkpoints: Checkpoints, begun: Place) -> Place:
         """Where the newest whole checkpoint was taken; `begun` if the run was stopped before the first."""

@@ -10,6 +10,11 @@ from typing import Any, get_args
 
 from eggroll.training.errors import RunError
 
+# Where and how often a run is written, and when it pauses: not what it computes.
+UNDECIDING = frozenset(
+    {"out", "overwrite", "resume", "force", "checkpoint_every", "keep", "keep_best", "time_limit", "tensorboard"}
+    | {"workers", "samples"}
+)
 MAX_SEED = 2**31 - 1  # what a key is made from without 64-bit integers
 LEAST = {"generations": 1, "seed": 0, "checkpoint_every": 1, "keep": 1, "keep_best": 0, "patience": 0}
 
@@ -61,8 +66,8 @@ class RunSettings:
         return Path("runs") / self.name if self.out is None else Path(self.out)
 
     def to_json(self) -> dict[str, Any]:
-        """The settings as JSON can hold them."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"out": self.folder}
+        """The settings that decide what the run computes, as JSON can hold them."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in UNDECIDING}
         return {name: x.as_posix() if isinstance(x, PurePath) else x for name, x in plain.items()}
 
     def check(self, least: Iterable[tuple[str, int]] = (), positive: Iterable[str] = ()) -> None:

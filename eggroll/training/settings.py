@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from eggroll.strategy.es import ES
 from eggroll.strategy.full_rank import FullRankES
+from eggroll.training.described import FUNCTION, VALUES, described, schedule_values
 from eggroll.training.errors import RunError
 
-# Where and how often a run is written, and when it pauses: not what it computes.
-UNDECIDING = frozenset(
-    {"out", "overwrite", "resume", "force", "checkpoint_every", "keep", "keep_best", "time_limit", "tensorboard"}
-    | {"workers", "samples"}
-)
+LINE = 80  # characters of a value that is shown as it is
+MOST = 8  # differences that are told
+NOTHING = object()  # in place of a setting that is not there
 
 
 def describe(es: ES) -> dict[str, Any]:
@@ -28,25 +28,25 @@ def describe(es: ES) -> dict[str, Any]:
     who = es.settings
     found = {
         "population": who.size,
-        "sigma": es.sigma if isinstance(es.sigma, int | float) else f"schedule, {_number(es.sigma(0))} at first",
+        "sigma": es.sigma if isinstance(es.sigma, int | float) else _schedule(es.sigma),
         "rank": es.rank,
         "distribution": who.distribution,
-        "shaping": es.shaping if isinstance(es.shaping, str) else "a function",
+        "shaping": es.shaping if isinstance(es.shaping, str) else described(es.shaping),
         "antithetic": who.antithetic,
         "groups": who.groups,
         "noise_reuse": es.noise_reuse,
         "rules": [[pattern, str(rule)] for pattern, rule in es.rules],
-        "optimizer": getattr(es.optimizer, "spec", None),
+        "optimizer": described(es.optimizer),
     }
     if isinstance(es, FullRankES):
         rate = es.learning_rate
-        rate = f"schedule, {_number(rate(0))} at first" if callable(rate) else rate
-        found |= {"method": es.method, "learning_rate": rate}
+        found |= {"method": es.method, "learning_rate": _schedule(rate) if callable(rate) else rate}
     return found
 
 
-def _number(x: Any) -> float:
-    return float(f"{float(x):.9g}")
+def _schedule(rate: Any) -> dict[str, Any]:
+    """By its values too, which other versions of a library share."""
+    return {"schedule": described(rate), VALUES: schedule_values(rate)}
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,43 +63,109 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
         ) from why
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Names what changed, each as `name: before → now`; what does not decide a run's numbers is left out.
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, code: bool = True) -> list[str]:
+    """Names what changed, each as `name: before → now`.
+
+    Args:
+        before: the settings that were written down.
+        now: the present ones.
+        code: whether descriptions of functions are compared. False where versions of libraries differ, which describe
+            the same otherwise.
 
     Example:
-        >>> differences({"population": 4, "out": "a"}, {"population": 8, "out": "b"})
-        ['population: 4 → 8']
+        >>> differences({"population": 4, "model": {"width": 8}}, {"population": 8, "model": {"width": 9}})
+        ['population: 4 → 8', 'model.width: 8 → 9']
     """
-    names = [name for name in [*before, *(n for n in now if n not in before)] if name not in UNDECIDING]
-    missing = object()
-    return [difference(name, before, now) for name in names if before.get(name, missing) != now.get(name, missing)]
+    names = [*before, *(name for name in now if name not in before)]
+    found = [compared(name, before.get(name, NOTHING), now.get(name, NOTHING), code) for name in names]
+    return list(dict.fromkeys(line for lines in found for line in lines))
 
 
-def difference(name: str, before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """`name: before → now` of one setting.
+def compared(name: str, was: Any, now: Any, code: bool = True) -> list[str]:
+    """The differences between two values of one setting; `NOTHING` for one that is not there.
 
     Example:
-        >>> difference("rank", {"rank": 1}, {})
-        'rank: 1 → nothing'
+        >>> compared("rank", 1, NOTHING)
+        ['rank: 1 → nothing']
     """
-    return f"{name}: {_text(before, name)} → {_text(now, name)}"
+    if was == now or _undescribed(was, now) or (not code and (_is_function(was) or _is_function(now))):
+        return []
+    if isinstance(was, Mapping) and isinstance(now, Mapping) and _kind(was) == _kind(now):
+        # A function deep inside an optimizer is better known by its own name than by the way there.
+        place = f"{name.split(' ')[0].split('.')[0]} {_short(was[FUNCTION])}" if _is_function(was) else name
+        inner = [(_joined(place, key), was.get(key, NOTHING), now.get(key, NOTHING)) for key in [*was, *now]]
+    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        inner = [(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(was, now, strict=True))]
+    else:
+        return [f"{name}: {_text(was)} → {_text(now)}"]
+    return [line for each in inner for line in compared(*each, code)]
 
 
-def _text(settings: Mapping[str, Any], name: str) -> str:
-    return json.dumps(settings[name]) if name in settings else "nothing"
+def _undescribed(was: Any, now: Any) -> bool:
+    """Whether the first was written by a version of eggroll that could not describe what the second is."""
+    old = was is None or was == "a function" or (isinstance(was, str) and was.startswith("schedule, "))
+    return old and isinstance(now, Mapping) and "name" not in now
 
 
-def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, force: bool) -> list[str]:
+def _short(function: str) -> str:
+    """Without the parts of an optimizer that all have."""
+    return re.sub(r"\.(init|update)(_fn)?$", "", function)
+
+
+def _is_function(value: Any) -> bool:
+    return isinstance(value, Mapping) and FUNCTION in value
+
+
+def _kind(value: Mapping[str, Any]) -> list[str | None]:
+    named = [value.get(name) for name in ("name", FUNCTION, "schedule")]
+    return [_short(one) if isinstance(one, str) else None for one in named]
+
+
+def _joined(name: str, key: str) -> str:
+    return name if key == "arguments" else f"{name}.{key}"
+
+
+def _text(value: Any) -> str:
+    """A value in a line: what is long is known by its names."""
+    if value is NOTHING:
+        return "nothing"
+    text = json.dumps(value)
+    if not isinstance(value, Mapping | list) or len(text) <= LINE:
+        return _called(value) if isinstance(value, Mapping) else text
+    names = list(dict.fromkeys(_names(value)))
+    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "") if names else f"{text[:LINE]} …"
+
+
+def _called(value: Mapping[str, Any]) -> str:
+    """`name(argument=value)` of what is described so, else JSON."""
+    name = next((one for one in _kind(value) if one), None)
+    if name is None:
+        return json.dumps(value)
+    more = value.get("arguments", {key: each for key, each in value.items() if key not in ("name", FUNCTION)})
+    return f"{name}({', '.join(f'{key}={_text(each)}' for key, each in more.items())})"
+
+
+def _names(value: Any) -> Iterator[str]:
+    """Of all functions inside."""
+    if isinstance(value, Mapping):
+        yield from (one for one in _kind(value) if one)
+    if isinstance(value, Mapping | list):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _names(each)
+
+
+def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, force: bool, code: bool = True) -> list[str]:
     """The differences between two configurations, if `force` allows them.
 
     Raises:
         RunError: there are some, and `force` is false.
     """
     pairs = [(before.get(part, {}), now.get(part, {})) for part in ("strategy", "options")]
-    changed = list(dict.fromkeys(line for old, new in pairs for line in differences(old, new)))
+    changed = list(dict.fromkeys(line for old, new in pairs for line in differences(old, new, code=code)))
     if changed and not force:
+        more = f"; and {len(changed) - MOST} more" if len(changed) > MOST else ""
         raise RunError(
-            f"the run to resume was started with other settings: {'; '.join(changed)}. Resume it with its own, start "
-            "anew with --overwrite (overwrite=True), or go on with the new ones with --force (force=True)."
+            f"the run to resume was started with other settings: {'; '.join(changed[:MOST])}{more}. Resume it with its "
+            "own, start anew with --overwrite (overwrite=True), or go on with the new ones with --force (force=True)."
         )
     return changed

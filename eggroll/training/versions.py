@@ -9,10 +9,11 @@ import jax
 
 
 def versions() -> dict[str, str]:
-    """By name: eggroll, JAX, Flax, Python and the platform."""
+    """By name: eggroll, JAX, optax, Flax, Python and the platform."""
     return {
         "eggroll": package_version(),
         "jax": jax.__version__,
+        "optax": version("optax"),
         "flax": version("flax"),
         "python": platform.python_version(),
         "platform": f"{platform.platform()}, {jax.default_backend()}",

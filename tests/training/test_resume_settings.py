@@ -1,0 +1,88 @@
+"""On resumption, settings that have no name of their own are compared too; misspelt metrics are told at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+import pytest
+
+from eggroll.training import EarlyStopping, RunError, Saving, processes_talk
+from eggroll.training import loop as module
+from tests.training.problems import run, strategy, usual
+
+LAST = 8
+
+
+def begun(folder: Path, **options: Any) -> None:
+    run(folder, 2, **options)
+
+
+def refused(folder: Path, message: str, **options: Any) -> None:
+    with pytest.raises(RunError, match=message):
+        run(folder, LAST, resume=True, **options)
+
+
+def test_a_plain_optimizer_that_changed_is_named(tmp_path: Path) -> None:
+    begun(tmp_path, es=strategy(optimizer=optax.adam(0.05)))
+    refused(
+        tmp_path, r"optimizer optax\.scale_by_adam\.b1: 0\.9 → 0\.8", es=strategy(optimizer=optax.adam(0.05, b1=0.8))
+    )
+    refused(tmp_path, r"optimizer optax\.scale\.step_size: -0\.05 → -0\.1", es=strategy(optimizer=optax.adam(0.1)))
+
+
+def test_schedules_alike_at_first_and_shaping_of_ones_own(tmp_path: Path) -> None:
+    falls = [optax.linear_schedule(0.1, 0.01, steps) for steps in (100, 50)]
+    begun(tmp_path, es=strategy(sigma=falls[0], shaping=lambda fitness: fitness - fitness.mean()))
+    refused(
+        tmp_path,
+        r"sigma .*transition_steps: 100 → 50.*; sigma\.values\.1: .*shaping .*code: ",
+        es=strategy(sigma=falls[1], shaping=lambda fitness: fitness - fitness.max()),
+    )
+
+
+def test_settings_with_the_names_of_the_commands_options_are_compared(tmp_path: Path) -> None:
+    begun(tmp_path, settings={"keep": 3, "out": {"width": 8}})
+    refused(tmp_path, r"keep: 3 → 4; out\.width: 8 → 9", settings={"keep": 4, "out": {"width": 9}})
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"early_stopping": EarlyStopping("test_acuracy", 2)}, "got 'test_acuracy' as the metric of early_stopping"),
+        ({"saving": Saving(score="acuracy")}, "got 'acuracy' as the score of saving.*one of fitness_best.*is required"),
+    ],
+    ids=["early stopping", "score"],
+)
+def test_a_misspelt_metric_is_an_error_at_the_first_measurement(tmp_path: Path, options: Any, message: str) -> None:
+    with pytest.raises(RunError, match=message) as caught:
+        run(tmp_path, LAST, **options)
+    assert caught.value.result.generation == 0
+    run(tmp_path, 1)  # nothing is left that would have to be overwritten
+
+
+def test_who_starts_is_told_where(tmp_path: Path) -> None:
+    told: list[int] = []
+    run(tmp_path, 2, started=told.append)
+    run(tmp_path, 3, started=told.append, resume=True)
+    assert told == [0, 2]
+
+
+@pytest.mark.parametrize("where", ["opening", "last save"])
+def test_a_process_that_is_lost_while_the_folder_is_opened_or_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def lost(*_: Any, **options: Any) -> None:
+        if where == "opening" or options.get("last"):
+            monkeypatch.setattr(processes_talk, "count", lambda: 2)
+            raise jax.errors.JaxRuntimeError("UNAVAILABLE: Gloo: connection closed by peer")
+
+    monkeypatch.setattr(processes_talk, "_LOST", [])
+    if where == "opening":
+        monkeypatch.setattr(module.Opening, "opened", lost)
+    else:
+        monkeypatch.setattr(module.Store, "reached", lost)
+    with pytest.raises(RunError, match=r"lost contact with another process.*start again with --resume"):
+        run(tmp_path, 1, es=usual())
