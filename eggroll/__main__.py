@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from eggroll.cli import main
+from eggroll.start import main
 
 sys.exit(main())

@@ -13,7 +13,8 @@ import tyro
 from rich.console import Console
 
 FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
-WITH_RESULTS = {"finished": 0, "out of time": 0, "stopped early": 0, "interrupted": INTERRUPTED}
+AT_ONCE = "interrupted at once"
+WITH_RESULTS = {"finished": 0, "out of time": 0, "stopped early": 0, "interrupted": INTERRUPTED, AT_ONCE: INTERRUPTED}
 WIDE = 130  # columns of a table that no terminal limits
 
 Seconds = Annotated[float | None, tyro.conf.arg(metavar="SECONDS", help_behavior_hint="(default: none)")]
@@ -85,5 +86,6 @@ def say_end(console: Console, ended: str, files: Iterable[Path]) -> int:
     for file in sorted(files):
         say(console, f"  {file}")
     if ended != "finished":
-        print(f"eggroll: {ended}; what there is was written", file=sys.stderr)
+        more = "; --resume goes on from the last checkpoint" if ended == AT_ONCE else ""
+        print(f"eggroll: {ended}; what there is was written{more}", file=sys.stderr)
     return WITH_RESULTS.get(ended, FAILED)

@@ -29,7 +29,7 @@ from eggroll.training.folder import CURVE, EVALUATION, MODEL
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, read_metrics
 from eggroll.training.optimizers import named
-from eggroll.training.options import SettingsError
+from eggroll.training.options import UNDECIDING, SettingsError
 from eggroll.training.progress import Shown
 from eggroll.training.stopping import EarlyStopping
 from eggroll.training.store import Saving
@@ -94,7 +94,7 @@ def finetune(
 
     Args:
         settings: from `eggroll.llm.settings.settings_for`.
-        show: called with every line of the metrics, and first with the held-out reward before as generation 0.
+        show: called with every line of the metrics, and first with the generation that it starts at.
         asked_to_stop: as in `eggroll.training.fit`.
 
     Returns:
@@ -152,7 +152,7 @@ class Run:
         """Makes the generations and writes what came out."""
         settings = self.settings
         self._measure_before()
-        show({"generation": 0, "test_reward": self.before["reward"]})
+        first = {"test_reward": self.before["reward"]}
         result = fit(
             self.es,
             self.state,
@@ -165,12 +165,14 @@ class Run:
             overwrite=settings.overwrite,
             force=settings.force,
             settings=settings.to_json(),
+            may_change=UNDECIDING,
             saving=self._saving(),
             evaluate=self._evaluate,
             evaluate_every=settings.eval_every,
             early_stopping=EarlyStopping("test_reward", settings.patience) if settings.patience else None,
             until=self._enough,
             seconds=settings.time_limit,
+            started=lambda generation: show({"generation": generation} | ({} if generation else first)),
             show=show,
             asked_to_stop=asked_to_stop,
         )

@@ -25,6 +25,7 @@ from eggroll.training.folder import CURVE, PARAMETERS
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, read_metrics
 from eggroll.training.optimizers import named, schedule
+from eggroll.training.options import UNDECIDING
 from eggroll.training.progress import Shown
 from eggroll.training.steps import Compiled
 from eggroll.training.stopping import EarlyStopping
@@ -140,7 +141,7 @@ def train(
 
     Args:
         settings: from `settings_for`.
-        show: called with every line of the metrics, and first with the accuracy before as generation 0.
+        show: called with every line of the metrics, and first with the generation that it starts at.
         asked_to_stop: as in `eggroll.training.fit`.
 
     Returns:
@@ -152,7 +153,6 @@ def train(
     task = Task(settings)
     es, classifier, folder = task.es, task.classifier, settings.folder
     before = task.accuracy(classifier.params, classifier.state)
-    show({"generation": 0, "test_accuracy": before})
     result = fit(
         es,
         es.init(classifier.params, jax.random.key(settings.seed)),
@@ -165,10 +165,12 @@ def train(
         overwrite=settings.overwrite,
         force=settings.force,
         settings=settings.to_json(),
+        may_change=UNDECIDING,
         saving=_saving(settings),
         evaluate=task.evaluate,
         early_stopping=EarlyStopping("test_accuracy", settings.patience) if settings.patience else None,
         seconds=settings.time_limit,
+        started=lambda generation: show({"generation": generation} | ({} if generation else {"test_accuracy": before})),
         show=show,
         asked_to_stop=asked_to_stop,
     )

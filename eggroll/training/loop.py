@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +29,7 @@ from eggroll.training.store import Place, Saving, Store
 Evaluate = Callable[[State, Any], Mapping[str, float]]
 RECORDED = ("fitness_mean", "fitness_best", "fitness_worst", "fitness_std", "gradient_norm", "update_norm", "sigma")
 FINISHED, INTERRUPTED, OUT_OF_TIME, OUT_OF_DATA = "finished", "interrupted", "out of time", "out of data"
-STOPPED_EARLY = "stopped early"
+STOPPED_EARLY, AT_ONCE = "stopped early", "interrupted at once"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Result:
     Attributes:
         state: the strategy's state; `state.params` are the trained parameters.
         carry: the model's own state.
-        ended: `"finished"`, `"interrupted"`, `"out of time"`, `"out of data"`, `"stopped early"`, or what went wrong.
+        ended: `"finished"`, `"interrupted"`, `"interrupted at once"` (by a second Ctrl-C: nothing was saved any more),
+            `"out of time"`, `"out of data"`, `"stopped early"`, or what went wrong.
         seconds: of all generations, also those before a resumption, compilation included.
         resumed: the generation that the run went on from; 0 for one from the start.
     """
@@ -69,6 +70,7 @@ def fit(
     overwrite: bool = False,
     force: bool = False,
     settings: Mapping[str, Any] | None = None,
+    may_change: Collection[str] = (),
     saving: Saving | None = None,
     evaluate: Evaluate | None = None,
     evaluate_every: int = 10,
@@ -101,6 +103,7 @@ def fit(
         force: resume although settings changed. Default False: they are named, and refused.
         settings: what else decides the run (model, data, schedules, seed), as JSON can hold it: recorded, and compared
             on resumption. Default: none.
+        may_change: names of `settings` that are recorded and not compared: how often is written. Default: none.
         saving: what is written, and how often. Default `Saving()`.
         evaluate: `evaluate(state, carry)` → numbers by name, added to the record of some generations.
         evaluate_every: generations between two evaluations; the first and the last one have one, too. Default 10.
@@ -141,7 +144,7 @@ def fit(
         if folder is not None:
             _check_fresh(state, saving)
             options = {"resume": resume, "overwrite": overwrite, "force": force}
-            opening = Opening(Path(folder), es, saving, settings or {}, **options)
+            opening = Opening(Path(folder), es, saving, settings or {}, frozenset(may_change), **options)
             store = stack.enter_context(opening.opened(begun))
         loop = _Loop(
             es, step, source, store, generations, until, evaluate, evaluate_every, early_stopping, seconds, show, stop
@@ -198,7 +201,7 @@ class _Loop:
         try:
             ended = self._generations()
         except KeyboardInterrupt:
-            ended = INTERRUPTED
+            ended = AT_ONCE
         except FloatingPointError as why:
             ended = str(why)
             self._save_last()

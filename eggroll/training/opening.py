@@ -38,6 +38,7 @@ class Opening:
         es: the strategy.
         saving: what is written, and how often.
         settings: what decides the run beside the strategy.
+        may_change: names of settings that do not.
         resume: whether a run in the folder goes on.
         overwrite: whether a run in the folder is replaced.
         force: whether it may go on with other settings.
@@ -47,6 +48,7 @@ class Opening:
     es: ES
     saving: Saving
     settings: Mapping[str, Any]
+    may_change: frozenset[str]
     resume: bool
     overwrite: bool
     force: bool
@@ -92,7 +94,7 @@ class Opening:
         for line in others:
             LOGGER.warning("resuming with other versions, so not necessarily bit for bit: %s", line)
         same = all(line.startswith("platform: ") for line in others)
-        return check_same(before, config, force=self.force, code=same)
+        return check_same(before, config, may_change=self.may_change, force=self.force, code=same)
 
     def _newest(self, checkpoints: Checkpoints, begun: Place) -> Place:
         """Where the newest whole checkpoint was taken; `begun` if the run was stopped before the first."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
@@ -15,6 +17,7 @@ UNDECIDING = frozenset(
     {"out", "overwrite", "resume", "force", "checkpoint_every", "keep", "keep_best", "time_limit", "tensorboard"}
     | {"workers", "samples"}
 )
+WRITER = "tensorboardX"
 MAX_SEED = 2**31 - 1  # what a key is made from without 64-bit integers
 LEAST = {"generations": 1, "seed": 0, "checkpoint_every": 1, "keep": 1, "keep_best": 0, "patience": 0}
 
@@ -66,8 +69,8 @@ class RunSettings:
         return Path("runs") / self.name if self.out is None else Path(self.out)
 
     def to_json(self) -> dict[str, Any]:
-        """The settings that decide what the run computes, as JSON can hold them."""
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in UNDECIDING}
+        """The settings as JSON can hold them; those in `UNDECIDING` do not decide what the run computes."""
+        plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"out": self.folder}
         return {name: x.as_posix() if isinstance(x, PurePath) else x for name, x in plain.items()}
 
     def check(self, least: Iterable[tuple[str, int]] = (), positive: Iterable[str] = ()) -> None:
@@ -82,11 +85,21 @@ class RunSettings:
         """
         for name, number in [*LEAST.items(), *least]:
             check_count(name, getattr(self, name), number)
+        if self.force and not self.resume:
+            raise SettingsError("got --force without --resume: only a run that goes on can have changed settings.")
+        if self.tensorboard:
+            check_tensorboard()
         if self.seed > MAX_SEED:
             raise SettingsError(f"got seed={self.seed}; at most {MAX_SEED} is required.")
         for name in ("time_limit", *positive):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
+
+
+def check_tensorboard() -> None:
+    """Raises `RunError` where TensorBoard's files cannot be written: before a run begins, or is overwritten."""
+    if sys.modules.get(WRITER, WRITER) is None or importlib.util.find_spec(WRITER) is None:
+        raise RunError('TensorBoard files need the package tensorboardX: pip install "eggroll-jax[tensorboard]".')
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

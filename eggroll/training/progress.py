@@ -63,22 +63,23 @@ class Meter:
         self._bar.stop()
 
     def update(self, record: Mapping[str, Any]) -> None:
-        """Shows one line of the metrics; the first one, of generation 0, starts the bar."""
+        """Shows one line of the metrics; the first one, of the generation that the run starts at, starts the bar."""
         generation = record["generation"]
         for name, text in self._shown.values.items():
             if record.get(name) is not None:
                 self._values[name] = text.format(record[name])
+        first = not self._records
         if self._records > 1:  # the first generation's time is compilation
             self._recent.append(record[self._shown.speed])
         self._records += 1
         status = self.status()
-        if generation == 0:
-            status += "  compiling"
+        if first:
+            status = "  ".join(filter(None, [status, _resuming(generation), "compiling"]))
             self._bar.start()
         self._bar.update(self._task, completed=generation, status=status)
         every = max(1, self._generations // LINES)
-        due = generation % every == 0 or generation == self._generations or time.monotonic() > self._said + SILENCE
-        if not self._console.is_terminal and due:
+        due = first or generation % every == 0 or generation == self._generations
+        if not self._console.is_terminal and (due or time.monotonic() > self._said + SILENCE):
             self._said = time.monotonic()
             self._console.print(f"generation {generation}/{self._generations}  {status}", highlight=False)
 
@@ -89,3 +90,7 @@ class Meter:
             speed = len(self._recent) / sum(1 / x for x in self._recent)
             parts.append(f"{speed:,.0f} {self._shown.unit}/s")
         return "  ".join(parts)
+
+
+def _resuming(generation: int) -> str:
+    return f"resuming after {generation} generation{'s' if generation > 1 else ''}" if generation else ""

@@ -93,7 +93,7 @@ def compared(name: str, was: Any, now: Any, code: bool = True) -> list[str]:
     if isinstance(was, Mapping) and isinstance(now, Mapping) and _kind(was) == _kind(now):
         # A function deep inside an optimizer is better known by its own name than by the way there.
         place = f"{name.split(' ')[0].split('.')[0]} {_short(was[FUNCTION])}" if _is_function(was) else name
-        inner = [(_joined(place, key), was.get(key, NOTHING), now.get(key, NOTHING)) for key in [*was, *now]]
+        inner = [(_joined(place, key), was.get(key, NOTHING), now.get(key, NOTHING)) for key in {**was, **now}]
     elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
         inner = [(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(was, now, strict=True))]
     else:
@@ -154,13 +154,30 @@ def _names(value: Any) -> Iterator[str]:
             yield from _names(each)
 
 
-def check_same(before: Mapping[str, Any], now: Mapping[str, Any], *, force: bool, code: bool = True) -> list[str]:
+def check_same(
+    before: Mapping[str, Any],
+    now: Mapping[str, Any],
+    *,
+    force: bool,
+    may_change: frozenset[str] = frozenset(),
+    code: bool = True,
+) -> list[str]:
     """The differences between two configurations, if `force` allows them.
+
+    Args:
+        before: the one that was written down: `strategy` and `options`.
+        now: the present one.
+        force: whether there may be any.
+        may_change: options that are not compared.
+        code: as in `differences`.
 
     Raises:
         RunError: there are some, and `force` is false.
     """
-    pairs = [(before.get(part, {}), now.get(part, {})) for part in ("strategy", "options")]
+    options = [
+        {name: x for name, x in config.get("options", {}).items() if name not in may_change} for config in (before, now)
+    ]
+    pairs = [(before.get("strategy", {}), now.get("strategy", {})), options]
     changed = list(dict.fromkeys(line for old, new in pairs for line in differences(old, new, code=code)))
     if changed and not force:
         more = f"; and {len(changed) - MOST} more" if len(changed) > MOST else ""

@@ -13,6 +13,7 @@ from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STDERR = 2
+STOPPING = b"\nstopping after this generation (Ctrl-C again: at once; --resume then goes on from the last checkpoint)\n"
 
 
 class StopRequest:
@@ -55,7 +56,7 @@ class StopRequest:
         self.asked = True
         if number == signal.SIGINT and os.isatty(STDERR):
             # Not print: a handler may run in the middle of another print.
-            os.write(STDERR, b"\nstopping after this generation (Ctrl-C again: at once)\n")
+            os.write(STDERR, STOPPING)
 
 
 @dataclass(frozen=True)

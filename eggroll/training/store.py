@@ -15,6 +15,7 @@ from eggroll.training.data import Position
 from eggroll.training.folder import LEDGER
 from eggroll.training.journal import Journal
 from eggroll.training.metrics import MetricsFile, Record, TensorBoard
+from eggroll.training.options import check_tensorboard
 from eggroll.training.stopping import Seen
 
 
@@ -36,6 +37,7 @@ class Saving:
 
     Raises:
         ValueError: counts out of their range.
+        RunError: TensorBoard's files are asked for without the package that writes them.
     """
 
     every: int = 100
@@ -52,6 +54,8 @@ class Saving:
             raise ValueError(
                 f"got every={self.every}, keep={self.keep}, best={self.best}; at least 1, 1 and 0 are required."
             )
+        if self.tensorboard:
+            check_tensorboard()
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
+from eggroll import cli, start
 from eggroll.recipes.run_folder import load
 from eggroll.training import read_metrics
 from tests.cli.running import arrays, call, spawn, train
@@ -22,6 +24,7 @@ REJECTED = {
     "no generations": (("--generations", "0"), ("generations=0", "at least 1")),
     "no learning": (("--learning-rate", "0"), ("learning_rate=0.0", "> 0")),
     "more images than there are": (("--batch-size", "1438"), ("batch_size=1438", "1 to 1437")),
+    "a change without a run to go on with": (("--force",), ("--force without --resume",)),
     "a negative seed": (("--seed=-1",), ("seed=-1", "at least 0")),
     "a seed beyond a key's": (("--seed", "2147483648"), ("seed=2147483648", "at most 2147483647")),
 }
@@ -52,6 +55,33 @@ def test_a_value_that_no_run_can_use(case: str, tmp_path: Path, capsys: pytest.C
     text = message(capsys)
     assert all(part in text for part in parts), text
     assert not list((tmp_path).glob("run/*"))
+
+
+def test_tensorboard_that_is_missing_is_told_before_a_run_is_replaced(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}\n")
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    assert train(tmp_path, "--overwrite", "--tensorboard") == 2
+    assert 'pip install "eggroll-jax[tensorboard]"' in message(capsys)
+    assert (tmp_path / "metrics.jsonl").read_text() == "{}\n"
+
+
+@pytest.mark.parametrize("when", ["on the way", "while importing"])
+def test_an_interrupt_outside_of_a_run_is_a_line(
+    when: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> int:
+        raise KeyboardInterrupt
+
+    class Module:
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "eggroll.cli", Module() if when == "while importing" else cli)
+    monkeypatch.setattr(cli, "main", interrupt)
+    assert start.main() == 130
+    assert message(capsys) == "eggroll: interrupted\n"
 
 
 @pytest.mark.parametrize("case", UNKNOWN)

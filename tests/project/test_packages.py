@@ -82,4 +82,4 @@ def test_the_wheel_s_metadata(wheel):
     text = wheel.read(metadata).decode()
     assert "\nName: eggroll-jax\n" in text and "\nLicense-Expression: Apache-2.0\n" in text
     (scripts,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
-    assert "eggroll = eggroll.cli:main" in wheel.read(scripts).decode()
+    assert "eggroll = eggroll.start:main" in wheel.read(scripts).decode()

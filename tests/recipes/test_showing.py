@@ -69,6 +69,14 @@ def test_progress_without_a_terminal_is_a_few_lines() -> None:
     assert lines[-1] == "generation 1005/1005  fitness 8.050  accuracy 12.3%  100 members/s"
 
 
+def test_a_resumed_run_says_so_first() -> None:
+    file = io.StringIO()
+    with Meter(Console(file=file, width=150), 1005, "mlp", SHOWN) as meter:
+        meter.update({"generation": 7})
+        meter.update(record(8))
+    assert file.getvalue().strip() == "generation 7/1005  resuming after 7 generations  compiling"
+
+
 def test_progress_on_a_terminal_is_a_bar() -> None:
     text = shown(30, terminal=True)
     assert all(part in text for part in ("mlp", "30/30", "fitness -1.700", "accuracy 12.3%", "100 members/s"))

@@ -143,7 +143,7 @@ def test_an_interrupt_at_once_keeps_the_last_whole_generation() -> None:
         if len(shown) == 3:
             raise KeyboardInterrupt
 
-    assert (result := run(None, 30, show=show)).ended == "interrupted" and result.generation == 3
+    assert (result := run(None, 30, show=show)).ended == "interrupted at once" and result.generation == 3
 
 
 def test_time_ends_the_run_and_a_clock_that_is_set_does_not(monkeypatch: pytest.MonkeyPatch) -> None:

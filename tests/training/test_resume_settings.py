@@ -45,6 +45,7 @@ def test_schedules_alike_at_first_and_shaping_of_ones_own(tmp_path: Path) -> Non
 
 def test_settings_with_the_names_of_the_commands_options_are_compared(tmp_path: Path) -> None:
     begun(tmp_path, settings={"keep": 3, "out": {"width": 8}})
+    run(tmp_path, 3, resume=True, settings={"keep": 5, "out": {"width": 8}}, may_change=["keep"])
     refused(tmp_path, r"keep: 3 → 4; out\.width: 8 → 9", settings={"keep": 4, "out": {"width": 9}})
 
 
