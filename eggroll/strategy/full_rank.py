@@ -33,8 +33,8 @@ class FullRankES(ES):
 
     A member's parameters are made by name of key, path, member and element, one member and one parameter at a time, by
     adding to the base in float32, and never by taking the noise off again, which would drift. So memory is the model,
-    one perturbed copy and a block of noise; in an update the model, the new one and a block. Half-precision parameters
-    need no float32 copy: the update is rounded stochastically, which keeps small ones on average.
+    one perturbed copy and some blocks of noise; in an update the model, the new one and the blocks. Half-precision
+    parameters need no float32 copy: the update is rounded stochastically, which keeps small ones on average.
 
     Members are evaluated one after the other, by compiled calls of a function of dense parameters: any function, as
     nothing is traced by the engine. `step` does the same, and is no single compiled call.

@@ -14,24 +14,26 @@ from eggroll.strategy.full_rank_generation import FullRankGeneration
 from eggroll.strategy.full_rank_leaves import moved, perturbed
 from eggroll.strategy.full_rank_noise import block_size
 
-SIZE = 1 << 20
-BLOCKS = 3  # a block's sums, words, and numbers
+SIZE = 1 << 23
+BLOCKS = 14  # a block's sums, words, numbers, and steps to them; the parameter has 32
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="blocks are larger than these parameters elsewhere")
-def test_compiled_calls_need_blocks_beside_their_result() -> None:
-    """However large the parameter and the population."""
-    param = jax.ShapeDtypeStruct((SIZE,), jnp.float32)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_compiled_calls_need_blocks_beside_their_result(dtype: Any) -> None:
+    """However large the parameter and the population, and whatever its dtype."""
+    param = jax.ShapeDtypeStruct((SIZE,), dtype)
     keys, word = jax.ShapeDtypeStruct((30, 2), jnp.uint32), jax.ShapeDtypeStruct((2,), jnp.uint32)
-    block = 4 * block_size(SIZE)
-    assert 4 * block <= 4 * SIZE
+    block, model = 4 * block_size(SIZE), SIZE * param.dtype.itemsize
+    # XLA copies a half-precision parameter once to see it as integers: one parameter, not one of all.
+    most = BLOCKS * block + (model if dtype == jnp.bfloat16 else 0)
     made: Any = perturbed.lower(param, param, keys, 3, 1, 0.1, distribution="normal").compile().memory_analysis()
-    assert made.alias_size_in_bytes == 4 * SIZE  # the copy before is overwritten
-    assert made.temp_size_in_bytes < BLOCKS * block
+    assert made.alias_size_in_bytes == model  # the copy before is overwritten
+    assert made.temp_size_in_bytes < most
     weights = jax.ShapeDtypeStruct((30,), jnp.float32)
     made = moved.lower(param, keys, word, weights, 0.1, distribution="normal").compile().memory_analysis()
-    assert made.output_size_in_bytes < 4 * SIZE + 1024
-    assert made.temp_size_in_bytes < BLOCKS * block
+    assert made.output_size_in_bytes < model + 1024
+    assert made.temp_size_in_bytes < most
 
 
 def test_one_copy_lives_while_members_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
