@@ -16,6 +16,7 @@ from eggroll.llm.generation import explained, generate, population_fit
 from eggroll.llm.memory import Fit
 from eggroll.llm.prompts import Prompts
 from eggroll.llm.questions import Questions
+from eggroll.llm.scoring import Rewards, settled
 from eggroll.strategy.es import ES, Metrics
 from eggroll.strategy.state import State
 from eggroll.training.processes_scoring import local_members, score
@@ -93,13 +94,25 @@ class Answered(Step):
         own, each = len(asked) // es.groups, es.population // es.groups
         mine, here = local_members(answers)
         problems = [p for m in mine // each for p in asked.problems[m * own : (m + 1) * own]]
-        rewards = self._marker.rewards(self._marker.texts(here), problems)
+        rewards = self._marker.scorers.attempt(self._marker.texts(here), problems)
+        values = settled_together(rewards)
         failed = int(gather(np.array(rewards.failed)).sum())
         if rewards.failed and not self._told:
             self._told = True  # later ones are in the metrics
             LOGGER.warning("%d of %d answers could not be scored; %s", rewards.failed, len(problems), rewards.error)
-        found = dict(zip(mine.tolist(), rewards.values.reshape(-1, own).mean(1).tolist(), strict=True))
+        found = dict(zip(mine.tolist(), values.reshape(-1, own).mean(1).tolist(), strict=True))
         return score(answers.length, lambda _, member: found[member], numbered=True).fitness, failed
+
+
+def settled_together(rewards: Rewards) -> np.ndarray:
+    """The rewards, those that failed being the worst of all processes.
+
+    Raises:
+        RunError: all failed, in all processes.
+    """
+    finite = rewards.values[~rewards.failures]
+    worst = float(gather(np.array(finite.min() if finite.size else np.inf)).min())
+    return np.where(rewards.failures, worst, rewards.values) if np.isfinite(worst) else settled(rewards).values
 
 
 def in_groups(prompts: Prompts, groups: int) -> Prompts:

@@ -10,7 +10,7 @@ import numpy as np
 from eggroll.llm.answering import Marker
 from eggroll.llm.prompts import encode
 from eggroll.llm.questions import Questions
-from eggroll.llm.scoring import Rewards
+from eggroll.llm.scoring import Rewards, settled
 from eggroll.llm.tasks import Problem
 from tests.llm import tiny
 
@@ -40,12 +40,14 @@ class InProcess:
     def __init__(self, reward: Callable[[str, Problem], Any]) -> None:
         self.reward, self.calls = reward, []
 
-    def score(self, texts: Sequence[str], problems: Sequence[Problem]) -> Rewards:
+    def attempt(self, texts: Sequence[str], problems: Sequence[Problem]) -> Rewards:
         self.calls.append((list(texts), list(problems)))
         values = np.array([self._one(*pair) for pair in zip(texts, problems, strict=True)])
         lost = np.isnan(values)
-        values = np.where(lost, np.nanmin(values), values)
         return Rewards(values, int(lost.sum()), "the reward failed" if lost.any() else "", lost)
+
+    def score(self, texts: Sequence[str], problems: Sequence[Problem]) -> Rewards:
+        return settled(self.attempt(texts, problems))
 
     def _one(self, text: str, problem: Problem) -> float:
         try:

@@ -12,8 +12,9 @@ import pytest
 
 import eggroll
 from eggroll.llm.decoding import Decoding, generator, split
-from eggroll.llm.step import Answered, no_tokens, tokens_in, with_tokens
-from eggroll.training import named
+from eggroll.llm.scoring import Rewards
+from eggroll.llm.step import Answered, no_tokens, settled_together, tokens_in, with_tokens
+from eggroll.training import RunError, named
 from tests.cli.running import quick_compilation
 from tests.llm.climbing import InProcess, asked, language, letters, marker
 
@@ -87,6 +88,20 @@ def test_answers_that_cannot_be_scored_are_counted_and_told_once(caplog: pytest.
         assert metrics["scorer_errors"] == N // 2  # one of the two answers of each member of the first group
         assert np.isfinite(metrics["fitness"]).all() and metrics["nonfinite"] == 0
     assert caplog.text.count("4 of 16 answers could not be scored; the reward failed") == 1
+
+
+def test_the_worst_reward_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rewards(*values: float) -> Rewards:
+        lost = np.isnan(values)
+        return Rewards(np.array(values), int(lost.sum()), "it raised", lost)
+
+    others = 0.25  # the least reward of another process
+    monkeypatch.setattr("eggroll.llm.step.gather", lambda value: np.array([value, others]))
+    assert settled_together(rewards(0.5, np.nan)).tolist() == [0.5, 0.25]
+    assert settled_together(rewards(np.nan, np.nan)).tolist() == [0.25, 0.25]  # one process alone may fail
+    others = np.inf
+    with pytest.raises(RunError, match="failed for all 2 answers; the first: it raised"):
+        settled_together(rewards(np.nan, np.nan))
 
 
 def test_draws_follow_the_key_and_the_generation() -> None:
