@@ -6,14 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from eggroll.llm.config import config_from
+from eggroll.llm.config import DecoderConfig, config_from
 from eggroll.llm.decoder import Decoder
-from eggroll.llm.loading import LanguageModel, save
+from eggroll.llm.loading import LanguageModel, decoder_of, save
 from tests.llm.families import SETTINGS, VOCABULARY
 
 SPECIAL = ("<pad>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -39,13 +41,28 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return made
 
 
+def draw(config: DecoderConfig, seed: int, dtype: Any) -> dict[str, Any]:
+    """Weights as `Decoder` draws them, by NumPy: nothing is compiled."""
+    random = np.random.default_rng(seed)
+    shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))))
+
+    def weight(path: Any, leaf: Any) -> Any:
+        if path[-1].key.endswith("norm"):
+            return jnp.asarray(np.full(leaf.shape, 0.0 if config.gemma else 1.0), dtype)
+        if path[-1].key.endswith("bias"):
+            return jnp.asarray(np.zeros(leaf.shape), dtype)
+        return jnp.asarray(random.normal(0, config.width**-0.5, leaf.shape), dtype)
+
+    return jax.tree_util.tree_map_with_path(weight, shapes)
+
+
 def language_model(
     family: str = "smollm2", *, dtype: Any = jnp.float32, seed: int = 0, **changes: Any
 ) -> LanguageModel:
     """A random model of a family, with `changes` to its settings."""
     settings = SETTINGS[family] | changes
     config = config_from(settings)
-    model = Decoder(config, rngs=nnx.Rngs(seed), dtype=dtype)
+    model = decoder_of(config, draw(config, seed, dtype))
     return LanguageModel(model, tokenizer(), config, stop=(1, 3), pad=0, source=family, settings=settings)
 
 
