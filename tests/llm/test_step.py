@@ -14,6 +14,7 @@ import eggroll
 from eggroll.llm.decoding import Decoding, generator, split
 from eggroll.llm.scoring import Rewards
 from eggroll.llm.step import Answered, no_tokens, settled_together, tokens_in, with_tokens
+from eggroll.llm.tasks import Problem
 from eggroll.training import RunError, named
 from tests.cli.running import quick_compilation
 from tests.llm.climbing import InProcess, asked, language, letters, marker
@@ -49,10 +50,15 @@ def greedy() -> Any:
     return jax.jit(parts()[2])
 
 
+def numbered(text: str, problem: Problem) -> float:
+    """A reward that tells which answer goes with which problem."""
+    return (1 + int(problem.prompt.split()[1])) * letters(text, problem)
+
+
 @pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_members_fitness_is_the_mean_reward_of_its_own_prompts(groups: int) -> None:
     model, params, fun = parts()
-    es, marks = strategy(groups), marker(model)
+    es, marks = strategy(groups), marker(model, numbered)
     state, questions = es.init(params, jax.random.key(1)), asked(model, 4)
     moved, carry, metrics = Answered(fun, marks)(es, state, no_tokens(), (questions,))
     members, own = es.ask(state), 4 // groups
@@ -62,7 +68,7 @@ def test_a_members_fitness_is_the_mean_reward_of_its_own_prompts(groups: int) ->
         rows = questions.take(range(4)[group])
         answers = greedy()(members.materialize(i), *rows.prompts)
         texts = marks.texts(answers)
-        expected.append(np.mean([letters(t, p) for t, p in zip(texts, rows.problems, strict=True)]))
+        expected.append(np.mean([numbered(t, p) for t, p in zip(texts, rows.problems, strict=True)]))
         written += int(answers.length.sum())
     np.testing.assert_allclose(metrics["fitness"], expected, rtol=1e-6)
     assert len(set(expected)) > 2, "members should differ"
