@@ -126,6 +126,19 @@ def test_arithmetic_problems_are_right(operations):
         assert task.reward(str(problem.data), problem) == 1
 
 
+def test_a_sum_and_its_twin_in_the_other_order_are_one_problem():
+    task = task_named("arithmetic", largest=20, operations="+*")
+    train, test = (
+        {tuple(p.prompt.split()) for seed in range(5) for p in task.problems(split, 60, seed)}
+        for split in ("train", "test")
+    )
+    swapped = {(right, operation, left, equals) for left, operation, right, equals in train}
+    assert swapped - train, "both orders are asked"
+    assert not test & (train | swapped)
+    problems = task_named("arithmetic", operations="+-", largest=3)
+    assert sum(len(problems.problems(split, count, 0)) for split, count in (("train", 11), ("test", 1))) == 12
+
+
 class Shout(Task):
     name = "shout"
 

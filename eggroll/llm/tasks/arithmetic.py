@@ -30,7 +30,7 @@ class Arithmetic(Generated):
     a paper.
 
     Args:
-        largest: the largest operand, at least 1. Default 20, which makes 610 problems.
+        largest: the largest operand, at least 1. Default 20, which makes 420 problems.
         operations: of "+", "-" and "*". Default "+-". Differences are never negative.
         system: the system message. Default None.
         max_tokens: tokens that an answer may have. Default 16.
@@ -67,6 +67,12 @@ class Arithmetic(Generated):
             left, right = max(left, right), min(left, right)
         result = {"+": left + right, "-": left - right, "*": left * right}[operation]
         return Problem(f"{left} {operation} {right} =", result)
+
+    def identity(self, problem: Problem) -> str:
+        """Sums and products of the same numbers in the other order are the same problem."""
+        left, operation, right, _ = problem.prompt.split()
+        first, second = sorted((int(left), int(right)), reverse=True)
+        return f"{first} {operation} {second}"
 
     def reward(self, text: str, problem: Problem) -> float:
         """Rewards the number alone with 1, and the number within a text with less, the longer the text."""
