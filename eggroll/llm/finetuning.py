@@ -40,6 +40,7 @@ SHOWN = Shown(
     unit="tokens",
 )
 HELD_OUT = 64  # prompts, unless the user says otherwise
+DRAWS = 0x64726177  # the draws' branch of the key; the noise of generation g has the branch g
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,11 @@ def finetune(
         return Run(settings, task, language, scorers).run(show, asked_to_stop)
 
 
+def draw_key(key: jax.Array) -> jax.Array:
+    """The key of a run's draws, apart from that of every generation's noise."""
+    return jax.random.fold_in(key, DRAWS)
+
+
 class Run:
     """A run about to begin: everything drawn, encoded and checked."""
 
@@ -120,7 +126,7 @@ class Run:
         self.es = strategy(settings)
         marker = Marker(language.tokenizer, language.stop, scorers)
         key = jax.random.key(settings.seed)
-        draws = jax.random.fold_in(key, 1) if settings.temperature else None
+        draws = draw_key(key) if settings.temperature else None
         fun = generator(graphdef, decoding_of(settings, task, language))
         self.step = Answered(fun, marker, key=draws, budget=settings.budget, chunk=settings.chunk)
         self.state = self._begun(key)
@@ -206,16 +212,19 @@ class Run:
         generation, measured = int(state.generation), self.measure(state.params)
         self._last = generation, measured
         if processes.is_main():
-            if self._first is not None:
-                self.samples.add(0, self._first)
-                self._first = None
-            self.samples.add(generation, measured)
+            self._sample(generation, measured)
             self._write_evaluation({"generation": generation, "latest": measured.numbers()})
         return {
             "test_reward": round(measured.reward, 6),
             "test_reward_error": round(measured.error, 6),
             "test_answer_tokens": round(measured.answer_tokens, 3),
         }
+
+    def _sample(self, generation: int, measured: Measured) -> None:
+        if self._first is not None:
+            self.samples.add(0, self._first)
+            self._first = None
+        self.samples.add(generation, measured)
 
     def _saving(self) -> Saving:
         settings = self.settings
@@ -232,6 +241,8 @@ class Run:
         """The model, the evaluation and the picture."""
         settings, folder = self.settings, self.settings.folder
         write_model(self.language, folder / MODEL, params)
+        if self._last is None or self._last[0] != generation:  # an interrupted run ends where no evaluation was due
+            self._sample(generation, after)
         more = {"generation": generation, "after": after.numbers(), "tokens": tokens, "ended": ended}
         self._write_evaluation(more)
         start = {"generation": 0, "test_reward": self.before["reward"], "test_reward_error": self.before["error"]}

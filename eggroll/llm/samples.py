@@ -12,6 +12,7 @@ from eggroll.llm.evaluation import Measured
 from eggroll.llm.questions import Questions
 from eggroll.training.files import write_text
 from eggroll.training.folder import SAMPLES
+from eggroll.training.metrics import read_metrics
 
 SHOWN = 400  # characters of a prompt or an answer that are printed
 
@@ -31,8 +32,12 @@ class Samples:
     count: int
 
     def add(self, generation: int, measured: Measured) -> None:
-        """Writes the answers of a generation; what the file has of it or of later ones, made anew, is replaced."""
-        kept = [line for line in self.read() if line["generation"] < generation]
+        """Writes the answers of a generation; what the file has of it or of later ones, made anew, is replaced.
+
+        So is what it has of a generation where a run was interrupted that has gone on since.
+        """
+        due = {0} | {record["generation"] for record in read_metrics(self.folder) if "test_reward" in record}
+        kept = [line for line in self.read() if line["generation"] < generation and line["generation"] in due]
         lines = [*kept, *samples_of(self.asked, measured, self.count, generation)]
         write_text(self.folder / SAMPLES, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
 

@@ -128,7 +128,11 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, tmp_path: Path)
     command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--method", method, "--temperature", "0.7")
     whole = spawn(*command, "--out", "whole", **place)
     assert (whole.returncode, whole.stderr) == (0, ""), whole.stderr
-    ends = [spawn(*command, "--out", "parts", "--resume", "--time-limit", "1e-6", **place) for _ in range(3)]
+    ends = []
+    for generation in (1, 2, 3):
+        ends.append(spawn(*command, "--out", "parts", "--resume", "--time-limit", "1e-6", **place))
+        samples = (tmp_path / "parts/samples.jsonl").read_text(encoding="utf-8").splitlines()
+        assert json.loads(samples[-1])["generation"] == generation == evaluation(tmp_path / "parts")["generation"]
     ends.append(spawn(*command, "--out", "parts", "--resume", **place))
     assert [end.returncode for end in ends] == [0] * 4, ends
     assert ["out of time" in end.stderr for end in ends] == [True, True, True, False]

@@ -12,6 +12,7 @@ import pytest
 
 import eggroll
 from eggroll.llm.decoding import Decoding, generator, split
+from eggroll.llm.finetuning import draw_key
 from eggroll.llm.scoring import Rewards
 from eggroll.llm.step import Answered, no_tokens, settled_together, tokens_in, with_tokens
 from eggroll.llm.tasks import Problem
@@ -128,6 +129,13 @@ def test_draws_follow_the_key_and_the_generation() -> None:
     assert texts(0, 1) == texts(0, 1)
     assert texts(0, 1) != texts(1, 1)
     assert texts(0, 1) != texts(0, 2)
+
+
+def test_draws_have_a_key_of_their_own() -> None:
+    key = jax.random.key(3)
+    noise = jax.vmap(jax.random.fold_in, (None, 0))(key, np.arange(10_000))
+    draws = jax.random.key_data(draw_key(key))
+    assert not (jax.random.key_data(noise) == draws).all(-1).any()
 
 
 def test_tokens_are_counted_beyond_32_bits() -> None:
