@@ -38,3 +38,7 @@ def __getattr__(name: str) -> Any:
     if name in _FILES:
         return getattr(importlib.import_module(f"eggroll.llm.{_FILES[name]}"), name)
     raise AttributeError(f"module 'eggroll.llm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

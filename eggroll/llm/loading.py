@@ -14,7 +14,7 @@ from flax import nnx
 
 from eggroll.llm.config import DecoderConfig, config_from
 from eggroll.llm.decoder import Decoder
-from eggroll.llm.tokens import check_tokenizer, end_tokens, load_tokenizer, pad_token
+from eggroll.llm.tokens import check_tokenizer, end_tokens, load_tokenizer, pad_token, save_tokenizer
 from eggroll.llm.weights_hf import read_folder, write_file
 from eggroll.training.errors import RunError
 
@@ -125,7 +125,7 @@ def save(language: LanguageModel, folder: str | Path, params: Any = None) -> Non
     write_json(folder / "config.json", settings)
     if language.generation:
         write_json(folder / "generation_config.json", language.generation)
-    language.tokenizer.save_pretrained(folder)
+    save_tokenizer(language.tokenizer, folder)
 
 
 def decoder_of(config: DecoderConfig, weights: Mapping[str, Any]) -> Decoder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from eggroll.llm.config import DecoderConfig
 from eggroll.llm.quiet import transformers
 from eggroll.training.errors import RunError
 
-__all__ = ["check_tokenizer", "end_tokens", "load_tokenizer", "pad_token"]
+__all__ = ["check_tokenizer", "end_tokens", "load_tokenizer", "pad_token", "save_tokenizer"]
 
 # Tokens that end a turn in the chat templates of the families.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>")
@@ -31,6 +32,15 @@ def load_tokenizer(folder: Path) -> Any:
         return transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever a broken file or a missing library raises
         raise RunError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+def save_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Writes its files, without what transformers remembers of how it was loaded."""
+    tokenizer.save_pretrained(folder)
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    kept = {name: value for name, value in settings.items() if name not in ("is_local", "local_files_only")}
+    file.write_text(json.dumps(kept, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def check_tokenizer(tokenizer: Any, config: DecoderConfig, source: str) -> None:

@@ -29,3 +29,7 @@ def __getattr__(name: str) -> Any:
     if name in _FILES:
         return getattr(importlib.import_module(f"eggroll.training.{_FILES[name]}"), name)
     raise AttributeError(f"module 'eggroll.training' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

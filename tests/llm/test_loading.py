@@ -32,6 +32,7 @@ def test_a_round_trip_keeps_every_bit_and_all_that_belongs_to_the_model(tmp_path
     second = llm.load(tmp_path / "b")
     assert same_bits(made, first) and same_bits(first, second)
     assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
+    assert "local" not in (tmp_path / "b/tokenizer_config.json").read_text()  # nothing of how it was loaded
     assert first.config == second.config == made.config
     assert json.loads((tmp_path / "a/config.json").read_text()).get("dtype") == dtype
     text = "Grüße, 你好!\n  <|im_end|>"
