@@ -46,13 +46,17 @@ def task_of(asked: Asked) -> Task:
     """The task that was asked for.
 
     Raises:
-        RunError: there is none of that name, its package is missing, or a reward or prompts that cannot be read.
+        RunError: there is none of that name or with these options, its package is missing, or a reward or prompts
+            that cannot be read.
     """
     options: dict[str, Any] = options_from(asked.task_options)
     options |= {name: x for name in ("system", "max_tokens") if (x := getattr(asked, name)) is not None}
     if asked.task is not None:
         return task_named(asked.task, **options)
     assert asked.reward is not None and asked.prompts_file is not None
+    unknown = sorted(set(options) - {"system", "max_tokens"})
+    if unknown:
+        raise SettingsError(f"a reward of your own has no option {unknown[0]!r}; it has system and max_tokens.")
     return custom_task(reward=asked.reward, prompts=asked.prompts_file, test_prompts=asked.test_prompts_file, **options)
 
 

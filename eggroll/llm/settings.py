@@ -15,6 +15,7 @@ Method = Literal["eggroll", "full-rank"]
 Optimizer = Literal["sgd", "adam"]
 Dtype = Literal["float32", "bfloat16"]
 Split = Literal["test", "train"]
+MOST_SECONDS = 86400  # for scoring an answer; timers do not take any number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Asked:
         dtype: of the parameters; None: float32 on CPUs, elsewhere the model's own.
         memory: GB that caches, activations and noise may take; None: a share of the device's.
         workers: processes that score answers; None: one per core.
-        scorer_seconds: an answer whose scoring takes longer has the worst reward.
+        scorer_seconds: an answer whose scoring takes longer has the worst reward; at most a day.
     """
 
     model: str = ""
@@ -77,6 +78,8 @@ class Asked:
         for name in ("top_p", "memory", "scorer_seconds"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
+        if self.scorer_seconds > MOST_SECONDS:
+            raise SettingsError(f"got scorer_seconds={self.scorer_seconds!r}; at most {MOST_SECONDS} (a day) may pass.")
         options_from(self.task_options)
 
     @property

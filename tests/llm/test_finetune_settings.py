@@ -38,6 +38,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "cold": ({"temperature": -1.0}, "temperature=-1.0; 0"),
     "no memory": ({"memory": 0.0}, "memory=0.0"),
     "no time": ({"scorer_seconds": 0.0}, "scorer_seconds=0.0"),
+    "a time that no timer takes": ({"scorer_seconds": 1e300}, r"scorer_seconds=1e\+300; at most 86400"),
     "no worker": ({"workers": 0}, "workers=0"),
     "a dtype": ({"dtype": "int8"}, "dtype='int8'; one of 'float32', 'bfloat16'"),
     "an optimizer": ({"optimizer": "muon"}, "optimizer='muon'; one of 'sgd', 'adam'"),

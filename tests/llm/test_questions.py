@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from eggroll.llm.settings import settings_for
 from eggroll.llm.tasks import task_named
 from eggroll.training import RunError
 from tests.llm.climbing import language
+
+OWN = settings_for(task=None, model="m", reward="operator:contains", prompts_file=Path("prompts.txt"))
 
 
 def test_a_pass_asks_every_question_once_in_an_order_of_its_own() -> None:
@@ -54,5 +57,11 @@ def test_a_task_is_what_was_asked_for(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("one\ntwo\nthree\n", encoding="utf-8")
     own = task_of(settings_for(task=None, model="m", reward="operator:contains", prompts_file=tmp_path / "prompts.txt"))
     assert (own.name, own.size("train"), own.size("test")) == ("contains", 2, 1)
+    for option in ("foo", "reward", "name"):
+        with pytest.raises(RunError, match=f"a reward of your own has no option '{option}'; it has system"):
+            task_of(replace(OWN, prompts_file=tmp_path / "prompts.txt", task_options=(f"{option}=1",)))
+    for option in ("max_tokens=abc", "max_tokens=0", "system=5"):
+        with pytest.raises(RunError, match=rf"'operator:contains' cannot be made: got {option.split('=')[0]}="):
+            task_of(replace(OWN, prompts_file=tmp_path / "prompts.txt", task_options=(option,)))
     with pytest.raises(RunError, match="no task 'conciseness_'"):
         task_of(settings_for(model="m", task="conciseness_"))

@@ -48,8 +48,12 @@ def test_options_reach_the_dataset_and_wrong_ones_are_refused():
         task_named("reasoning_gym:chain_sum", terms=2)
     with pytest.raises(RunError, match=r"'chain_sum' cannot be made .*: AssertionError"):
         task_named("reasoning_gym:chain_sum", min_terms=0)
-    with pytest.raises(RunError, match="the option 'seed', which the task chooses itself"):
-        task_named("reasoning_gym:chain_sum", seed=3)
+    for option in ("seed", "size", "dataset", "name"):
+        with pytest.raises(RunError, match=f"the option '{option}', which the task chooses itself"):
+            task_named("reasoning_gym:chain_sum", **{option: 3})
+    for option, value in (("tags", "no"), ("max_tokens", "abc"), ("system", 5)):
+        with pytest.raises(RunError, match=f"'reasoning_gym:chain_sum' cannot be made: got {option}={value!r};"):
+            task_named("reasoning_gym:chain_sum", **{option: value})
     with pytest.raises(RunError, match="'composite' cannot be made without options"):
         task_named("reasoning_gym:composite")
 

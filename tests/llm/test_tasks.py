@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import pytest
 
@@ -42,15 +43,24 @@ def test_tasks_and_problems_travel_between_processes(name):
 def test_options_of_a_task(name):
     task = task_named(name, system="Be brief.", max_tokens=7)
     assert (task.name, task.system, task.max_tokens) == (name, "Be brief.", 7)
-    with pytest.raises(RunError, match=f"the task '{name}' has no option 'larget'; it has .*system"):
-        task_named(name, larget=3)
+    for option in ("larget", "name", "self"):
+        with pytest.raises(RunError, match=f"the task '{name}' has no option '{option}'; it has .*system"):
+            task_named(name, **{option: 3})
 
 
-def test_bad_options_are_named():
-    with pytest.raises(RunError, match=r"'arithmetic' cannot be made: got largest=0"):
-        task_named("arithmetic", largest=0)
-    with pytest.raises(RunError, match=r"'countdown' cannot be made: got sizes=\(1,\)"):
-        task_named("countdown", sizes=(1,))
+@pytest.mark.parametrize(
+    ("name", "option", "value"),
+    [
+        *(("arithmetic", "largest", value) for value in (0, "abc", 2.5, True, None)),
+        *(("arithmetic", "operations", value) for value in ("", "/", 5)),
+        *(("countdown", "sizes", value) for value in ((), (1,), 3, (2.5,), "34", {"3": 4})),
+        *((name, "max_tokens", value) for name in NAMES for value in ("abc", 0, 1.5)),
+        *((name, "system", 5) for name in NAMES),
+    ],
+)
+def test_bad_values_are_named_with_their_option(name, option, value):
+    with pytest.raises(RunError, match=f"the task '{name}' cannot be made: got {re.escape(f'{option}={value!r};')}"):
+        task_named(name, **{option: value})
 
 
 def test_an_unknown_name_lists_what_there_is():

@@ -6,6 +6,7 @@ import random
 import re
 
 from eggroll.llm.tasks.base import Generated, Problem
+from eggroll.llm.tasks.options import check_common, is_integer
 
 LONG = 40  # characters beyond the number for which nothing but being right is rewarded
 RIGHT = 0.2
@@ -36,7 +37,7 @@ class Arithmetic(Generated):
         max_tokens: tokens that an answer may have. Default 16.
 
     Raises:
-        ValueError: an operation that is none of these, or no problems.
+        ValueError: an option that is none of these.
 
     Example:
         >>> task = Arithmetic()
@@ -52,11 +53,11 @@ class Arithmetic(Generated):
     def __init__(
         self, *, largest: int = 20, operations: str = "+-", system: str | None = None, max_tokens: int = 16
     ) -> None:
-        if largest < 1 or not operations or set(operations) - set("+-*"):
-            raise ValueError(
-                f"got largest={largest} and operations={operations!r}; at least 1, and some of '+', '-' and '*', are "
-                "required."
-            )
+        check_common(system, max_tokens)
+        if not is_integer(largest) or largest < 1:
+            raise ValueError(f"got largest={largest!r}; an integer of at least 1 is required.")
+        if not isinstance(operations, str) or not operations or set(operations) - set("+-*"):
+            raise ValueError(f"got operations={operations!r}; some of '+', '-' and '*' are required, such as '+-'.")
         self.largest, self.operations, self.system, self.max_tokens = largest, operations, system, max_tokens
 
     def draw(self, rng: random.Random) -> Problem:

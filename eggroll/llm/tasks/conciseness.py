@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from eggroll.llm.tasks.base import Listed, Problem, divided
+from eggroll.llm.tasks.options import check_common
 from eggroll.llm.tasks.questions import QUESTIONS
 
 
@@ -18,6 +19,9 @@ class Conciseness(Listed):
         system: the system message. Default None.
         max_tokens: tokens that an answer may have. Default 64; the paper allows 100.
 
+    Raises:
+        ValueError: an option that is none of these.
+
     Example:
         >>> task = Conciseness()
         >>> problem = Problem("What is the capital of France?", "Paris")
@@ -31,6 +35,7 @@ class Conciseness(Listed):
     name = "conciseness"
 
     def __init__(self, *, system: str | None = None, max_tokens: int = 64) -> None:
+        check_common(system, max_tokens)
         super().__init__(*divided([Problem(question, answer) for question, answer in QUESTIONS]))
         self.system, self.max_tokens = system, max_tokens
 

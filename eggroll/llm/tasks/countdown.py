@@ -6,6 +6,7 @@ import random
 
 from eggroll.llm.tasks.base import Generated, Problem
 from eggroll.llm.tasks.expressions import Unusable, evaluate, numbers_in, parsed
+from eggroll.llm.tasks.options import check_common, is_integer
 
 SYSTEM = "You are a helpful assistant. Think a problem through first, then give the user your answer."
 PROMPT = (
@@ -35,7 +36,7 @@ class Countdown(Generated):
         max_tokens: tokens that an answer may have. Default 256.
 
     Raises:
-        ValueError: a size out of range.
+        ValueError: a size out of range, or an option that is none of these.
 
     Example:
         >>> task = Countdown()
@@ -52,8 +53,10 @@ class Countdown(Generated):
     name = "countdown"
 
     def __init__(self, *, sizes: tuple[int, ...] = (3, 4), system: str | None = SYSTEM, max_tokens: int = 256) -> None:
-        if not sizes or not all(2 <= size <= 6 for size in sizes):
-            raise ValueError(f"got sizes={sizes!r}; some of 2 to 6 are required.")
+        check_common(system, max_tokens)
+        several = isinstance(sizes, tuple | list) and len(sizes) > 0
+        if not several or not all(is_integer(size) and 2 <= size <= 6 for size in sizes):
+            raise ValueError(f"got sizes={sizes!r}; a list of integers from 2 to 6 is required, such as [3, 4].")
         self.sizes, self.system, self.max_tokens = tuple(sizes), system, max_tokens
 
     def identity(self, problem: Problem) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from eggroll.llm.tasks.base import Listed, Problem, divided
+from eggroll.llm.tasks.options import check_common
 from eggroll.training.errors import RunError
 
 FORM = 'reward="module:function"'
@@ -64,8 +65,8 @@ def custom_task(
         The task.
 
     Raises:
-        RunError: no such module or function, something that cannot be called, or a file that is missing, empty or
-            malformed, with the number of the line.
+        RunError: no such module or function, something that cannot be called, a file that is missing, empty or
+            malformed, with the number of the line, or an option that is none of these.
 
     Example:
         >>> import pathlib, tempfile
@@ -78,6 +79,10 @@ def custom_task(
         ('contains', 1, 1)
         >>> folder.cleanup()
     """
+    try:
+        check_common(system, max_tokens)
+    except ValueError as why:
+        raise RunError(f"the task of {reward!r} cannot be made: {why}") from why
     function_named(reward)
     train = read_prompts(Path(prompts))
     if test_prompts is None:

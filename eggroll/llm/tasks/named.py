@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from eggroll.llm.tasks.arithmetic import Arithmetic
@@ -16,7 +18,7 @@ TASKS: dict[str, type[Task]] = {task.name: task for task in (Arithmetic, Concise
 REASONING = "reasoning_gym:"
 
 
-def task_named(name: str, **options: Any) -> Task:
+def task_named(name: str, /, **options: Any) -> Task:
     """A ready task.
 
     Args:
@@ -29,16 +31,25 @@ def task_named(name: str, **options: Any) -> Task:
         The task.
 
     Raises:
-        RunError: no such task or option, or the package is missing.
+        RunError: no such task or option, a value that the option cannot have, or the package is missing.
 
     Example:
         >>> task_named("countdown", sizes=(3,)).problems("train", 1, seed=1)[0].data["numbers"]
         [92, 97, 15]
     """
+    make = _maker(name, options)
+    try:
+        return make(**options)
+    except (TypeError, ValueError) as why:
+        raise RunError(f"the task {name!r} cannot be made: {why}") from why
+
+
+def _maker(name: str, options: Mapping[str, Any]) -> Callable[..., Task]:
+    """What makes the task, once it is known to have these options."""
     if name.startswith(REASONING):
         from eggroll.llm.tasks.reasoning import ReasoningGym  # its package is an extra
 
-        return ReasoningGym(name.removeprefix(REASONING), **options)
+        return partial(ReasoningGym, name.removeprefix(REASONING))  # the dataset says which options it has
     if name not in TASKS:
         near = difflib.get_close_matches(name, TASKS, 1)
         hint = f" Did you mean {near[0]!r}?" if near else ""
@@ -47,7 +58,4 @@ def task_named(name: str, **options: Any) -> Task:
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise RunError(f"the task {name!r} has no option {unknown[0]!r}; it has {', '.join(known)}.")
-    try:
-        return TASKS[name](**options)
-    except ValueError as why:
-        raise RunError(f"the task {name!r} cannot be made: {why}") from why
+    return TASKS[name]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from eggroll.llm.tasks.base import Problem, Split, Task, checked, split_of, too_few
+from eggroll.llm.tasks.options import check_common
 from eggroll.training.errors import RunError
 
 TAGGED = (
@@ -41,6 +42,7 @@ class ReasoningGym(Task):
 
     Raises:
         RunError: the package is missing, there is no such dataset, or it does not take these options.
+        ValueError: `tags`, `system` or `max_tokens` that is none.
 
     Example:
         >>> task = ReasoningGym("chain_sum", max_terms=2)  # doctest: +SKIP
@@ -54,8 +56,11 @@ class ReasoningGym(Task):
     """
 
     def __init__(
-        self, dataset: str, *, tags: bool = True, system: str | None = None, max_tokens: int = 256, **config: Any
+        self, dataset: str, /, *, tags: bool = True, system: str | None = None, max_tokens: int = 256, **config: Any
     ) -> None:
+        check_common(system, max_tokens)
+        if not isinstance(tags, bool):
+            raise ValueError(f"got tags={tags!r}; true or false is required.")
         self.name, self.max_tokens = f"reasoning_gym:{dataset}", max_tokens
         self.system = system or (TAGGED if tags else PLAIN)
         self._dataset, self._tags, self._config = dataset, tags, config
@@ -65,7 +70,7 @@ class ReasoningGym(Task):
             raise RunError(
                 f"reasoning_gym has no dataset {dataset!r}; near it are {', '.join(near)}, of {len(names)} in all."
             )
-        unknown = {"seed", "size"} & set(config)
+        unknown = {"seed", "size", "dataset", "name"} & set(config)
         if unknown:
             raise RunError(f"got the option {min(unknown)!r}, which the task chooses itself; leave it out.")
         self._verifier = self._made(seed=0, size=1)  # wrong options are found here
