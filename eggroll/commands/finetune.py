@@ -12,7 +12,7 @@ from rich.console import Console
 from eggroll.commands.asking import AskOptions, unless
 from eggroll.commands.common import RunOptions, default_by, generations, given, quiet_transformers, say, say_end
 from eggroll.llm.settings import DEFAULTS, FinetuneSettings, Method, Optimizer, settings_for
-from eggroll.training.folder import claim
+from eggroll.training.folder import check_kept, claim
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,7 @@ def finetune(command: Finetune) -> int:
     """Runs the command; the exit status."""
     settings = settings_for(**given(command))
     claim(settings.folder, overwrite=settings.overwrite, resume=settings.resume)
+    check_kept(settings.folder, settings.model, resume=settings.resume)
     console = Console()
     what = f"{generations(settings.generations)} of {settings.population} members ({settings.method})"
     say(console, f"fine-tuning {settings.model} on {settings.label}, {what}, into {settings.folder}")

@@ -25,7 +25,7 @@ from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.curve import Drawn, draw_curve
 from eggroll.training.files import write_text
-from eggroll.training.folder import CURVE, EVALUATION, MODEL
+from eggroll.training.folder import CURVE, EVALUATION, MODEL, check_kept
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, read_metrics
 from eggroll.training.optimizers import named
@@ -105,6 +105,7 @@ def finetune(
         RunError: settings, a model, a task or prompts that do not fit, or a folder that holds another run or cannot be
             written.
     """
+    check_kept(settings.folder, settings.model, resume=settings.resume)
     task = task_of(settings)
     language = open_model(settings)
     with Scorers(task.reward, workers=settings.workers, seconds=settings.scorer_seconds) as scorers:

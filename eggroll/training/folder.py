@@ -10,6 +10,8 @@ from eggroll.training.errors import RunError
 CONFIG, METRICS, PARAMETERS, CURVE = "config.json", "metrics.jsonl", "parameters.npz", "curve.png"
 LEDGER, INITIAL, CHECKPOINTS, TENSORBOARD = "ledger.bin", "initial.npz", "checkpoints", "tensorboard"
 MODEL, SAMPLES, EVALUATION = "model", "samples.jsonl", "evaluation.json"  # of language models
+FILES = (CONFIG, METRICS, PARAMETERS, CURVE, LEDGER, INITIAL, SAMPLES, EVALUATION)  # what a new run replaces
+FOLDERS = (CHECKPOINTS, TENSORBOARD, MODEL)
 
 
 def claim(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
@@ -52,13 +54,34 @@ def clear(path: Path) -> None:
         RunError: something cannot be removed.
     """
     try:
-        for name in (CONFIG, METRICS, PARAMETERS, CURVE, LEDGER, INITIAL, SAMPLES, EVALUATION):
+        for name in FILES:
             (path / name).unlink(missing_ok=True)
-        for name in (CHECKPOINTS, TENSORBOARD, MODEL):
+        for name in FOLDERS:
             if (path / name).exists():
                 shutil.rmtree(path / name)
     except OSError as why:
         raise not_writable(path, why) from why
+
+
+def check_kept(path: Path, model: str | Path, *, resume: bool = False) -> None:
+    """Makes sure that a new run in the folder does not remove the model that it begins with.
+
+    Args:
+        path: the folder.
+        model: a file or folder; anything else, such as a hub id, is kept anyway.
+        resume: whether a run in the folder goes on, and so is kept.
+
+    Raises:
+        RunError: it is the folder, or part of a run in it, by whatever name or link.
+    """
+    own, found = path.resolve(), Path(model).resolve()
+    if (resume and holds_run(path)) or not (found.exists() and found.is_relative_to(own)):
+        return
+    if found == own or found.relative_to(own).parts[0] in (*FILES, *FOLDERS):
+        raise RunError(
+            f"got the model '{model}' in the run folder '{path}', which would be cleared before the run; choose "
+            "another folder with --out."
+        )
 
 
 def not_writable(path: Path, why: OSError) -> RunError:

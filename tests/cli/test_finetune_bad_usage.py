@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from eggroll.llm import finetune, settings_for
+from eggroll.training import RunError
+from eggroll.training.folder import check_kept
 from tests.cli.running import call, quick_compilation
 from tests.llm import tiny
 from tests.llm.climbing import SIZES
@@ -88,6 +91,37 @@ def test_an_unknown_architecture(place: Path, tmp_path: Path, capsys: pytest.Cap
 def test_a_missing_extra(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)  # importing it raises
     assert "[reasoning]" in refused(place, capsys, "--task", "reasoning_gym:chain_sum")
+
+
+@pytest.mark.parametrize("model", ["run", "run/model", "run/checkpoints/../model/model.safetensors", "link"])
+def test_a_model_that_would_be_cleared(model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "run/model/model.safetensors"
+    weights.parent.mkdir(parents=True)
+    (tmp_path / "run/checkpoints").mkdir()
+    weights.write_bytes(b"weights")
+    (tmp_path / "link").symlink_to("run/model")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert call("finetune", "--model", model, "--task", "arithmetic", "--out", "run", "--overwrite") == 2
+        with pytest.raises(RunError, match=f"the model '{model}' in the run folder 'run'"):
+            finetune(settings_for(model=model, task="arithmetic", out=Path("run"), overwrite=True))
+    assert f"the model '{model}' in the run folder 'run', which would be cleared" in capsys.readouterr().err
+    assert weights.read_bytes() == b"weights"
+
+
+@pytest.mark.parametrize("option", [(), ("--overwrite",), ("--resume",)])
+def test_a_model_folder_is_no_run_folder(option: tuple[str, ...], place: Path, capsys: pytest.CaptureFixture) -> None:
+    """The run's config.json would take the place of the model's."""
+    base = str(place / "base")
+    assert call("finetune", "--model", base, "--task", "arithmetic", "--out", base, *option) == 2
+    assert "which would be cleared" in capsys.readouterr().err
+
+
+def test_what_is_no_part_of_a_run_may_lie_in_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    check_kept(tmp_path, tmp_path / "base")
+    check_kept(tmp_path, "owner/name")
+    check_kept(tmp_path / "base", tmp_path)
 
 
 def test_a_scorer_that_returns_a_string(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
