@@ -30,6 +30,7 @@ _FILES: dict[str, str] = {
     "load": "loading",
     "save": "loading",
     "settings_for": "settings",
+    "split": "decoding",
 }
 __all__ = sorted(_FILES)  # pyright: ignore[reportUnsupportedDunderAll]
 

@@ -100,14 +100,17 @@ def questions(
 def chosen(pool: int, count: int, generation: int, seed: int) -> np.ndarray:
     """The numbers `[count]` of a generation's questions: the pool is gone through in an order that each pass shuffles.
 
-    A function of its arguments alone, so that a run goes on anywhere.
+    No question is asked twice in a generation: a pass has whole generations, and leaves out what is too little for one
+    more. A function of its arguments alone, so that a run goes on anywhere.
 
     Example:
         >>> sorted([*chosen(4, 2, 0, seed=7).tolist(), *chosen(4, 2, 1, seed=7).tolist()])
         [0, 1, 2, 3]
     """
-    places = np.arange(generation * count, (generation + 1) * count)
-    return np.array([_order(pool, seed, int(place) // pool)[place % pool] for place in places])
+    if count > pool:
+        raise ValueError(f"got count={count} of pool={pool}; at most as many as there are is required.")
+    turn, place = divmod(generation, pool // count)
+    return _order(pool, seed, turn)[place * count : (place + 1) * count]
 
 
 @lru_cache(maxsize=8)

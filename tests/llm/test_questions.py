@@ -19,12 +19,21 @@ OWN = settings_for(task=None, model="m", reward="operator:contains", prompts_fil
 
 
 def test_a_pass_asks_every_question_once_in_an_order_of_its_own() -> None:
-    rounds = np.array([chosen(10, 4, generation, seed=3) for generation in range(5)]).reshape(2, 10)
-    assert [sorted(turn) for turn in rounds.tolist()] == [list(range(10))] * 2
+    rounds = np.array([chosen(12, 4, generation, seed=3) for generation in range(6)]).reshape(2, 12)
+    assert [sorted(turn) for turn in rounds.tolist()] == [list(range(12))] * 2
     assert rounds[0].tolist() != rounds[1].tolist()
     assert Counter(chosen(10, 10, 7, seed=3).tolist()) == Counter(range(10))
     np.testing.assert_array_equal(chosen(10, 4, 3, seed=3), chosen(10, 4, 3, seed=3))
     assert chosen(1000, 8, 0, seed=3).tolist() != chosen(1000, 8, 0, seed=4).tolist()
+
+
+@pytest.mark.parametrize(("pool", "count"), [(15, 8), (9, 8), (10, 4), (5, 5)])
+def test_no_question_twice_in_a_generation_and_none_left_out_for_ever(pool: int, count: int) -> None:
+    rounds = [chosen(pool, count, generation, seed=3).tolist() for generation in range(60)]
+    assert all(len(set(numbers)) == count for numbers in rounds)
+    assert {number for numbers in rounds for number in numbers} == set(range(pool))
+    with pytest.raises(ValueError, match=f"count={pool + 1} of pool={pool}"):
+        chosen(pool, pool + 1, 0, seed=3)
 
 
 def test_questions_are_rows_of_one_length() -> None:
