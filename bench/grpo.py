@@ -30,10 +30,12 @@ from bench.tiny_language import tiny_language
 from eggroll.llm.answering import Marker, decoding_of, open_model
 from eggroll.llm.decoding import generator, split
 from eggroll.llm.evaluation import Evaluator
+from eggroll.llm.finetuning import HELD_OUT
 from eggroll.llm.loading import LanguageModel
-from eggroll.llm.questions import chosen, questions, task_of
+from eggroll.llm.questions import Questions, chosen, questions, task_of
 from eggroll.llm.scoring import Scorers
 from eggroll.llm.settings import Asked
+from eggroll.llm.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,8 @@ class Options(Common):
         tokens: generated in training, stop tokens included, after which a run ends.
         prompts: in a round.
         answers: drawn for each prompt.
-        pool: training prompts to take turns with.
-        held_out: prompts that are evaluated.
+        pool: training prompts to take turns with; default: as many as the task has, up to 1024.
+        held_out: prompts that are evaluated; default: as many as the task has, up to 64.
         every: rounds between two evaluations.
         seeds: runs.
         first_seed: of the first run; decides prompts and draws.
@@ -72,8 +74,8 @@ class Options(Common):
     tokens: int = 200_000
     prompts: int = 8
     answers: int = 8
-    pool: int = 256
-    held_out: int = 128
+    pool: int | None = None
+    held_out: int | None = None
     every: int = 5
     seeds: int = 1
     first_seed: int = 0
@@ -119,8 +121,7 @@ def main(argv: list[str] | None = None) -> None:
 def run(language: LanguageModel, options: Options, seed: int, say: Callable[[str], None]) -> dict[str, Any]:
     """A curve of points, from a run with one seed: prompts as `eggroll finetune --seed` has them."""
     task = task_of(options.asked)
-    train = questions(language, task, "train", options.pool, seed)
-    test = questions(language, task, "test", options.held_out, seed)
+    train, test = drawn(language, task, options, seed)
     graphdef, params = split(language.model)
     greedy = decoding_of(options.asked, task, language, greedy=True)
     grpo = Grpo(graphdef, params, generator(graphdef, replace(greedy, temperature=1.0)), options.recipe)
@@ -149,6 +150,14 @@ def run(language: LanguageModel, options: Options, seed: int, say: Callable[[str
             key = jax.random.fold_in(jax.random.key(seed), n)
             found = grpo.step(*asked.prompts, lambda a, p=problems: marker.rewards(marker.texts(a), p).values, key)
     return {"seed": seed, "points": points}
+
+
+def drawn(language: LanguageModel, task: Task, options: Options, seed: int) -> tuple[Questions, Questions]:
+    """Questions to train and to test on."""
+    train = questions(language, task, "train", options.pool, seed)
+    if len(train) < options.prompts:
+        raise SystemExit(f"got prompts={options.prompts}; there are {len(train)} to train on. Ask fewer.")
+    return train, questions(language, task, "test", options.held_out, seed, most=HELD_OUT)
 
 
 def row(curve: dict[str, Any]) -> dict[str, Any]:

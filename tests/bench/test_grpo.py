@@ -15,8 +15,11 @@ from flax import nnx
 from bench import grpo
 from bench.grpo_loss import Batch, Objective, advantages, log_probabilities, row_objectives
 from bench.grpo_training import Grpo, Recipe
+from bench.tiny_language import tiny_language
 from eggroll.llm.decoding import Answers, Decoding, generator
+from eggroll.llm.tasks import task_named
 from tests.llm import tiny
+from tests.llm.climbing import SIZES
 
 WANTED, LENGTH = 7, 6  # a token, and the tokens of every answer
 
@@ -120,6 +123,29 @@ def test_learns_to_write_a_token() -> None:
     assert np.mean(rewards[:2]) < 0.3
     assert np.mean(rewards[-5:]) > 0.7
     assert grpo.tokens == 30 * 32 * LENGTH
+
+
+def test_a_task_with_few_problems_gives_what_it_has() -> None:
+    language, task = tiny_language(), task_named("conciseness")
+    train, test = grpo.drawn(language, task, grpo.Options(), seed=0)
+    assert (len(train), len(test)) == (task.size("train"), task.size("test"))
+    many = grpo.drawn(language, task_named("arithmetic", largest=99), grpo.Options(), seed=0)
+    assert tuple(map(len, many)) == (1024, 64)  # as `eggroll finetune`
+    with pytest.raises(SystemExit, match="prompts=3; there are 2 to train on"):
+        grpo.drawn(language, task, grpo.Options(pool=2, prompts=3), seed=0)
+
+
+@pytest.mark.slow
+def test_a_run_on_few_problems(tmp_path: Path) -> None:
+    """The documented command, on a tiny model of no quick run."""
+    out, sizes = tmp_path / "grpo.json", ["--tokens", "8", "--max-tokens", "2", "--prompts", "2", "--answers", "2"]
+    model = tmp_path / "base"
+    tiny.folder(model, "smollm2", **SIZES, num_key_value_heads=1)
+    few = ["--model", str(model), "--task", "conciseness", *sizes, "--microbatch", "4", "--workers", "1"]
+    grpo.main([*few, "--out", str(out)])
+    points = json.loads(out.read_text())["series"][0]["points"]
+    # Two tokens differ from a reference by a few characters; no answer of one character is worth more than 0.
+    assert points[0]["round"] == 0 and points[-1]["tokens"] >= 8 and points[-1]["held_out"] < 0
 
 
 def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
