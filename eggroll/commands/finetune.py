@@ -10,7 +10,16 @@ import tyro
 from rich.console import Console
 
 from eggroll.commands.asking import AskOptions, unless
-from eggroll.commands.common import RunOptions, default_by, generations, given, quiet_transformers, say, say_end
+from eggroll.commands.common import (
+    RunOptions,
+    choices,
+    default_by,
+    generations,
+    given,
+    quiet_transformers,
+    say,
+    say_end,
+)
 from eggroll.llm.settings import DEFAULTS, FinetuneSettings, Method, Optimizer, settings_for
 from eggroll.training.folder import check_kept, claim
 
@@ -29,7 +38,7 @@ class Finetune:
     """EGGROLL (low-rank noise, large population), or full-rank noise (arXiv 2509.24372)."""
     population: Annotated[int | None, default_by(DEFAULTS, "population", "INT")] = None
     """Members in a generation."""
-    rank: int = FinetuneSettings.rank
+    rank: Annotated[int | None, unless("INT", str(FinetuneSettings.rank))] = None
     """Columns of each noise factor (eggroll)."""
     sigma: Annotated[float | None, default_by(DEFAULTS, "sigma", "FLOAT")] = None
     """Noise scale, in the units of the weights."""
@@ -37,7 +46,7 @@ class Finetune:
         float | None, unless("FLOAT", "sgd sigma²·√population/6, adam sigma/20, full-rank sigma/2")
     ] = None
     """The optimizer's; for full-rank the α of its paper."""
-    optimizer: Optimizer = FinetuneSettings.optimizer
+    optimizer: Annotated[Optimizer | None, unless(choices(Optimizer), FinetuneSettings.optimizer)] = None
     """Of eggroll."""
     generations: int = FinetuneSettings.generations
     """Number of updates."""
@@ -46,7 +55,7 @@ class Finetune:
     groups: Annotated[int | None, unless("INT", "eggroll --prompts, full-rank 1")] = None
     """Groups of members: each has its share of the prompts and compares fitness within. 1: all answer all prompts."""
     chunk: Annotated[int | None, unless("INT", "what fits --memory")] = None
-    """Members that answer at once."""
+    """Members that answer at once (eggroll)."""
     token_budget: Annotated[int | None, unless("INT", "none")] = None
     """End after this many tokens of generated answers."""
     eval_every: int = FinetuneSettings.eval_every

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +70,12 @@ class Asked:
             raise SettingsError("got a file of test prompts for a ready task, which has its own; leave it out.")
         if not self.temperature >= 0:
             raise SettingsError(f"got temperature={self.temperature!r}; 0 (greedy) or more is required.")
+        for name in ("top_k", "top_p"):
+            if getattr(self, name) is not None and not self.temperature:
+                raise SettingsError(
+                    f"got {name}={getattr(self, name)!r} at temperature=0, where the likeliest token is taken; give a "
+                    "--temperature above 0, or leave it out."
+                )
         if self.dtype is not None:
             check_choice("dtype", self.dtype, Dtype)
         for name in ("max_tokens", "workers", "top_k"):
@@ -210,6 +216,7 @@ def settings_for(method: str = "eggroll", **given: Any) -> FinetuneSettings:
     settings = replace(DEFAULTS[method], **{name: value for name, value in given.items() if value is not None})
     check_choice("optimizer", settings.optimizer, Optimizer)
     settings.check_asked()
+    _check_used(settings, given)
     counts = ["rank", "prompts", "eval_every"]
     unless_none = ("chunk", "token_budget", "pool", "groups", "eval_prompts")
     counts += [name for name in unless_none if getattr(settings, name) is not None]
@@ -217,6 +224,16 @@ def settings_for(method: str = "eggroll", **given: Any) -> FinetuneSettings:
     settings.check(least, ["sigma", "learning_rate"])
     _check_groups(settings)
     return settings
+
+
+def _check_used(settings: FinetuneSettings, given: Mapping[str, Any]) -> None:
+    """What is given has to matter, or a comparison would be of something else than was asked for."""
+    for name in ("rank", "optimizer", "chunk"):
+        if settings.method == "full-rank" and given.get(name) is not None:
+            raise SettingsError(
+                f"got {name}={given[name]!r} for method='full-rank', which has dense noise, its own update, and one "
+                "member at a time; leave it out, or use --method eggroll."
+            )
 
 
 def _check_groups(settings: FinetuneSettings) -> None:

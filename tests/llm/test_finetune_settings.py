@@ -43,6 +43,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a dtype": ({"dtype": "int8"}, "dtype='int8'; one of 'float32', 'bfloat16'"),
     "an optimizer": ({"optimizer": "muon"}, "optimizer='muon'; one of 'sgd', 'adam'"),
     "an option": ({"task_options": ("largest",)}, "'largest'; name=value"),
+    "ranks of dense noise": ({"method": "full-rank", "rank": 8}, "rank=8 for method='full-rank'.*leave it out"),
+    "an optimizer of full rank": ({"method": "full-rank", "optimizer": "adam"}, "optimizer='adam' for method='full-"),
+    "full-rank members at once": ({"method": "full-rank", "chunk": 4}, "chunk=4 for method='full-rank'"),
+    "the likeliest of some tokens": ({"top_k": 4}, "top_k=4 at temperature=0.*--temperature above 0"),
+    "the likeliest of a probability": ({"top_p": 0.9, "temperature": 0.0}, "top_p=0.9 at temperature=0"),
     "a seed": ({"seed": 2**31}, "seed=2147483648; at most"),
     "an evaluation never": ({"eval_every": 0}, "eval_every=0"),
 }
