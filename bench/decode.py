@@ -152,14 +152,15 @@ def row(o: Options, timings: dict[str, Timing]) -> dict[str, Any]:
     }
     if "full_rank" in timings:
         ratio = timings["full_rank"].ratio(low_rank)
-        found["generations_over_full_rank"] = ratio.median * o.population / o.full_rank_members
+        found["evaluations_over_full_rank"] = ratio.median * o.population / o.full_rank_members
     return found
 
 
 NOTES = [
     "plain: one jitted call of the same function, unperturbed weights, all members' prompts as one batch; percent: its "
     "time over the population's, median over rounds, with quartiles.",
-    "generations over full rank: how many EGGROLL generations of this population take the time of one of full rank.",
+    "evaluations over full rank: how often this population answers by EGGROLL in the time that it takes by full rank; "
+    "updates are no part of it.",
 ]
 
 if __name__ == "__main__":

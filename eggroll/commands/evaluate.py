@@ -13,6 +13,7 @@ from rich.console import Console
 from eggroll.commands.asking import AskOptions, unless
 from eggroll.commands.common import given, quiet_transformers, say
 from eggroll.llm.settings import EvaluateSettings, Split
+from eggroll.training.files import check_writable, write_text
 
 
 @dataclass(frozen=True)
@@ -40,10 +41,11 @@ def evaluate(command: Evaluate) -> int:
     as_json, out = options.pop("json"), options.pop("out")
     settings = EvaluateSettings(**options)
     settings.check()
+    if out is not None:
+        check_writable(out)
     quiet_transformers()
     from eggroll.llm.evaluation import evaluate as run
     from eggroll.llm.samples import samples_of, shown
-    from eggroll.training.files import write_text
 
     measured, asked = run(settings)
     result = {"model": settings.model, "task": settings.label, "split": settings.split, **measured.numbers()}

@@ -166,4 +166,11 @@ def _download(source: str) -> Path:
     try:
         return Path(snapshot_download(source, allow_patterns=PARTS))
     except Exception as error:  # no network, no such model, no access: each an error of its own class
-        raise RunError(f"{problem}, and the hub does not give it ({error}). Give a folder, or check the id.") from error
+        raise RunError(
+            f"{problem}, and the hub does not give it ({_line(error)}). Give a folder, or check the id."
+        ) from error
+
+
+def _line(error: Exception) -> str:
+    """The first line of what an error says, whose end is for the sentence around it."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).rstrip(" .:")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from errno import EISDIR
 from pathlib import Path
 from typing import IO
 
@@ -38,6 +40,21 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(why, OSError):
             raise not_writable(path.parent, why) from why
         raise
+
+
+def check_writable(path: Path) -> None:
+    """Makes sure, before the work, that a file can be written there; leaves nothing behind.
+
+    Raises:
+        RunError: its folder is missing or cannot be written to, or it is a folder itself.
+    """
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(EISDIR, "it is a folder", str(path))
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as why:
+        raise not_writable(path if path.is_dir() else path.parent, why) from why
 
 
 def write_text(path: Path, text: str) -> None:

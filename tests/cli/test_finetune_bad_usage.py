@@ -129,6 +129,13 @@ def test_a_scorer_that_returns_a_string(place: Path, capsys: pytest.CaptureFixtu
     assert "returned the string 'good'" in text and "number" in text
 
 
+@pytest.mark.parametrize("out", ["nowhere/e.json", "base"])
+def test_a_result_that_cannot_be_written(out: str, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is said before the model is looked for, let alone asked."""
+    assert call("evaluate", "--model", "no/model/there", "--task", "arithmetic", "--out", place / out) == 2
+    assert "cannot write to" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("method", ["grpo", ""])
 def test_an_unknown_method(method: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("finetune", "--model", "m", "--task", "arithmetic", "--method", method) == 2

@@ -147,6 +147,16 @@ def test_what_a_folder_lacks_is_named(tmp_path, monkeypatch):
         llm.load(tmp_path / "config.json")
 
 
+def test_an_error_of_the_hub_is_one_line(monkeypatch):
+    def offline(*_, **__):
+        raise OSError("There is no network.\nSee a page:\nhttps://example.org")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
+    with pytest.raises(RunError) as said:
+        llm.load("owner/name")
+    assert str(said.value).endswith("the hub does not give it (There is no network). Give a folder, or check the id.")
+
+
 def test_broken_tokenizers_and_those_of_other_models_are_refused(tmp_path):
     tiny.folder(tmp_path, vocab_size=tiny.VOCABULARY - 1)
     with pytest.raises(RunError, match="highest token is 259; the embedding has rows for 0 to 258"):
