@@ -51,3 +51,5 @@ class AskOptions:
     """Processes that score answers."""
     scorer_seconds: float = 10.0
     """An answer whose scoring takes longer has the worst reward."""
+    worst: Annotated[float | None, unless("FLOAT", "unknown")] = None
+    """The least that --reward can be: that of an answer whose scoring fails."""

@@ -58,7 +58,7 @@ def evaluate(command: Evaluate) -> int:
     console = Console()
     for line in shown(samples_of(asked, measured, settings.samples)):
         say(console, line)
-    failed = f", {measured.failed} answers could not be scored" if measured.failed else ""
+    failed = f", {measured.failed} of {len(asked)} answers could not be scored" if measured.failed else ""
     say(
         console,
         f"{settings.model} on {settings.label}: reward {measured} over {len(asked)} prompts, "

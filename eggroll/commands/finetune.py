@@ -105,4 +105,7 @@ def finetune(command: Finetune) -> int:
 
 
 def _spread(numbers) -> str:
-    return f"{numbers['reward']:.4f}" + ("" if numbers["error"] is None else f" ± {numbers['error']:.4f}")
+    text = "unknown" if numbers["reward"] is None else f"{numbers['reward']:.4f}"
+    text += "" if numbers["error"] is None else f" ± {numbers['error']:.4f}"
+    failed = numbers["scorer_errors"]
+    return text + (f" ({failed} of {numbers['prompts']} answers could not be scored)" if failed else "")

@@ -51,6 +51,11 @@ def open_model(asked: Asked) -> LanguageModel:
     return load(source_of(asked.model), dtype=dtype)
 
 
+def scorers_of(asked: Asked, task: Task) -> Scorers:
+    """Processes that score answers to a task; not started."""
+    return Scorers(task.reward, workers=asked.workers, seconds=asked.scorer_seconds, worst=task.worst)
+
+
 def decoding_of(asked: Asked, task: Task, language: LanguageModel, *, greedy: bool = False) -> Decoding:
     """How answers are written.
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import numpy as np
 
-from eggroll.llm.answering import Marker, decoding_of, open_model
+from eggroll.llm.answering import Marker, decoding_of, open_model, scorers_of
 from eggroll.llm.decoding import Generator, generator, split
 from eggroll.llm.generation import generate_plain
 from eggroll.llm.questions import Questions, questions, task_of
-from eggroll.llm.scoring import Scorers
+from eggroll.llm.scoring import settled
 from eggroll.llm.settings import EvaluateSettings
+from eggroll.training.errors import RunError
 
 PROMPTS = 256  # that are answered, unless the user says otherwise
 
@@ -24,13 +26,15 @@ class Measured:
     """How a model did.
 
     Attributes:
-        reward: mean over the prompts.
+        reward: mean over the prompts. Where some answers could not be scored and nobody knows the worst reward, over
+            the others; NaN if there are none.
         error: its standard error, over prompts; NaN for a single one.
         answer_tokens: mean length of an answer, a stop token included.
         tokens_per_second: generated; the first time compilation is included.
-        failed: answers that could not be scored; they have the worst reward.
+        failed: answers that could not be scored.
         texts: the answers.
-        rewards: theirs.
+        rewards: theirs; None for one that could not be scored, unless the worst reward is known.
+        why: why the first of them could not be scored; empty if all could.
     """
 
     reward: float
@@ -39,18 +43,29 @@ class Measured:
     tokens_per_second: float
     failed: int
     texts: tuple[str, ...]
-    rewards: tuple[float, ...]
+    rewards: tuple[float | None, ...]
+    why: str = ""
 
     def numbers(self) -> dict[str, Any]:
         """All but the answers, as JSON can hold it."""
         return {
             "prompts": len(self.texts),
-            "reward": round(self.reward, 6),
+            "reward": round(self.reward, 6) if math.isfinite(self.reward) else None,
             "error": round(self.error, 6) if math.isfinite(self.error) else None,
             "answer_tokens": round(self.answer_tokens, 3),
             "tokens_per_second": round(self.tokens_per_second, 1),
             "scorer_errors": self.failed,
         }
+
+    def checked(self) -> Measured:
+        """Itself.
+
+        Raises:
+            RunError: not one answer has a reward.
+        """
+        if not math.isfinite(self.reward):
+            raise RunError(f"the reward failed for all {len(self.texts)} answers; the first: {self.why}.")
+        return self
 
     def __str__(self) -> str:
         spread = f" ± {self.error:.4f}" if math.isfinite(self.error) else ""
@@ -86,16 +101,19 @@ class Evaluator:
         answers = jax.device_get(generate_plain(params, self._generator, self._asked.prompts, **self._options))
         seconds = time.perf_counter() - start
         texts = self._marker.texts(answers)
-        rewards = self._marker.rewards(texts, self._asked.problems)
-        n = len(texts)
+        scorers = self._marker.scorers
+        rewards = scorers.attempt(texts, self._asked.problems)
+        values = rewards.values if scorers.worst is None else settled(rewards, scorers.worst).values
+        known = values[np.isfinite(values)]
         return Measured(
-            reward=float(rewards.values.mean()),
-            error=float(rewards.values.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan,
+            reward=float(known.mean()) if known.size else math.nan,
+            error=float(known.std(ddof=1)) / math.sqrt(known.size) if known.size > 1 else math.nan,
             answer_tokens=float(answers.length.mean()),
             tokens_per_second=float(answers.length.sum()) / seconds,
             failed=rewards.failed,
             texts=tuple(texts),
-            rewards=tuple(rewards.values.tolist()),
+            rewards=tuple(x if math.isfinite(x) else None for x in values.tolist()),
+            why=rewards.error,
         )
 
 
@@ -109,7 +127,7 @@ def evaluate(settings: EvaluateSettings) -> tuple[Measured, Questions]:
         How it did, and the questions that it was asked.
 
     Raises:
-        RunError: a model, a task or prompts that do not fit.
+        RunError: a model, a task or prompts that do not fit, or no answer that can be scored.
     """
     settings.check()
     task = task_of(settings)
@@ -118,6 +136,6 @@ def evaluate(settings: EvaluateSettings) -> tuple[Measured, Questions]:
     graphdef, params = split(language.model)
     fun = generator(graphdef, decoding_of(settings, task, language))
     key = jax.random.key(settings.seed) if settings.temperature else None
-    with Scorers(task.reward, workers=settings.workers, seconds=settings.scorer_seconds) as scorers:
+    with scorers_of(settings, task) as scorers:
         marker = Marker(language.tokenizer, language.stop, scorers)
-        return Evaluator(fun, asked, marker, key=key, budget=settings.budget)(params), asked
+        return Evaluator(fun, asked, marker, key=key, budget=settings.budget)(params).checked(), asked

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from eggroll.llm.answering import Marker, decoding_of, open_model
+from eggroll.llm.answering import Marker, decoding_of, open_model, scorers_of
 from eggroll.llm.decoding import generator, split
 from eggroll.llm.evaluation import Evaluator, Measured
 from eggroll.llm.loading import LanguageModel
@@ -24,9 +24,10 @@ from eggroll.strategy.es import ES
 from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.curve import Drawn, draw_curve
+from eggroll.training.errors import RunError
 from eggroll.training.files import write_text
 from eggroll.training.folder import CURVE, EVALUATION, MODEL, check_kept
-from eggroll.training.loop import fit
+from eggroll.training.loop import Result, fit
 from eggroll.training.metrics import Record, read_metrics
 from eggroll.training.optimizers import named
 from eggroll.training.options import UNDECIDING, SettingsError
@@ -102,13 +103,13 @@ def finetune(
         What came out. A run that is interrupted writes what there is just the same.
 
     Raises:
-        RunError: settings, a model, a task or prompts that do not fit, or a folder that holds another run or cannot be
-            written.
+        RunError: settings, a model, a task or prompts that do not fit, a reward that fails for all answers at the
+            start, or a folder that holds another run or cannot be written. What ends a run under way leaves its model.
     """
     check_kept(settings.folder, settings.model, resume=settings.resume)
     task = task_of(settings)
     language = open_model(settings)
-    with Scorers(task.reward, workers=settings.workers, seconds=settings.scorer_seconds) as scorers:
+    with scorers_of(settings, task) as scorers:
         return Run(settings, task, language, scorers).run(show, asked_to_stop)
 
 
@@ -159,8 +160,24 @@ class Run:
         """Makes the generations and writes what came out."""
         settings = self.settings
         self._measure_before()
+        try:
+            result = self._fit(show, asked_to_stop)
+        except RunError as why:
+            if why.result is not None and why.result.generation and processes.is_main():
+                write_model(self.language, settings.folder / MODEL, why.result.state.params)
+            raise
+        done, after = result.generation, self._last
+        measured = after[1] if after is not None and after[0] == done else self.measure(result.state.params)
+        tokens = tokens_in(result.carry)
+        if processes.is_main():
+            self._write(result.state.params, measured, done, tokens, result.ended)
+        numbers = result.resumed, tokens, result.seconds, result.ended
+        return Outcome(settings, self.before, measured.numbers(), done, *numbers, self.samples.read())
+
+    def _fit(self, show: Callable[[Record], None], asked_to_stop: Callable[[], bool] | None) -> Result:
+        settings = self.settings
         first = {"test_reward": self.before["reward"]}
-        result = fit(
+        return fit(
             self.es,
             self.state,
             self.step,
@@ -183,13 +200,6 @@ class Run:
             show=show,
             asked_to_stop=asked_to_stop,
         )
-        done, after = result.generation, self._last
-        measured = after[1] if after is not None and after[0] == done else self.measure(result.state.params)
-        tokens = tokens_in(result.carry)
-        if processes.is_main():
-            self._write(result.state.params, measured, done, tokens, result.ended)
-        numbers = result.resumed, tokens, result.seconds, result.ended
-        return Outcome(settings, self.before, measured.numbers(), done, *numbers, self.samples.read())
 
     def _batch(self, generation: int) -> tuple[Questions]:
         settings = self.settings
@@ -205,7 +215,7 @@ class Run:
         if self.settings.resume and not self.settings.force and file.exists():
             self.before = json.loads(file.read_text(encoding="utf-8"))["before"]
         else:
-            self._first = self.measure(self.params)
+            self._first = self.measure(self.params).checked()
             self.before = self._first.numbers()
 
     def _evaluate(self, state: State, carry: Any) -> dict[str, float]:

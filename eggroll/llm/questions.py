@@ -57,7 +57,8 @@ def task_of(asked: Asked) -> Task:
     unknown = sorted(set(options) - {"system", "max_tokens"})
     if unknown:
         raise SettingsError(f"a reward of your own has no option {unknown[0]!r}; it has system and max_tokens.")
-    return custom_task(reward=asked.reward, prompts=asked.prompts_file, test_prompts=asked.test_prompts_file, **options)
+    files: dict[str, Any] = {"prompts": asked.prompts_file, "test_prompts": asked.test_prompts_file}
+    return custom_task(reward=asked.reward, worst=asked.worst, **files, **options)
 
 
 def questions(

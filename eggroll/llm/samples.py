@@ -64,7 +64,11 @@ def shown(samples: Sequence[dict[str, Any]]) -> Iterable[str]:
         picked = {lines[i].get("generation"): lines[i] for i in (0, len(lines) // 2, len(lines) - 1)}
         for generation, line in picked.items():
             when = "" if generation is None else f"generation {generation}, "
-            yield f"  {when}reward {line['reward']:.3f}: {_short(line['answer'])}"
+            yield f"  {when}{_scored(line['reward'])}: {_short(line['answer'])}"
+
+
+def _scored(reward: float | None) -> str:
+    return "no reward" if reward is None else f"reward {reward:.3f}"
 
 
 def _short(text: str) -> str:

@@ -22,7 +22,7 @@ class Rewards(NamedTuple):
     """What scorers said.
 
     Attributes:
-        values: `[n]` float64, finite; the worst finite one of the call where the reward failed (from `attempt`: NaN).
+        values: `[n]` float64, finite; where the reward failed, the worst there is: see `settled` (from `attempt`: NaN).
         failed: for how many answers it failed.
         error: the first of these failures in words, with the prompt; empty if there is none.
         failures: `[n]` bool, where it failed.
@@ -50,6 +50,8 @@ class Scorers:
             `__main__`.
         workers: processes. Default: one a core, 16 at most.
         seconds: for an answer, positive. Default 10.
+        worst: the least reward that there can be, which an answer gets whose reward failed, such as `task.worst`.
+            Default None: unknown.
 
     Raises:
         RunError: on entry, if the reward cannot be sent to a process, or not be imported there.
@@ -64,14 +66,19 @@ class Scorers:
     """
 
     def __init__(
-        self, reward: Callable[[str, Problem], Any], *, workers: int | None = None, seconds: float = 10.0
+        self,
+        reward: Callable[[str, Problem], Any],
+        *,
+        workers: int | None = None,
+        seconds: float = 10.0,
+        worst: float | None = None,
     ) -> None:
         if (workers is not None and workers < 1) or not (0 < seconds < math.inf):
             raise ValueError(
                 f"got workers={workers} and seconds={seconds}; at least 1, and a positive time, are required."
             )
         self._workers, self._seconds = workers or min(_cores(), MOST_WORKERS), float(seconds)
-        self._reward = reward
+        self._reward, self.worst = reward, worst
         self._processes: Processes | None = None
 
     def __enter__(self) -> Scorers:
@@ -85,7 +92,7 @@ class Scorers:
             processes.stop()
 
     def score(self, texts: Sequence[str], problems: Sequence[Problem]) -> Rewards:
-        """Scores answers; one whose reward failed gets the worst of this call.
+        """Scores answers; one whose reward failed gets the worst of this call, or `worst` if that is less.
 
         Args:
             texts: the answers.
@@ -95,10 +102,10 @@ class Scorers:
             The rewards.
 
         Raises:
-            RunError: the reward failed for all of them; it quotes the first failure.
+            RunError: the reward failed for all of them and `worst` is None; it quotes the first failure.
             ValueError: not as many problems as texts.
         """
-        return settled(self.attempt(texts, problems))
+        return settled(self.attempt(texts, problems), self.worst)
 
     def attempt(self, texts: Sequence[str], problems: Sequence[Problem]) -> Rewards:
         """As `score`, but NaN where the reward failed, even if it did for all.
@@ -130,11 +137,12 @@ class Scorers:
         return Rewards(values, int(failures.sum()), error, failures)
 
 
-def settled(rewards: Rewards) -> Rewards:
-    """Gives the worst finite reward to all answers for which there is none.
+def settled(rewards: Rewards, worst: float | None = None) -> Rewards:
+    """Gives the worst reward to all answers for which there is none.
 
     Args:
         rewards: from `Scorers.attempt`, or of several of these together.
+        worst: the least reward that there can be. Default None: the worst is the lowest finite one here.
 
     Raises:
         RunError: there is none at all.
@@ -143,13 +151,19 @@ def settled(rewards: Rewards) -> Rewards:
         >>> rewards = Rewards(np.array([2.0, np.nan, -1.0]), 1, "it raised", np.array([False, True, False]))
         >>> settled(rewards).values.tolist()
         [2.0, -1.0, -1.0]
+        >>> settled(rewards, worst=-5).values.tolist()
+        [2.0, -5.0, -1.0]
     """
     values = np.asarray(rewards.values)
-    if not values.size:
-        return rewards
-    if not np.isfinite(values).any():
-        raise RunError(f"the reward failed for all {values.size} answers; the first: {rewards.error}.")
-    return rewards._replace(values=np.where(np.isnan(values), np.nanmin(values), values))
+    known = [*values[np.isfinite(values)], *([] if worst is None else [worst])]
+    if values.size and not known:
+        raise all_failed(rewards)
+    return rewards._replace(values=np.where(np.isnan(values), min(known), values)) if rewards.failed else rewards
+
+
+def all_failed(rewards: Rewards) -> RunError:
+    """The error of answers none of which could be scored."""
+    return RunError(f"the reward failed for all {len(rewards.values)} answers; the first: {rewards.error}.")
 
 
 def _cores() -> int:

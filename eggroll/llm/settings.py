@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,7 @@ class Asked:
         memory: GB that caches, activations and noise may take; None: a share of the device's.
         workers: processes that score answers; None: one per core.
         scorer_seconds: an answer whose scoring takes longer has the worst reward; at most a day.
+        worst: the least that `reward` can be, which answers get that cannot be scored; None: unknown.
     """
 
     model: str = ""
@@ -55,6 +57,7 @@ class Asked:
     memory: float | None = None
     workers: int | None = None
     scorer_seconds: float = 10.0
+    worst: float | None = None
 
     def check_asked(self) -> None:
         """Raises `SettingsError` for what no model can be asked."""
@@ -68,6 +71,8 @@ class Asked:
             )
         if self.test_prompts_file is not None and self.reward is None:
             raise SettingsError("got a file of test prompts for a ready task, which has its own; leave it out.")
+        if self.worst is not None and (self.reward is None or not math.isfinite(self.worst)):
+            raise SettingsError(f"got worst={self.worst!r}; a finite number, for a --reward of your own, is required.")
         if not self.temperature >= 0:
             raise SettingsError(f"got temperature={self.temperature!r}; 0 (greedy) or more is required.")
         for name in ("top_k", "top_p"):

@@ -16,7 +16,7 @@ from eggroll.llm.generation import explained, generate, population_fit
 from eggroll.llm.memory import Fit
 from eggroll.llm.prompts import Prompts
 from eggroll.llm.questions import Questions
-from eggroll.llm.scoring import Rewards, settled
+from eggroll.llm.scoring import Rewards, all_failed
 from eggroll.strategy.es import ES, Metrics
 from eggroll.strategy.state import State
 from eggroll.training.processes_scoring import local_members, score
@@ -31,8 +31,9 @@ class Answered(Step):
     """Members answer prompts in JAX, and a task's scorer says in other processes how good each answer is.
 
     A batch is `Questions`. With `groups` of members they are divided among the groups, in order, and every member
-    answers those of its group; else every member answers all. An answer whose scorer fails has the worst reward of the
-    generation, and is counted.
+    answers those of its group; else every member answers all. An answer whose scorer fails is counted, and has the
+    worst reward of the generation, or the worst that there can be where that is known. Where it is not, and no answer
+    of a generation can be scored, this is an error in the first one; in a later one all members count the same.
 
     Args:
         generator: from `eggroll.llm.generator`.
@@ -64,15 +65,16 @@ class Answered(Step):
         members = es.ask(state)
         key = None if self._key is None else jax.random.fold_in(self._key, state.generation)
         answers = generate(members, self._generator, in_groups(asked.prompts, es.groups), key=key, **self._at_once)
-        fitness, failed = self._fitness(es, asked, answers)
+        fitness, failed = self._fitness(es, asked, answers, first=not int(state.generation))
         written = int(jnp.sum(answers.length))
         with explained(f"{es.population} members were summed up"):
             state, metrics = es.tell(state, members, fitness)
             jax.block_until_ready(state)
         carry = with_tokens(carry, written)
+        known = failed < answers.length.size or self._marker.scorers.worst is not None
         measured = {
-            "reward_mean": metrics["fitness_mean"],
-            "reward_best": metrics["fitness_best"],
+            "reward_mean": metrics["fitness_mean"] if known else np.nan,
+            "reward_best": metrics["fitness_best"] if known else np.nan,
             "answer_tokens": written / answers.length.size,
             "tokens": tokens_in(carry),
             "tokens_per_second": written / (time.perf_counter() - start),
@@ -89,13 +91,13 @@ class Answered(Step):
         """
         return population_fit(es.ask(state), self._generator, in_groups(asked.prompts, es.groups), **self._at_once)
 
-    def _fitness(self, es: ES, asked: Questions, answers: Answers) -> tuple[np.ndarray, int]:
+    def _fitness(self, es: ES, asked: Questions, answers: Answers, *, first: bool) -> tuple[np.ndarray, int]:
         """Mean reward of every member, and how many answers had none; each process scores the members it holds."""
         own, each = len(asked) // es.groups, es.population // es.groups
         mine, here = local_members(answers)
         problems = [p for m in mine // each for p in asked.problems[m * own : (m + 1) * own]]
         rewards = self._marker.scorers.attempt(self._marker.texts(here), problems)
-        values = settled_together(rewards)
+        values = settled_together(rewards, self._marker.scorers.worst, first=first)
         failed = int(gather(np.array(rewards.failed)).sum())
         if rewards.failed and not self._told:
             self._told = True  # later ones are in the metrics
@@ -104,15 +106,23 @@ class Answered(Step):
         return score(answers.length, lambda _, member: found[member], numbered=True).fitness, failed
 
 
-def settled_together(rewards: Rewards) -> np.ndarray:
-    """The rewards, those that failed being the worst of all processes.
+def settled_together(rewards: Rewards, worst: float | None = None, *, first: bool = True) -> np.ndarray:
+    """The rewards, those that failed being the worst of all processes, or `worst` if that is less.
+
+    Where all failed in all processes and `worst` is None they are 0, and this is told.
 
     Raises:
-        RunError: all failed, in all processes.
+        RunError: the same in the first generation: then it is the reward that is wrong.
     """
     finite = rewards.values[~rewards.failures]
-    worst = float(gather(np.array(finite.min() if finite.size else np.inf)).min())
-    return np.where(rewards.failures, worst, rewards.values) if np.isfinite(worst) else settled(rewards).values
+    least = float(gather(np.array(finite.min() if finite.size else np.inf)).min())
+    least = least if worst is None else min(least, worst)
+    if np.isfinite(least):
+        return np.where(rewards.failures, least, rewards.values)
+    if first:
+        raise all_failed(rewards)
+    LOGGER.warning("no answer of a generation could be scored, so it says nothing of its members; %s", rewards.error)
+    return np.zeros_like(rewards.values)
 
 
 def in_groups(prompts: Prompts, groups: int) -> Prompts:

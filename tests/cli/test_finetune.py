@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from eggroll.training import read_metrics
+from eggroll.llm.step import Answered
+from eggroll.training import RunError, read_metrics
 from tests.cli.running import PNG, call, environment, quick_compilation, spawn
 from tests.llm import tiny
 from tests.llm.climbing import SIZES
@@ -160,3 +161,21 @@ def test_a_token_budget_ends_a_run_as_finished(there: Path) -> None:
     assert found["generation"] == 2
     assert call(*command, "--resume") == 0
     assert evaluation(there / "budget") == found
+
+
+@pytest.mark.slow
+def test_an_error_under_way_leaves_the_model_that_there_was(
+    there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = Answered.__call__
+
+    def failing(self: Answered, es: Any, state: Any, carry: Any, batch: Any) -> Any:
+        if int(state.generation) == 1:
+            raise RunError("the scorers are gone.")
+        return whole(self, es, state, carry, batch)
+
+    monkeypatch.setattr(Answered, "__call__", failing)
+    assert call("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "broken") == 2
+    assert "the scorers are gone." in capsys.readouterr().err
+    assert call("replay", "base", "broken", "--out", "one/model", "--generation", "1") == 0
+    assert (there / "broken" / WEIGHTS).read_bytes() == (there / "one" / WEIGHTS).read_bytes()

@@ -37,8 +37,8 @@ def letters(text: str, problem: Problem) -> float:
 class InProcess:
     """Scores as `Scorers` does, without their processes."""
 
-    def __init__(self, reward: Callable[[str, Problem], Any]) -> None:
-        self.reward, self.calls = reward, []
+    def __init__(self, reward: Callable[[str, Problem], Any], worst: float | None = None) -> None:
+        self.reward, self.worst, self.calls = reward, worst, []
 
     def attempt(self, texts: Sequence[str], problems: Sequence[Problem]) -> Rewards:
         self.calls.append((list(texts), list(problems)))
@@ -47,7 +47,7 @@ class InProcess:
         return Rewards(values, int(lost.sum()), "the reward failed" if lost.any() else "", lost)
 
     def score(self, texts: Sequence[str], problems: Sequence[Problem]) -> Rewards:
-        return settled(self.attempt(texts, problems))
+        return settled(self.attempt(texts, problems), self.worst)
 
     def _one(self, text: str, problem: Problem) -> float:
         try:
@@ -56,6 +56,6 @@ class InProcess:
             return float("nan")
 
 
-def marker(model: Any, reward: Callable[[str, Problem], Any] = letters) -> Marker:
+def marker(model: Any, reward: Callable[[str, Problem], Any] = letters, worst: float | None = None) -> Marker:
     """Text and rewards in this process."""
-    return Marker(model.tokenizer, model.stop, InProcess(reward))  # pyright: ignore[reportArgumentType]
+    return Marker(model.tokenizer, model.stop, InProcess(reward, worst))  # pyright: ignore[reportArgumentType]

@@ -140,5 +140,8 @@ def test_problems_that_cannot_travel(scorers):
 def test_the_worst_is_of_all_that_were_gathered():
     gathered = Rewards(np.array([np.nan, 3.0, -2.0, np.nan]), 2, "why", np.array([True, False, False, True]))
     assert settled(gathered).values.tolist() == [-2, 3, -2, -2]
+    assert settled(gathered, worst=-7).values.tolist() == [-7, 3, -2, -7]
+    assert settled(gathered, worst=0).values.tolist() == [-2, 3, -2, -2]
+    assert settled(gathered._replace(values=np.full(4, np.nan)), worst=-7).values.tolist() == [-7] * 4
     with pytest.raises(RunError, match="failed for all 1 answers; the first: why"):
         settled(Rewards(np.array([np.nan]), 1, "why", np.array([True])))

@@ -12,6 +12,7 @@ import pytest
 
 import eggroll
 from eggroll.llm.decoding import Decoding, generator, split
+from eggroll.llm.evaluation import Evaluator
 from eggroll.llm.finetuning import draw_key
 from eggroll.llm.scoring import Rewards
 from eggroll.llm.step import Answered, no_tokens, settled_together, tokens_in, with_tokens
@@ -106,9 +107,58 @@ def test_the_worst_reward_is_that_of_all_processes(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("eggroll.llm.step.gather", lambda value: np.array([value, others]))
     assert settled_together(rewards(0.5, np.nan)).tolist() == [0.5, 0.25]
     assert settled_together(rewards(np.nan, np.nan)).tolist() == [0.25, 0.25]  # one process alone may fail
+    assert settled_together(rewards(0.5, np.nan), -1).tolist() == [0.5, -1]
+    assert settled_together(rewards(0.5, np.nan), 0.4).tolist() == [0.5, 0.25]
     others = np.inf
+    assert settled_together(rewards(np.nan, np.nan), -1).tolist() == [-1, -1]
     with pytest.raises(RunError, match="failed for all 2 answers; the first: it raised"):
         settled_together(rewards(np.nan, np.nan))
+
+
+def test_a_later_generation_none_of_whose_answers_can_be_scored_changes_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    model, params, fun = parts()
+    working = [True]
+
+    def reward(text: str, problem: Any) -> float:
+        if not working[0]:
+            raise OSError("the service is down")
+        return letters(text, problem)
+
+    es, step = strategy(), Answered(fun, marker(model, reward))
+    start, batch = es.init(params, jax.random.key(1)), (asked(model, 4),)
+    first, carry, _ = step(es, start, no_tokens(), batch)
+    working[0] = False
+    second, carry, metrics = step(es, first, carry, batch)
+    assert metrics["scorer_errors"] == 16 and np.isnan(metrics["reward_mean"]) and np.isnan(metrics["reward_best"])
+    assert "no answer of a generation could be scored" in caplog.text
+    assert int(second.generation) == 2
+    jax.tree.map(np.testing.assert_array_equal, second.params, first.params)
+    with pytest.raises(RunError, match="failed for all 16 answers"):
+        step(es, start, no_tokens(), batch)
+    known = Answered(fun, marker(model, reward, worst=-3.0))
+    assert known(es, start, no_tokens(), batch)[2]["reward_mean"] == -3
+
+
+def test_failed_answers_do_not_raise_a_held_out_reward() -> None:
+    model, params, fun = parts()
+    questions = asked(model, 4)
+
+    def reward(text: str, problem: Any) -> float:
+        if problem.prompt != questions.problems[2].prompt:
+            raise ZeroDivisionError
+        return 0.5
+
+    unknown = Evaluator(fun, questions, marker(model, reward))(params)
+    assert (unknown.reward, unknown.failed, unknown.rewards) == (0.5, 3, (None, None, 0.5, None))
+    assert np.isnan(unknown.error)  # of a single answer
+    known = Evaluator(fun, questions, marker(model, reward, worst=0.0))(params)
+    assert (known.reward, known.failed, known.rewards) == (0.125, 3, (0, 0, 0.5, 0))
+    nothing = Evaluator(fun, questions, marker(model, lambda text, problem: 1 / 0))(params)
+    assert nothing.failed == 4 and nothing.numbers()["reward"] is None
+    with pytest.raises(RunError, match="failed for all 4 answers; the first: the reward failed"):
+        nothing.checked()
 
 
 def test_draws_follow_the_key_and_the_generation() -> None:

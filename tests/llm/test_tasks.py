@@ -9,9 +9,11 @@ import pytest
 
 from eggroll.llm.tasks import Problem, Task, task_named
 from eggroll.llm.tasks.arithmetic import Arithmetic
+from eggroll.llm.tasks.base import Split
 from eggroll.llm.tasks.questions import QUESTIONS
 from eggroll.training.errors import RunError
 
+SPLITS: tuple[Split, ...] = ("train", "test")
 NAMES = ("arithmetic", "conciseness", "countdown")
 
 
@@ -139,14 +141,13 @@ def test_arithmetic_problems_are_right(operations):
 def test_a_sum_and_its_twin_in_the_other_order_are_one_problem():
     task = task_named("arithmetic", largest=20, operations="+*")
     train, test = (
-        {tuple(p.prompt.split()) for seed in range(5) for p in task.problems(split, 60, seed)}
-        for split in ("train", "test")
+        {tuple(p.prompt.split()) for seed in range(5) for p in task.problems(split, 60, seed)} for split in SPLITS
     )
     swapped = {(right, operation, left, equals) for left, operation, right, equals in train}
     assert swapped - train, "both orders are asked"
     assert not test & (train | swapped)
     problems = task_named("arithmetic", operations="+-", largest=3)
-    assert sum(len(problems.problems(split, count, 0)) for split, count in (("train", 11), ("test", 1))) == 12
+    assert len(problems.problems("train", 11, 0)) + len(problems.problems("test", 1, 0)) == 12
 
 
 class Shout(Task):

@@ -49,6 +49,7 @@ class Arithmetic(Generated):
     """
 
     name = "arithmetic"
+    worst = 0.0
 
     def __init__(
         self, *, largest: int = 20, operations: str = "+-", system: str | None = None, max_tokens: int = 16

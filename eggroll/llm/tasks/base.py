@@ -48,11 +48,14 @@ class Task(ABC):
         name: for logs and folders.
         system: the system message of every prompt; None: the model's own default, if its chat template has one.
         max_tokens: tokens that an answer may have, unless the user says otherwise.
+        worst: the least reward that there can be: that of an answer whose reward fails. None: unknown; the lowest
+            reward of the other answers then.
     """
 
     name: str
     system: str | None = None
     max_tokens: int = 64
+    worst: float | None = None
 
     @abstractmethod
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:

@@ -51,6 +51,7 @@ class Countdown(Generated):
     """
 
     name = "countdown"
+    worst = 0.0
 
     def __init__(self, *, sizes: tuple[int, ...] = (3, 4), system: str | None = SYSTEM, max_tokens: int = 256) -> None:
         check_common(system, max_tokens)

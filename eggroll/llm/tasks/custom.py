@@ -20,10 +20,18 @@ class Custom(Listed):
     """See `custom_task`, which checks what it is given."""
 
     def __init__(
-        self, reward: str, train: list[Problem], test: list[Problem], *, name: str, system: str | None, max_tokens: int
+        self,
+        reward: str,
+        train: list[Problem],
+        test: list[Problem],
+        *,
+        name: str,
+        system: str | None,
+        max_tokens: int,
+        worst: float | None,
     ) -> None:
         super().__init__(train, test)
-        self.name, self.system, self.max_tokens = name, system, max_tokens
+        self.name, self.system, self.max_tokens, self.worst = name, system, max_tokens, worst
         self._named, self._reward = reward, function_named(reward)
 
     def reward(self, text: str, problem: Problem) -> float:
@@ -32,7 +40,7 @@ class Custom(Listed):
 
     def __reduce__(self) -> tuple:
         """Travels to worker processes by the function's name, without the prompts: scorers are given theirs."""
-        options = {"name": self.name, "system": self.system, "max_tokens": self.max_tokens}
+        options = {"name": self.name, "system": self.system, "max_tokens": self.max_tokens, "worst": self.worst}
         return _rebuilt, (self._named, options)
 
 
@@ -44,6 +52,7 @@ def custom_task(
     system: str | None = None,
     max_tokens: int = 128,
     name: str | None = None,
+    worst: float | None = None,
 ) -> Custom:
     r"""A task from a reward function and a file of prompts.
 
@@ -60,6 +69,8 @@ def custom_task(
         system: the system message. Default None.
         max_tokens: tokens that an answer may have. Default 128.
         name: for logs. Default: the name of the function.
+        worst: the least reward that there can be, finite, which an answer gets for which the function fails. Default
+            None: unknown; the lowest reward of the other answers then.
 
     Returns:
         The task.
@@ -95,7 +106,8 @@ def custom_task(
     else:
         test = read_prompts(Path(test_prompts))
         _disjoint(train, test, prompts, test_prompts)
-    return Custom(reward, train, test, name=name or reward.partition(":")[2], system=system, max_tokens=max_tokens)
+    options: dict[str, Any] = {"system": system, "max_tokens": max_tokens, "worst": worst}
+    return Custom(reward, train, test, name=name or reward.partition(":")[2], **options)
 
 
 def function_named(name: str) -> Callable[[str, Problem], Any]:

@@ -55,6 +55,8 @@ class ReasoningGym(Task):
         arXiv 2505.24760.
     """
 
+    worst = 0.0
+
     def __init__(
         self, dataset: str, /, *, tags: bool = True, system: str | None = None, max_tokens: int = 256, **config: Any
     ) -> None:
