@@ -126,7 +126,7 @@ def run(language: LanguageModel, options: Options, seed: int, say: Callable[[str
     greedy = decoding_of(options.asked, task, language, greedy=True)
     grpo = Grpo(graphdef, params, generator(graphdef, replace(greedy, temperature=1.0)), options.recipe)
     points, found = [], {}
-    with Scorers(task.reward, workers=options.workers) as scorers:
+    with Scorers(task.reward, workers=options.workers, worst=task.worst) as scorers:
         marker = Marker(language.tokenizer, language.stop, scorers)
         evaluator = Evaluator(generator(graphdef, greedy), test, marker)
         start, spent = time.perf_counter(), 0.0
