@@ -8,10 +8,10 @@ from typing import get_args
 
 import pytest
 
-from eggroll.cli import main
 from eggroll.recipes.models import build
 from eggroll.recipes.run_folder import arrays_of
 from eggroll.recipes.settings import Model
+from eggroll.start import main
 from tests.cli.running import call, spawn
 
 STATISTICS = ("/mean", "/var")  # of batch normalisation: not parameters
@@ -72,7 +72,7 @@ def test_the_arguments_default_to_those_of_the_process(
     assert capsys.readouterr().out.startswith("eggroll ")
 
 
-def test_the_console_script_is_the_same_function() -> None:
+def test_the_console_script_begins_where_the_module_does() -> None:
     (script,) = entry_points(group="console_scripts", name="eggroll")
     assert script.load() is main
 

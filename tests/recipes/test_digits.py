@@ -68,7 +68,7 @@ def test_an_interrupt_in_the_first_generation_writes_the_initial_model(
 
     monkeypatch.setattr(ES, "step", interrupted)
     run = train(settings_for("mlp", **TINY, out=tmp_path))
-    assert (run.ended, run.generations, run.before) == ("interrupted", 0, run.after)
+    assert (run.ended, run.generations, run.before) == ("interrupted at once", 0, run.after)
     assert accuracy(tmp_path) == pytest.approx(run.before, abs=1e-12)
     assert read_metrics(tmp_path) == [] and not (tmp_path / "curve.png").exists()
 
