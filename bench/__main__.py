@@ -21,6 +21,7 @@ QUESTIONS = (
     "soak",
     "scaling",
     "pod",
+    "finetune",
     "grpo",
     "decode",
 )

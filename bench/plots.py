@@ -1,7 +1,8 @@
-"""The picture of bench.quality: one panel a factor, and panels against seconds."""
+"""Pictures of curves: panels of lines with bands of one standard error."""
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -12,14 +13,22 @@ from matplotlib.figure import Figure
 
 COLOURS = ("#3465a4", "#2e8b57", "#c17d11", "#a40000", "#75507b", "#555555")
 
-Series = dict[str, Any]  # label, generation, seconds, loss, loss_error, accuracy, accuracy_error
+Series = dict[str, Any]  # label, and for the axes of its panel: x, y and y_error
+LABELS = {
+    "seconds": "seconds, without compilation",
+    "loss": "training loss",
+    "accuracy": "test accuracy",
+    "tokens": "tokens generated in training",
+    "held_out": "held-out reward",
+}
 
 
 def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path, *, title: str, columns: int = 4) -> None:
     """Draws curves with bands of one standard error into a PNG.
 
     Args:
-        panels: each has `title`, `x` (`"generation"` or `"seconds"`), `y` (`"loss"` or `"accuracy"`) and `series`.
+        panels: each has `title`, `x` and `y` (names of the numbers of a series) and `series`. Loss and seconds have
+            logarithmic axes.
         path: the picture; its folder is made.
         title: a line above it.
         columns: panels beside each other.
@@ -46,7 +55,8 @@ def _panel(axes: Axes, panel: dict[str, Any]) -> None:
             points = [point for point in points if point[0] > 0]  # the axis is logarithmic
         at, mean, error = zip(*points, strict=True)
         axes.plot(at, mean, color=colour, linewidth=1.4, marker="o", markersize=2.5, label=series["label"])
-        low = [max(m - e, 1e-9) for m, e in zip(mean, error, strict=True)]
+        least = 1e-9 if y == "loss" else -math.inf
+        low = [max(m - e, least) for m, e in zip(mean, error, strict=True)]
         high = [m + e for m, e in zip(mean, error, strict=True)]
         axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
     if x == "seconds":
@@ -54,8 +64,8 @@ def _panel(axes: Axes, panel: dict[str, Any]) -> None:
     if y == "loss":
         axes.set_yscale("log")
     axes.set_title(panel["title"], fontsize=10)
-    axes.set_xlabel("seconds, without compilation" if x == "seconds" else x)
-    axes.set_ylabel("training loss" if y == "loss" else "test accuracy")
+    axes.set_xlabel(LABELS.get(x, x))
+    axes.set_ylabel(LABELS.get(y, y))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, which="both")
     axes.legend(frameon=False, fontsize=8)
