@@ -45,10 +45,13 @@ def evaluate(command: Evaluate) -> int:
         check_writable(out)
     quiet_transformers()
     from eggroll.llm.evaluation import evaluate as run
+    from eggroll.llm.model_folders import asked_as_in_its_run
     from eggroll.llm.samples import samples_of, shown
 
+    settings = asked_as_in_its_run(settings)
     measured, asked = run(settings)
-    result = {"model": settings.model, "task": settings.label, "split": settings.split, **measured.numbers()}
+    result = {"model": settings.model, "task": settings.label, "split": settings.split}
+    result |= {"system": settings.system, "max_tokens": settings.max_tokens, **measured.numbers()}
     if out is not None:
         answers = samples_of(asked, measured, len(asked))
         write_text(out, json.dumps({**result, "answers": answers}, indent=2, ensure_ascii=False) + "\n")

@@ -21,7 +21,7 @@ from eggroll.commands.common import (
     say_end,
 )
 from eggroll.llm.settings import DEFAULTS, FinetuneSettings, Method, Optimizer, settings_for
-from eggroll.training.folder import check_kept, claim
+from eggroll.training.folder import check_kept, claimed
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,12 @@ class Finetune:
 def finetune(command: Finetune) -> int:
     """Runs the command; the exit status."""
     settings = settings_for(**given(command))
-    claim(settings.folder, overwrite=settings.overwrite, resume=settings.resume)
-    check_kept(settings.folder, settings.model, resume=settings.resume)
+    with claimed(settings.folder, overwrite=settings.overwrite, resume=settings.resume):
+        check_kept(settings.folder, settings.model, resume=settings.resume)
+        return _finetune(settings)
+
+
+def _finetune(settings: FinetuneSettings) -> int:
     console = Console()
     what = f"{generations(settings.generations)} of {settings.population} members ({settings.method})"
     say(console, f"fine-tuning {settings.model} on {settings.label}, {what}, into {settings.folder}")
@@ -101,6 +105,8 @@ def finetune(command: Finetune) -> int:
         f"{generations(result.generations)}, {result.tokens} generated tokens and {result.seconds:.1f} s"
         + (f" (resumed after {result.resumed})" if result.resumed else ""),
     )
+    if result.failed:
+        say(console, f"{result.failed} answers in training could not be scored: scorer_errors in metrics.jsonl")
     return say_end(console, result.ended, settings.folder.iterdir())
 
 

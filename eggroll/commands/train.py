@@ -11,7 +11,7 @@ from rich.console import Console
 
 from eggroll.commands.common import RunOptions, choices, default_by, generations, given, say, say_end
 from eggroll.recipes.settings import DEFAULTS, Distribution, Model, Settings, Shaping, settings_for
-from eggroll.training.folder import claim
+from eggroll.training.folder import claimed
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,11 @@ class Train:
 def train(command: Train) -> int:
     """Runs the command; the exit status."""
     settings = settings_for(**given(command))
-    claim(settings.folder, overwrite=settings.overwrite, resume=settings.resume)
+    with claimed(settings.folder, overwrite=settings.overwrite, resume=settings.resume):
+        return _train(settings)
+
+
+def _train(settings: Settings) -> int:
     console = Console()
     what = f"{generations(settings.generations)} of {settings.population} members, into {settings.folder}"
     say(console, f"training {settings.model} on handwritten digits, {what}")

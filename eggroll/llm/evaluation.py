@@ -13,6 +13,7 @@ import numpy as np
 from eggroll.llm.answering import Marker, decoding_of, open_model, scorers_of
 from eggroll.llm.decoding import Generator, generator, split
 from eggroll.llm.generation import generate_plain
+from eggroll.llm.model_folders import asked_as_in_its_run
 from eggroll.llm.questions import Questions, questions, task_of
 from eggroll.llm.scoring import settled
 from eggroll.llm.settings import EvaluateSettings
@@ -121,7 +122,8 @@ def evaluate(settings: EvaluateSettings) -> tuple[Measured, Questions]:
     """Scores a model at a task.
 
     Args:
-        settings: which model, which task.
+        settings: which model, which task. The model of a run of that task is asked with the run's system message and
+            `max_tokens`, unless others are given.
 
     Returns:
         How it did, and the questions that it was asked.
@@ -130,6 +132,7 @@ def evaluate(settings: EvaluateSettings) -> tuple[Measured, Questions]:
         RunError: a model, a task or prompts that do not fit, or no answer that can be scored.
     """
     settings.check()
+    settings = asked_as_in_its_run(settings)
     task = task_of(settings)
     language = open_model(settings)
     asked = questions(language, task, settings.split, settings.prompts, settings.seed, most=PROMPTS)

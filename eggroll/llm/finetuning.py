@@ -29,8 +29,10 @@ from eggroll.training.files import write_text
 from eggroll.training.folder import CURVE, EVALUATION, MODEL, check_kept
 from eggroll.training.loop import Result, fit
 from eggroll.training.metrics import Record, read_metrics
+from eggroll.training.opening import check_options
 from eggroll.training.optimizers import named
 from eggroll.training.options import UNDECIDING, SettingsError
+from eggroll.training.processes_deciding import first_decides
 from eggroll.training.progress import Shown
 from eggroll.training.stopping import EarlyStopping
 from eggroll.training.store import Saving
@@ -40,6 +42,8 @@ SHOWN = Shown(
     speed="tokens_per_second",
     unit="tokens",
 )
+# A run that goes on may end elsewhere: no schedule asks how long it will be.
+MAY_CHANGE = UNDECIDING | {"generations", "token_budget"}
 HELD_OUT = 64  # prompts, unless the user says otherwise
 DRAWS = 0x64726177  # the draws' branch of the key; the noise of generation g has the branch g
 
@@ -58,6 +62,7 @@ class Outcome:
         seconds: wall time of all generations, compilation included.
         ended: as in `eggroll.training.Result`.
         samples: lines of `samples.jsonl`.
+        failed: answers in training that could not be scored.
     """
 
     settings: FinetuneSettings
@@ -69,6 +74,7 @@ class Outcome:
     seconds: float
     ended: str
     samples: list[dict[str, Any]]
+    failed: int = 0
 
 
 def strategy(settings: FinetuneSettings) -> ES:
@@ -107,6 +113,8 @@ def finetune(
             start, or a folder that holds another run or cannot be written. What ends a run under way leaves its model.
     """
     check_kept(settings.folder, settings.model, resume=settings.resume)
+    if settings.resume and not settings.force:
+        first_decides(lambda: check_options(settings.folder, settings.to_json(), MAY_CHANGE))
     task = task_of(settings)
     language = open_model(settings)
     with scorers_of(settings, task) as scorers:
@@ -172,7 +180,8 @@ class Run:
         if processes.is_main():
             self._write(result.state.params, measured, done, tokens, result.ended)
         numbers = result.resumed, tokens, result.seconds, result.ended
-        return Outcome(settings, self.before, measured.numbers(), done, *numbers, self.samples.read())
+        failed = sum(record["scorer_errors"] for record in read_metrics(settings.folder))
+        return Outcome(settings, self.before, measured.numbers(), done, *numbers, self.samples.read(), failed)
 
     def _fit(self, show: Callable[[Record], None], asked_to_stop: Callable[[], bool] | None) -> Result:
         settings = self.settings
@@ -189,7 +198,7 @@ class Run:
             overwrite=settings.overwrite,
             force=settings.force,
             settings=settings.to_json(),
-            may_change=UNDECIDING,
+            may_change=MAY_CHANGE,
             saving=self._saving(),
             evaluate=self._evaluate,
             evaluate_every=settings.eval_every,

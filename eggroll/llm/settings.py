@@ -65,9 +65,9 @@ class Asked:
             got = "neither --task nor --reward" if self.task is None else "both --task and --reward"
             raise SettingsError(f"got {got}; one of them is required: a ready task, or a reward of your own.")
         if (self.reward is None) != (self.prompts_file is None):
+            got = "prompts_file without a reward" if self.reward is None else "a reward without prompts_file"
             raise SettingsError(
-                f"got reward={self.reward!r} and prompts_file={_text(self.prompts_file)!r}; a reward of your own needs "
-                "prompts: --reward module:function --prompts-file FILE."
+                f"got {got}; a reward of your own needs both: --reward module:function --prompts-file FILE."
             )
         if self.test_prompts_file is not None and self.reward is None:
             raise SettingsError("got a file of test prompts for a ready task, which has its own; leave it out.")
@@ -284,7 +284,3 @@ def options_from(texts: Sequence[str]) -> dict[str, Any]:
             read = value
         found[name] = tuple(read) if isinstance(read, list) else read
     return found
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)

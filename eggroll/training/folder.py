@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from eggroll.training.errors import RunError
@@ -37,6 +39,20 @@ def claim(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
             f"'{path}' holds a run; go on with it with --resume (in Python: resume=True), choose another folder with "
             "--out (folder=), or replace it with --overwrite (overwrite=True)."
         )
+
+
+@contextmanager
+def claimed(path: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
+    """`claim`, for what follows: a folder that it made and nothing was written to is gone again if that fails."""
+    new = not path.exists()
+    claim(path, overwrite=overwrite, resume=resume)
+    try:
+        yield
+    except BaseException:
+        if new:
+            with suppress(OSError):  # not empty: a run has begun
+                path.rmdir()
+        raise
 
 
 def holds_run(path: Path) -> bool:

@@ -137,6 +137,17 @@ class Opening:
             save_arrays(self.folder / INITIAL, by_path(begun.state.params))
 
 
+def check_options(folder: Path, options: Mapping[str, Any], may_change: frozenset[str]) -> None:
+    """Says before anything dear is done that the run in `folder`, if there is one, was begun with other options.
+
+    Raises:
+        RunError: it was; the strategy is compared later.
+    """
+    if holds_run(folder):
+        before = {"options": read_config(folder).get("options", {})}
+        check_same(before, {"options": as_json(options)}, may_change=may_change, force=False)
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """The run's configuration.
 

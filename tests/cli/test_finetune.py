@@ -95,6 +95,16 @@ def test_evaluate_finds_the_same(model: str, there: Path, capsys: pytest.Capture
     assert found["reward"] == pytest.approx(np.mean([a["reward"] for a in answers]), abs=1e-6)
 
 
+def test_evaluate_asks_as_the_run_did(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The reward's own number of tokens is another; what is given counts."""
+    ask = [x for x in ASKED if x not in ("--max-tokens", "4")]
+    assert call("evaluate", "--model", "run", *ask, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["max_tokens"], found["reward"]) == (4, evaluation(there / "run")["after"]["reward"])
+    assert call("evaluate", "--model", "run", *ask, "--max-tokens", "2", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["answer_tokens"] <= 2
+
+
 def test_evaluate_says_it_to_people(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("evaluate", "--model", "base", *ASKED, "--samples", "1") == 0
     text, before = capsys.readouterr().out, evaluation(there / "run")["before"]
@@ -160,7 +170,29 @@ def test_a_token_budget_ends_a_run_as_finished(there: Path) -> None:
     assert found["ended"] == "finished" and 50 <= found["tokens"] < 50 + 8 * 4
     assert found["generation"] == 2
     assert call(*command, "--resume") == 0
-    assert evaluation(there / "budget") == found
+    again = evaluation(there / "budget")
+    for one in (found, again):
+        one["after"].pop("tokens_per_second")
+    assert again == found
+
+
+@pytest.mark.slow
+def test_a_run_that_has_ended_goes_on_to_more_generations(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "longer", "--eval-every", "2")
+    assert call(*command, "--generations", "2") == 0
+    assert call(*command, "--resume") == 0
+    assert "(resumed after 2)" in capsys.readouterr().out
+    assert (there / "longer" / WEIGHTS).read_bytes() == (there / "run" / WEIGHTS).read_bytes()
+
+
+@pytest.mark.slow
+def test_answers_in_training_that_cannot_be_scored_are_told(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reward = "def hard(text, problem):\n    return 1 / (len(problem.prompt) < 15)\n"
+    (there / "hard_reward.py").write_text(reward, encoding="utf-8")
+    ask = ["hard_reward:hard" if x.startswith("my_rewards") else x for x in ASKED]
+    assert call("finetune", "--model", "base", *ask, *OPTIONS, "--out", "hard") == 0
+    failed = sum(record["scorer_errors"] for record in read_metrics(there / "hard"))
+    assert failed and f"{failed} answers in training could not be scored" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def refused(place: Path, capsys: pytest.CaptureFixture[str], *arguments: str) ->
     output = capsys.readouterr()
     assert "Traceback" not in output.out + output.err
     assert output.err.startswith("eggroll: ") and output.err.count("\n") == 1, output.err
-    assert not list(place.glob("run/*")), "nothing is written before the run begins"
+    assert not (place / "run").exists(), "nothing is left of a run that did not begin"
     return output.err
 
 
@@ -86,6 +86,33 @@ def test_an_unknown_architecture(place: Path, tmp_path: Path, capsys: pytest.Cap
     config = tmp_path / "other" / "config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "model_type": "mamba"}), encoding="utf-8")
     assert "'mamba'" in refused(place, capsys, "--task", "arithmetic", "--model", str(tmp_path / "other"))
+
+
+def test_a_run_without_a_model(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As one leaves it that was ended at once, or a run of `eggroll train`."""
+    (tmp_path / "config.json").write_text('{"options": {"method": "eggroll", "model": "base"}}', encoding="utf-8")
+    assert "has no language model" in refused(place, capsys, "--task", "arithmetic", "--model", str(tmp_path))
+
+
+def test_other_settings_are_refused_before_the_model_is_loaded(
+    place: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def loading(*_: object) -> None:
+        raise RunError("the model was opened")
+
+    monkeypatch.setattr("eggroll.llm.finetuning.open_model", loading)
+    options = {"model": str(place / "base"), "task": "arithmetic", "out": tmp_path, "population": 16}
+    before = settings_for("eggroll", **options).to_json()
+    (tmp_path / "config.json").write_text(json.dumps({"options": before}), encoding="utf-8")
+    (tmp_path / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+    command = ("finetune", *(x for name in options for x in (f"--{name}", options[name])), "--resume")
+    for more, said in (
+        (("--sigma", "0.5"), "sigma: 0.002 → 0.5"),
+        (("--sigma", "0.5", "--force"), "the model was opened"),
+        (("--generations", "999", "--token-budget", "5"), "the model was opened"),  # where it ends may change
+    ):
+        assert call(*command, *more) == 2
+        assert said in capsys.readouterr().err
 
 
 def test_a_missing_extra(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

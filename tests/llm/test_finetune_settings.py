@@ -16,8 +16,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a method that is not known": ({"method": "grpo"}, r"got method='grpo'; one of 'eggroll', 'full-rank'"),
     "no task": ({"task": None}, "neither --task nor --reward"),
     "two tasks": ({"reward": "a:b", "prompts_file": Path("p")}, "both --task and --reward"),
-    "a reward without prompts": ({"task": None, "reward": "a:b"}, "prompts_file=None.*--prompts-file FILE"),
-    "prompts without a reward": ({"prompts_file": Path("p")}, "reward=None and prompts_file='p'"),
+    "a reward without prompts": ({"task": None, "reward": "a:b"}, "a reward without prompts_file.*--prompts-file FILE"),
+    "prompts without a reward": ({"prompts_file": Path("p")}, "prompts_file without a reward"),
     "test prompts of a ready task": ({"test_prompts_file": Path("p")}, "has its own"),
     "an odd population": ({"population": 7}, "population=7; an even number.*Use 8"),
     "pairs that groups part": (
