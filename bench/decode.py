@@ -7,7 +7,8 @@ same number of tokens; prefill is part of both.
 
 `--model FOLDER` takes real weights; else random ones of SmolLM2-135M's shape, with `--layers` and `--vocabulary` of
 one's choice. Full rank is `eggroll.FullRankES` with a few members: every member's weights are made, then used for its
-prompt alone; its time is scaled to the population.
+prompt alone. A generation is the answers of all members and the update; full rank's, both parts of which are made
+member by member, is scaled to the population.
 """
 
 from __future__ import annotations
@@ -110,12 +111,20 @@ def candidates(o: Options, graphdef: Any, params: Any) -> dict[str, Callable[[],
     calls = {
         "plain": lambda: plain(params, *flat),
         "eggroll": lambda: es.ask(state).apply(fun, tokens, start, in_axes=0),
+        "eggroll_update": update(es, state),
     }
     if n := o.full_rank_members:
         full = eggroll.FullRankES(population=n, sigma=SIGMA)
         full_state = full.init(params, jax.random.key(0))
         calls["full_rank"] = lambda: full.ask(full_state).apply(fun, tokens[:n], start[:n], in_axes=0)
+        calls["full_rank_update"] = update(full, full_state)
     return calls
+
+
+def update(es: eggroll.ES, state: Any) -> Callable[[], Any]:
+    """The update of a generation, the noise made anew."""
+    rewards = jnp.asarray(np.random.default_rng(2).normal(size=es.population), jnp.float32)
+    return lambda: es.tell(state, es.ask(state), rewards)[0].params
 
 
 def memory(o: Options, graphdef: Any, params: Any) -> dict[str, Any]:
@@ -151,16 +160,33 @@ def row(o: Options, timings: dict[str, Timing]) -> dict[str, Any]:
         "rounds": len(plain.seconds),
     }
     if "full_rank" in timings:
-        ratio = timings["full_rank"].ratio(low_rank)
-        found["evaluations_over_full_rank"] = ratio.median * o.population / o.full_rank_members
+        found |= generations(timings, o.population / o.full_rank_members)
     return found
+
+
+def generations(timings: dict[str, Timing], more: float) -> dict[str, float]:
+    """A second, of both methods; `more`: the population over full rank's, whose time grows with it."""
+    ours = added(timings, "eggroll", "eggroll_update", 1.0)
+    full = added(timings, "full_rank", "full_rank_update", more)
+    return {
+        "generations_per_second": 1 / ours.median,
+        "full_rank_generations_per_second": 1 / full.median,
+        "update_percent_of_a_generation": 100 * timings["eggroll_update"].ratio(ours).median,
+        "generations_over_full_rank": full.ratio(ours).median,
+    }
+
+
+def added(timings: dict[str, Timing], first: str, second: str, times: float) -> Timing:
+    """Both, round by round."""
+    pairs = zip(timings[first].seconds, timings[second].seconds, strict=True)
+    return Timing(first, tuple(times * (a + b) for a, b in pairs))
 
 
 NOTES = [
     "plain: one jitted call of the same function, unperturbed weights, all members' prompts as one batch; percent: its "
     "time over the population's, median over rounds, with quartiles.",
-    "evaluations over full rank: how often this population answers by EGGROLL in the time that it takes by full rank; "
-    "updates are no part of it.",
+    "generations: answers of the whole population and the update, without scoring; full rank's measured with fewer "
+    "members and scaled.",
 ]
 
 if __name__ == "__main__":
