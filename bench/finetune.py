@@ -25,7 +25,6 @@ from bench.finetune_curves import Curve, Point, panels, row, series, summary
 from bench.options import Common
 from bench.plots import draw
 from bench.report import RESULTS, Report
-from bench.tiny_language import tiny_language
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not options.model:
             raise SystemExit("got no --model; a Hugging Face folder, a hub id or a GGUF file is required.")
         return _report(options)
+    from bench.tiny_language import tiny_language  # brings transformers, which a full run leaves to the command
     from eggroll.llm import save
 
     with tempfile.TemporaryDirectory() as scratch:
