@@ -78,6 +78,7 @@ def test_the_summary_tells_growth_from_6_layers_to_24():
     }
 
 
+@pytest.mark.slow
 def test_the_limit_is_a_step_of_evolution():
     net = deep_mlp(depth=1, width=8, rows=4)
     function, (params, shapes, *args) = plainest(net, members=2)

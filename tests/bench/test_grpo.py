@@ -108,6 +108,7 @@ def test_one_epoch_is_adamw_on_the_policy_gradient_whatever_the_microbatch() -> 
         Grpo(graphdef, params, lambda *_: None, Recipe(answers=2, microbatch=3))._parts(rows)
 
 
+@pytest.mark.slow
 def test_learns_to_write_a_token() -> None:
     """From one in twelve to most of an answer: the reward is the share of one token."""
     graphdef, params = decoder()

@@ -21,6 +21,7 @@ from eggroll.kernels import implementations, members, registry
 from eggroll.kernels.reference import lowrank_dot_reference, rank_update_reference
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
+from tests.quick import quickest
 
 
 @pytest.fixture
@@ -40,7 +41,7 @@ def lines(capsys) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", quickest(OPERATIONS, "rank_update"))
 def test_the_reference_is_right(operation, capsys):
     kernel_check.main(["--operation", operation, "--implementation", "reference", "--quick"])
     found = lines(capsys)
@@ -51,8 +52,8 @@ def test_the_reference_is_right(operation, capsys):
     assert all(0 <= line["error_over_bound"] <= 1 for line in found[1::2])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("dtype", quickest(DTYPES, "float32"))
+@pytest.mark.parametrize("operation", quickest(OPERATIONS, "rank_update"))
 def test_a_kernel_in_the_interpreter_is_right(plug, operation, dtype):
     plug("lowrank_dot", functools.partial(lowrank_dot_tpu, interpret=pltpu.InterpretParams()))
     plug("rank_update", functools.partial(rank_update_tpu, interpret=pltpu.InterpretParams()))

@@ -131,6 +131,7 @@ def test_what_does_not_work_is_a_note():
     assert found == [good] and notes == ["rank_update, fast, given: NotImplementedError: arrays"]
 
 
+@pytest.mark.slow
 def test_a_quick_run(capsys, tmp_path):
     kernels.main(["--quick", "--dtype", "float32", "--out", str(tmp_path / "kept.json")])
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])

@@ -19,6 +19,7 @@ def tokens(*shape, seed=1):
     return jax.random.randint(jax.random.key(seed), shape, 0, transformer.VOCABULARY)
 
 
+@pytest.mark.slow
 def test_decoding_with_a_cache_chooses_what_the_whole_forward_pass_finds_likeliest(params):
     prompt = tokens(5)
     written = jax.jit(transformer.decode, static_argnames="tokens")(params, prompt, tokens=9)
@@ -27,6 +28,7 @@ def test_decoding_with_a_cache_chooses_what_the_whole_forward_pass_finds_likelie
     assert len(set(written.tolist())) > 2, "a text of one token alone would hide a cache that is never read"
 
 
+@pytest.mark.slow
 def test_the_scan_over_layers_equals_a_loop_over_them(params):
     text = tokens(2, 7)
     positions = jnp.arange(7)

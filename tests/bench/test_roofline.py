@@ -192,6 +192,7 @@ def test_probes_do_the_work_that_they_count():
     assert {probe.rate for probe in found.values()} == {"float32", HIGHEST, "copy", VECTOR}
 
 
+@pytest.mark.slow
 def test_every_rate_that_a_bfloat16_layer_needs_is_probed():
     found = roofline.collect(dataclasses.replace(roofline.Options(dtype="bfloat16"), **roofline.QUICK))
     needed = {rate for operation in found.values() for rate in operation.need.work}

@@ -13,6 +13,7 @@ from eggroll.recipes.run_folder import arrays_of
 from eggroll.recipes.settings import Model
 from eggroll.start import main
 from tests.cli.running import call, spawn
+from tests.quick import quickest
 
 STATISTICS = ("/mean", "/var")  # of batch normalisation: not parameters
 
@@ -38,7 +39,7 @@ def test_the_help_of_train_names_every_option(capsys: pytest.CaptureFixture[str]
     assert "rademacher" in text and "centered_rank" in text and "runs/digits-MODEL" in text
 
 
-@pytest.mark.parametrize("model", get_args(Model))
+@pytest.mark.parametrize("model", quickest(get_args(Model), "mlp", "cnn"))
 def test_explain_prints_every_parameter(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("explain", "--model", model) == 0
     text = capsys.readouterr().out

@@ -14,6 +14,7 @@ import pytest
 from eggroll.recipes.run_folder import load
 from eggroll.training import Checkpoints, read_metrics
 from tests.cli.running import COMMAND, PATIENCE, environment
+from tests.quick import quickest
 
 
 def wait_for_lines(process: subprocess.Popen[str], metrics: Path, lines: int) -> None:
@@ -25,7 +26,7 @@ def wait_for_lines(process: subprocess.Popen[str], metrics: Path, lines: int) ->
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows sends no signal to one process")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", quickest([signal.SIGINT, signal.SIGTERM], signal.SIGTERM))
 def test_an_interrupted_run_leaves_a_usable_folder(number: signal.Signals, tmp_path: Path) -> None:
     options = ["--population", "2", "--generations", "1000000", "--batch-size", "8"]
     command = [*COMMAND, "train", "--out", str(tmp_path / "run"), *options]

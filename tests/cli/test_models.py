@@ -16,11 +16,12 @@ from eggroll.recipes.models import build
 from eggroll.recipes.run_folder import arrays_of
 from eggroll.recipes.settings import Model
 from tests.cli.running import DIFFERENTIATION, arrays, no_differentiation
+from tests.quick import quickest
 
 STATISTICS = ("mean", "var")
 
 
-@pytest.mark.parametrize("model", get_args(Model))
+@pytest.mark.parametrize("model", quickest(get_args(Model), "mlp", "cnn"))
 def test_a_model_trains_without_differentiation(run_of: Callable[[str], Path], model: str) -> None:
     # A DenseFallbackWarning would end the run too: warnings are errors here.
     before, after = arrays_of(build(model, 0)), arrays(run_of(model))

@@ -27,7 +27,6 @@ LOOPS = {
 PLACES = ["constant", "carried", "dense constant", "dense carried"]
 
 
-@settings(max_examples=14)
 @given(st.data())
 def test_any_loop(data):
     """Any number of steps, one for all members or each its own; constants and carries in any order, dense or not."""

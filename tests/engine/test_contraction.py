@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
@@ -49,7 +49,6 @@ def products(draw):
     return w, integers(draw(st.integers(0, 99)), x_shape), dims, weight_first
 
 
-@settings(max_examples=14)
 @given(products())
 def test_any_dimension_numbers(case):
     w, x, dims, weight_first = case
@@ -62,7 +61,6 @@ def test_any_dimension_numbers(case):
         check_never_dense(product, w, x)
 
 
-@settings(max_examples=10)
 @given(products(), st.integers(0, 99))
 def test_every_member_has_its_own_input(case, seed):
     w, x, dims, weight_first = case

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
@@ -136,7 +136,6 @@ BRANCHES = [
 ]
 
 
-@settings(max_examples=14)
 @given(weights(2, 2, st.just(4)), st.data())
 def test_any_branches(w, data):
     """One to four, any index, one for all members or each its own; weights as operands or closed over, dense or not."""
@@ -159,7 +158,6 @@ def test_any_branches(w, data):
         check_never_dense(fun, pair, jnp.int32(0), x, strict=True)
 
 
-@settings(max_examples=10)
 @given(weights(1, 3), st.integers(0, 2), st.data())
 def test_weights_out_of_any_branches(w, index, data):
     """Factored alike by all branches, they come out factored, and the product is taken outside."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
@@ -57,7 +57,6 @@ def convolutions(draw):
     return conv(**options), w, integers(3, [image[c] for c in lhs])
 
 
-@settings(max_examples=16)
 @given(convolutions())
 def test_any_convolution(case):
     fun, w, x = case

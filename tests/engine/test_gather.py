@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
@@ -62,7 +62,6 @@ def test_every_member_looks_up_other_rows():
     check(lambda w, ids: w[ids], w, jnp.array([[0, 1], [3, 3], [2, 0]]), per_member=[0])
 
 
-@settings(max_examples=15)
 @given(weights(max_ndim=3), st.data())
 def test_take_along_any_axis(w, data):
     axis = data.draw(st.integers(0, len(w.shape) - 1))
@@ -97,7 +96,6 @@ def gathers(draw):
     return w, jnp.asarray(indices), numbers, sizes, mode
 
 
-@settings(max_examples=14)
 @given(gathers())
 def test_any_gather(case):
     w, indices, numbers, sizes, mode = case

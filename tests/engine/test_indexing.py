@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
@@ -28,7 +28,6 @@ def verify(change, w, never_dense=True):
         check_never_dense(fun, w, x)
 
 
-@settings(max_examples=14)
 @given(weights(max_ndim=3, sizes=SIZES), st.data())
 def test_slice(w, data):
     parts = []
@@ -44,7 +43,6 @@ def test_slice(w, data):
     verify(change, w)
 
 
-@settings(max_examples=14)
 @given(weights(max_ndim=3, sizes=SIZES), st.data())
 def test_dynamic_slice(w, data):
     """Starts beyond the end, or negative, clamp for the factors as for the base."""
@@ -73,7 +71,6 @@ def test_every_member_slices_elsewhere(left, right):
     check(fun, w, starts, x, per_member=[0])
 
 
-@settings(max_examples=12)
 @given(weights(max_ndim=3, sizes=SIZES), st.data())
 def test_split(w, data):
     axis = data.draw(st.integers(0, len(w.shape) - 1))
@@ -89,7 +86,6 @@ def test_split(w, data):
     verify(change, w)
 
 
-@settings(max_examples=10)
 @given(weights(max_ndim=3, sizes=SIZES), st.data())
 def test_unstack(w, data):
     axis = data.draw(st.integers(0, len(w.shape) - 1))

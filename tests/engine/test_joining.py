@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
@@ -40,7 +40,6 @@ def parts(draw):
     return draw(st.permutations(found)), axis, integers(9, shape)
 
 
-@settings(max_examples=14)
 @given(parts())
 def test_concatenate(case):
     found, axis, x = case
@@ -77,7 +76,6 @@ def test_parts_of_one_parameter_join_into_one_term():
     assert [f.array.shape for f in out.terms[0].factors] == [(4, 5, 2), (4, 6, 2)]
 
 
-@settings(max_examples=12)
 @given(st.data())
 def test_stack_of_any_parts(data):
     """Along any new axis, of any ownership and rank, dense parts among them, one part twice."""

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
@@ -86,7 +86,6 @@ def test_every_member_has_its_own_scale():
     check(fun, W, integers(3, (3, 8)), X, per_member=[0])
 
 
-@settings(max_examples=14)
 @given(weights(min_ndim=1, max_ndim=3), st.data())
 def test_products_with_arrays_that_broadcast(w, data):
     """Any array of sizes 1 and n, also of more axes or larger along axes of size one: right, perhaps by fallback."""
@@ -110,7 +109,6 @@ def test_products_with_arrays_that_broadcast(w, data):
     check(fun, w, scale, integers(3, full), fallback="allow")
 
 
-@settings(max_examples=14)
 @given(weights(max_ndim=3), st.data())
 def test_scales_along_the_axes_of_one_factor(w, data):
     """A scalar, or an array that varies along axes of one factor; shared, or each member's own."""
@@ -191,7 +189,6 @@ def addends(draw):
     return first, draw(st.sampled_from([second, second.base]))
 
 
-@settings(max_examples=16)
 @given(addends(), st.sampled_from([1, -1]), st.booleans())
 def test_sums(pair, sign, swap):
     def fun(p, x):
@@ -227,7 +224,6 @@ def test_low_rank_adaptation():
 FLOATS = st.sampled_from([jnp.float32, jnp.bfloat16, jnp.float16])
 
 
-@settings(max_examples=10)
 @given(st.data())
 def test_casts_of_small_integers_are_exact(data):
     """Through any floating-point types, for weights and factors that all of them can hold."""

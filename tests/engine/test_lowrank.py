@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 
 import eggroll
 from eggroll.engine.lowrank import Factor, LowRank, Source, Term, accumulator_dtype, as_perturbed
@@ -17,7 +17,6 @@ from tests.engine.truth import dense, jit, low_rank, member, member_axes, weight
 W = low_rank(1, (3, 4, 5), (0, 1), (0, 2), 2, members=None)
 
 
-@settings(max_examples=14)
 @given(weights(max_ndim=4))
 def test_dense_is_the_sum(w):
     many = jit(jax.vmap(lambda w: w.dense(), in_axes=(member_axes(w),)))(w)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
@@ -69,7 +69,6 @@ def orders(data, w):
     return data.draw(st.permutations(range(w.base.ndim))), data.draw(st.integers(0, w.base.ndim))
 
 
-@settings(max_examples=14)
 @given(st.integers(3, 4).flatmap(lambda n: weights(2, 2, st.just(n))), st.data())
 def test_any_nesting(w, data):
     """The weight goes in and comes out again; the innermost step multiplies by it."""
@@ -88,7 +87,6 @@ def test_any_nesting(w, data):
         check_never_dense(fun, w, x, strict=True)
 
 
-@settings(max_examples=14)
 @given(weights(max_ndim=3), st.data())
 def test_a_weight_that_a_call_changes(w, data):
     """It comes out of nested calls factored: the product is taken outside."""
@@ -115,7 +113,6 @@ def loss_of(names, data, w):
     return lambda w, x: (fun(w, x)[1] * 2).sum(), x
 
 
-@settings(max_examples=10)
 @given(weights(max_ndim=3, members=None), st.data())
 def test_gradients_through_calls(w, data):
     """By the chain rule, from the gradient in the dense weight: `dL = s·dW·right`, `dR = s·dW·left`."""
@@ -131,7 +128,6 @@ def test_gradients_through_calls(w, data):
     np.testing.assert_array_equal(got_x, want_x)
 
 
-@settings(max_examples=15)
 @given(weights(max_ndim=3, members=None), st.data())
 def test_derivatives_through_a_custom_rule_are_refused(w, data):
     """Wherever it lies among other calls, in the weight and in the other argument, forwards and backwards."""

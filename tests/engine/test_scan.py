@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
@@ -77,7 +77,6 @@ def test_stacked_layers_of_several_parameters():
     check_never_dense(lambda p, x: fun(dict(p), x), params, X, limit=6 * 6, strict=True)
 
 
-@settings(max_examples=12)
 @given(st.data())
 def test_scan_over_any_owner(data):
     shape = data.draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))

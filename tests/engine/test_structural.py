@@ -6,7 +6,7 @@ import math
 
 import jax.numpy as jnp
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
@@ -31,21 +31,18 @@ def verify(change, w, out_shape, never_dense=True):
         check_never_dense(ended(change), w, x)
 
 
-@settings(max_examples=15)
 @given(weights(min_ndim=2), st.data())
 def test_transpose(w, data):
     order = data.draw(st.permutations(range(len(w.shape))))
     verify(lambda w: jnp.transpose(w, order), w, [w.shape[a] for a in order])
 
 
-@settings(max_examples=12)
 @given(weights(), st.data())
 def test_rev(w, data):
     axes = data.draw(st.sets(st.integers(0, len(w.shape) - 1)))
     verify(lambda w: lax.rev(w, tuple(axes)), w, w.shape)
 
 
-@settings(max_examples=12)
 @given(weights(sizes=st.sampled_from([1, 1, 3])), st.data())
 def test_squeeze_and_expand_dims(w, data):
     ones = [a for a, n in enumerate(w.shape) if n == 1]
@@ -58,7 +55,6 @@ def test_squeeze_and_expand_dims(w, data):
     verify(lambda w: jnp.expand_dims(lax.squeeze(w, gone), tuple(sorted(new))), w, shape)
 
 
-@settings(max_examples=15)
 @given(weights(max_ndim=3, sizes=st.sampled_from([1, 2, 3])), st.data())
 def test_broadcast_in_dim(w, data):
     """New axes in any place, and axes of size one grown."""
@@ -75,7 +71,6 @@ def test_broadcast_in_dim(w, data):
     verify(lambda w: lax.broadcast_in_dim(w, shape, places)[last], w, [1] * ndim, never_dense=False)
 
 
-@settings(max_examples=10)
 @given(st.data())
 def test_split_and_merge_one_factors_axes(data):
     """[a·b, c] with left on 0 → [a, b, c] → [a·b, c] in another split."""
@@ -97,7 +92,6 @@ def reshapes(draw):
     return runs, sum(runs, ()), sum(new, ())
 
 
-@settings(max_examples=15)
 @given(reshapes(), st.data())
 def test_reshape_of_axes_that_have_one_owner(case, data):
     """Whole runs are owned alike, so no reshape merges axes of two factors."""
@@ -109,7 +103,6 @@ def test_reshape_of_axes_that_have_one_owner(case, data):
     verify(lambda w: w.reshape(new_shape), w, new_shape)
 
 
-@settings(max_examples=15)
 @given(reshapes(), st.data())
 def test_any_reshape_is_right(case, data):
     """Whatever the owners, the value is right; a fallback is allowed."""
@@ -196,7 +189,6 @@ def chains(draw):
     return w, steps, shape
 
 
-@settings(max_examples=16)
 @given(chains(), st.data())
 def test_chains_that_end_in_a_product(case, data):
     w, steps, shape = case

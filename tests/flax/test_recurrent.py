@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from tests.flax.truth import check_members, check_model, normal
+from tests.quick import quickest
 
 INPUTS, HIDDEN = 5, 4
 SEQUENCE = normal(0, 2, 6, INPUTS)  # batch, time, inputs
@@ -22,7 +23,10 @@ def check_plan(members, prefix: str = "cell") -> None:
         assert leaf.stack_axes == ()
 
 
-@pytest.mark.parametrize("cell", [nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell], ids=lambda c: c.__name__)
+CELLS = [nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell]
+
+
+@pytest.mark.parametrize("cell", quickest(CELLS, *CELLS[:2]), ids=lambda c: c.__name__)
 def test_nnx(cell):
     check_plan(check_model(nnx.RNN(cell(INPUTS, HIDDEN, rngs=nnx.Rngs(0))), SEQUENCE))
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 from flax import nnx
 
 import eggroll.nnx
@@ -58,6 +59,7 @@ def test_a_convolutional_classifier_in_an_nnx_training_loop():
     assert (model(x).argmax(1) == y).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_a_recurrent_network_learns_to_remember():
     """The sign of the first input, asked for after five others."""
     x = normal(0, 64, 6, 2)

@@ -16,6 +16,7 @@ from eggroll.kernels.gpu_lowrank_dot import lowrank_dot_gpu
 from eggroll.kernels.gpu_rank_update import rank_update_gpu
 from eggroll.kernels.tiling import GpuTiles
 from tests.kernels.seeds import dot_operands, dot_truth, on_gpu, seeded
+from tests.quick import quickest
 
 HAS_INTERPRETER = hasattr(plgpu, "InterpretGPUParams")
 INTERPRETER = plgpu.InterpretGPUParams(detect_races=True) if HAS_INTERPRETER else None
@@ -119,7 +120,7 @@ def test_elsewhere_the_reference_computes(monkeypatch):
     np.testing.assert_array_equal(got[1], want[1])
 
 
-@pytest.mark.parametrize("shape", [SMALL[1], PAPER], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", quickest([SMALL[1], PAPER], SMALL[1]), ids=lambda shape: shape.name)
 def test_lowering_for_a_gpu(shape):
     """The kernels are in the program, and no tensor is as large as the factors are."""
     specs = [jax.ShapeDtypeStruct(s, t) for s, t in (

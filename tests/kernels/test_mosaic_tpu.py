@@ -20,6 +20,7 @@ from eggroll.kernels.tiling import Tiles
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
 from tests.kernels.seeds import dot_operands, dot_truth, on_tpu, seeded
+from tests.quick import quickest
 
 INTERPRETER = pltpu.InterpretParams(detect_races=True)
 SHAPES = st.builds(
@@ -38,11 +39,12 @@ def check_dot(shape, distribution, dtype, **options) -> None:
     assert np.all(np.abs(np.asarray(y, np.float64) - truth) <= dot_tolerance(shape, dtype) * magnitude)
 
 
-@pytest.mark.parametrize("shape", SMALL, ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", quickest(SMALL, *SMALL[:3]), ids=lambda shape: shape.name)
 def test_lowrank_dot(shape):
     check_dot(shape, "rademacher", jnp.float32)
 
 
+@pytest.mark.slow
 @settings(max_examples=4)
 @given(shape=SHAPES, distribution=DISTRIBUTIONS, dtype=st.sampled_from([jnp.float32, jnp.bfloat16]))
 def test_lowrank_dot_of_any_shape(shape, distribution, dtype):
@@ -102,13 +104,13 @@ def test_lowering_for_a_tpu(shape, dtype):
     assert not re.search(factors, text)
 
 
-@pytest.mark.parametrize(("units", "rows"), [(12, 1), (1, 130)])
+@pytest.mark.parametrize(("units", "rows"), quickest([(12, 1), (1, 130)], (1, 130)))
 def test_several_tiles_along_every_axis(units, rows):
     shape = Shape(units=units, signs=2, rows=rows, depth=300, columns=200, rank=2)
     check_dot(shape, "rademacher", jnp.float32, tiles=Tiles(rows=16 if rows == 1 else 80, columns=128, depth=128))
 
 
-@settings(max_examples=4)
+@settings(max_examples=1)
 @given(
     units=st.integers(1, 40), left=st.integers(1, 300), right=st.integers(1, 300), rank=st.integers(1, 16),
     distribution=DISTRIBUTIONS, start=st.booleans(),
@@ -117,6 +119,7 @@ def test_rank_update(units, left, right, rank, distribution, start):
     check_update(units, left, right, rank, distribution, jnp.float32, start)
 
 
+@pytest.mark.slow
 def test_rank_update_in_several_tiles():
     tiles = Tiles(rows=128, columns=128, depth=16)
     check_update(40, 200, 140, 2, "rademacher", jnp.float32, True, tiles=tiles)

@@ -12,6 +12,7 @@ import eggroll
 from eggroll.llm.config import config_from
 from eggroll.llm.decoder import Decoder, empty_cache
 from tests.llm.families import SETTINGS
+from tests.quick import quickest
 
 TIME, LENGTH = 9, 12
 TOKENS = jnp.asarray(np.random.default_rng(0).integers(0, 250, (3, TIME)), jnp.int32)
@@ -39,9 +40,10 @@ def with_cache(extend, config, dtype, prompt):
 
 
 CASES = [(family, jnp.float32) for family in SETTINGS] + [("gemma3", jnp.bfloat16)]
+QUICK = ("smollm2", jnp.float32), ("gemma3", jnp.float32)
 
 
-@pytest.mark.parametrize(("family", "dtype"), CASES)
+@pytest.mark.parametrize(("family", "dtype"), quickest(CASES, *QUICK))
 def test_a_cache_changes_nothing(family, dtype):
     graph, params = made(family, dtype)
     extend = jax.jit(lambda *args: nnx.merge(graph, params).extend(*args))
@@ -53,7 +55,7 @@ def test_a_cache_changes_nothing(family, dtype):
     np.testing.assert_allclose(steps[:2], whole[:2, TIME - 4 :], atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("family", ["llama3", "gemma3"])
+@pytest.mark.parametrize("family", quickest(["llama3", "gemma3"], "gemma3"))
 def test_padding_on_the_left_changes_nothing(family):
     graph, params = made(family)
     model = nnx.merge(graph, params)
@@ -71,7 +73,7 @@ def test_no_token_looks_ahead():
     assert same[0, :5].all() and not same[0, 5].all() and same[1:].all()
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma3"])
+@pytest.mark.parametrize("family", quickest(["llama", "qwen2", "gemma3"], "llama"))
 def test_the_engine_keeps_every_matrix_factored_and_agrees_with_the_dense_member(family):
     graph, params = made(family)
     es = eggroll.ES(population=4, sigma=0.1, fallback="error", chunk=4)

@@ -83,6 +83,7 @@ def test_one_function_for_the_same_model_and_decoding():
     assert generator(graphdef, replace(truth.ENDING, pad=1)) is not fun
 
 
+@pytest.mark.slow
 def test_members_draw_alike_from_one_key_and_each_for_itself_from_its_own():
     graphdef, params = truth.model()
     fun, rows = generator(graphdef, Decoding(truth.MAX_TOKENS, temperature=1.0)), truth.prompts()

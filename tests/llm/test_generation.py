@@ -32,6 +32,7 @@ def test_parts_of_prompts_and_of_members_change_nothing():
     truth.check(generate(members, fun, prompts, budget=SMALL))
 
 
+@pytest.mark.slow
 def test_members_draw_alike_however_the_prompts_are_divided():
     graphdef, params = truth.model()
     members, fun, prompts = truth.ask(params, sigma=1e-4), generator(graphdef, DRAWN), truth.prompts()
@@ -61,6 +62,7 @@ def test_members_of_a_group_answer_their_groups_prompts():
     truth.check(turned._replace(length=lengths))
 
 
+@pytest.mark.slow
 def test_full_rank_members_answer_one_by_one():
     graphdef, params = truth.model()
     es = eggroll.FullRankES(population=2, sigma=0.1)

@@ -17,6 +17,7 @@ from eggroll.llm.step import Answered, no_tokens
 from eggroll.training import fit, named
 from tests.cli.running import quick_compilation
 from tests.llm.climbing import asked, language, letters, marker
+from tests.quick import quickest
 
 SEEDS, GENERATIONS = 7, 8
 STRATEGIES: dict[str, Any] = {
@@ -45,7 +46,7 @@ def parts() -> Any:
     return model, params, generator(graphdef, Decoding(6, stop=model.stop, pad=model.pad))
 
 
-@pytest.mark.parametrize("method", STRATEGIES)
+@pytest.mark.parametrize("method", quickest(STRATEGIES, "eggroll"))
 def test_a_held_out_reward_rises_and_without_information_it_does_not(method: str) -> None:
     """The same run with rewards that tell nothing is the control.
 

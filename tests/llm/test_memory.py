@@ -43,6 +43,7 @@ def test_the_estimate_of_a_population_is_near_what_its_program_takes():
     assert need.cache * MEMBERS * PROMPTS == 2 * 6 * 64 * 2 * 32 * (TIME + 16) * 4
 
 
+@pytest.mark.slow
 def test_the_estimate_of_one_model_is_near_what_its_program_takes():
     fun, params, tokens, start = shapes()
     compiled = fun.compiled.lower(params, tokens.reshape(-1, TIME), start.reshape(-1)).compile()

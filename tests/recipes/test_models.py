@@ -15,6 +15,7 @@ from eggroll.recipes.classifier import Classifier
 from eggroll.recipes.data import digits
 from eggroll.recipes.models import build
 from eggroll.recipes.settings import Model
+from tests.quick import quickest
 
 
 def batch() -> tuple[jax.Array, jax.Array]:
@@ -22,7 +23,7 @@ def batch() -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(data.train_images[:4]), jnp.asarray(data.train_labels[:4])
 
 
-@pytest.mark.parametrize("name", get_args(Model))
+@pytest.mark.parametrize("name", quickest(get_args(Model), "mlp", "cnn"))
 def test_every_kernel_keeps_its_factors_apart(name: str) -> None:
     classifier = Classifier(build(name, seed=0))
     explained = eggroll.explain(classifier.fitness, classifier.params, classifier.state, *batch())
@@ -53,6 +54,7 @@ class WithDropout(nnx.Module):
         return self.dropout(self.dense(images.reshape(images.shape[0], -1)))
 
 
+@pytest.mark.slow
 def test_the_stream_of_dropout_masks_goes_on_from_step_to_step() -> None:
     classifier = Classifier(WithDropout())
     es = eggroll.ES(population=4)

@@ -17,6 +17,7 @@ import eggroll
 from eggroll.engine import jax_compat
 from eggroll.kernels import Choice, registry, support
 from tests.kernels.seeds import on_gpu, on_tpu
+from tests.quick import quickest
 from tests.strategy.common import assert_close
 from tests.strategy.kernel_networks import (
     FUNCTIONS,
@@ -31,12 +32,8 @@ from tests.strategy.kernel_networks import (
     step,
 )
 
-QUICK = ("plain", "layers", "heads", "mixed precision", "vmap over data")
 
-
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in FUNCTIONS]
-)
+@pytest.mark.parametrize("name", quickest(FUNCTIONS, "plain", "heads"))
 def test_a_step_is_the_same_with_kernels(name, request):
     plain = step(FUNCTIONS[name], 0)
     assert not choices(FUNCTIONS[name], 0)
@@ -73,6 +70,7 @@ def test_every_setting(options, request):
     assert_close(fast[3], plain[3], 1e-6)  # as sums may be fused
 
 
+@pytest.mark.slow
 def test_the_first_layer_on_shared_rows_shares_its_product(request):
     """What all members share is multiplied once, without the kernel; later layers have rows of their own."""
     plain = step(network, None)

@@ -12,6 +12,7 @@ from jax import lax
 import eggroll
 from eggroll.engine import jax_compat
 from eggroll.kernels import Choice
+from tests.quick import quickest
 from tests.strategy.common import assert_close
 from tests.strategy.kernel_networks import KEY, ROWS, choices, network, scored
 
@@ -50,7 +51,7 @@ def shared(p, x):
 AWKWARD = {fused: False, transposed: False, precise: True, high: False, either: False, shared: False}
 
 
-@pytest.mark.parametrize("fun", AWKWARD, ids=lambda fun: fun.__name__)
+@pytest.mark.parametrize("fun", quickest(AWKWARD, precise, shared), ids=lambda fun: fun.__name__)
 def test_what_a_kernel_cannot_serve_altogether_keeps_its_factors(fun, request):
     """Else they would be drawn anew at every use; so it is with a precision that the kernel does not know."""
 

@@ -13,6 +13,7 @@ from scipy.special import erfinv
 from eggroll.kernels.noise import DISTRIBUTIONS, check_distribution, unpack, words_for
 from eggroll.strategy.keys import as_threefry, generation_key, leaf_key, path_hash
 from eggroll.strategy.streams import LONG, Stream, Streams
+from tests.quick import quickest
 from tests.strategy.single_stream import dense_noise, draw, low_rank_factors, stream
 
 KEY = jax.random.key(0, impl="threefry2x32")
@@ -108,8 +109,8 @@ def member_noise(pair, distribution, dtype="float32"):
     return left, right, dense_noise(LEAF, pair, (37,), distribution, dtype)
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
-@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("distribution", quickest(DISTRIBUTIONS, "rademacher"))
+@pytest.mark.parametrize("dtype", quickest(["float32", "bfloat16"], "float32"))
 def test_bits_are_equal_eager_jitted_vmapped_mapped_and_chunked(distribution, dtype):
     pairs = jnp.arange(7)
 

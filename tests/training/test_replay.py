@@ -89,7 +89,7 @@ def test_every_generation_is_bit_equal_to_the_live_one(options, tmp_path):
 
 
 NETWORKS = [
-    also("bfloat16", slow=False, base=mlp(jnp.bfloat16)),
+    also("bfloat16", base=mlp(jnp.bfloat16)),
     also("scan, rank 2, normal", slow=False, base=stacked(), fitness=stacked_fitness, rank=2, distribution="normal"),
     also("NaN members", slow=False, base=mlp(), fitness=sometimes_nan, population=16),
     also("float16", base=mlp(jnp.float16), distribution="normal"),
@@ -130,6 +130,7 @@ def test_fitness_scored_on_the_host(options, tmp_path):
     assert_same_state(replay(base, path), state)
 
 
+@pytest.mark.slow
 def test_told_without_a_function_and_stepped_in_turn(tmp_path):
     """Without a function the plan goes by shapes, and another plan is another settings record."""
     path, base, es = tmp_path / "ledger.bin", stacked(), strategy()

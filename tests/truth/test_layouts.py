@@ -41,6 +41,7 @@ def test_chunks_of_any_size(chunk):
     assert_same(layouts.outputs(chunk), alone())
 
 
+@pytest.mark.slow
 def test_eight_devices(tmp_path):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
