@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from einops import rearrange
 from flax import nnx
 from jax import lax
 
@@ -210,22 +211,20 @@ def _project(config: DecoderConfig, block: Any, x: jax.Array, sin: Any, cos: Any
     def heads(name: str) -> jax.Array:
         y = x @ block[name]
         y = y + block[f"{name}_bias"] if config.biases else y
-        y = y.reshape(*y.shape[:2], -1, config.head_width)
-        y = _norm(config, y, block[f"{name}_norm"]) if config.head_norms and name != "value" else y
-        return y.swapaxes(1, 2)
+        y = rearrange(y, "batch time (heads width) -> batch heads time width", width=config.head_width)
+        return _norm(config, y, block[f"{name}_norm"]) if config.head_norms and name != "value" else y
 
     return rotate(heads("query"), sin, cos), rotate(heads("key"), sin, cos), heads("value")
 
 
 def _attend(config: DecoderConfig, query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array) -> jax.Array:
     """Attention `[batch, time, heads · head_width]`, with softmax in float32; keys are not repeated per query head."""
-    batch, heads, time, width = query.shape
-    query = query.reshape(batch, config.key_value_heads, -1, time, width)
-    scale = width**-0.5 if config.attention_scale is None else config.attention_scale
+    query = rearrange(query, "batch (n g) time width -> batch n g time width", n=config.key_value_heads)
+    scale = config.head_width**-0.5 if config.attention_scale is None else config.attention_scale
     scores = jnp.einsum("bngtk,bnsk->bngts", query, key, preferred_element_type=jnp.float32) * scale
     # Not −∞: a pad column sees nothing, and must not become NaN.
     shares = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(value.dtype)
-    return jnp.einsum("bngts,bnsk->btngk", shares, value).reshape(batch, time, heads * width)
+    return rearrange(jnp.einsum("bngts,bnsk->btngk", shares, value), "batch time n g width -> batch time (n g width)")
 
 
 def _finish(config: DecoderConfig, block: Any, x: jax.Array, attended: jax.Array) -> jax.Array:
