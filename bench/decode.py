@@ -133,7 +133,10 @@ def memory(o: Options, graphdef: Any, params: Any) -> dict[str, Any]:
     itemsize = jnp.dtype(o.dtype).itemsize
     size = sum(x.size for x in jax.tree.leaves(params))
     need = answer_need(config, Decoding(o.tokens), o.prompt, itemsize=itemsize, noise=1)
-    factors = eggroll.ES(population=2, rank=o.rank).plan_for(params).numbers * itemsize // 2
+    es = eggroll.ES(population=2, rank=o.rank, fallback="error")
+    rows = jnp.zeros((2, o.prompts, o.prompt), jnp.int32), jnp.zeros((2, o.prompts), jnp.int32)
+    members = es.ask(es.init(params, jax.random.key(0)))
+    factors = members.plan_for(generator(graphdef, Decoding(o.tokens)), *rows, in_axes=0).numbers * itemsize // 2
     return {
         "parameters": size,
         "model_bytes": size * itemsize,

@@ -106,7 +106,7 @@ def _report(options: Options) -> None:
     """Makes the runs, and shows and keeps what they came to."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
     curves = [run(options, method, seed) for seed in seeds for method in options.methods()]
-    curves += [curve for file in options.beside for curve in from_grpo(file)]
+    curves += [curve for file in options.beside for curve in from_grpo(file, options)]
     report = Report("finetune", options, [row(curve) for curve in curves], notes=NOTES, summary=summary(curves))
     names = list(dict.fromkeys(curve.method for curve in curves))
     means = [series([curve for curve in curves if curve.method == name]) for name in names]
@@ -119,13 +119,12 @@ def _report(options: Options) -> None:
 
 
 def run(options: Options, method: str, seed: int) -> Curve:
-    """The curve of a run, which is made unless it is there."""
+    """The curve of a run, which is made unless it is there; the command refuses one of other settings."""
     folder = options.runs / f"{options.task}-{method}-{seed}"
-    if not _ended(folder):
-        more = ["--resume"] if (folder / "metrics.jsonl").exists() else []
-        command = [sys.executable, "-m", "eggroll", "finetune", *arguments(options, method, seed, folder), *more]
-        print(" ".join(command[1:]), flush=True)
-        subprocess.run(command, check=True, stdout=sys.stderr)
+    more = ["--resume"] if (folder / "metrics.jsonl").exists() else []
+    command = [sys.executable, "-m", "eggroll", "finetune", *arguments(options, method, seed, folder), *more]
+    print(" ".join(command[1:]), flush=True)
+    subprocess.run(command, check=True, stdout=sys.stderr)
     return from_run(folder, method, seed)
 
 
@@ -137,11 +136,6 @@ def arguments(options: Options, method: str, seed: int, folder: pathlib.Path) ->
     given |= {name: getattr(tuned, name) for name in ("population", "sigma", "learning_rate", "prompts", "eval_every")}
     given |= {"groups": 1, "seed": seed, "out": folder}
     return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
-
-
-def _ended(folder: pathlib.Path) -> bool:
-    file = folder / "evaluation.json"
-    return file.exists() and json.loads(file.read_text()).get("ended") == "finished"
 
 
 def from_run(folder: pathlib.Path, method: str, seed: int) -> Curve:
@@ -157,12 +151,17 @@ def from_run(folder: pathlib.Path, method: str, seed: int) -> Curve:
     return Curve(method, seed, lines[-1]["generation"], tuple(points))
 
 
-def from_grpo(file: pathlib.Path) -> list[Curve]:
-    """The curves of a result of bench.grpo."""
+def from_grpo(file: pathlib.Path, options: Options) -> list[Curve]:
+    """The curves of a result of bench.grpo, which has to be of the same model, task and answers."""
+    found = json.loads(file.read_text())
+    for name in ("model", "task", "system", "max_tokens"):
+        theirs, ours = found["settings"][name], getattr(options, name)
+        if theirs != ours:
+            raise SystemExit(f"got {name}={theirs!r} in {file} and {ours!r} here; they have to be the same.")
     names = "tokens", "seconds", "held_out", "held_out_error"
     return [
         Curve("grpo", one["seed"], one["points"][-1]["round"], tuple(Point(*map(p.get, names)) for p in one["points"]))
-        for one in json.loads(file.read_text())["series"]
+        for one in found["series"]
     ]
 
 

@@ -35,6 +35,8 @@ class AskOptions:
     """Prompts to test on."""
     system: Annotated[str | None, unless("TEXT", "the task's")] = None
     """System message."""
+    template_options: Annotated[tuple[str, ...], unless("NAME=VALUE", "none")] = ()
+    """Options of the model's chat template, such as `enable_thinking=false`; values in JSON."""
     max_tokens: Annotated[int | None, unless("INT", "the task's")] = None
     """Tokens of an answer."""
     temperature: float = 0.0

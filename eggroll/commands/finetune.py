@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -95,7 +95,9 @@ def _finetune(settings: FinetuneSettings) -> int:
     from eggroll.training.progress import Meter
     from eggroll.training.stopping import StopRequest
 
-    with StopRequest() as stop, Meter(console, settings.generations, settings.label, SHOWN) as meter:
+    budget = settings.token_budget
+    shown_as = SHOWN if budget is None else replace(SHOWN, goal=("tokens", budget))
+    with StopRequest() as stop, Meter(console, settings.generations, settings.label, shown_as) as meter:
         result = run(settings, show=meter.update, asked_to_stop=stop.was_asked)
     for line in shown(result.samples):
         say(console, line)

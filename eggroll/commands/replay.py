@@ -47,7 +47,7 @@ def replay(command: Replay) -> int:
 
 def _base(command: Replay) -> tuple[Any, Callable[[Path, Any], None] | None]:
     """The base as `replay_files` takes it, and how its parameters are written."""
-    from eggroll.llm.model_folders import base_model, load_base, write_model
+    from eggroll.llm.model_folders import base_model, check_apart, check_replaceable, load_base, write_model
 
     model = base_model(command.base)
     if model is None:
@@ -56,8 +56,12 @@ def _base(command: Replay) -> tuple[Any, Callable[[Path, Any], None] | None]:
     from eggroll.llm.decoding import split
     from eggroll.training.replay_command import verify
 
-    language = load_base(model, verify(command.ledger))
     as_folder = command.out.suffix != ".npz"
+    if as_folder:
+        for kept in (command.base, command.ledger):
+            check_apart(command.out, kept)
+        check_replaceable(command.out)
+    language = load_base(model, verify(command.ledger))
     return split(language.model)[1], (lambda out, params: write_model(language, out, params)) if as_folder else None
 
 

@@ -16,7 +16,7 @@ from eggroll.llm.generation import generate_plain
 from eggroll.llm.model_folders import asked_as_in_its_run
 from eggroll.llm.questions import Questions, questions, task_of
 from eggroll.llm.scoring import settled
-from eggroll.llm.settings import EvaluateSettings
+from eggroll.llm.settings import EvaluateSettings, options_from
 from eggroll.training.errors import RunError
 
 PROMPTS = 256  # that are answered, unless the user says otherwise
@@ -135,7 +135,8 @@ def evaluate(settings: EvaluateSettings) -> tuple[Measured, Questions]:
     settings = asked_as_in_its_run(settings)
     task = task_of(settings)
     language = open_model(settings)
-    asked = questions(language, task, settings.split, settings.prompts, settings.seed, most=PROMPTS)
+    template = options_from(settings.template_options)
+    asked = questions(language, task, settings.split, settings.prompts, settings.seed, most=PROMPTS, template=template)
     graphdef, params = split(language.model)
     fun = generator(graphdef, decoding_of(settings, task, language))
     key = jax.random.key(settings.seed) if settings.temperature else None

@@ -15,9 +15,10 @@ from eggroll.llm.evaluation import Evaluator, Measured
 from eggroll.llm.loading import LanguageModel
 from eggroll.llm.model_folders import write_model
 from eggroll.llm.questions import Questions, chosen, questions, task_of
+from eggroll.llm.run_facts import NAMES, facts_of
 from eggroll.llm.samples import Samples
 from eggroll.llm.scoring import Scorers
-from eggroll.llm.settings import FinetuneSettings
+from eggroll.llm.settings import FinetuneSettings, options_from
 from eggroll.llm.step import Answered, no_tokens, tokens_in
 from eggroll.llm.tasks import Task
 from eggroll.strategy.es import ES
@@ -26,7 +27,7 @@ from eggroll.training import processes
 from eggroll.training.curve import Drawn, draw_curve
 from eggroll.training.errors import RunError
 from eggroll.training.files import write_text
-from eggroll.training.folder import CURVE, EVALUATION, MODEL, check_kept
+from eggroll.training.folder import CURVE, EVALUATION, MODEL, check_kept, holds_run
 from eggroll.training.loop import Result, fit
 from eggroll.training.metrics import Record, read_metrics
 from eggroll.training.opening import check_options
@@ -114,7 +115,7 @@ def finetune(
     """
     check_kept(settings.folder, settings.model, resume=settings.resume)
     if settings.resume and not settings.force:
-        first_decides(lambda: check_options(settings.folder, settings.to_json(), MAY_CHANGE))
+        first_decides(lambda: check_options(settings.folder, settings.to_json(), MAY_CHANGE | NAMES))
     task = task_of(settings)
     language = open_model(settings)
     with scorers_of(settings, task) as scorers:
@@ -130,7 +131,7 @@ class Run:
     """A run about to begin: everything drawn, encoded and checked."""
 
     def __init__(self, settings: FinetuneSettings, task: Task, language: LanguageModel, scorers: Scorers) -> None:
-        self.settings, self.language = settings, language
+        self.settings, self.language, self.facts = settings, language, facts_of(settings)
         self.train, self.test = self._drawn(task)
         graphdef, self.params = split(language.model)
         self.es = strategy(settings)
@@ -138,10 +139,10 @@ class Run:
         key = jax.random.key(settings.seed)
         draws = draw_key(key) if settings.temperature else None
         fun = generator(graphdef, decoding_of(settings, task, language))
-        self.step = Answered(fun, marker, key=draws, budget=settings.budget, chunk=settings.chunk)
+        self.step = Answered(fun, marker, key=draws, budget=self.facts["budget"], chunk=settings.chunk)
         self.state = self._begun(key)
         greedy = generator(graphdef, decoding_of(settings, task, language, greedy=True))
-        self.measure = Evaluator(greedy, self.test, marker, budget=settings.budget)
+        self.measure = Evaluator(greedy, self.test, marker, budget=self.facts["budget"])
         self.samples = Samples(settings.folder, self.test, settings.samples)
         self.before: Mapping[str, Any] = {}
         self._first: Measured | None = None  # of generation 0, if it was measured in this process
@@ -159,10 +160,12 @@ class Run:
     def _drawn(self, task: Task) -> tuple[Questions, Questions]:
         """Questions to train and to test on."""
         settings, language = self.settings, self.language
-        train = questions(language, task, "train", settings.pool, settings.seed)
+        template = options_from(settings.template_options)
+        train = questions(language, task, "train", settings.pool, settings.seed, template=template)
         if len(train) < settings.prompts:
             raise SettingsError(f"got prompts={settings.prompts}; the task has {len(train)} to train on. Ask fewer.")
-        return train, questions(language, task, "test", settings.eval_prompts, settings.seed, most=HELD_OUT)
+        test = settings.eval_prompts, settings.seed
+        return train, questions(language, task, "test", *test, most=HELD_OUT, template=template)
 
     def run(self, show: Callable[[Record], None], asked_to_stop: Callable[[], bool] | None) -> Outcome:
         """Makes the generations and writes what came out."""
@@ -197,7 +200,7 @@ class Run:
             resume=settings.resume,
             overwrite=settings.overwrite,
             force=settings.force,
-            settings=settings.to_json(),
+            settings=settings.to_json() | self.facts,
             may_change=MAY_CHANGE,
             saving=self._saving(),
             evaluate=self._evaluate,
@@ -221,11 +224,13 @@ class Run:
     def _measure_before(self) -> None:
         """How the model did at the start; a run that goes on need not find out again."""
         file = self.settings.folder / EVALUATION
-        if self.settings.resume and not self.settings.force and file.exists():
+        goes_on = self.settings.resume and holds_run(self.settings.folder)
+        if goes_on and not self.settings.force and file.exists():
             self.before = json.loads(file.read_text(encoding="utf-8"))["before"]
-        else:
-            self._first = self.measure(self.params).checked()
-            self.before = self._first.numbers()
+            return
+        first = self.measure(self.params).checked()
+        self.before = first.numbers()
+        self._first = None if goes_on else first  # the samples of a run that goes on stay
 
     def _evaluate(self, state: State, carry: Any) -> dict[str, float]:
         """What is added to some records of the metrics."""

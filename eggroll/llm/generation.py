@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -72,9 +73,8 @@ def generate(
         own = [jnp.take(x, taken, axis=1 if axis == 0 else 0) for x, axis in zip(rows, axes, strict=True)]
         return members.apply(generator, *own, in_axes=axes, chunk=chosen.members)
 
-    with explained(
-        f"{chosen.members} members wrote {chosen.prompts} answers each ({in_words(chosen.bytes)} estimated)"
-    ):
+    what = f"{chosen.members} members wrote {chosen.prompts} answers each ({in_words(chosen.bytes)} estimated)"
+    with explained(what, _half(chosen)):
         return jax.block_until_ready(_in_parts(part, prompts.start.shape[-1], chosen.prompts))
 
 
@@ -92,7 +92,7 @@ def generate_plain(
         own = [jnp.take(x, taken, axis=0) for x in (*prompts, *([] if keys is None else [keys]))]
         return generator.compiled(params, *own)
 
-    with explained(f"{chosen.prompts} answers were written ({in_words(chosen.bytes)} estimated)"):
+    with explained(f"{chosen.prompts} answers were written ({in_words(chosen.bytes)} estimated)", _half(chosen)):
         return jax.block_until_ready(_in_parts(part, len(prompts.tokens), chosen.prompts))
 
 
@@ -110,7 +110,8 @@ def _fit(
     prompts, time, itemsize = rows[1].shape[-1], rows[0].shape[-1], _itemsize(params)
     config = _config(generator, params)
     if isinstance(members, FullRankMembers):  # one at a time, whatever is asked for
-        need = answer_need(config, generator.decoding, time, itemsize=itemsize)
+        # The perturbed copy is there as long as the member is.
+        need = replace(answer_need(config, generator.decoding, time, itemsize=itemsize), noise=_size(params))
         return fit(need, members=1, prompts=prompts, budget=budget, unit=1)
     noise = members.plan_for(generator, *rows, in_axes=axes).numbers * itemsize // settings.signs
     need = answer_need(config, generator.decoding, time, itemsize=itemsize, noise=noise)
@@ -131,7 +132,7 @@ def _rows(
 
 
 @contextmanager
-def explained(what: str) -> Iterator[None]:
+def explained(what: str, advice: str) -> Iterator[None]:
     """Turns XLA's running out of memory into an error that says what to do.
 
     Raises:
@@ -141,11 +142,16 @@ def explained(what: str) -> Iterator[None]:
         yield
     except (jax.errors.JaxRuntimeError, MemoryError) as why:
         if isinstance(why, MemoryError) or "RESOURCE_EXHAUSTED" in str(why) or "ut of memory" in str(why):
-            raise RunError(
-                f"memory ran out while {what}: give a smaller budget or chunk, of half the size say, fewer tokens or "
-                f"bfloat16 weights. XLA said: {str(why).splitlines()[0] if str(why) else 'nothing'}"
-            ) from why
+            said = str(why).splitlines()[0] if str(why) else "nothing"
+            raise RunError(f"memory ran out while {what}: {advice}. XLA said: {said}") from why
         raise
+
+
+def _half(chosen: Fit) -> str:
+    """What to do where the estimate was too small."""
+    fewer = f", or {chosen.members // 2} members at once (--chunk, chunk=)" if chosen.members > 2 else ""
+    less = f"allow {in_words(chosen.bytes / 2)} (--memory in GB, budget= in bytes){fewer}"
+    return f"{less}, write fewer tokens, or use bfloat16 weights"
 
 
 def _in_parts(part: Callable[[np.ndarray], Answers], prompts: int, at_once: int) -> Answers:
@@ -175,6 +181,10 @@ def _keys(generator: Generator, key: jax.Array | None, shape: tuple[int, ...], p
 
 def _config(generator: Generator, params: Any) -> Any:
     return nnx.merge(generator.graphdef, params).config
+
+
+def _size(params: Any) -> int:
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
 
 def _itemsize(params: Any) -> int:

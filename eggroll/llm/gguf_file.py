@@ -36,6 +36,7 @@ GEMMA_PARTS = {
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+GEMMA_27B_LAYERS = 62
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -59,16 +60,26 @@ def read_gguf(file: Path, dtype: str | None = None) -> tuple[dict[str, Any], dic
         raise RunError(f"{file} is not a whole GGUF file ({error}); fetch or copy it again.") from error
     fields = {name: field.contents() for name, field in reader.fields.items()}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
-    settings = settings_from(fields, tied="output.weight" not in tensors)
+    try:
+        settings = settings_from(fields, tied="output.weight" not in tensors)
+    except TypeError as error:
+        raise RunError(
+            f"{file} lacks metadata that its architecture needs ({error}); convert the model again."
+        ) from error
+    tokenizer = tokenizer_from(fields)
     config = config_from(settings)
     names = {name: _gguf_name(name, config) for group in hf_names(config).values() for name in group}
     _check(file, config, names, tensors)
 
     def read(name: str) -> np.ndarray:
         tensor = tensors[names[name]]
-        return _as_hf(name, dequantize(tensor.data, tensor.tensor_type), settings, config)
+        try:
+            plain = dequantize(tensor.data, tensor.tensor_type)
+        except NotImplementedError as error:
+            kind = tensor.tensor_type.name
+            raise RunError(f"{file} has tensors in {kind}, which the package gguf does not read.") from error
+        return _as_hf(name, plain, settings, config)
 
-    tokenizer = tokenizer_from(fields)
     generation = {name: settings[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in settings}
     return settings, generation, tokenizer, config, assemble(config, read, dtype or "float32")
 
@@ -92,7 +103,7 @@ def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
     settings = {
         "model_type": MODEL_TYPES[kind],
         "architectures": [{"gemma3": "Gemma3ForCausalLM"}.get(kind, f"{kind.capitalize()}ForCausalLM")],
-        "vocab_size": len(fields["tokenizer.ggml.tokens"]),
+        "vocab_size": len(fields.get("tokenizer.ggml.tokens", ())),
         "hidden_size": width,
         "intermediate_size": value("feed_forward_length"),
         "num_hidden_layers": value("block_count"),
@@ -106,7 +117,9 @@ def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
     }
     if kind == "gemma3":
         settings |= {"sliding_window": value("attention.sliding_window"), "rope_local_base_freq": 10000.0}
-        settings |= {"query_pre_attn_scalar": settings["head_dim"], "hidden_activation": "gelu_pytorch_tanh"}
+        # The file does not say it: head_dim, but for the 27B model.
+        scale = width // heads if settings["num_hidden_layers"] == GEMMA_27B_LAYERS else settings["head_dim"]
+        settings |= {"query_pre_attn_scalar": scale, "hidden_activation": "gelu_pytorch_tanh"}
     scaling = value("rope.scaling.type", "none")
     if scaling != "none":
         settings["rope_scaling"] = {"rope_type": scaling, "factor": value("rope.scaling.factor")}

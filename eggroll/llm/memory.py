@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from eggroll.training.errors import RunError
 __all__ = ["Fit", "Need", "answer_need", "available", "fit", "in_words"]
 
 ACCELERATOR_SHARE = 0.8  # of what is free on the device
+CGROUP = Path("/sys/fs/cgroup")
 HOST_SHARE = 0.4  # of what is free on the machine, which others use too
 
 
@@ -28,7 +30,7 @@ class Need:
         cache: of one answer: keys and values of all layers, for the prompt and the answer.
         logits: of one answer: of one token, with what drawing makes of them.
         activations: of one answer: what is largest in a layer, while the prompt is read or a token is written.
-        noise: of one member.
+        noise: of one member; of full rank, its perturbed copy.
     """
 
     cache: int
@@ -47,7 +49,7 @@ class Need:
 
     def __str__(self) -> str:
         parts = ", ".join(f"{name} {in_words(getattr(self, name))}" for name in ("cache", "logits", "activations"))
-        return f"an answer takes {parts}; a member's noise {in_words(self.noise)}"
+        return f"an answer takes {parts}; a member {in_words(self.noise)} besides"
 
 
 @dataclass(frozen=True)
@@ -121,6 +123,7 @@ def fit(
     """
     budget = available() if budget is None else budget
     unit = min(unit, members)
+    chunk = None if chunk is None else -(-chunk // unit) * unit  # pairs are evaluated whole
     least = chunk or unit
     most = int((budget / least - need.noise) // need.answer)  # prompts
     if most < 1:
@@ -154,7 +157,20 @@ def available() -> float:
 
 
 def _free_on_host() -> int:
-    """What the system says it could give; 4 GB where it says nothing."""
+    """What the system says it could give, within a container's limit; 4 GB where it says nothing."""
+    return min(_free_on_machine(), _free_in_container())
+
+
+def _free_in_container() -> int:
+    """What control groups (version 2) leave; no bound where there are none."""
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return sys.maxsize if limit == "max" else max(int(limit) - int(used), 0)
+    except (OSError, ValueError):
+        return sys.maxsize
+
+
+def _free_on_machine() -> int:
     try:
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -16,6 +17,8 @@ from eggroll.training.folder import CONFIG, MODEL, not_writable
 from eggroll.training.ledger import Summary
 
 WEIGHTS = "*.safetensors"
+HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+AS_THERE = "system", "template_options", "max_tokens", "task_options", "test_prompts_file", "worst"
 AskedT = TypeVar("AskedT", bound=Asked)
 
 
@@ -48,18 +51,26 @@ def run_options(folder: str | Path) -> Mapping[str, Any] | None:
 def asked_as_in_its_run(asked: AskedT) -> AskedT:
     """Where the model is that of a run of the same task or reward, and nothing else is said, it is asked as there."""
     options = run_options(asked.model) or {}
-    if any(options.get(name) != getattr(asked, name) for name in ("task", "reward")):
+    here = {name: _plain(getattr(asked, name)) for name in ("task", "reward", "prompts_file")}
+    if any(options.get(name) != value for name, value in here.items()):
         return asked
-    more = {name: options.get(name) for name in ("system", "max_tokens") if getattr(asked, name) is None}
-    return replace(asked, **{name: value for name, value in more.items() if value is not None})
+    more = {name: options.get(name) for name in AS_THERE if getattr(asked, name) in (None, ())}
+    if isinstance(test := more.get("test_prompts_file"), str):
+        more["test_prompts_file"] = Path(test)
+    return replace(asked, **{n: tuple(x) if isinstance(x, list) else x for n, x in more.items() if x is not None})
+
+
+def _plain(value: Any) -> Any:
+    return value.as_posix() if isinstance(value, Path) else value
 
 
 def write_model(language: LanguageModel, folder: Path, params: Any) -> None:
     """Writes a Hugging Face folder; one that is there is replaced, once the new one is whole.
 
     Raises:
-        RunError: it cannot be written.
+        RunError: it cannot be written, or something else than a model's folder is there.
     """
+    check_replaceable(folder)
     partial = folder.with_name(folder.name + ".partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -71,11 +82,36 @@ def write_model(language: LanguageModel, folder: Path, params: Any) -> None:
         raise not_writable(folder.parent, why) from why
 
 
+def check_replaceable(folder: Path) -> None:
+    """Raises `RunError` where a folder holds something else than a model's files, which replacing it would remove."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise RunError(f"'{folder}' is a file, and a model is a folder; choose another place with --out.")
+    entries = list(folder.iterdir())
+    model = any(folder.glob(WEIGHTS)) and (folder / CONFIG).is_file()
+    if entries and (not model or any(entry.is_dir() for entry in entries) or run_options(folder) is not None):
+        raise RunError(
+            f"'{folder}' is no folder of a model alone, and replacing it would remove all that is in it; choose "
+            "another place with --out."
+        )
+
+
+def check_apart(out: Path, kept: Path) -> None:
+    """Raises `RunError` where replacing `out` would remove `kept`."""
+    if kept.exists() and kept.resolve().is_relative_to(out.resolve()):
+        raise RunError(f"got '{out}' for the new model, where '{kept}' is; choose another place with --out.")
+
+
 def base_model(base: Path) -> str | Path | None:
     """The language model that a base of a ledger is or names: itself, or what a run of `eggroll finetune` began with.
 
+    A hub id is one, too.
+
     None: it is none, but an `.npz` file or the folder of another kind of run.
     """
+    if not base.exists() and HUB_ID.fullmatch(str(base)) and base.suffix != ".npz":
+        return str(base)
     if base.suffix == ".gguf" or (base.is_dir() and any(base.glob(WEIGHTS))):
         return base
     options = run_options(base) or {}

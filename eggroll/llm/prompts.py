@@ -36,6 +36,7 @@ def encode(
     pad: int = 0,
     multiple: int = 16,
     template: Mapping[str, Any] | None = None,
+    vocabulary: int | None = None,
 ) -> Prompts:
     """Prompts as rows of tokens, through the tokenizer's chat template where it has one.
 
@@ -50,24 +51,27 @@ def encode(
         multiple: rows are as long as the longest prompt, rounded up to a multiple of this, so that few shapes are
             compiled. Default 16.
         template: further options of the chat template, such as `{"enable_thinking": False}`.
+        vocabulary: tokens that the model knows. Default None: not checked.
 
     Returns:
         Rows in the order of the prompts.
 
     Raises:
         ValueError: no prompt.
-        RunError: one that has no tokens, or one that leaves no room for its answer.
+        RunError: one that has no tokens or unknown ones, or one that leaves no room for its answer.
     """
     if not prompts:
         raise ValueError("got no prompts; at least one is required.")
     if getattr(tokenizer, "chat_template", None):
         texts = [_as_chat(tokenizer, prompt, system, template or {}) for prompt in prompts]
     else:
-        texts = [prompt if system is None else f"{system}\n\n{prompt}" for prompt in prompts]
+        texts = [_joined(system, prompt) for prompt in prompts]
     # A template writes the special tokens itself.
     special = not getattr(tokenizer, "chat_template", None)
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=special)["input_ids"]
     _check_lengths(prompts, [len(row) for row in rows], context, max_tokens)
+    if vocabulary is not None:
+        _check_tokens(prompts, rows, vocabulary)
     return pad_left(rows, pad=pad, multiple=multiple)
 
 
@@ -110,13 +114,26 @@ def _as_chat(tokenizer: Any, prompt: str, system: str | None, options: Mapping[s
     if system is None:
         return tokenizer.apply_chat_template([user], **kept)
     both = [{"role": "system", "content": system}, user]
-    joined = [{"role": "user", "content": f"{system}\n\n{prompt}"}]
+    joined = [{"role": "user", "content": _joined(system, prompt)}]
     from jinja2.exceptions import TemplateError
 
     try:
         return tokenizer.apply_chat_template(both, **kept)
     except TemplateError:  # some families refuse a system message
         return tokenizer.apply_chat_template(joined, **kept)
+
+
+def _joined(system: str | None, prompt: str) -> str:
+    return f"{system}\n\n{prompt}" if system else prompt
+
+
+def _check_tokens(prompts: Sequence[str], rows: list[list[int]], vocabulary: int) -> None:
+    for prompt, row in zip(prompts, rows, strict=True):
+        if max(row) >= vocabulary:
+            raise RunError(
+                f"got the prompt {prompt[:SHOWN]!r} with the token {max(row)}; the model has embeddings for 0 to "
+                f"{vocabulary - 1}. Leave what stands for it out of the prompt."
+            )
 
 
 def _check_lengths(prompts: Sequence[str], lengths: list[int], context: int | None, max_tokens: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -62,7 +63,14 @@ def task_of(asked: Asked) -> Task:
 
 
 def questions(
-    language: LanguageModel, task: Task, split: Any, count: int | None, seed: int, *, most: int = POOL
+    language: LanguageModel,
+    task: Task,
+    split: Any,
+    count: int | None,
+    seed: int,
+    *,
+    most: int = POOL,
+    template: Mapping[str, Any] | None = None,
 ) -> Questions:
     """Draws problems of a task and encodes them for a model.
 
@@ -73,6 +81,7 @@ def questions(
         count: how many; None: as many as the task has, up to `most`.
         seed: decides which.
         most: see `count`. Default 1024.
+        template: further options of the chat template. Default None.
 
     Raises:
         RunError: the task has fewer, or a prompt is too long.
@@ -82,7 +91,7 @@ def questions(
     except TooFewError as why:
         if count is not None or not why.available:
             raise
-        problems = task.problems(split, why.available, seed)
+        problems = why.found or task.problems(split, why.available, seed)
     try:
         prompts = encode(
             language.tokenizer,
@@ -92,6 +101,8 @@ def questions(
             max_tokens=task.max_tokens,
             pad=language.pad,
             multiple=1,  # all prompts of a run have one length anyway
+            template=template,
+            vocabulary=language.config.vocabulary,
         )
     except ValueError as why:
         raise SettingsError(str(why)) from why

@@ -31,6 +31,7 @@ class Asked:
         prompts_file: prompts to train on: text, one a line, or JSON lines.
         test_prompts_file: prompts to test on. None: a fifth of `prompts_file`.
         system: system message; None: the task's.
+        template_options: further options of the chat template, each `"name=value"`, such as `"enable_thinking=false"`.
         max_tokens: of an answer; None: the task's.
         temperature: 0: the likeliest token is taken.
         top_k: draw among this many likeliest tokens; None: all.
@@ -49,6 +50,7 @@ class Asked:
     prompts_file: Path | None = None
     test_prompts_file: Path | None = None
     system: str | None = None
+    template_options: tuple[str, ...] = ()
     max_tokens: int | None = None
     temperature: float = 0.0
     top_k: int | None = None
@@ -92,6 +94,7 @@ class Asked:
         if self.scorer_seconds > MOST_SECONDS:
             raise SettingsError(f"got scorer_seconds={self.scorer_seconds!r}; at most {MOST_SECONDS} (a day) may pass.")
         options_from(self.task_options)
+        options_from(self.template_options)
 
     @property
     def budget(self) -> float | None:

@@ -67,7 +67,7 @@ class Answered(Step):
         answers = generate(members, self._generator, in_groups(asked.prompts, es.groups), key=key, **self._at_once)
         fitness, failed = self._fitness(es, asked, answers, first=not int(state.generation))
         written = int(jnp.sum(answers.length))
-        with explained(f"{es.population} members were summed up"):
+        with explained(f"{es.population} members were summed up", "use bfloat16 weights, or --optimizer sgd"):
             state, metrics = es.tell(state, members, fitness)
             jax.block_until_ready(state)
         carry = with_tokens(carry, written)

@@ -44,8 +44,13 @@ def save_tokenizer(tokenizer: Any, folder: Path) -> None:
 
 
 def check_tokenizer(tokenizer: Any, config: DecoderConfig, source: str) -> None:
-    """Raises if the tokenizer has tokens that the embedding lacks."""
-    highest = max(tokenizer.get_vocab().values())
+    """Raises if the tokenizer has tokens that the embedding lacks.
+
+    Not special tokens beyond it, such as Gemma 3's for images, which text does not become: `encode` checks the prompts.
+    """
+    special = set(tokenizer.all_special_tokens) | {str(token) for token in tokenizer.added_tokens_decoder.values()}
+    plain = [number for token, number in tokenizer.get_vocab().items() if token not in special]
+    highest = max(plain, default=0)
     if highest >= config.vocabulary:
         raise RunError(
             f"{source}: the tokenizer's highest token is {highest}; the embedding has rows for 0 to "

@@ -44,7 +44,9 @@ def claim(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
 @contextmanager
 def claimed(path: Path, *, overwrite: bool = False, resume: bool = False) -> Iterator[None]:
     """`claim`, for what follows: a folder that it made and nothing was written to is gone again if that fails."""
-    new = not path.exists()
+    new = False
+    with suppress(OSError):  # `claim` says it
+        new = not path.exists()
     claim(path, overwrite=overwrite, resume=resume)
     try:
         yield

@@ -24,11 +24,13 @@ class Shown:
         values: name in the record → how to print it; one that a record lacks stays what it was.
         speed: name of a number per second, averaged over the last generations.
         unit: what it counts.
+        goal: name of a number in the record, and at what it ends the run; None: nothing does, but the generations.
     """
 
     values: Mapping[str, str]
     speed: str = "members_per_second"
     unit: str = "members"
+    goal: tuple[str, int] | None = None
 
 
 class Meter:
@@ -76,12 +78,27 @@ class Meter:
         if first:
             status = "  ".join(filter(None, [status, _resuming(generation), "compiling"]))
             self._bar.start()
-        self._bar.update(self._task, completed=generation, status=status)
+        done, total = self._done(record)
+        self._bar.update(self._task, completed=done, total=total, status=status)
         every = max(1, self._generations // LINES)
         due = first or generation % every == 0 or generation == self._generations
         if not self._console.is_terminal and (due or time.monotonic() > self._said + SILENCE):
             self._said = time.monotonic()
-            self._console.print(f"generation {generation}/{self._generations}  {status}", highlight=False)
+            where = f"generation {generation}/{self._generations}"
+            if self._shown.goal is not None and total != self._generations:
+                where = f"generation {generation}, {self._shown.goal[0]} {done:,}/{total:,}"
+            self._console.print(f"{where}  {status}", highlight=False)
+
+    def _done(self, record: Mapping[str, Any]) -> tuple[int, int]:
+        """How much of what is done, of whatever will end the run first as it looks now."""
+        generation = record["generation"]
+        if self._shown.goal is None:
+            return generation, self._generations
+        name, most = self._shown.goal
+        spent = record.get(name, 0)
+        if spent * self._generations < generation * most:
+            return generation, self._generations
+        return min(spent, most), most
 
     def status(self) -> str:
         """The latest values and the recent speed, as far as they are known."""

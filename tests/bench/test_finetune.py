@@ -57,9 +57,9 @@ def test_the_picture_shows_negative_rewards(tmp_path: Path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
-def write_run(folder: Path, ended: str = "finished") -> None:
+def write_run(folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps({"before": {"reward": -9.0, "error": 1.0}, "ended": ended}))
+    (folder / "evaluation.json").write_text(json.dumps({"before": {"reward": -9.0, "error": 1.0}}))
     lines = [
         {"generation": 1, "tokens": 10, "seconds": 2.0, "test_reward": -8.0, "test_reward_error": 0.9},
         {"generation": 2, "tokens": 20, "seconds": 3.0},
@@ -75,21 +75,20 @@ def test_a_run_folder_is_read(tmp_path: Path) -> None:
     assert row(found) | {"held_out_after": -5.0, "tokens": 30, "generations": 3, "best_held_out": -5.0} == row(found)
 
 
-def test_a_run_that_is_there_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_is_there_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command ends at once where nothing is left to do, and refuses other settings."""
     commands: list[list[str]] = []
 
     def command(given: list[str], **options: object) -> None:
         commands.append(given)
-        write_run(tmp_path / "conciseness-eggroll-1")
+        write_run(Path(given[given.index("--out") + 1]))
 
     monkeypatch.setattr("subprocess.run", command)
     options = finetune.Options(model="folder", runs=tmp_path)
     write_run(tmp_path / "conciseness-eggroll-0")
-    write_run(tmp_path / "conciseness-eggroll-1", ended="interrupted")
-    assert finetune.run(options, "eggroll", 0).points[-1].tokens == 30 and not commands
+    assert finetune.run(options, "eggroll", 0).points[-1].tokens == 30
     assert finetune.run(options, "eggroll", 1).seed == 1
-    ((*_, last),) = commands
-    assert last == "--resume"
+    assert ["--resume" in each for each in commands] == [True, False]
 
 
 def test_a_result_of_grpo_is_drawn_beside(tmp_path: Path) -> None:
@@ -98,8 +97,13 @@ def test_a_result_of_grpo_is_drawn_beside(tmp_path: Path) -> None:
         {"round": 5, "tokens": 50, "seconds": 6.0, "held_out": -7.0, "held_out_error": 0.5},
     ]
     file = tmp_path / "grpo.json"
-    file.write_text(json.dumps({"series": [{"seed": 3, "points": points}]}))
-    assert finetune.from_grpo(file) == [Curve("grpo", 3, 5, (Point(0, 0.0, -9.0, 1.0), Point(50, 6.0, -7.0, 0.5)))]
+    settings = {"model": "folder", "task": "conciseness", "system": "", "max_tokens": 24}
+    file.write_text(json.dumps({"settings": settings, "series": [{"seed": 3, "points": points}]}))
+    with pytest.raises(SystemExit, match=r"max_tokens=24 in .* and 9 here"):
+        finetune.from_grpo(file, finetune.Options(model="folder", max_tokens=9))
+    assert finetune.from_grpo(file, finetune.Options(model="folder")) == [
+        Curve("grpo", 3, 5, (Point(0, 0.0, -9.0, 1.0), Point(50, 6.0, -7.0, 0.5)))
+    ]
 
 
 def test_a_model_is_asked_for() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from eggroll.llm.model_folders import asked_as_in_its_run
+from eggroll.llm.settings import EvaluateSettings
 from eggroll.llm.step import Answered
 from eggroll.training import RunError, read_metrics
 from tests.cli.running import PNG, call, environment, quick_compilation, spawn
@@ -174,6 +177,57 @@ def test_a_token_budget_ends_a_run_as_finished(there: Path) -> None:
     for one in (found, again):
         one["after"].pop("tokens_per_second")
     assert again == found
+
+
+@pytest.mark.parametrize("out", ["run", ".", "run/checkpoints", "nobase"])
+def test_replay_removes_nothing_but_a_model(out: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (there / "nobase").mkdir(exist_ok=True)
+    (there / "nobase/notes.txt").write_text("mine", encoding="utf-8")
+    before = sorted(there.rglob("*"))
+    assert call("replay", "base", "run", "--out", out, "--overwrite") == 2
+    assert "choose another place with --out" in capsys.readouterr().err
+    assert sorted(there.rglob("*")) == before
+
+
+def test_evaluate_does_not_take_trained_prompts_for_held_out_ones(there: Path) -> None:
+    asked = EvaluateSettings(model="run", reward="my_rewards:letters", prompts_file=Path("prompts.jsonl"))
+    config = there / "run/config.json"
+    before = config.read_text(encoding="utf-8")
+    options = json.loads(before)
+    options["options"] |= {"test_prompts_file": "others.txt", "system": "Be brief."}
+    try:
+        config.write_text(json.dumps(options), encoding="utf-8")
+        found = asked_as_in_its_run(asked)
+        assert (found.test_prompts_file, found.system, found.max_tokens) == (Path("others.txt"), "Be brief.", 4)
+        assert asked_as_in_its_run(replace(asked, system="")).system == ""
+        assert asked_as_in_its_run(replace(asked, prompts_file=Path("p.txt"))) == replace(
+            asked, prompts_file=Path("p.txt")
+        )
+    finally:
+        config.write_text(before, encoding="utf-8")
+
+
+@pytest.mark.slow
+def test_a_run_keeps_to_the_memory_it_began_with_and_to_its_prompts(
+    there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is answered at once changes rounding; what was asked decides everything."""
+    prompts, whole = there / "prompts.jsonl", (there / "prompts.jsonl").read_text(encoding="utf-8")
+    command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "kept", "--eval-every", "2")
+    assert call(*command, "--generations", "2") == 0
+    monkeypatch.setattr("eggroll.llm.run_facts.available", lambda: 30_000.0)
+    prompts.write_text(whole + '\n{"prompt": "Write about 99.", "topic": "99"}', encoding="utf-8")
+    try:
+        assert call(*command, "--resume") == 2
+        assert "files.prompts_file" in capsys.readouterr().err
+    finally:
+        prompts.write_text(whole, encoding="utf-8")
+    assert call(*command, "--resume") == 0
+    assert (there / "kept" / WEIGHTS).read_bytes() == (there / "run" / WEIGHTS).read_bytes()
+    samples = (there / "kept/samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert call(*command, "--resume", "--force", "--sigma", "0.2", "--generations", "5", "--memory", "1") == 0
+    longer = (there / "kept/samples.jsonl").read_text(encoding="utf-8").splitlines()
+    assert longer[: len(samples)] == samples and len(longer) > len(samples)
 
 
 @pytest.mark.slow

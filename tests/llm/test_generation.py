@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import eggroll
-from eggroll.llm.decoding import Answers, generator
+from eggroll.llm.decoding import Answers, Decoding, generator
 from eggroll.llm.generation import explained, generate, generate_plain, population_fit
+from eggroll.llm.memory import in_words
 from eggroll.llm.prompts import Prompts
 from eggroll.training.errors import RunError
 from tests.llm import truth
@@ -92,8 +93,35 @@ def test_drawing_needs_a_key():
 
 
 def test_running_out_of_memory_is_told_with_what_to_do():
-    message = r"memory ran out while 4 members wrote: give a smaller .* RESOURCE_EXHAUSTED"
-    with pytest.raises(RunError, match=message), explained("4 members wrote"):
+    message = r"memory ran out while 4 members wrote: take fewer\. XLA said: .*RESOURCE_EXHAUSTED"
+    with pytest.raises(RunError, match=message), explained("4 members wrote", "take fewer"):
         jnp.zeros(1 << 46, jnp.float32).block_until_ready()
-    with pytest.raises(jax.errors.JaxRuntimeError, match="else"), explained("4 members wrote"):
+    with pytest.raises(jax.errors.JaxRuntimeError, match="else"), explained("4 members wrote", "take fewer"):
         raise jax.errors.JaxRuntimeError("something else")
+
+
+def test_what_runs_out_all_the_same_is_told_what_half_would_be(monkeypatch):
+    graphdef, params = truth.model()
+    fun = generator(graphdef, Decoding(4))
+    members = truth.ask(params)
+
+    def exhausted(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr(type(members), "apply", exhausted)
+    chosen = population_fit(members, fun, truth.prompts())
+    half = rf"allow {in_words(chosen.bytes / 2)} .*, or {chosen.members // 2} members at once \(--chunk, chunk=\)"
+    with pytest.raises(RunError, match=half):
+        generate(members, fun, truth.prompts())
+
+
+def test_full_rank_needs_room_for_a_perturbed_copy():
+    graphdef, params = truth.model()
+    fun = generator(graphdef, Decoding(4))
+    es = eggroll.FullRankES(population=2)
+    members = es.ask(es.init(params, jax.random.key(0)))
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    chosen = population_fit(members, fun, truth.prompts())
+    assert (chosen.members, chosen.bytes > size) == (1, True)
+    with pytest.raises(RunError, match=rf"1 member with one prompt each need .* a member {in_words(size)} besides"):
+        generate(members, fun, truth.prompts(), budget=size)

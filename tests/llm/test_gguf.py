@@ -6,10 +6,11 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from gguf import GGMLQuantizationType, GGUFWriter, dequantize, quantize
+from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize, quantize
 from safetensors.numpy import load_file
 
 from eggroll import llm
+from eggroll.llm.gguf_file import settings_from
 from eggroll.llm.gguf_tokens import tokenizer_from
 from eggroll.training.errors import RunError
 from tests.llm import tiny
@@ -166,6 +167,41 @@ def test_other_architectures_and_no_gguf_at_all(tmp_path):
     file.write_bytes(b"GGUFthis is none")
     with pytest.raises(RunError, match="not a whole GGUF file"):
         llm.load(file)
+
+
+LOST = {"tokenizer.ggml.model": "the tokenizer None", "llama.embedding_length": "lacks metadata"}
+
+
+@pytest.mark.parametrize(("lost", "message"), LOST.items())
+def test_metadata_that_is_missing_is_told(tmp_path, monkeypatch, lost, message):
+    file, _ = write(tmp_path, "llama", "smollm2")
+    whole = GGUFReader.__init__
+
+    def without(self, *args, **options):
+        whole(self, *args, **options)
+        del self.fields[lost]
+
+    monkeypatch.setattr(GGUFReader, "__init__", without)
+    with pytest.raises(RunError, match=message):
+        llm.load(file)
+
+
+def test_a_quantisation_that_cannot_be_read_is_told(tmp_path, monkeypatch):
+    def unknown(*_):
+        raise NotImplementedError
+
+    monkeypatch.setattr("gguf.dequantize", unknown)
+    with pytest.raises(RunError, match="tensors in F32, which the package gguf does not read"):
+        llm.load(write(tmp_path, "llama", "smollm2")[0])
+
+
+@pytest.mark.parametrize(("layers", "scale"), [(26, 128), (62, 168)])
+def test_attention_of_gemma_27b_is_scaled_by_its_width(layers, scale):
+    """huggingface.co/google/gemma-3-27b-it and 1b-it, config.json: `query_pre_attn_scalar`."""
+    sizes = {"block_count": layers, "embedding_length": 5376, "attention.head_count": 32, "attention.key_length": 128}
+    found = {f"gemma3.{name}": value for name, value in sizes.items()}
+    found |= {"general.architecture": "gemma3", "tokenizer.ggml.tokens": ["a"]}
+    assert settings_from(found, tied=True)["query_pre_attn_scalar"] == scale
 
 
 def fields(**changes):

@@ -12,6 +12,7 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from eggroll import llm
+from eggroll.llm.prompts import encode
 from eggroll.training.errors import RunError
 from tests.llm import tiny
 
@@ -155,6 +156,18 @@ def test_an_error_of_the_hub_is_one_line(monkeypatch):
     with pytest.raises(RunError) as said:
         llm.load("owner/name")
     assert str(said.value).endswith("the hub does not give it (There is no network). Give a folder, or check the id.")
+
+
+def test_special_tokens_beyond_the_embedding_are_no_obstacle(tmp_path):
+    """As Gemma 3 has one for images."""
+    tiny.folder(tmp_path)
+    tokenizer = llm.load(tmp_path).tokenizer
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]}, replace_extra_special_tokens=False)
+    tokenizer.save_pretrained(tmp_path)
+    again = llm.load(tmp_path)
+    assert again.tokenizer.get_vocab()["<image>"] == tiny.VOCABULARY
+    with pytest.raises(RunError, match=rf"the token {tiny.VOCABULARY}; the model has embeddings"):
+        encode(again.tokenizer, ["see <image>"], vocabulary=again.config.vocabulary)
 
 
 def test_broken_tokenizers_and_those_of_other_models_are_refused(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 import eggroll
+from eggroll.llm import memory
 from eggroll.llm.config import DecoderConfig
 from eggroll.llm.decoder import Decoder
 from eggroll.llm.decoding import Decoding, generator, split
@@ -51,6 +52,22 @@ def test_the_estimate_of_one_model_is_near_what_its_program_takes():
     assert need.total(1, MEMBERS * PROMPTS) == pytest.approx(compiled.memory_analysis().temp_size_in_bytes, rel=0.2)
 
 
+def test_a_container_bounds_what_is_free(monkeypatch, tmp_path):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    free = available()  # no such files: no bound
+    (tmp_path / "memory.max").write_text("5000000\n")
+    (tmp_path / "memory.current").write_text("1000000\n")
+    assert available() == memory.HOST_SHARE * 4_000_000 < free
+    (tmp_path / "memory.max").write_text("max\n")
+    assert available() > 4_000_000
+
+
+def test_pairs_are_counted_whole():
+    assert fit(NEED, members=8, prompts=1, budget=1e6, chunk=3) == fit(NEED, members=8, prompts=1, budget=1e6, chunk=4)
+    with pytest.raises(RunError, match="2 members with one prompt each need 400 B"):
+        fit(NEED, members=8, prompts=1, budget=300, chunk=1)
+
+
 NEED = Need(cache=60, logits=40, activations=30, noise=100)  # 100 an answer
 
 
@@ -87,7 +104,7 @@ def test_a_chunk_that_is_given_decides_how_many_prompts_fit():
 
 def test_what_does_not_fit_at_all_is_refused_with_what_it_takes():
     message = (
-        r"2 members with one prompt each need 400 B \(an answer takes cache 60 B, .* noise 100 B\).*399 B may be used"
+        r"2 members with one prompt each need 400 B \(an answer takes .* a member 100 B besides\).*399 B may be used"
     )
     with pytest.raises(RunError, match=message) as caught:
         fit(NEED, members=8, prompts=10, budget=399)

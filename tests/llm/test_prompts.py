@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from eggroll.llm.decoding import Answers
 from eggroll.llm.prompts import answer_texts, encode
+from eggroll.training.errors import RunError
 
 WORDS = ["<pad>", "<s>", "<end>", "say", "one", "two", "be", "short", "user", "system"]
 TEMPLATE = (
@@ -54,6 +55,15 @@ def test_a_system_message_goes_in_front_where_there_is_no_place_for_it():
     assert words(rows.tokens[0]) == "user be short say one <end> <s>"
     rows = encode(tokenizer(), ["say one"], system="be short", multiple=1)
     assert words(rows.tokens[0]) == "<s> be short say one"
+    for strict in (None, STRICT):  # an empty one is none
+        own = encode(tokenizer(strict), ["say one"], system="", multiple=1)
+        np.testing.assert_array_equal(own.tokens, encode(tokenizer(strict), ["say one"], multiple=1).tokens)
+
+
+def test_tokens_that_the_model_does_not_know_are_refused():
+    encode(tokenizer(), ["say one"], vocabulary=5)
+    with pytest.raises(RunError, match="'say two' with the token 5; the model has embeddings for 0 to 4"):
+        encode(tokenizer(), ["say one", "say two"], vocabulary=5)
 
 
 def test_a_prompt_that_leaves_no_room_is_named():

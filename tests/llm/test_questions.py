@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from eggroll.llm.questions import chosen, questions, task_of
 from eggroll.llm.settings import settings_for
-from eggroll.llm.tasks import task_named
+from eggroll.llm.tasks import Problem, task_named
+from eggroll.llm.tasks.base import Listed, too_few
 from eggroll.training import RunError
 from tests.llm.climbing import language
 
@@ -57,6 +59,31 @@ def test_more_questions_than_there_are() -> None:
         questions(language(), task, "train", 1000, seed=0)
     problems = {problem.prompt for problem in questions(language(), task, "train", None, seed=0).problems}
     assert 1 <= len(problems) <= 9 and problems <= {f"{a} + {b} =" for a in range(3) for b in range(3)}
+
+
+def test_problems_that_were_found_are_not_drawn_again() -> None:
+    """Another number of problems may be drawn otherwise, and find fewer."""
+
+    class Few(Listed):
+        name = "few"
+
+        def problems(self, split: Any, count: int, seed: int) -> list[Problem]:
+            raise too_few(self.name, split, 2, count, self._problems[split])
+
+        def reward(self, text: str, problem: Problem) -> float:
+            return 0.0
+
+    few = Few([Problem("1 + 1 ="), Problem("2 + 2 =")], [])
+    assert [p.prompt for p in questions(language(), few, "train", None, seed=0).problems] == ["1 + 1 =", "2 + 2 ="]
+
+
+def test_options_of_the_chat_template_reach_it() -> None:
+    model, task = language(), task_named("conciseness", max_tokens=4)
+    plain, marked = (
+        questions(model, task, "test", 2, seed=0, template=template).prompts
+        for template in (None, {"add_generation_prompt": False})
+    )
+    assert marked.tokens.shape[1] < plain.tokens.shape[1]
 
 
 def test_a_task_is_what_was_asked_for(tmp_path: Path) -> None:

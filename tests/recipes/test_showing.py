@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,23 @@ def test_a_resumed_run_says_so_first() -> None:
         meter.update({"generation": 7})
         meter.update(record(8))
     assert file.getvalue().strip() == "generation 7/1005  resuming after 7 generations  compiling"
+
+
+def test_a_goal_that_is_nearer_than_the_last_generation_is_what_progress_is_told_of() -> None:
+    file = io.StringIO()
+    with Meter(Console(file=file, width=150), 1000, "mlp", replace(SHOWN, goal=("tokens", 2000))) as meter:
+        meter.update({"generation": 0})
+        for generation in range(1, 201):
+            meter.update(record(generation, tokens=9 * generation))
+    lines = file.getvalue().strip().splitlines()
+    assert lines[0].startswith("generation 0, tokens 0/2,000") and lines[-1].startswith(
+        "generation 200, tokens 1,800/2,000"
+    )
+    terminal = io.StringIO()
+    console = Console(file=terminal, width=150, force_terminal=True, color_system=None)
+    with Meter(console, 1000, "mlp", replace(SHOWN, goal=("tokens", 2000))) as meter:
+        meter.update(record(1, tokens=2100))
+    assert "2000/2000" in terminal.getvalue()
 
 
 def test_progress_on_a_terminal_is_a_bar() -> None:

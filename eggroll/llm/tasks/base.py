@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -21,11 +22,12 @@ class TooFewError(RunError):
 
     Attributes:
         available: how many it has.
+        found: them, where they were drawn to find out.
     """
 
-    def __init__(self, message: str, available: int) -> None:
+    def __init__(self, message: str, available: int, found: Sequence[Problem] = ()) -> None:
         super().__init__(message)
-        self.available = available
+        self.available, self.found = available, list(found)
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,7 @@ class Generated(Task):
                     found[identity] = problem
                     break
             else:
-                raise too_few(self.name, split, len(found), count)
+                raise too_few(self.name, split, len(found), count, list(found.values()))
         return list(found.values())
 
 
@@ -167,10 +169,11 @@ def checked(split: str) -> Split:
     return split  # pyright: ignore[reportReturnType]
 
 
-def too_few(name: str, split: Split, available: int, wanted: int) -> TooFewError:
+def too_few(name: str, split: Split, available: int, wanted: int, found: Sequence[Problem] = ()) -> TooFewError:
     """The error of a task that has fewer problems than were asked for."""
     return TooFewError(
         f"the task {name!r} has {available} different problems to {split} on, and {wanted} were asked for; ask for at "
         f"most {available}, or choose a task with more.",
         available,
+        found,
     )

@@ -64,7 +64,7 @@ class ReasoningGym(Task):
         if not isinstance(tags, bool):
             raise ValueError(f"got tags={tags!r}; true or false is required.")
         self.name, self.max_tokens = f"reasoning_gym:{dataset}", max_tokens
-        self.system = system or (TAGGED if tags else PLAIN)
+        self.system = (TAGGED if tags else PLAIN) if system is None else system
         self._dataset, self._tags, self._config = dataset, tags, config
         names = _package("factory").DATASETS
         if dataset not in names:
@@ -90,7 +90,7 @@ class ReasoningGym(Task):
                 if len(found) >= count:
                     break
             if len(found) == before:
-                raise too_few(self.name, split, before, count)
+                raise too_few(self.name, split, before, count, list(found.values()))
             chunk += 1
         return list(found.values())
 

@@ -1,0 +1,42 @@
+"""What decides a run beside its settings: how much memory it counts with, and what its files say."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+from eggroll.llm.memory import available
+from eggroll.llm.model_folders import run_options
+from eggroll.llm.settings import FinetuneSettings
+from eggroll.training.folder import holds_run
+from eggroll.training.processes_deciding import first_decides
+
+NAMES = frozenset({"budget", "files"})
+
+
+def facts_of(settings: FinetuneSettings) -> dict[str, Any]:
+    """`budget` in bytes, which a run that goes on has from its start, and `files`: SHA-256 of prompts and reward.
+
+    What is answered at once follows from the budget, and rounding from that: memory that others take meanwhile must not
+    change a run.
+    """
+    return first_decides(lambda: {"budget": _budget(settings), "files": _files(settings)})
+
+
+def _budget(settings: FinetuneSettings) -> int:
+    if settings.budget is not None:
+        return int(settings.budget)
+    goes_on = settings.resume and not settings.force and holds_run(settings.folder)
+    kept = (run_options(settings.folder) or {}).get("budget") if goes_on else None
+    return int(available()) if kept is None else int(kept)
+
+
+def _files(settings: FinetuneSettings) -> dict[str, str]:
+    files = {"prompts_file": settings.prompts_file, "test_prompts_file": settings.test_prompts_file}
+    if settings.reward is not None:
+        found = importlib.util.find_spec(settings.reward.partition(":")[0])
+        files["reward"] = Path(found.origin) if found is not None and found.origin else None
+    known = {name: file for name, file in files.items() if file is not None and file.is_file()}
+    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in known.items()}
