@@ -114,7 +114,7 @@ def _report(options: Options) -> None:
     kept = options.out or (None if options.quick else RESULTS / "finetune" / f"{options.task}-{device_slug()}.json")
     if kept is not None:
         title = f"{pathlib.Path(options.model).name}, {options.task}: mean of the seeds with the standard error"
-        draw(panels(means), kept.with_suffix(".png"), title=title)
+        draw(panels(means), kept.with_suffix(".png"), title=title, columns=2)
     report.finish(quick=options.quick, out=kept)
 
 
