@@ -71,7 +71,7 @@ REFUSED = [
     ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
     ("gemma3", {"layer_types": ["chunked_attention"] * 3}, "chunked_attention"),
     ("llama", {"num_key_value_heads": 3}, "4 query heads and 3 heads of keys"),
-    ("llama", {"head_dim": 5}, "heads of 5 features"),
+    ("llama", {"head_dim": 5}, r"heads of 5 features|even rotary dimension"),
     ("llama", {"hidden_size": "wide"}, "does not accept"),
 ]
 
