@@ -26,6 +26,8 @@ from bench.options import Common
 from bench.plots import draw
 from bench.report import RESULTS, Report
 
+STDERR = 2  # its file descriptor: a notebook's or a test's sys.stderr may have none
+
 
 @dataclass(frozen=True)
 class Tuned:
@@ -124,7 +126,7 @@ def run(options: Options, method: str, seed: int) -> Curve:
     more = ["--resume"] if (folder / "metrics.jsonl").exists() else []
     command = [sys.executable, "-m", "eggroll", "finetune", *arguments(options, method, seed, folder), *more]
     print(" ".join(command[1:]), flush=True)
-    subprocess.run(command, check=True, stdout=sys.stderr)
+    subprocess.run(command, check=True, stdout=STDERR)
     return from_run(folder, method, seed)
 
 
