@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import jax
 import pytest
@@ -10,6 +11,10 @@ from hypothesis import settings
 
 # A library that mixes dtypes implicitly fails here, not in a user's bfloat16 model.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+# Where tests run in the background of a shell, Ctrl-C is ignored, which processes hand on to those that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Every example compiles, so time per example says nothing, and each is dear. CI must not depend on luck.
 EXAMPLES = int(os.environ.get("EGGROLL_TEST_EXAMPLES", "8"))

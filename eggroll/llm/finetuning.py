@@ -28,13 +28,14 @@ from eggroll.training.curve import Drawn, draw_curve
 from eggroll.training.errors import RunError
 from eggroll.training.files import write_text
 from eggroll.training.folder import CURVE, EVALUATION, MODEL, check_kept, holds_run
-from eggroll.training.loop import Result, fit
+from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, read_metrics
 from eggroll.training.opening import check_options
 from eggroll.training.optimizers import named
 from eggroll.training.options import UNDECIDING, SettingsError
 from eggroll.training.processes_deciding import first_decides
 from eggroll.training.progress import Shown
+from eggroll.training.result import Result
 from eggroll.training.stopping import EarlyStopping
 from eggroll.training.store import Saving
 

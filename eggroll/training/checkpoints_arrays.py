@@ -23,6 +23,8 @@ from eggroll.training.errors import RunError
 
 SMALL = 1 << 28  # bytes: a copy on the host is nothing, and one file is written faster than a database
 SMALL_FILE = "arrays.npz"
+# Orbax's time limit goes by a clock that can be set anew; a century, in seconds, outlasts any jump.
+FOREVER = 100 * 365 * 24 * 3600
 # Orbax and TensorStore hand the system's error on as text, sometimes as `ValueError`.
 _CAUSES = (
     ((errno.ENOSPC, errno.EDQUOT), "the disk is full", "Free some space (or keep fewer checkpoints) and go on"),
@@ -101,7 +103,7 @@ class Arrays:
             from eggroll.training.checkpoints_small import NpzHandler
 
             # Were folders made in the background, a failure to make one would leave threads that wait for it.
-            options = ocp.options.AsyncOptions(create_directories_asynchronously=False)
+            options = ocp.options.AsyncOptions(create_directories_asynchronously=False, timeout_secs=FOREVER)
             handler = NpzHandler() if small else ocp.PyTreeCheckpointHandler()
             self._orbax[small] = ocp.AsyncCheckpointer(handler, async_options=options)
         return self._orbax[small]

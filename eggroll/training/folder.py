@@ -11,6 +11,7 @@ from eggroll.training.errors import RunError
 
 CONFIG, METRICS, PARAMETERS, CURVE = "config.json", "metrics.jsonl", "parameters.npz", "curve.png"
 LEDGER, INITIAL, CHECKPOINTS, TENSORBOARD = "ledger.bin", "initial.npz", "checkpoints", "tensorboard"
+MAGIC = b"eggroll ledger 1\n"  # a ledger's first bytes
 MODEL, SAMPLES, EVALUATION = "model", "samples.jsonl", "evaluation.json"  # of language models
 FILES = (CONFIG, METRICS, PARAMETERS, CURVE, LEDGER, INITIAL, SAMPLES, EVALUATION)  # what a new run replaces
 FOLDERS = (CHECKPOINTS, TENSORBOARD, MODEL)
@@ -60,9 +61,25 @@ def claimed(path: Path, *, overwrite: bool = False, resume: bool = False) -> Ite
 def holds_run(path: Path) -> bool:
     """Whether a run has left anything in the folder that is worth keeping."""
     checkpoints, metrics = path / CHECKPOINTS, path / METRICS
-    if (path / PARAMETERS).exists() or (path / MODEL).exists() or (checkpoints.exists() and any(checkpoints.iterdir())):
-        return True
-    return metrics.is_file() and metrics.stat().st_size > 0
+    return (
+        holds_result(path)
+        or (checkpoints.exists() and any(checkpoints.iterdir()))
+        or (metrics.is_file() and metrics.stat().st_size > 0)
+        or holds_records(path / LEDGER)
+    )
+
+
+def holds_result(path: Path) -> bool:
+    """Whether a run in the folder came to an end and left what it was made for."""
+    return (path / PARAMETERS).exists() or (path / MODEL).exists()
+
+
+def holds_records(ledger: Path) -> bool:
+    """Whether a ledger has more than what a run leaves that was killed before its first generation."""
+    if not ledger.exists():
+        return False
+    with ledger.open("rb") as file:
+        return not MAGIC.startswith(file.read(len(MAGIC) + 1))
 
 
 def clear(path: Path) -> None:
@@ -104,4 +121,7 @@ def check_kept(path: Path, model: str | Path, *, resume: bool = False) -> None:
 
 def not_writable(path: Path, why: OSError) -> RunError:
     """The error for a folder that the operating system refuses."""
-    return RunError(f"cannot write to '{path}' ({why.strerror or why}); make room or choose another folder with --out.")
+    return RunError(
+        f"cannot write to '{path}' ({why.strerror or why}); make room and go on with --resume, or choose another "
+        "folder with --out."
+    )

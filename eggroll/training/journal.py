@@ -14,7 +14,8 @@ from eggroll.strategy.es import ES
 from eggroll.strategy.keys import as_threefry
 from eggroll.strategy.problem import as_arrays
 from eggroll.training.errors import RunError
-from eggroll.training.ledger import Reader
+from eggroll.training.folder import holds_records
+from eggroll.training.ledger import LedgerError, Reader
 from eggroll.training.ledger_base import digests
 from eggroll.training.ledger_format import GENERATION, MAGIC, SETTINGS, Generation, Settings, first_digest, pack
 from eggroll.training.ledger_settings import differences, settings_of
@@ -93,7 +94,7 @@ class Journal:
 
     def _begin(self, overwrite: bool) -> None:
         try:
-            if not overwrite and _holds_something(self.path):
+            if not overwrite and holds_records(self.path):
                 raise RunError(
                     f"'{self.path}' exists: it may be the only record of a run. Resume that run, choose another "
                     "folder, or replace it with --overwrite."
@@ -121,7 +122,7 @@ class Journal:
                 raise
         if reader.next < self.generation or self._written is None:
             cut = f" and {reader.cut} bytes of a record cut short" if reader.cut else ""
-            raise RunError(
+            raise LedgerError(
                 f"'{self.path}' ends before generation {self.generation}: it has {reader.next} generations{cut}. "
                 f"Resume from a checkpoint of generation {reader.next} or before, or start a new run from what the "
                 "checkpoint holds."
@@ -256,11 +257,3 @@ class Journal:
             f"cannot write the ledger '{self.path}' ({why.strerror or why}); its {self.generation} generations so far "
             "are whole. Make room or choose another place, and resume."
         )
-
-
-def _holds_something(path: Path) -> bool:
-    """More than what a run leaves that was killed before its first generation."""
-    if not path.exists():
-        return False
-    with path.open("rb") as file:
-        return not MAGIC.startswith(file.read(len(MAGIC) + 1))

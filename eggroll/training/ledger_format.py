@@ -37,7 +37,8 @@ from typing import Any
 
 import numpy as np
 
-MAGIC = b"eggroll ledger 1\n"
+from eggroll.training.folder import MAGIC
+
 SETTINGS, GENERATION = b"SETT", b"GENE"
 
 HEAD = struct.Struct("<4sI8s")

@@ -22,6 +22,8 @@ from eggroll.training.measuring import check_measured, measured, plain
 from eggroll.training.metrics import Record
 from eggroll.training.opening import Opening
 from eggroll.training.processes_talk import gather
+from eggroll.training.progress import Meter
+from eggroll.training.result import Result
 from eggroll.training.steps import Compiled, Step
 from eggroll.training.stopping import EarlyStopping, StopRequest
 from eggroll.training.store import Place, Saving, Store
@@ -30,31 +32,6 @@ Evaluate = Callable[[State, Any], Mapping[str, float]]
 RECORDED = ("fitness_mean", "fitness_best", "fitness_worst", "fitness_std", "gradient_norm", "update_norm", "sigma")
 FINISHED, INTERRUPTED, OUT_OF_TIME, OUT_OF_DATA = "finished", "interrupted", "out of time", "out of data"
 STOPPED_EARLY, AT_ONCE = "stopped early", "interrupted at once"
-
-
-@dataclass(frozen=True)
-class Result:
-    """What a run came to.
-
-    Attributes:
-        state: the strategy's state; `state.params` are the trained parameters.
-        carry: the model's own state.
-        ended: `"finished"`, `"interrupted"`, `"interrupted at once"` (by a second Ctrl-C: nothing was saved any more),
-            `"out of time"`, `"out of data"`, `"stopped early"`, or what went wrong.
-        seconds: of all generations, also those before a resumption, compilation included.
-        resumed: the generation that the run went on from; 0 for one from the start.
-    """
-
-    state: State
-    carry: Any
-    ended: str
-    seconds: float
-    resumed: int
-
-    @property
-    def generation(self) -> int:
-        """Updates made."""
-        return int(self.state.generation)
 
 
 def fit(
@@ -79,6 +56,7 @@ def fit(
     seconds: float | None = None,
     started: Callable[[int], None] | None = None,
     show: Callable[[Record], None] | None = None,
+    progress: bool = False,
     asked_to_stop: Callable[[], bool] | None = None,
 ) -> Result:
     """Trains parameters, generation by generation, and loses nothing when it is stopped.
@@ -114,6 +92,8 @@ def fit(
             Default None. A clock that is set anew does not matter.
         started: called before the first generation with the number of those that the run goes on from, 0 for a new one.
         show: called with the record of every generation, which is a line of `metrics.jsonl`.
+        progress: whether a bar on stderr (lines, where it is no terminal) shows generations, mean fitness and members a
+            second. Default False. `Meter` shows other numbers.
         asked_to_stop: asked after every generation; True ends the run. Default: SIGINT and SIGTERM.
 
     Returns:
@@ -133,6 +113,7 @@ def fit(
         >>> result.ended, bool(jnp.all(jnp.abs(result.state.params["w"] - 1) < 0.2))
         ('finished', True)
     """
+    deadline = math.inf if seconds is None else time.perf_counter() + seconds
     _check_counts(generations, evaluate_every)
     step = fitness if isinstance(fitness, Step) else Compiled(fitness)
     source, begun = as_source(data), Place(state, jax.tree.map(_canonical, carry))
@@ -146,12 +127,15 @@ def fit(
             options = {"resume": resume, "overwrite": overwrite, "force": force}
             opening = Opening(Path(folder), es, saving, settings or {}, frozenset(may_change), **options)
             store = stack.enter_context(opening.opened(begun))
-        loop = _Loop(
-            es, step, source, store, generations, until, evaluate, evaluate_every, early_stopping, seconds, show, stop
-        )
         place = begun if store is None else store.place
         if started is not None:
             started(place.generation)
+        shows = [] if show is None else [show]
+        if progress and processes.is_main():
+            shows.append(stack.enter_context(Meter.plain(generations, place.generation)).update)
+        loop = _Loop(
+            es, step, source, store, generations, until, evaluate, evaluate_every, early_stopping, deadline, shows, stop
+        )
         return loop.run(place, saving.score)
 
 
@@ -188,20 +172,21 @@ class _Loop:
     evaluate: Evaluate | None
     evaluate_every: int
     early_stopping: EarlyStopping | None
-    limit: float | None
-    show: Callable[[Record], None] | None
+    deadline: float
+    shows: list[Callable[[Record], None]]
     asked_to_stop: Callable[[], bool]
 
     def run(self, place: Place, score: str) -> Result:
         """Makes generations until something ends them."""
         self.resumed, self.score, self.place, self.measured = place.generation, score, place, False
-        self.start = self.last = time.perf_counter()
+        self.last = time.perf_counter()
         if place.data is not None:
             self.source.seek(place.data)
         try:
             ended = self._generations()
         except KeyboardInterrupt:
             ended = AT_ONCE
+            processes.part()  # the others may be waiting for this one, who must not wait for them
         except FloatingPointError as why:
             ended = str(why)
             self._save_last()
@@ -260,11 +245,12 @@ class _Loop:
         hopeless = self.early_stopping is not None and seen.hopeless(self.early_stopping, record)
         score = record.get(self.score)
         score = score if score is not None and math.isfinite(score) else place.score
-        self.place = Place(state, carry, self.source.position(), place.seconds + spent, seen, score)
+        reached = Place(state, carry, self.source.position(), place.seconds + spent, seen, score)
         if self.store is not None:
             self.store.log(record, metrics)
-        if self.show is not None:
-            self.show(record)
+        self.place = reached  # only now: what a failing disk has no record of must not be saved as made
+        for show in self.shows:
+            show(record)
         ended = self._why_end(hopeless)
         if ended is None and self.store is not None:
             self.store.reached(self.place)
@@ -286,7 +272,7 @@ class _Loop:
     def _why_end(self, hopeless: bool) -> str | None:
         if self.place.generation >= self.generations or self._enough(self.place.state, self.place.carry):
             return FINISHED
-        late = self.limit is not None and time.perf_counter() - self.start > self.limit
+        late = time.perf_counter() > self.deadline
         asked = self.asked_to_stop()
         mine = 3 * hopeless or 2 * bool(asked) or 1 * late
         # One process's reason is that of all.

@@ -1,4 +1,4 @@
-"""The metrics of a run: a line of JSON per generation, and TensorBoard's files if asked for."""
+"""The metrics of a run: a line of JSON per generation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from eggroll.training.errors import RunError
 from eggroll.training.files import write_text
-from eggroll.training.folder import METRICS, TENSORBOARD, not_writable
+from eggroll.training.folder import METRICS, not_writable
 
 Record = dict[str, Any]
 
@@ -30,21 +30,20 @@ class MetricsFile:
     def __init__(self, folder: Path, *, after: int = 0) -> None:
         self._path = folder / METRICS
         try:
-            write_text(self._path, "".join(self._lines(after)) if after else "")
+            write_text(self._path, self._lines(after) if after else "")
             self._file = self._path.open("a", encoding="utf-8")
         except OSError as why:
             raise not_writable(folder, why) from why
 
-    def _lines(self, after: int) -> list[str]:
-        text = self._path.read_text(encoding="utf-8") if self._path.exists() else ""
-        lines = text.splitlines(keepends=True)[:after]
-        whole = [line for line in lines if line.endswith("\n")]
-        if [_generation(line) for line in whole] != list(range(1, after + 1)):
+    def _lines(self, after: int) -> str:
+        """The lines that are kept. What lies behind them, whatever it is, goes."""
+        lines = self._path.read_bytes().split(b"\n")[:-1][:after] if self._path.exists() else []
+        if [_generation(line) for line in lines] != list(range(1, after + 1)):
             raise RunError(
                 f"'{self._path}' has not one line for each of the {after} generations that its checkpoint has made: it "
-                "was changed by hand, or belongs to another run. Restore it, or start anew with --overwrite."
+                "was changed or damaged, or belongs to another run. Restore it, or start anew with --overwrite."
             )
-        return whole
+        return "".join(line.decode() + "\n" for line in lines)
 
     def log(self, record: Record) -> None:
         """Adds a line; the operating system has it when this returns. JSON has no NaN: such numbers become null."""
@@ -57,7 +56,10 @@ class MetricsFile:
 
     def sync(self) -> None:
         """Waits until what was logged is on disk."""
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as why:  # quotas of network disks are told only here
+            raise not_writable(self._path.parent, why) from why
 
     def __enter__(self) -> Self:
         return self
@@ -67,7 +69,7 @@ class MetricsFile:
             self._file.close()
 
 
-def _generation(line: str) -> Any:
+def _generation(line: bytes) -> Any:
     try:
         return json.loads(line)["generation"]
     except (ValueError, KeyError, TypeError):
@@ -82,46 +84,19 @@ def read_metrics(folder: Path | str) -> list[Record]:
 
     Raises:
         FileNotFoundError: it has no metrics.
+        RunError: a line of them is damaged.
     """
-    text = (Path(folder) / METRICS).read_text(encoding="utf-8")
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    path = Path(folder) / METRICS
+    lines = path.read_bytes().split(b"\n")[:-1]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as why:
+        raise RunError(
+            f"'{path}' is damaged ({why}): one JSON object in each line is required. Restore it from a copy."
+        ) from why
 
 
-class TensorBoard:
-    """Writes every number of a record as a scalar, for `tensorboard --logdir FOLDER`.
-
-    Args:
-        folder: the run folder; the files go to its `tensorboard/`.
-        after: generations already made; what TensorBoard has of later ones is hidden.
-
-    Raises:
-        RunError: the package tensorboardX is not installed, or the folder cannot be written.
-    """
-
-    def __init__(self, folder: Path, *, after: int = 0) -> None:
-        try:
-            from tensorboardX import SummaryWriter
-        except ImportError as why:
-            raise RunError(
-                'TensorBoard files need the package tensorboardX: pip install "eggroll-jax[tensorboard]".'
-            ) from why
-        try:
-            self._writer = SummaryWriter(str(folder / TENSORBOARD), purge_step=after + 1 if after else None)
-        except OSError as why:
-            raise not_writable(folder, why) from why
-
-    def log(self, record: Record) -> None:
-        """Adds the numbers of a record at its generation."""
-        for name, value in record.items():
-            if isinstance(value, int | float) and name != "generation":
-                self._writer.add_scalar(name, value, record["generation"])
-
-    def sync(self) -> None:
-        """Hands what was logged to the operating system."""
-        self._writer.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._writer.close()
+def count_lines(folder: Path) -> int:
+    """How many generations the metrics of a run have, whatever their lines hold."""
+    path = folder / METRICS
+    return path.read_bytes().count(b"\n") if path.exists() else 0

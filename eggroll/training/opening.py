@@ -18,8 +18,9 @@ from eggroll.training.arrays import by_path, save_arrays
 from eggroll.training.checkpoints import Checkpoints
 from eggroll.training.errors import RunError
 from eggroll.training.files import write_text
-from eggroll.training.folder import CHECKPOINTS, CONFIG, INITIAL, claim, clear, holds_run
+from eggroll.training.folder import CHECKPOINTS, CONFIG, INITIAL, claim, clear, holds_result, holds_run
 from eggroll.training.lock import FolderLock
+from eggroll.training.metrics import count_lines
 from eggroll.training.processes_deciding import first_decides
 from eggroll.training.settings import as_json, check_same, describe, differences
 from eggroll.training.stopping import Seen
@@ -72,7 +73,8 @@ class Opening:
             place = self._newest(checkpoints, begun) if goes_on else begun
             # A change that was forced before may have left its mark in the configuration alone.
             options: dict[str, Any] = {"begun": begun, "place": place, "changed": bool(changes) or self.force}
-            store = stack.enter_context(Store(self.folder, self.es, self.saving, checkpoints=checkpoints, **options))
+            options |= {"force": self.force, "checkpoints": checkpoints}
+            store = stack.enter_context(Store(self.folder, self.es, self.saving, **options))
             if processes.is_main():  # only now: what the store refuses must not leave new settings behind
                 self._write(config, begun, place, changes if goes_on else None)
             yield store
@@ -81,6 +83,7 @@ class Opening:
         """Claims, locks and clears the folder, in the first process; says whether a run goes on, and what changed."""
         claim(self.folder, overwrite=self.overwrite, resume=self.resume)
         stack.enter_context(FolderLock(self.folder))
+        claim(self.folder, overwrite=self.overwrite, resume=self.resume)  # a run may have begun and ended in between
         goes_on = self.resume and holds_run(self.folder)
         changes = self._changes(config) if goes_on else []
         if not goes_on:
@@ -115,23 +118,34 @@ class Opening:
         return Place(found.state["state"], found.state["carry"], **rest)
 
     def _check_never_saved(self) -> None:
-        """Raises where several checkpoints lost their manifests: only the first save can have been cut short."""
+        """Raises where the run got further than one can that was killed before its first checkpoint was whole."""
         folder = self.folder / CHECKPOINTS
-        names = [path.name.split("-")[0] for path in folder.iterdir() if path.is_dir()] if folder.exists() else []
-        if len({name for name in names if name.isdigit()}) > 1:
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
+        saves = len({name.split("-")[0] for name in names if name.split("-")[0].isdigit()})
+        # One is written while the generations after it run, and the next waits for it.
+        most = 2 * read_config(self.folder).get("checkpoint_every", self.saving.every)
+        made = count_lines(self.folder)
+        if saves > 1 or made > most or holds_result(self.folder):
+            found = f"no whole one among {', '.join(names)}" if names else "none"
             raise RunError(
-                f"no checkpoint in '{folder}' is whole: each is without its manifest. Bring one back from a copy, or "
-                "start anew with --overwrite."
+                f"'{self.folder}' holds a run of {made} generations whose checkpoints are gone or damaged (there is "
+                f"{found}). Bring one back from a copy, rebuild the parameters with `eggroll replay`, or start anew "
+                "with --overwrite."
             )
+        for name in names:
+            LOGGER.warning("skipped %s: it was never finished", folder / name)
+        if made:
+            LOGGER.warning("'%s' has no checkpoint yet: the run starts again from its beginning", self.folder)
 
     def _write(self, config: dict[str, Any], begun: Place, place: Place, changes: list[str] | None) -> None:
         """The configuration, where it is new, and the initial parameters."""
-        if changes is None or changes:
+        if changes is None or changes or not place.generation:
             past = [] if changes is None else read_config(self.folder).get("changes", [])
             size = sum(x.size for x in jax.tree.leaves(begun.state.params))
-            more = {"parameters": size, "versions": versions()}
-            if changes:
-                more["changes"] = [*past, {"generation": place.generation, "differences": changes}]
+            more = {"parameters": size, "versions": versions(), "checkpoint_every": self.saving.every}
+            now = [{"generation": place.generation, "differences": changes}] if changes else []
+            if past or now:
+                more["changes"] = [*past, *now]
             write_text(self.folder / CONFIG, json.dumps({**config, **more}, indent=2) + "\n")
         if self.saving.initial and not (self.folder / INITIAL).exists():
             save_arrays(self.folder / INITIAL, by_path(begun.state.params))

@@ -50,6 +50,12 @@ def lost() -> bool:
     return bool(_LOST)
 
 
+def part() -> None:
+    """This process goes its own way: it waits for no other any more, and `stop` leaves at once."""
+    if count() > 1:
+        _LOST.append("this process was interrupted at once")
+
+
 def gather(value: np.ndarray) -> np.ndarray:
     """The same array of every process.
 

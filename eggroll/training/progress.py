@@ -41,6 +41,15 @@ class Meter:
         generations: how many records to expect.
         label: what runs.
         shown: what is shown of a record.
+
+    Example:
+        >>> import sys
+        >>> console = Console(file=sys.stdout)
+        >>> with Meter(console, 2, "training", Shown({"loss": "loss {:.2f}"})) as meter:
+        ...     meter.update({"generation": 0})
+        ...     meter.update({"generation": 1, "loss": 0.5, "members_per_second": 10.0})
+        generation 0/2  compiling
+        generation 1/2  loss 0.50
     """
 
     def __init__(self, console: Console, generations: int, label: str, shown: Shown) -> None:
@@ -57,6 +66,13 @@ class Meter:
         )
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal, expand=True)
         self._task = self._bar.add_task(label, total=generations, status="")
+
+    @classmethod
+    def plain(cls, generations: int, done: int) -> Meter:
+        """One on stderr that shows the mean fitness of a run that goes on after `done` generations."""
+        meter = cls(Console(stderr=True), generations, "training", Shown({"fitness_mean": "fitness {:.4g}"}))
+        meter.update({"generation": done})
+        return meter
 
     def __enter__(self) -> Meter:
         return self

@@ -35,6 +35,7 @@ def describe(es: ES) -> dict[str, Any]:
         "antithetic": who.antithetic,
         "groups": who.groups,
         "noise_reuse": es.noise_reuse,
+        "chunk": who.chunk,  # sums over other parts round otherwise
         "rules": [[pattern, str(rule)] for pattern, rule in es.rules],
         "optimizer": described(es.optimizer),
     }

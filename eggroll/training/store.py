@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,9 +15,13 @@ from eggroll.training.checkpoints import Checkpoints
 from eggroll.training.data import Position
 from eggroll.training.folder import LEDGER
 from eggroll.training.journal import Journal
-from eggroll.training.metrics import MetricsFile, Record, TensorBoard
+from eggroll.training.ledger import LedgerError
+from eggroll.training.metrics import MetricsFile, Record
 from eggroll.training.options import check_tensorboard
 from eggroll.training.stopping import Seen
+from eggroll.training.tensorboard import TensorBoard
+
+LOGGER = logging.getLogger("eggroll")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +99,7 @@ class Store:
         begun: where the run began, with the parameters that the ledger starts from.
         place: where it goes on.
         changed: whether it goes on with other settings.
+        force: whether it goes on without its ledger where that is damaged.
         checkpoints: in the folder; the store closes them.
 
     Raises:
@@ -109,10 +115,11 @@ class Store:
         begun: Place,
         place: Place,
         changed: bool,
+        force: bool,
         checkpoints: Checkpoints,
     ) -> None:
         self.place, self._saving, self._saved = place, saving, place.generation
-        self._checkpoints = checkpoints
+        self._checkpoints, self._force = checkpoints, force
         self._logs: list[MetricsFile | TensorBoard] = []
         self._journal: Journal | None = None
         with ExitStack() as opened:
@@ -127,10 +134,26 @@ class Store:
         if self._saving.tensorboard:
             self._logs.append(enter(TensorBoard(folder, after=after)))
         if self._saving.ledger:
-            options: dict[str, Any] = {"base_name": self._saving.base, "after": after, "changed": changed}
-            # The run's own key; whether a ledger may be replaced was asked before.
-            options |= {"key": self.place.state.key, "overwrite": not after}
-            self._journal = enter(Journal(folder / LEDGER, es, begun.state.params, **options))
+            self._journal = self._opened_journal(folder / LEDGER, es, begun, changed)
+            if self._journal is not None:
+                enter(self._journal)
+
+    def _opened_journal(self, path: Path, es: ES, begun: Place, changed: bool) -> Journal | None:
+        """The ledger, gone on with; None if it cannot be, and that is forced."""
+        after = self.place.generation
+        options: dict[str, Any] = {"base_name": self._saving.base, "after": after, "changed": changed}
+        # The run's own key; whether a ledger may be replaced was asked before.
+        options |= {"key": self.place.state.key, "overwrite": not after}
+        try:
+            if after and not path.exists():
+                raise LedgerError(f"'{path}' is not there.")
+            return Journal(path, es, begun.state.params, **options)
+        except LedgerError as why:
+            if not after:
+                raise
+            if not self._force:
+                raise LedgerError(f"{why} To go on without a ledger: --force (force=True).") from why
+            return _set_aside(path, why)
 
     def log(self, record: Record, metrics: Metrics) -> None:
         """Writes down a generation."""
@@ -158,3 +181,11 @@ class Store:
     def __exit__(self, *error: Any) -> None:
         """Closes all files, once what is being saved is saved; an error on its way goes before their own."""
         self._open.__exit__(*error)
+
+
+def _set_aside(path: Path, why: LedgerError) -> None:
+    """Keeps a ledger that is damaged for whoever can mend it."""
+    aside = path.with_name(f"{path.stem}-damaged{path.suffix}")
+    if path.exists():
+        path.replace(aside)
+    LOGGER.warning("the run goes on without a ledger: %s", f"{why} It is kept as '{aside}'." if aside.exists() else why)

@@ -9,10 +9,11 @@ import jax
 
 
 def versions() -> dict[str, str]:
-    """By name: eggroll, JAX, optax, Flax, Python and the platform."""
+    """By name: eggroll, JAX, jaxlib, optax, Flax, Python and the platform."""
     return {
         "eggroll": package_version(),
         "jax": jax.__version__,
+        "jaxlib": version("jaxlib"),
         "optax": version("optax"),
         "flax": version("flax"),
         "python": platform.python_version(),

@@ -1,4 +1,4 @@
-"""The command really makes a model better: end to end, from prompts and a reward in files to the score of the folder."""
+"""The command really makes a model better: from prompts and a reward in files to the score of the model folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,9 @@ ASKED = ("--prompts-file", "prompts.jsonl", "--workers", "1")
 def score(model: str, capsys: pytest.CaptureFixture[str]) -> float:
     """What `eggroll evaluate` says of a folder, on held-out prompts."""
     capsys.readouterr()
-    assert call("evaluate", "--model", model, "--reward", "my_rewards:letters", *ASKED, "--max-tokens", "6", "--json") == 0
+    assert (
+        call("evaluate", "--model", model, "--reward", "my_rewards:letters", *ASKED, "--max-tokens", "6", "--json") == 0
+    )
     return json.loads(capsys.readouterr().out)["reward"]
 
 

@@ -97,7 +97,7 @@ def test_the_configuration_has_all_options_and_versions(finished: Path) -> None:
     assert OPTIONS.items() <= options.items()
     assert options["out"] == finished.as_posix()
     assert config["parameters"] == sum(array.size for array in arrays(finished).values())
-    assert config["versions"].keys() == {"eggroll", "jax", "optax", "flax", "python", "platform"}
+    assert config["versions"].keys() == {"eggroll", "jax", "jaxlib", "optax", "flax", "python", "platform"}
     assert (config["versions"]["jax"], config["versions"]["flax"]) == (jax.__version__, flax.__version__)
 
 

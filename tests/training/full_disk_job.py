@@ -6,16 +6,19 @@ python -m tests.training.full_disk_job DISK ELSEWHERE        # two empty folders
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from eggroll.training import Checkpoints, RunError
+from eggroll.training import Checkpoints, RunError, Saving
+from eggroll.training.ledger import summarize
 from tests.training.checkpoint_disk import mount
-from tests.training.problems import assert_same, left_by, run
+from tests.training.problems import assert_same, left_by, run, strategy
 
 LAST = 12
+MANY = 2**16  # members, so that a record of the ledger takes half a megabyte, far more than a checkpoint
 
 
 def fill_up(disk: Path) -> None:
@@ -39,6 +42,20 @@ def refused(message: str, *arguments: Any, **options: Any) -> RunError:
     raise AssertionError("the run did not fail")
 
 
+def a_ledger_that_does_not_fit(disk: Path, elsewhere: Path) -> None:
+    """The last checkpoint fits where the ledger's record did not, and must not be ahead of it."""
+    es, saving = strategy(population=MANY), Saving(every=4, keep=1)
+    small, large = disk / "many", elsewhere / "many"
+    expected = run(large, LAST, es=es, saving=saving)
+    refused("No space left", small, LAST, es=es, saving=saving)
+    assert Checkpoints(small / "checkpoints").generations() == [summarize(small / "ledger.bin").generations]
+    shutil.move(small, elsewhere / "moved")
+    result = run(elsewhere / "moved", LAST, es=es, saving=saving, resume=True)
+    assert 4 < result.resumed < LAST, result.resumed
+    assert_same(result, expected)
+    assert left_by(elsewhere / "moved") == left_by(large)
+
+
 def main(disk: Path, elsewhere: Path) -> None:
     mount("-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk))
     folder, expected = disk / "run", run(elsewhere, LAST)
@@ -56,6 +73,8 @@ def main(disk: Path, elsewhere: Path) -> None:
     assert result.resumed == 4, result.resumed
     assert_same(result, expected)
     assert left_by(folder) == left_by(elsewhere)
+
+    a_ledger_that_does_not_fit(disk, elsewhere)
 
     mount("-o", "remount,ro", str(disk))
     refused("Read-only file system", folder, LAST + 4, resume=True)

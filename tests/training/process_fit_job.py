@@ -33,7 +33,8 @@ def main(spec: dict[str, Any]) -> None:
         if who == me:
             while spec.get("saved", 0) not in (0, *Checkpoints(Path(spec["run"]) / "checkpoints").generations()):
                 time.sleep(0.01)  # it is saved while the generations after it run
-            os.kill(os.getpid(), getattr(signal, what))
+            for _ in range(spec.get("times", 1)):
+                os.kill(os.getpid(), getattr(signal, what))
 
     result = run(Path(spec["run"]), LAST, es=es, resume=True, show=show)
     log = {

@@ -184,6 +184,15 @@ def test_members_without_a_number_are_dropped_and_counted() -> None:
     assert result.ended == "finished" and [r["nonfinite"] for r in shown] == [2, 2, 2]
 
 
+def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run(tmp_path, 2, progress=True)
+    run(tmp_path, 4, progress=True, resume=True)
+    out, err = capsys.readouterr()
+    assert out == "" and "generation 0/2" in err and "resuming after 2 generations" in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("generation 4/4") and "fitness -" in last and "members/s" in last
+
+
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run(None, 2)

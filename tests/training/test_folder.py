@@ -11,10 +11,10 @@ import pytest
 from eggroll.training.arrays import by_path, save_arrays
 from eggroll.training.errors import RunError
 from eggroll.training.files import write_text
-from eggroll.training.folder import claim, clear
+from eggroll.training.folder import MAGIC, claim, clear
 
 
-@pytest.mark.parametrize("left", ["parameters.npz", "checkpoints/7/state", "metrics.jsonl"])
+@pytest.mark.parametrize("left", ["parameters.npz", "checkpoints/7/state", "metrics.jsonl", "ledger.bin"])
 def test_a_run_is_refused(left: str, tmp_path: Path) -> None:
     (tmp_path / left).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / left).write_text("a run", encoding="utf-8")
@@ -28,6 +28,7 @@ def test_a_run_is_refused(left: str, tmp_path: Path) -> None:
 def test_a_run_that_saved_nothing_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "metrics.jsonl").write_text("", encoding="utf-8")
+    (tmp_path / "ledger.bin").write_bytes(MAGIC)
     claim(tmp_path)
 
 

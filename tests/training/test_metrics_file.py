@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import errno
-import sys
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboardX.proto import event_pb2
 
 from eggroll.training.errors import RunError
-from eggroll.training.metrics import MetricsFile, TensorBoard, read_metrics
-
-Event: Any = event_pb2.Event  # made when the file is imported: unknown to type checkers
+from eggroll.training.metrics import MetricsFile, read_metrics
 
 
 def record(generation: int, **more: Any) -> dict[str, Any]:
@@ -34,10 +31,10 @@ def test_numbers_that_json_lacks_become_null(tmp_path: Path) -> None:
         ]  # on disk although the run goes on
 
 
-@pytest.mark.parametrize("cut", ["", '{"generation": 6', '{"generation": 6}', "\0\0\0"])
-def test_lines_beyond_the_checkpoint_go(cut: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [b"", b'{"generation": 6', b'{"generation": 6}', b"\0\0\0", b"\xff\xfe\x80\n"])
+def test_lines_beyond_the_checkpoint_go(cut: bytes, tmp_path: Path) -> None:
     write(tmp_path, 1, 5)
-    with (tmp_path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+    with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(cut)
     write(tmp_path, 4, 7, after=3)
     assert read_metrics(tmp_path) == [record(g) for g in range(1, 8)]
@@ -51,6 +48,18 @@ def test_metrics_that_miss_a_generation_are_refused(spoil: str, tmp_path: Path) 
     with pytest.raises(RunError, match="has not one line for each of the 4 generations"):
         MetricsFile(tmp_path, after=4)
     assert (tmp_path / "metrics.jsonl").read_text(encoding="utf-8") == lines
+
+
+def test_damaged_metrics_are_named(tmp_path: Path) -> None:
+    write(tmp_path, 1, 5)
+    data = bytearray((tmp_path / "metrics.jsonl").read_bytes())
+    data[60] = 0xFF  # no UTF-8
+    (tmp_path / "metrics.jsonl").write_bytes(data)
+    with pytest.raises(RunError, match="has not one line for each of the 4 generations"):
+        MetricsFile(tmp_path, after=4)
+    with pytest.raises(RunError, match=r"metrics\.jsonl' is damaged .*Restore it from a copy"):
+        read_metrics(tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == data
 
 
 def test_a_line_that_is_being_written_is_not_read(tmp_path: Path) -> None:
@@ -80,33 +89,12 @@ def test_a_full_disk_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert read_metrics(tmp_path) == [record(1)]
 
 
-def scalars(folder: Path) -> list[tuple[int, str, float]]:
-    """(step, name, value) of all TensorBoard files, read as the format says: length, checksum, event, checksum."""
-    found = []
-    for path in sorted((folder / "tensorboard").iterdir()):
-        data, start = path.read_bytes(), 0
-        while start < len(data):
-            length = int.from_bytes(data[start : start + 8], "little")
-            event = Event.FromString(data[start + 12 : start + 12 + length])
-            start += length + 16
-            found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
-    return found
+def test_a_quota_that_is_told_late_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(number: int) -> None:
+        raise OSError(errno.EDQUOT, "Disk quota exceeded")
 
-
-def test_tensorboard_has_every_number(tmp_path: Path) -> None:
-    with TensorBoard(tmp_path) as board:
-        for generation in (1, 2):
-            board.log(record(generation, test_accuracy=0.5 * generation, missing=None))
-        board.sync()
-    assert scalars(tmp_path) == [
-        (1, "fitness_mean", -1.0),
-        (1, "test_accuracy", 0.5),
-        (2, "fitness_mean", -0.5),
-        (2, "test_accuracy", 1.0),
-    ]
-
-
-def test_tensorboard_that_is_not_installed_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(RunError, match=r'pip install "eggroll-jax\[tensorboard\]"'):
-        TensorBoard(tmp_path)
+    with MetricsFile(tmp_path) as file, monkeypatch.context() as patch:
+        file.log(record(1))
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match=r"cannot write to .*Disk quota exceeded"):
+            file.sync()

@@ -89,6 +89,15 @@ def test_a_run_that_lost_a_process_goes_on_in_fewer_or_more(
 
 
 @pytest.mark.slow
+def test_a_second_ctrl_c_in_one_leaves_the_others_nothing_to_wait_for(tmp_path: Path) -> None:
+    ended = start(tmp_path, 2, saved=4, times=2, signals={"7": [1, "SIGINT"]})
+    assert ended[1].log is not None and ended[1].log["ended"] == "interrupted at once"
+    assert ended[0].log is None and ended[0].status != 0 and LOST in ended[0].stderr, ended[0].stderr
+    result = in_this_process(tmp_path)
+    assert (result.ended, result.resumed) == ("finished", 4)
+
+
+@pytest.mark.slow
 def test_a_second_run_in_the_folder_is_refused_in_all_its_processes(tmp_path: Path) -> None:
     with FolderLock(tmp_path / "run"):
         for end in start(tmp_path, 2):

@@ -164,12 +164,18 @@ def test_nothing_of_a_pickle_is_executed(made, tmp_path):
     assert not (tmp_path / "out.npz").exists()
 
 
-def test_no_file_of_the_package_imports_pickle():
-    import eggroll.training
+def test_nothing_that_reads_files_executes_them():
+    import eggroll
 
-    for file in Path(eggroll.training.__file__).parent.glob("*.py"):
+    package = Path(eggroll.__file__).parent
+    found = []
+    for file in package.rglob("*.py"):
         text = file.read_text(encoding="utf-8")
-        assert not re.search(r"import pickle|allow_pickle=True|(?<![\w.])(eval|exec)\(", text), file
+        if re.search(r"import pickle|allow_pickle=True|(?<![\w.])(eval|exec)\(|torch.load|joblib", text):
+            found.append(file.relative_to(package).as_posix())
+    # These hand a reward over to processes of their own.
+    assert [name for name in found if not name.startswith("llm/scoring")] == []
+    assert "llm/scoring_worker.py" in found  # or the search finds nothing at all
 
 
 def test_files_to_file(made, tmp_path):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +91,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(
     assert result.resumed == 8 and "10" in caplog.text and "skipped" in caplog.text
     assert_same(result, whole[0])
     assert left_by(tmp_path) == whole[1]
+
+
+def test_a_clock_that_jumps_changes_nothing(whole: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither what the clock says while a run goes, nor what times its files have."""
+    jumps = itertools.cycle([2e9, 1e9, 2.5e9, 1.0])  # to 2049, and back to 1970
+    monkeypatch.setattr(time, "time", lambda: next(jumps))
+    monkeypatch.setattr(time, "time_ns", lambda: int(next(jumps) * 1e9))
+    stop_after(tmp_path, 7, saving=Saving(every=2, tensorboard=True))
+    for number, path in enumerate(sorted(tmp_path.rglob("*"))):
+        os.utime(path, (1e9, 2e9 - 1e6 * number))
+    result = run(tmp_path, LAST, resume=True, saving=Saving(every=2, tensorboard=True))
+    assert (result.ended, result.resumed) == ("finished", 7)
+    assert_same(result, whole[0])
+    left = left_by(tmp_path)
+    assert (left["metrics"], left["ledger"]) == (whole[1]["metrics"], whole[1]["ledger"])
 
 
 def test_resuming_nothing_starts(whole: Any, tmp_path: Path) -> None:

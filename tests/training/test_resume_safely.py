@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import numpy as np
 import pytest
 
 from eggroll.training import Compiled, Result, RunError, Saving, fit, replay
+from eggroll.training.journal import Journal
+from eggroll.training.metrics import MetricsFile
 from tests.training.problems import CARRY, COUNTING, assert_same, batches, begin, fitness, left_by, run, strategy, usual
 
 LAST = 12
@@ -50,7 +54,91 @@ def test_checkpoints_that_all_lost_their_manifests_are_no_new_start(tmp_path: Pa
     stop_after(tmp_path, 6)
     for manifest in (tmp_path / "checkpoints").glob("*/MANIFEST.json"):
         manifest.unlink()
-    refused(tmp_path, "no checkpoint in .* is whole", resume=True)
+    refused(tmp_path, "no whole one among 4, 6", resume=True)
+
+
+@pytest.mark.parametrize("left", [(), ("ledger.bin", "initial.npz")])
+def test_a_run_whose_checkpoints_are_gone_is_no_new_start(left: tuple[str, ...], tmp_path: Path) -> None:
+    """Nor is a folder in which a model was shipped as its ledger."""
+    run(tmp_path, LAST, saving=Saving(every=4, initial=True))
+    shutil.rmtree(tmp_path / "checkpoints")
+    for file in tmp_path.iterdir() if left else ():
+        if file.name not in left:
+            file.unlink()
+    refused(
+        tmp_path, "cannot read .*config.json" if left else "a run of 12 generations whose checkpoints are", resume=True
+    )
+    refused(tmp_path, "holds a run")
+
+
+def test_the_only_checkpoint_that_lost_its_manifest_is_no_new_start(tmp_path: Path) -> None:
+    run(tmp_path, LAST, saving=Saving(every=4, keep=1))
+    (tmp_path / "checkpoints/12/MANIFEST.json").unlink()
+    refused(tmp_path, r"\(there is no whole one among 12\)", resume=True)
+
+
+def test_a_first_checkpoint_cut_short_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stop_after(tmp_path, 4)
+    (tmp_path / "checkpoints/4/MANIFEST.json").unlink()
+    with caplog.at_level(logging.WARNING, "eggroll"):
+        result = run(tmp_path, LAST, resume=True)
+    assert result.resumed == 0 and "checkpoints/4: it was never finished" in caplog.text
+    assert "starts again from its beginning" in caplog.text
+    assert_same(result, run(None, LAST))
+
+
+def test_other_chunks_are_named(tmp_path: Path) -> None:
+    stop_after(tmp_path, 6)
+    refused(tmp_path, 'chunk: "auto" → 2', resume=True, es=strategy(chunk=2))
+
+
+@pytest.mark.parametrize("damage", ["altered", "short", "gone"])
+def test_a_run_goes_on_without_a_damaged_ledger_if_forced(
+    damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop_after(tmp_path, 6)
+    ledger = tmp_path / "ledger.bin"
+    data = ledger.read_bytes()
+    middle = len(data) // 2
+    if damage == "gone":
+        ledger.unlink()
+    else:
+        ledger.write_bytes(data[:middle] + (b"" if damage == "short" else b"?" + data[middle + 1 :]))
+    spoilt = files(tmp_path)
+    refused(tmp_path, r"To go on without a ledger: --force \(force=True\)", resume=True)
+    with caplog.at_level(logging.WARNING, "eggroll"):
+        result = run(tmp_path, LAST, resume=True, force=True)
+    assert "goes on without a ledger" in caplog.text and not ledger.exists()
+    assert files(tmp_path).get("ledger-damaged.bin") == spoilt.get("ledger.bin")
+    assert result.resumed == 6
+    assert_same(result, run(None, LAST))
+
+
+@pytest.mark.parametrize("what", [Journal, MetricsFile])
+@pytest.mark.parametrize("moment", [6, 7, 8])
+def test_what_a_failing_disk_has_no_record_of_is_not_saved(
+    what: type, moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A moment's shortage: the last save succeeds, and must not be ahead of ledger and metrics."""
+    name = "append" if what is Journal else "log"
+    add, calls = getattr(what, name), []
+
+    def failing(self: Any, record: Any) -> None:
+        calls.append(record)
+        if len(calls) == moment:
+            raise RunError("No space left on device")
+        add(self, record)
+
+    saving = Saving(every=4, keep=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(what, name, failing)
+        with pytest.raises(RunError, match="No space left") as error:
+            run(tmp_path, LAST, saving=saving)
+    assert error.value.result.generation == moment - 1
+    result = run(tmp_path, LAST, saving=saving, resume=True)
+    assert result.resumed == moment - 1  # not one generation is lost
+    assert_same(result, run(tmp_path / "whole", LAST, saving=saving))
+    assert left_by(tmp_path) == left_by(tmp_path / "whole")
 
 
 def test_a_run_without_a_checkpoint_is_not_replaced_unasked(tmp_path: Path) -> None:
