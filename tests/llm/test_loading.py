@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ from eggroll import llm
 from eggroll.llm.prompts import encode
 from eggroll.training.errors import RunError
 from tests.llm import tiny
+from tests.llm.hub import hub
 
 
 def same_bits(a, b) -> bool:
@@ -177,3 +181,24 @@ def test_broken_tokenizers_and_those_of_other_models_are_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(RunError, match=r"the tokenizer in .* cannot be loaded"):
         llm.load(tmp_path)
+
+
+LOADS = """
+from eggroll import llm
+for name, folder in (("owner/tiny", "a"), ("owner/tiny", "b")):
+    llm.save(llm.load(name), folder)
+"""
+
+
+def test_a_hub_id_is_fetched_once(tmp_path):
+    model = tiny.folder(tmp_path / "model")
+    (model / "pytorch_model.bin").write_bytes(b"what nobody needs")
+    with hub("owner/tiny", model) as (address, asked):
+        env = os.environ | {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache"), "JAX_PLATFORMS": "cpu"}
+        env.pop("HF_HUB_OFFLINE", None)
+        command = [sys.executable, "-c", LOADS]
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+    assert "pytorch_model.bin" not in asked and sorted(asked) == sorted(set(asked))
+    for folder in ("a", "b"):
+        assert same_bits(llm.load(tmp_path / folder), llm.load(model))

@@ -1,0 +1,67 @@
+"""A small server of models that speaks as much of the Hugging Face hub's protocol as a download needs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+JSON = {"Content-Type": "application/json"}
+
+
+@contextmanager
+def hub(name: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """(address, files that were asked for) of a hub that has one model."""
+    files = {file.name: file.read_bytes() for file in folder.iterdir()}
+    asked: list[str] = []
+    about = {"id": name, "modelId": name, "sha": COMMIT, "private": False, "tags": [], "downloads": 0}
+    about |= {"siblings": [{"rfilename": file} for file in files]}
+    tree = [{"type": "file", "path": file, "size": len(data), "oid": COMMIT} for file, data in files.items()]
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(body=False)
+
+        def do_GET(self) -> None:
+            self.answer(body=True)
+
+        def answer(self, *, body: bool) -> None:
+            path = self.path.split("?")[0]
+            if path.startswith(f"/api/models/{name}"):
+                self.send(json.dumps(tree if "/tree/" in path else about).encode(), body, JSON)
+                return
+            file = path.removeprefix(f"/{name}/resolve/").split("/", 1)[-1]
+            if not path.startswith(f"/{name}/resolve/") or file not in files:
+                self.send_error(404)
+                return
+            if body:
+                asked.append(file)
+            etag = hashlib.sha256(files[file]).hexdigest()
+            self.send(files[file], body, {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT})
+
+        def send(self, content: bytes, body: bool, headers: dict[str, str]) -> None:
+            self.send_response(200)
+            for header, value in {**headers, "Content-Length": str(len(content))}.items():
+                self.send_header(header, value)
+            self.end_headers()
+            if body:
+                self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("localhost", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://localhost:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
