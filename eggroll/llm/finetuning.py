@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -176,7 +177,8 @@ class Run:
             result = self._fit(show, asked_to_stop)
         except RunError as why:
             if why.result is not None and why.result.generation and processes.is_main():
-                write_model(self.language, settings.folder / MODEL, why.result.state.params)
+                with suppress(RunError):  # the error on its way says more
+                    write_model(self.language, settings.folder / MODEL, why.result.state.params)
             raise
         done, after = result.generation, self._last
         measured = after[1] if after is not None and after[0] == done else self.measure(result.state.params)

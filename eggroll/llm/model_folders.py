@@ -79,6 +79,7 @@ def write_model(language: LanguageModel, folder: Path, params: Any) -> None:
             shutil.rmtree(folder)
         partial.rename(folder)
     except OSError as why:
+        shutil.rmtree(partial, ignore_errors=True)
         raise not_writable(folder.parent, why) from why
 
 

@@ -109,11 +109,19 @@ def assemble(config: DecoderConfig, read: Any, dtype: str) -> dict[str, Any]:
 
 
 def write_file(file: Path, config: DecoderConfig, weights: Mapping[str, Any]) -> None:
-    """Writes the decoder's weights under Hugging Face's names; no value changes."""
+    """Writes the decoder's weights under Hugging Face's names; no value changes.
+
+    Raises:
+        OSError: the disk does not take them.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(config, weights)}
-    save_file(tensors, file, metadata={"format": "pt"})  # transformers wants to be told this layout
+    try:
+        save_file(tensors, file, metadata={"format": "pt"})  # transformers wants to be told this layout
+    except SafetensorError as why:  # what the system said, as text
+        raise OSError(str(why)) from why
     mask = os.umask(0)
     os.umask(mask)
     file.chmod(0o666 & ~mask)  # safetensors leaves it to its owner alone, unlike all other files

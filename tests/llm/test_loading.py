@@ -6,15 +6,18 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from eggroll import llm
+from eggroll.llm.model_folders import write_model
 from eggroll.llm.prompts import encode
 from eggroll.training.errors import RunError
 from tests.llm import tiny
@@ -150,6 +153,22 @@ def test_what_a_folder_lacks_is_named(tmp_path, monkeypatch):
         llm.load(tmp_path)
     with pytest.raises(RunError, match=r"a folder, a \.gguf file or a hub id"):
         llm.load(tmp_path / "config.json")
+
+
+def test_a_model_that_does_not_fit_the_disk_leaves_the_one_before(tmp_path, monkeypatch):
+    model = tiny.language_model("llama")
+    write_model(model, tmp_path / "model", None)
+    before = (tmp_path / "model/model.safetensors").read_bytes()
+
+    def full(tensors, file, **_):
+        Path(file).write_bytes(b"half of it")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
+    with pytest.raises(RunError, match=r"cannot write to .*No space left on device .*make room"):
+        write_model(model, tmp_path / "model", None)
+    assert (tmp_path / "model/model.safetensors").read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["model"]
 
 
 def test_an_error_of_the_hub_is_one_line(monkeypatch):
