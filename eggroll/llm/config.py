@@ -108,7 +108,7 @@ class DecoderConfig:
     sliding_rope: Rope | None = None
 
     def __post_init__(self) -> None:
-        if self.heads % self.key_value_heads:
+        if self.key_value_heads < 1 or self.heads % self.key_value_heads:
             raise RunError(
                 f"got {self.heads} query heads and {self.key_value_heads} heads of keys and values; the first must be "
                 "a multiple of the second: correct num_attention_heads or num_key_value_heads in config.json."

@@ -16,7 +16,7 @@ from eggroll.llm.evaluation import Evaluator, Measured
 from eggroll.llm.loading import LanguageModel
 from eggroll.llm.model_folders import write_model
 from eggroll.llm.questions import Questions, chosen, questions, task_of
-from eggroll.llm.run_facts import NAMES, facts_of
+from eggroll.llm.run_facts import NAMES, digest_of, facts_of
 from eggroll.llm.samples import Samples
 from eggroll.llm.scoring import Scorers
 from eggroll.llm.settings import FinetuneSettings, options_from
@@ -135,6 +135,7 @@ class Run:
     def __init__(self, settings: FinetuneSettings, task: Task, language: LanguageModel, scorers: Scorers) -> None:
         self.settings, self.language, self.facts = settings, language, facts_of(settings)
         self.train, self.test = self._drawn(task)
+        self.facts["prompt_tokens"] = digest_of(self.train, self.test)
         graphdef, self.params = split(language.model)
         self.es = strategy(settings)
         marker = Marker(language.tokenizer, language.stop, scorers)

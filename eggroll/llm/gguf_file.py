@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from eggroll.llm.config import DecoderConfig, config_from
+from eggroll.llm.config import DecoderConfig, Rope, config_from
 from eggroll.llm.gguf_tokens import tokenizer_from
+from eggroll.llm.rotary import frequencies
 from eggroll.llm.weights_hf import assemble, check_shapes, hf_names
 from eggroll.training.errors import RunError
 
@@ -37,6 +38,15 @@ GEMMA_PARTS = {
     "post_feedforward_layernorm": "post_ffw_norm",
 }
 GEMMA_27B_LAYERS = 62
+# How Llama 3.1 to 3.3 scale their rotary positions, of which a file has only the outcome: what each frequency is
+# divided by.
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+DIVISORS = "rope_freqs.weight"
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -67,7 +77,12 @@ def read_gguf(file: Path, dtype: str | None = None) -> tuple[dict[str, Any], dic
             f"{file} lacks metadata that its architecture needs ({error}); convert the model again."
         ) from error
     tokenizer = tokenizer_from(fields)
+    divisors = _divisors(tensors)
+    if divisors is not None:
+        settings["rope_scaling"] = LLAMA_3 | {"factor": float(divisors.max())}
     config = config_from(settings)
+    if divisors is not None:
+        _check_divisors(file, config, divisors)
     names = {name: _gguf_name(name, config) for group in hf_names(config).values() for name in group}
     _check(file, config, names, tensors)
 
@@ -138,18 +153,27 @@ def _gguf_name(name: str, config: DecoderConfig) -> str:
     return f"blk.{layer}.{table[part]}.{kind}"
 
 
-def _check(file: Path, config: DecoderConfig, names: Mapping[str, str], tensors: Mapping[str, Any]) -> None:
-    if "rope_freqs.weight" in tensors and not np.all(tensors["rope_freqs.weight"].data == 1):
+def _divisors(tensors: Mapping[str, Any]) -> np.ndarray | None:
+    """What the frequencies of rotary positions are divided by; None for nothing but ones."""
+    found = np.asarray(tensors[DIVISORS].data, np.float32).reshape(-1) if DIVISORS in tensors else np.ones(1)
+    return None if np.all(found == 1) else found
+
+
+def _check_divisors(file: Path, config: DecoderConfig, divisors: np.ndarray) -> None:
+    plain, scaled = (frequencies(rope, config.head_width) for rope in (Rope(config.rope.theta), config.rope))
+    if divisors.shape != plain.shape or not np.allclose(scaled * divisors, plain, rtol=1e-5, atol=0):
         raise RunError(
-            f"{file} scales rotary positions by its tensor rope_freqs.weight (Llama 3.1 and later), which is not read; "
-            "load that model from its Hugging Face folder."
+            f"{file} scales rotary positions by its tensor {DIVISORS} in another way than Llama 3.1 to 3.3; load that "
+            "model from its Hugging Face folder."
         )
+
+
+def _check(file: Path, config: DecoderConfig, names: Mapping[str, str], tensors: Mapping[str, Any]) -> None:
     theirs = {gguf: hf for hf, gguf in names.items()}
-    ignored = ("rope_freqs.weight",)
     shapes = {
         theirs.get(name, name): tuple(int(size) for size in reversed(tensor.shape))
         for name, tensor in tensors.items()
-        if name not in ignored
+        if name != DIVISORS
     }
     check_shapes(str(file), config, shapes)
 

@@ -55,7 +55,7 @@ def _byte_level(fields: Mapping[str, Any]) -> Any:
     """Byte pairs over bytes written as letters, as GPT-2 has them."""
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    kind = fields.get("tokenizer.ggml.pre", "gpt-2")
+    kind = fields.get("tokenizer.ggml.pre")
     if kind not in SPLITS:
         raise RunError(
             f"got a GGUF file whose tokenizer splits words in the way {kind!r}; known are {', '.join(SPLITS)}. Load "
@@ -115,7 +115,8 @@ def _add_special(inner: Any, fields: Mapping[str, Any]) -> None:
     plain = [AddedToken(t, normalized=False) for t, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED]
     inner.add_special_tokens(special)
     inner.add_tokens(plain)
-    if fields.get("tokenizer.ggml.add_bos_token"):
+    pieces = fields["tokenizer.ggml.model"] == "llama"  # which llama.cpp begins so unless the file says otherwise
+    if fields.get("tokenizer.ggml.add_bos_token", pieces):
         index = fields["tokenizer.ggml.bos_token_id"]
         begin = [(tokens[index], index)]
         inner.post_processor = processors.TemplateProcessing(

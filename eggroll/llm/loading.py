@@ -82,8 +82,9 @@ def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
     else:
         folder = path if path.is_dir() else _download(str(source))
         settings = read_json(folder / "config.json")
-        if settings is None:
-            raise RunError(f"{folder} has no config.json; a Hugging Face model folder is required.")
+        if not isinstance(settings, dict):
+            lacks = "has no config.json" if settings is None else "has a config.json that is no JSON object"
+            raise RunError(f"{folder} {lacks}; a Hugging Face model folder is required.")
         generation = read_json(folder / "generation_config.json") or {}
         config = config_from(settings)
         tokenizer = load_tokenizer(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -111,16 +112,19 @@ def _as_chat(tokenizer: Any, prompt: str, system: str | None, options: Mapping[s
     """The prompt as the user's turn, up to where the answer begins."""
     user = {"role": "user", "content": prompt}
     kept = {"tokenize": False, "add_generation_prompt": True, **options}
-    if system is None:
-        return tokenizer.apply_chat_template([user], **kept)
-    both = [{"role": "system", "content": system}, user]
     joined = [{"role": "user", "content": _joined(system, prompt)}]
     from jinja2.exceptions import TemplateError
 
+    if system is not None:
+        with suppress(TemplateError):  # some families refuse a system message
+            return tokenizer.apply_chat_template([{"role": "system", "content": system}, user], **kept)
     try:
-        return tokenizer.apply_chat_template(both, **kept)
-    except TemplateError:  # some families refuse a system message
         return tokenizer.apply_chat_template(joined, **kept)
+    except TemplateError as error:
+        raise RunError(
+            f"the model's chat template fails for the prompt {prompt[:SHOWN]!r} ({type(error).__name__}: {error}). "
+            "Correct chat_template in the tokenizer's files, or the options of the template."
+        ) from error
 
 
 def _joined(system: str | None, prompt: str) -> str:

@@ -7,13 +7,16 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from eggroll.llm.memory import available
 from eggroll.llm.model_folders import run_options
+from eggroll.llm.questions import Questions
 from eggroll.llm.settings import FinetuneSettings
 from eggroll.training.folder import holds_run
 from eggroll.training.processes_deciding import first_decides
 
-NAMES = frozenset({"budget", "files"})
+NAMES = frozenset({"budget", "files", "prompt_tokens"})
 
 
 def facts_of(settings: FinetuneSettings) -> dict[str, Any]:
@@ -23,6 +26,15 @@ def facts_of(settings: FinetuneSettings) -> dict[str, Any]:
     change a run.
     """
     return first_decides(lambda: {"budget": _budget(settings), "files": _files(settings)})
+
+
+def digest_of(*asked: Questions) -> str:
+    """SHA-256 of prompts as tokens: a chat template may write the day's date into them."""
+    digest = hashlib.sha256()
+    for questions in asked:
+        for array in questions.prompts:
+            digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def _budget(settings: FinetuneSettings) -> int:

@@ -39,6 +39,8 @@ def prepare(pickled: bytes) -> None:
         os.environ.setdefault(name, "1")
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held back at the start, ignored by now
+    with contextlib.suppress(OSError):
+        os.dup2(2, 1)  # what a reward prints is no part of the run's output
     _nowhere = open(os.devnull, "w")  # noqa: SIM115 (faulthandler needs a file as long as the process lives)
     try:
         _reward = pickle.loads(pickled)

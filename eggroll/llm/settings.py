@@ -17,6 +17,14 @@ Optimizer = Literal["sgd", "adam"]
 Dtype = Literal["float32", "bfloat16"]
 Split = Literal["test", "train"]
 MOST_SECONDS = 86400  # for scoring an answer; timers do not take any number
+OF_TEMPLATES = {
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "return_tensors",
+    "return_dict",
+    "padding",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +102,9 @@ class Asked:
         if self.scorer_seconds > MOST_SECONDS:
             raise SettingsError(f"got scorer_seconds={self.scorer_seconds!r}; at most {MOST_SECONDS} (a day) may pass.")
         options_from(self.task_options)
-        options_from(self.template_options)
+        own = sorted(options_from(self.template_options).keys() & OF_TEMPLATES)
+        if own:
+            raise SettingsError(f"got the template option {own[0]!r}, which eggroll sets by itself; leave it out.")
 
     @property
     def budget(self) -> float | None:

@@ -141,7 +141,7 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
     if (folder / SINGLE).is_file():
         files = [SINGLE]
     elif (folder / INDEX).is_file():
-        files = sorted(set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values()))
+        files = _shards(folder / INDEX)
     else:
         there = sorted(file.name for file in folder.glob("*.bin"))
         hint = f" It has {there[0]}, which only PyTorch reads: save the model as safetensors." if there else ""
@@ -154,6 +154,14 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
             raise RunError(f"{folder / name} cannot be read ({error}); fetch or copy it again.") from error
         tensors |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
     return tensors
+
+
+def _shards(index: Path) -> list[str]:
+    """The files that an index names."""
+    try:
+        return sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{index} is no index of weights ({error!r}); fetch or copy it again.") from error
 
 
 def _to_ignore(folder: Path, config: DecoderConfig, tensors: Mapping[str, Any]) -> set[str]:

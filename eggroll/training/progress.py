@@ -6,14 +6,15 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
 LINES = 10  # printed over a run where there is no terminal
 SILENCE = 60.0  # seconds there without a line, at most, if a generation takes no longer
-WINDOW = 10  # generations that the speed is averaged over
+WINDOW = 10  # generations that the speed and the time left are averaged over
 
 
 @dataclass(frozen=True)
@@ -57,15 +58,15 @@ class Meter:
         self._records, self._said = 0, 0.0
         self._values: dict[str, str] = {}
         self._recent: deque[float] = deque(maxlen=WINDOW)
+        self._passed: deque[tuple[float, float]] = deque(maxlen=WINDOW + 1)  # (clock, share of the run)
         columns = (
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            TextColumn("{task.fields[place]}"),
             TextColumn("{task.fields[status]}"),
-            TimeRemainingColumn(compact=True),
         )
         self._bar = Progress(*columns, console=console, disable=not console.is_terminal, expand=True)
-        self._task = self._bar.add_task(label, total=generations, status="")
+        self._task = self._bar.add_task(label, total=generations, place="", status="")
 
     @classmethod
     def plain(cls, generations: int, done: int) -> Meter:
@@ -87,22 +88,25 @@ class Meter:
             if record.get(name) is not None:
                 self._values[name] = text.format(record[name])
         first = not self._records
+        done, total = self._done(record)
         if self._records > 1:  # the first generation's time is compilation
             self._recent.append(record[self._shown.speed])
+        if not first:
+            self._passed.append((time.monotonic(), done / total))
         self._records += 1
         status = self.status()
         if first:
             status = "  ".join(filter(None, [status, _resuming(generation), "compiling"]))
             self._bar.start()
-        done, total = self._done(record)
-        self._bar.update(self._task, completed=done, total=total, status=status)
+        place = f"{generation}/{self._generations}"
+        if self._shown.goal is not None and total != self._generations:
+            place = f"generation {generation}, {self._shown.goal[0]} {done:,}/{total:,}"
+        self._bar.update(self._task, completed=done, total=total, place=place, status=status)
         every = max(1, self._generations // LINES)
         due = first or generation % every == 0 or generation == self._generations
         if not self._console.is_terminal and (due or time.monotonic() > self._said + SILENCE):
             self._said = time.monotonic()
-            where = f"generation {generation}/{self._generations}"
-            if self._shown.goal is not None and total != self._generations:
-                where = f"generation {generation}, {self._shown.goal[0]} {done:,}/{total:,}"
+            where = place if place.startswith("generation") else f"generation {place}"
             self._console.print(f"{where}  {status}", highlight=False)
 
     def _done(self, record: Mapping[str, Any]) -> tuple[int, int]:
@@ -117,12 +121,21 @@ class Meter:
         return min(spent, most), most
 
     def status(self) -> str:
-        """The latest values and the recent speed, as far as they are known."""
+        """The latest values, the recent speed and the time left, as far as they are known."""
         parts = [self._values[name] for name in self._shown.values if name in self._values]
         if self._recent:
             speed = len(self._recent) / sum(1 / x for x in self._recent)
             parts.append(f"{speed:,.0f} {self._shown.unit}/s")
-        return "  ".join(parts)
+        return "  ".join([*parts, *self._left()])
+
+    def _left(self) -> list[str]:
+        """How long the rest takes at the pace of the last generations."""
+        if len(self._passed) < 2:
+            return []
+        (began, share), (now, reached) = self._passed[0], self._passed[-1]
+        if not share < reached < 1:
+            return []
+        return [f"{timedelta(seconds=round((now - began) / (reached - share) * (1 - reached)))} left"]
 
 
 def _resuming(generation: int) -> str:

@@ -21,6 +21,10 @@ CASES = {
     "no model there": (("--task", "arithmetic", "--model", "nowhere"), ("'nowhere'", "no such folder")),
     "no task": ((), ("neither --task nor --reward",)),
     "a prompt that is too long": (("--task", "arithmetic", "--max-tokens", "120"), ("tokens", "context of 128")),
+    "an option of templates that is not theirs": (
+        ("--task", "arithmetic", "--template-options", "tokenize=true"),
+        ("template option 'tokenize'", "leave it out"),
+    ),
     "groups that do not fit": (("--task", "arithmetic", "--population", "12"), ("8 groups", "--population 16")),
     "more prompts than there are": (
         ("--task", "arithmetic", "--task-options", "largest=3", "--prompts", "80", "--groups", "1"),

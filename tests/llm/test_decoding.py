@@ -14,7 +14,8 @@ from eggroll.engine import jax_compat
 from eggroll.llm import decoding
 from eggroll.llm.decoder import Decoder
 from eggroll.llm.decoding import Decoding, generator, split
-from tests.llm import truth
+from tests.llm import tiny, truth
+from tests.quick import quickest
 
 
 def test_every_member_writes_what_a_loop_without_a_cache_writes():
@@ -23,6 +24,21 @@ def test_every_member_writes_what_a_loop_without_a_cache_writes():
     answers = truth.ask(params).apply(generator(graphdef, truth.ENDING), *truth.prompts(multiple=8))
     truth.check(answers)
     assert len({str(t) for t in truth.texts()}) > truth.POPULATION / 2, "members should write different texts"
+
+
+@pytest.mark.parametrize("family", quickest(["gemma3", "qwen3", "qwen2-window", "llama3"], "gemma3"))
+def test_members_of_every_family_write_what_each_writes_alone(family):
+    graphdef, params = split(tiny.language_model(family).model)
+    members = truth.ask(params, population=4)
+    answers = members.apply(generator(graphdef, truth.ENDING), *truth.prompts(multiple=8))
+    written = set()
+    for i in range(4):
+        dense = members.materialize(i)
+        for j, row in enumerate(truth.ROWS):
+            tokens, length = truth.ended(truth.greedy(graphdef, dense, row))
+            assert (answers.tokens[i, j].tolist(), int(answers.length[i, j])) == (tokens, length), (i, j)
+            written.add(tuple(tokens))
+    assert len(written) > 6, "members should write different texts"
 
 
 CALLS: list[int] = []

@@ -14,6 +14,7 @@ from eggroll.llm.gguf_file import settings_from
 from eggroll.llm.gguf_tokens import tokenizer_from
 from eggroll.training.errors import RunError
 from tests.llm import tiny
+from tests.llm.families import LLAMA3
 
 NAMES = {
     "self_attn.q_proj": "attn_q",
@@ -120,6 +121,31 @@ def test_a_file_gives_the_model_that_it_was_made_of(tmp_path, kind, family):
     assert again.tokenizer.encode("Grüße<|im_end|> the") == ours.tokenizer.encode("Grüße<|im_end|> the")
 
 
+def llama_cpps_divisors(head_width, theta, factor):
+    """As convert_hf_to_gguf.py has them for `rope_type` llama3, with the numbers of Llama 3.1 to 3.3, in float64."""
+    found = []
+    for i in range(0, head_width, 2):
+        length = 2 * np.pi * theta ** (i / head_width)
+        if length < 8192 / 4:
+            found.append(1.0)
+        elif length > 8192 / 1:
+            found.append(factor)
+        else:
+            smooth = (8192 / length - 1) / (4 - 1)
+            found.append(1 / ((1 - smooth) / factor + smooth))
+    return np.array(found, np.float32)
+
+
+@pytest.mark.parametrize("factor", [8.0, 32.0])  # Llama 3.1, 3.2
+def test_scaled_positions_of_llama_3(tmp_path, factor):
+    scaling = LLAMA3 | {"factor": factor, "original_max_position_embeddings": 8192}
+    table = {"rope_freqs.weight": llama_cpps_divisors(64, 500000.0, factor)}
+    assert len(set(table["rope_freqs.weight"].tolist())) > 3  # those between the two limits, too
+    sizes = {"head_dim": 64, "rope_theta": 500000.0, "rope_scaling": scaling}
+    file, folder = write(tmp_path, "llama", "llama", change=lambda tensors: tensors | table, **sizes)
+    assert llm.load(file).config == llm.load(folder).config
+
+
 def test_quantised_matrices_are_what_they_stand_for(tmp_path):
     kind = GGMLQuantizationType.Q8_0
     file, folder = write(tmp_path, "qwen2", "qwen2", quantised=kind, hidden_size=32)
@@ -169,7 +195,11 @@ def test_other_architectures_and_no_gguf_at_all(tmp_path):
         llm.load(file)
 
 
-LOST = {"tokenizer.ggml.model": "the tokenizer None", "llama.embedding_length": "lacks metadata"}
+LOST = {
+    "tokenizer.ggml.model": "the tokenizer None",
+    "tokenizer.ggml.pre": "splits words in the way None",
+    "llama.embedding_length": "lacks metadata",
+}
 
 
 @pytest.mark.parametrize(("lost", "message"), LOST.items())
@@ -246,7 +276,9 @@ def test_sentence_pieces_merge_the_best_first_and_fall_back_to_bytes():
     scores = [0.0] * 259 + [-10.0, -11.0, -12.0, -13.0, -2.0, -1.0, -3.0, -4.0]
     made = {"tokens": tokens, "scores": scores, "token_type": [2, 3, 3] + [6] * 256 + [1] * 8, "model": "llama"}
     for prefix, expected in ((False, ["a", "bc"]), (True, ["▁", "a", "bc"])):
-        tokenizer = tokenizer_from(fields(**made, unknown_token_id=0, add_space_prefix=prefix))
+        made |= {"unknown_token_id": 0, "bos_token_id": 1, "add_space_prefix": prefix}
+        assert tokenizer_from(fields(**made))("ab")["input_ids"][0] == 1  # as llama.cpp, unless the file says otherwise
+        tokenizer = tokenizer_from(fields(**made, add_bos_token=False))
         pieces = tokenizer.convert_ids_to_tokens(tokenizer.encode("abcx"))
         assert pieces in ([*expected[:-2], "abc", "<0x78>"], [*expected, "<0x78>"], ["▁", "abc", "<0x78>"])
         assert tokenizer.decode(tokenizer.encode("ab cab é")) == "ab cab é"

@@ -135,6 +135,25 @@ def test_weights_that_do_not_fit_are_named(tmp_path, how):
         llm.load(tmp_path)
 
 
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"weight_map": 3}'])
+def test_a_damaged_index_is_named(tmp_path, content):
+    tiny.folder(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "model.safetensors.index.json").write_text(content)
+    with pytest.raises(RunError, match=r"index\.json is no index of weights"):
+        llm.load(tmp_path)
+
+
+def test_configurations_that_are_none(tmp_path):
+    tiny.folder(tmp_path)
+    tiny.edit(tmp_path / "config.json", num_key_value_heads=0)
+    with pytest.raises(RunError, match=r"0 heads of keys and values|does not accept the configuration"):
+        llm.load(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(RunError, match="no JSON object"):
+        llm.load(tmp_path)
+
+
 def test_what_a_folder_lacks_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(RunError, match="no such folder"):

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from eggroll.llm.decoding import Answers
 from eggroll.llm.prompts import answer_texts, encode
 from eggroll.training.errors import RunError
+from tests.llm.tiny import tokenizer as byte_tokenizer
 
 WORDS = ["<pad>", "<s>", "<end>", "say", "one", "two", "be", "short", "user", "system"]
 TEMPLATE = (
@@ -85,3 +86,11 @@ def test_answers_become_text_without_what_ends_them():
     answers = Answers(tokens, np.array([[3, 5], [2, 1]]))
     assert answer_texts(tokenizer(), answers, stop=(2, 7)) == ["say one", "one one two two", "short", ""]
     assert answer_texts(tokenizer(), answers)[1] == "one one two two short"
+
+
+def test_a_template_that_fails_is_told():
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = "{{ raise_exception('roles must alternate') }}"
+    for system in (None, "Be brief."):
+        with pytest.raises(RunError, match=r"chat template fails for the prompt 'hello' .*roles must alternate"):
+            encode(tokenizer, ["hello"], system=system)

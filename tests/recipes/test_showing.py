@@ -15,6 +15,7 @@ from rich.console import Console
 from eggroll.recipes.digits import SHOWN
 from eggroll.recipes.models import build
 from eggroll.recipes.run_folder import arrays_of
+from eggroll.training import progress
 from eggroll.training.curve import Drawn, draw_curve
 from eggroll.training.progress import LINES, Meter
 
@@ -92,7 +93,25 @@ def test_a_goal_that_is_nearer_than_the_last_generation_is_what_progress_is_told
     console = Console(file=terminal, width=150, force_terminal=True, color_system=None)
     with Meter(console, 1000, "mlp", replace(SHOWN, goal=("tokens", 2000))) as meter:
         meter.update(record(1, tokens=2100))
-    assert "2000/2000" in terminal.getvalue()
+    assert "generation 1, tokens 2,000/2,000" in terminal.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_time_left_follows_the_last_generations_however_long_they_are(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, file = 1000.0, io.StringIO()
+    monkeypatch.setattr(progress.time, "monotonic", lambda: clock)
+    console = Console(file=file, width=150, force_terminal=terminal, color_system=None)
+    with Meter(console, 200, "mlp", replace(SHOWN, goal=("tokens", 1000))) as meter:
+        meter.update({"generation": 0})
+        for generation in range(1, 41):
+            clock += 500 if generation == 1 else 200 if generation < 20 else 90  # compilation; slow; faster
+            meter.update(record(generation, tokens=20 * generation))
+            if generation == 1:
+                assert "left" not in meter.status()
+    assert meter.status().endswith("0:15:00 left")  # 10 of 50 generations at 90 s: tokens end the run
+    assert "0:15:00 left" in file.getvalue()
 
 
 def test_progress_on_a_terminal_is_a_bar() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
@@ -149,7 +150,8 @@ def _imported(name: str) -> Any:
     importlib.invalidate_caches()  # the file may be new
     sys.path.insert(0, here)
     try:
-        return importlib.import_module(name)
+        with contextlib.redirect_stdout(sys.stderr):  # what a module prints is no part of a command's output
+            return importlib.import_module(name)
     finally:
         sys.path.remove(here)
         if here not in sys.path:
