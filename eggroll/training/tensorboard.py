@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import socket
@@ -34,7 +35,6 @@ class TensorBoard:
 
     def __init__(self, folder: Path, *, after: int = 0) -> None:
         check_tensorboard()
-        from tensorboardX.proto import event_pb2
         from tensorboardX.record_writer import RecordWriter
 
         self._path = folder / TENSORBOARD
@@ -48,16 +48,16 @@ class TensorBoard:
             raise not_writable(folder, why) from why
         self._write(file_version="brain.Event:2")
         if after:  # TensorBoard forgets what it has of this step and later ones
-            start = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+            log = _proto("event").SessionLog
+            start = log(status=log.START)
             self._write(step=after + 1, session_log=start)
 
     def log(self, record: Record) -> None:
         """Adds the numbers of a record at its generation."""
-        from tensorboardX.proto.summary_pb2 import Summary
-
+        summary = _proto("summary").Summary
         numbers = {name: x for name, x in record.items() if isinstance(x, int | float) and name != "generation"}
-        values = [Summary.Value(tag=name, simple_value=x) for name, x in numbers.items()]
-        self._write(step=record["generation"], summary=Summary(value=values))
+        values = [summary.Value(tag=name, simple_value=x) for name, x in numbers.items()]
+        self._write(step=record["generation"], summary=summary(value=values))
 
     def sync(self) -> None:
         """Hands what was logged to the operating system."""
@@ -71,9 +71,8 @@ class TensorBoard:
         self._writer = None
 
     def _write(self, **event: Any) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-
-        self._try(lambda: self._writer.write(Event(wall_time=time.time(), **event).SerializeToString()))
+        made = _proto("event").Event(wall_time=time.time(), **event)
+        self._try(lambda: self._writer.write(made.SerializeToString()))
 
     def _try(self, write: Callable[[], Any]) -> None:
         if self._writer is None:
@@ -85,3 +84,8 @@ class TensorBoard:
                 self._writer.close()
             self._writer = None
             LOGGER.warning("the run goes on without TensorBoard's files: cannot write to '%s' (%s)", self._path, why)
+
+
+def _proto(file: str) -> Any:
+    """Classes that are made when their file is imported: unknown to type checkers."""
+    return importlib.import_module(f"tensorboardX.proto.{file}_pb2")
