@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,7 +173,8 @@ def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
         known = "; ".join(f"{name} ({what})" for name, what in ARCHITECTURES.items())
         hint = " Of gemma3, which has a vision part, only checkpoints of the text part are read." * (kind == "gemma3")
         raise RunError(f"got a model of the architecture {kind!r}; known are: {known}. Choose one of these.{hint}")
-    rest = {name: value for name, value in hf.items() if name != "model_type"}
+    # Some versions of transformers write into what they are given.
+    rest = {name: deepcopy(value) for name, value in hf.items() if name != "model_type"}
     try:
         with silent():
             return transformers().AutoConfig.for_model(kind, **rest).to_dict()

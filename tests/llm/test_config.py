@@ -96,3 +96,10 @@ def test_llama3s_frequencies_are_kept_scaled_or_between():
 
 def test_a_configuration_is_hashable():
     assert len({config_from(settings) for settings in SETTINGS.values()} | {DecoderConfig(8, 8, 8, 1, 1, 1, 8)}) == 8
+
+
+def test_what_is_read_is_left_as_it_was():
+    scaling = {"rope_type": "linear", "factor": 2.0}
+    given = {"model_type": "llama", "rope_theta": 500.0, "rope_scaling": scaling}
+    assert config_from(given).rope.theta == 500
+    assert scaling == {"rope_type": "linear", "factor": 2.0}
