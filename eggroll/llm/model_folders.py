@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shutil
@@ -50,9 +51,9 @@ def run_options(folder: str | Path) -> Mapping[str, Any] | None:
 
 def asked_as_in_its_run(asked: AskedT) -> AskedT:
     """Where the model is that of a run of the same task or reward, and nothing else is said, it is asked as there."""
-    options = run_options(asked.model) or {}
-    here = {name: _plain(getattr(asked, name)) for name in ("task", "reward", "prompts_file")}
-    if any(options.get(name) != value for name, value in here.items()):
+    folder = Path(asked.model)
+    options = run_options(folder) or (run_options(folder.parent) if folder.name == MODEL else None) or {}
+    if options.get("task") != asked.task or options.get("reward") != asked.reward or not _same_prompts(asked, options):
         return asked
     more = {name: options.get(name) for name in AS_THERE if getattr(asked, name) in (None, ())}
     if isinstance(test := more.get("test_prompts_file"), str):
@@ -60,8 +61,18 @@ def asked_as_in_its_run(asked: AskedT) -> AskedT:
     return replace(asked, **{n: tuple(x) if isinstance(x, list) else x for n, x in more.items() if x is not None})
 
 
-def _plain(value: Any) -> Any:
-    return value.as_posix() if isinstance(value, Path) else value
+def _same_prompts(asked: Asked, options: Mapping[str, Any]) -> bool:
+    """By content, where that is known: the same file has many names."""
+    name, file = options.get("prompts_file"), asked.prompts_file
+    if name is None or file is None:
+        return name is file
+    known = (options.get("files") or {}).get("prompts_file")
+    return name == file.as_posix() or (known is not None and file.is_file() and known == digest(file))
+
+
+def digest(file: Path) -> str:
+    """SHA-256 of a file."""
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def write_model(language: LanguageModel, folder: Path, params: Any) -> None:

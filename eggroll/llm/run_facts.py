@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from eggroll.llm.memory import available
-from eggroll.llm.model_folders import run_options
+from eggroll.llm.model_folders import digest, run_options
 from eggroll.llm.questions import Questions
 from eggroll.llm.settings import FinetuneSettings
 from eggroll.training.folder import holds_run
@@ -30,11 +30,11 @@ def facts_of(settings: FinetuneSettings) -> dict[str, Any]:
 
 def digest_of(*asked: Questions) -> str:
     """SHA-256 of prompts as tokens: a chat template may write the day's date into them."""
-    digest = hashlib.sha256()
+    found = hashlib.sha256()
     for questions in asked:
         for array in questions.prompts:
-            digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()
+            found.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def _budget(settings: FinetuneSettings) -> int:
@@ -51,4 +51,4 @@ def _files(settings: FinetuneSettings) -> dict[str, str]:
         found = importlib.util.find_spec(settings.reward.partition(":")[0])
         files["reward"] = Path(found.origin) if found is not None and found.origin else None
     known = {name: file for name, file in files.items() if file is not None and file.is_file()}
-    return {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in known.items()}
+    return {name: digest(file) for name, file in known.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -26,15 +27,21 @@ def claim(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:
         resume: whether a run in it goes on.
 
     Raises:
-        RunError: the folder holds a run and neither is asked for, or both are, or it cannot be made.
+        RunError: the folder holds a run and neither is asked for, or both are, it holds a model or another program's
+            configuration, or it cannot be made.
     """
     if overwrite and resume:
         raise RunError("got both --overwrite and --resume; one of them is required: start anew, or go on.")
     try:
         path.mkdir(parents=True, exist_ok=True)
-        found = holds_run(path)
+        found, foreign = holds_run(path), _foreign(path)
     except OSError as why:
         raise not_writable(path, why) from why
+    if foreign is not None:
+        raise RunError(
+            f"'{path}' holds '{foreign}', which is no run's, as a model's folder does; a run there would replace or "
+            "mix with it. Choose another folder with --out (folder=)."
+        )
     if found and not (overwrite or resume):
         raise RunError(
             f"'{path}' holds a run; go on with it with --resume (in Python: resume=True), choose another folder with "
@@ -67,6 +74,18 @@ def holds_run(path: Path) -> bool:
         or (metrics.is_file() and metrics.stat().st_size > 0)
         or holds_records(path / LEDGER)
     )
+
+
+def _foreign(path: Path) -> str | None:
+    """What lies in the folder under a name of a run's, or beside it, and belongs to something else, such as a model."""
+    weights = next(path.glob("*.safetensors"), None)
+    if weights is not None:
+        return weights.name
+    try:
+        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # none, or damaged, which is told where it is read
+        return None
+    return CONFIG if isinstance(config, dict) and "options" not in config else None
 
 
 def holds_result(path: Path) -> bool:

@@ -199,6 +199,9 @@ def test_evaluate_does_not_take_trained_prompts_for_held_out_ones(there: Path) -
         config.write_text(json.dumps(options), encoding="utf-8")
         found = asked_as_in_its_run(asked)
         assert (found.test_prompts_file, found.system, found.max_tokens) == (Path("others.txt"), "Be brief.", 4)
+        absolute = replace(asked, prompts_file=there / "prompts.jsonl")
+        for same in (absolute, replace(absolute, model="run/model")):  # by other names
+            assert asked_as_in_its_run(same).test_prompts_file == Path("others.txt")
         assert asked_as_in_its_run(replace(asked, system="")).system == ""
         assert asked_as_in_its_run(replace(asked, prompts_file=Path("p.txt"))) == replace(
             asked, prompts_file=Path("p.txt")

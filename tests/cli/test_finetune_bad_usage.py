@@ -145,7 +145,7 @@ def test_a_model_folder_is_no_run_folder(option: tuple[str, ...], place: Path, c
     """The run's config.json would take the place of the model's."""
     base = str(place / "base")
     assert call("finetune", "--model", base, "--task", "arithmetic", "--out", base, *option) == 2
-    assert "which would be cleared" in capsys.readouterr().err
+    assert "which is no run's" in capsys.readouterr().err
 
 
 def test_what_is_no_part_of_a_run_may_lie_in_its_folder(tmp_path: Path) -> None:

@@ -32,6 +32,15 @@ def test_a_run_that_saved_nothing_is_no_run(tmp_path: Path) -> None:
     claim(tmp_path)
 
 
+@pytest.mark.parametrize("way", ["", "overwrite", "resume"])
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_models_folder_is_no_run_folder(name: str, way: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text('{"model_type": "llama"}', encoding="utf-8")
+    with pytest.raises(RunError, match=f"holds '{name}', which is no run's"):
+        claim(tmp_path, **({way: True} if way else {}))
+    assert (tmp_path / name).read_text(encoding="utf-8") == '{"model_type": "llama"}'
+
+
 def test_clearing_leaves_what_is_not_a_runs(tmp_path: Path) -> None:
     for name in ("metrics.jsonl", "curve.png", "ledger.bin", "notes.txt", "checkpoints/3/x", "tensorboard/y"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
