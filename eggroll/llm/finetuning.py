@@ -229,9 +229,10 @@ class Run:
         """How the model did at the start; a run that goes on need not find out again."""
         file = self.settings.folder / EVALUATION
         goes_on = self.settings.resume and holds_run(self.settings.folder)
-        if goes_on and not self.settings.force and file.exists():
-            self.before = json.loads(file.read_text(encoding="utf-8"))["before"]
-            return
+        if goes_on and not self.settings.force:
+            with suppress(OSError, ValueError, KeyError, TypeError):  # not there or damaged: it is found out again
+                self.before = json.loads(file.read_text(encoding="utf-8"))["before"]
+                return
         first = self.measure(self.params).checked()
         self.before = first.numbers()
         self._first = None if goes_on else first  # the samples of a run that goes on stay

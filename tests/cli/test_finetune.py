@@ -225,7 +225,10 @@ def test_a_run_keeps_to_the_memory_it_began_with_and_to_its_prompts(
         assert "files.prompts_file" in capsys.readouterr().err
     finally:
         prompts.write_text(whole, encoding="utf-8")
+    (there / "kept/evaluation.json").write_text('{"bef', encoding="utf-8")  # damaged: found out again
     assert call(*command, "--resume") == 0
+    before = [evaluation(there / run)["before"]["reward"] for run in ("kept", "run")]
+    assert before[0] == before[1]
     assert (there / "kept" / WEIGHTS).read_bytes() == (there / "run" / WEIGHTS).read_bytes()
     samples = (there / "kept/samples.jsonl").read_text(encoding="utf-8").splitlines()
     assert call(*command, "--resume", "--force", "--sigma", "0.2", "--generations", "5", "--memory", "1") == 0
