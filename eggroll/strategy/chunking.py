@@ -6,7 +6,7 @@ import math
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 
@@ -28,11 +28,12 @@ def check_chunk(chunk: Any) -> int | str:
     return as_count("chunk", chunk, 1, ' It is the number of members evaluated at once; "auto" chooses one.')
 
 
-_CHOSEN: OrderedDict[Hashable, int] = OrderedDict()
+Choice = TypeVar("Choice")
+_CHOSEN: OrderedDict[Hashable, Any] = OrderedDict()
 REMEMBERED = 256  # choices
 
 
-def remembered(key: Hashable, choose: Callable[[], int]) -> int:
+def remembered(key: Hashable, choose: Callable[[], Choice]) -> Choice:
     """The choice made earlier in this process for the same key; else `choose()`, kept."""
     if key not in _CHOSEN:
         _CHOSEN[key] = choose()
@@ -42,25 +43,26 @@ def remembered(key: Hashable, choose: Callable[[], int]) -> int:
     return _CHOSEN[key]
 
 
-def auto_units(need: int, units: int, rows: int = 0) -> int:
+def auto_units(need: int, units: int, rows: int = 0, *, few_bytes: int = FEW_BYTES) -> int:
     """Units (pairs, or single members) in a chunk under `chunk="auto"`: as many as fit the working set.
 
     On a CPU the working set is a cache's size, but more where so few members bring few rows to the products with shared
     matrices, which every chunk reads again (one row each: a decoder). All units are one chunk where they make no more
-    than `FEW_ROWS` and `FEW_BYTES`: a loop that puts outputs together would take longer. On an accelerator it is a
+    than `FEW_ROWS` and `few_bytes`: a loop that puts outputs together would take longer. On an accelerator it is a
     share of its memory. A near divisor of the population is preferred: no smaller last chunk has to be compiled.
 
     Args:
         need: bytes of one unit: what its largest operation reads and writes, and its noise.
         units: units in all.
         rows: of one unit in the largest product with a matrix that all members share. Default 0: there is none.
+        few_bytes: of a population that is one chunk.
 
     Returns:
         Between 1 and `units`.
     """
     fitting = _budget() // max(need, 1)
     if rows and jax.default_backend() == "cpu":
-        if units * rows <= FEW_ROWS and units * need <= FEW_BYTES:
+        if units * rows <= FEW_ROWS and units * need <= few_bytes:
             return units
         fitting = max(fitting, min(-(-ENOUGH_ROWS // rows), int(_host_memory() * CPU_SHARE) // max(need, 1)))
     return near_divisor(units, max(1, min(units, fitting)))

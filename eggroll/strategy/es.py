@@ -266,11 +266,11 @@ class ES:
             check_scalar(program, has_aux, "fitness")
             check_covered(plan, program, state.params, rows)
             generation = self._generation(plan, state)
-            units = generation.chunk_units(program, state.params, rows)
+            arrangement = generation.arrangement(program, state.params, rows)
             words = generation.words()
-            fitness, aux = generation.evaluate(program, state.params, rows, split_aux(has_aux), units, words)
+            fitness, aux = generation.evaluate(program, state.params, rows, split_aux(has_aux), arrangement, words)
             state, metrics = self._update(generation, state, as_float(fitness), words)
-            metrics["chunk"] = jnp.int32(units * self.settings.signs)
+            metrics["chunk"] = jnp.int32(arrangement.units * self.settings.signs)
             return state, {**metrics, "aux": aux} if has_aux else metrics
 
         state, metrics = self.cache(run, ("step", fitness_fn, plan, axes, has_aux), state, args)

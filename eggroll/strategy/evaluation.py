@@ -11,29 +11,15 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from eggroll.engine import jax_compat
 from eggroll.engine.fallback import Policy
 from eggroll.engine.interpreter import Interpreter, Program, partition
 from eggroll.engine.lowrank import accumulator_dtype
+from eggroll.strategy.arrangement import Arrangement
 from eggroll.strategy.inputs import Rows
 from eggroll.strategy.perturbation import Noise, Sampler, member_sign
 from eggroll.strategy.placement import Placement
 from eggroll.strategy.population import AXIS, Population
-
-
-def in_memory(fun: Callable[[jax.Array], Any], words: jax.Array) -> Any:
-    """`fun(words)`, computed once and stored.
-
-    XLA would compute it anew inside every operation that reads it, for every row that a factor meets. On CPUs it
-    ignores `optimization_barrier` as it fuses, but does not fuse out of a call that stays one.
-    """
-    if jax.default_backend() != "cpu":
-        return lax.optimization_barrier(fun(words))
-    # As matrices: XLA lays a trailing axis of length one out its own way, and copies at the call's end to undo it.
-    made = jax.eval_shape(fun, words)
-    flat = jax_compat.call_apart(lambda w: [x.reshape(len(x), -1) for x in jax.tree.leaves(fun(w))], words)
-    leaves, tree = jax.tree.flatten(made)
-    return tree.unflatten([x.reshape(like.shape) for x, like in zip(flat, leaves, strict=True)])
+from eggroll.strategy.stored import drawn_copies, drawn_once
 
 
 class Totals(NamedTuple):
@@ -58,7 +44,7 @@ class Evaluation:
     sampler: Sampler
     program: Program
     split: Callable[[Any], tuple[Any, Any]]
-    chunk: int
+    arrangement: Arrangement
 
     def everywhere(self, params: Any, rows: Rows, key: jax.Array, sigma: Any, words: Any) -> tuple[Any, Any]:
         """All members on the current device."""
@@ -97,22 +83,24 @@ class Evaluation:
         signs = self.population.signs
         policy = Policy(self.population.fallback)
 
-        def unit(noise: Noise, own: list[Any]) -> tuple[Any, Any]:
-            def member(index: Any, own: list[Any]) -> tuple[Any, Any]:
-                seen = self.sampler.perturb(params, noise, member_sign(index), sigma)
-                return self.split(self.program.evaluate(Interpreter(policy), (seen, *rows.merged(own))))
-
-            return jax.vmap(member)(jnp.arange(signs), own)
+        def member(noise: Noise, index: Any, own: list[Any]) -> tuple[Any, Any]:
+            seen = self.sampler.perturb(params, noise, member_sign(index), sigma)
+            return self.split(self.program.evaluate(Interpreter(policy), (seen, *rows.merged(own))))
 
         def chunk(first: Any, count: int) -> tuple[Any, Totals]:
-            noise = in_memory(self.sampler.draw, self.sampler.words(key, words, start, first, count))
+            drawn = self.sampler.words(key, words, start, first, count)
             own = rows.of_members((start + first) * signs, count * signs)
-            own = [x.reshape(count, signs, *x.shape[1:]) for x in own]
-            outs = jax.vmap(unit)(noise, own)
-            kept, averaged = jax.tree.map(lambda x: x.reshape(count * signs, *x.shape[2:]), outs)
+            if self.arrangement.copies:
+                noise = drawn_copies(self.sampler, drawn, signs)
+                kept, averaged = jax.vmap(member)(noise, jnp.arange(count * signs) % signs, own)
+            else:
+                own = [x.reshape(count, signs, *x.shape[1:]) for x in own]
+                unit = jax.vmap(member, in_axes=(None, 0, 0))
+                outs = jax.vmap(unit, in_axes=(0, None, 0))(drawn_once(self.sampler, drawn), jnp.arange(signs), own)
+                kept, averaged = jax.tree.map(lambda x: x.reshape(count * signs, *x.shape[2:]), outs)
             return kept, _totals(averaged, _all_finite(kept, count * signs))
 
-        return _in_chunks(chunk, n, min(self.chunk, n))
+        return _in_chunks(chunk, n, min(self.arrangement.units, n))
 
     def _mean(self, totals: Totals, params: Any, rows: Rows) -> Any:
         """Sums to means, in the dtypes that one member's output has."""

@@ -14,7 +14,8 @@ from jax.sharding import PartitionSpec
 from eggroll.engine.interpreter import Program
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy import estimator
-from eggroll.strategy.chunking import auto_units, keep_words, remembered
+from eggroll.strategy.arrangement import Arrangement, arrange, may_copy
+from eggroll.strategy.chunking import keep_words, remembered
 from eggroll.strategy.evaluation import Evaluation
 from eggroll.strategy.inputs import Rows
 from eggroll.strategy.perturbation import Sampler, check_noise_is_seen, member_sign
@@ -22,7 +23,7 @@ from eggroll.strategy.placement import Placement, make_placement
 from eggroll.strategy.plan import Plan
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.summing import sum_noise, sum_on_mesh
-from eggroll.strategy.working_set import member_need
+from eggroll.strategy.working_set import Need, member_need
 
 
 @dataclass(frozen=True)
@@ -87,21 +88,17 @@ class Generation:
         mesh = self.population.mesh
         return 1 if mesh is None else mesh.shape[AXIS]
 
-    def chunk_units(self, program: Program, params: Any, rows: Rows) -> int:
-        """Units evaluated at once on a device."""
-        pop = self.population
-        units = pop.units // self._devices
-        if pop.chunk != "auto":
-            return min(units, -(-int(pop.chunk) // pop.signs))
-
-        def choose() -> int:
-            need = member_need(self.sampler, program, params, rows)
-            size = pop.signs * need.bytes + 4 * self.plan.numbers
-            return auto_units(size, units, pop.signs * need.rows)
-
-        # The jaxpr's text names everything that the choice depends on: shapes, dtypes and operations.
-        where = jax.default_backend(), jax.local_devices()[0].device_kind
-        return remembered((str(program.jaxpr), self.plan, rows.axes, pop.signs, pop.distribution, units, where), choose)
+    def arrangement(self, program: Program, params: Any, rows: Rows) -> Arrangement:
+        """How many units are evaluated at once on a device, and whether their members share noise."""
+        pop, sampler = self.population, self.sampler
+        if pop.chunk != "auto" and not may_copy(pop, sampler):
+            need = Need()
+        else:
+            # The jaxpr's text names everything that the need depends on: shapes, dtypes and operations.
+            where = jax.default_backend(), jax.local_devices()[0].device_kind
+            key = (str(program.jaxpr), self.plan, rows.axes, pop.distribution, where)
+            need = remembered(key, lambda: member_need(sampler, program, params, rows))
+        return arrange(pop, sampler, need, pop.units // self._devices)
 
     def evaluate(
         self,
@@ -109,7 +106,7 @@ class Generation:
         params: Any,
         rows: Rows,
         split: Callable[[Any], tuple[Any, Any]],
-        units: int | None = None,
+        arrangement: Arrangement | None = None,
         words: jax.Array | None = None,
     ) -> tuple[Any, Any]:
         """Evaluates `program` on every member.
@@ -119,15 +116,15 @@ class Generation:
             params: the parameters that the members share.
             rows: the other arguments.
             split: parts an output into (kept for every member, averaged over members).
-            units: how many at once; by default `chunk_units`.
+            arrangement: how many at once; by default `arrangement(...)`.
             words: from `words()`; by default drawn anew, chunk by chunk.
 
         Returns:
             (outputs with a leading axis `population`, outputs averaged over the members whose kept outputs are
             finite). Averaged leaves that are not floating point are the first member's.
         """
-        units = units or self.chunk_units(program, params, rows)
-        run = Evaluation(self.population, self.sampler, program, split, units)
+        arrangement = arrangement or self.arrangement(program, params, rows)
+        run = Evaluation(self.population, self.sampler, program, split, arrangement)
         if self.placement is not None:
             return run.on_mesh(self.placement, params, rows, self.key, self.sigma, words)
         return run.everywhere(params, rows, self.key, self.sigma, words)

@@ -25,16 +25,21 @@ class Need(NamedTuple):
         bytes: that the largest operation reads and writes, what all members share left out.
         flops: multiplications of the largest product of a member's own rows with a matrix that all share; 0: none.
         rows: how many rows a member brings to that product.
+        columns: of each matrix that such products are with.
+        loops: whether a member's own values go through a loop.
     """
 
     bytes: int = 0
     flops: int = 0
     rows: int = 0
+    columns: frozenset[int] = frozenset()
+    loops: bool = False
 
     def join(self, other: Need) -> Need:
         """The larger of both, operation by operation."""
-        product = max(self[1:], other[1:])
-        return Need(max(self.bytes, other.bytes), *product)
+        flops, rows = max((self.flops, self.rows), (other.flops, other.rows))
+        columns, loops = self.columns | other.columns, self.loops or other.loops
+        return Need(max(self.bytes, other.bytes), flops, rows, columns, loops)
 
 
 def member_need(sampler: Sampler, program: Program, params: Any, rows: Rows) -> Need:
@@ -112,7 +117,7 @@ def _shared_product(eqn: Any, known: dict[Any, int]) -> Need:
     summed = math.prod(shape[a] for a in contract[side])
     columns = math.prod(n for a, n in enumerate(shape) if a not in (*contract[side], *batch[side]))
     numbers = math.prod(eqn.outvars[0].aval.shape)
-    return Need(0, numbers * summed, numbers // max(columns, 1))
+    return Need(0, numbers * summed, numbers // max(columns, 1), frozenset((columns,)))
 
 
 def _walk_inner(eqn: Any, jaxpr: Any, known: dict[Any, int]) -> Need:
@@ -122,13 +127,14 @@ def _walk_inner(eqn: Any, jaxpr: Any, known: dict[Any, int]) -> Need:
     kinds = [_kind(v, known) for v in eqn.invars[max(len(eqn.invars) - len(inputs), 0) :]]
     kinds = kinds if len(kinds) == len(inputs) else [OWN] * len(inputs)
     need, outs = _walk(jaxpr, kinds)
-    if eqn.primitive.name in ("scan", "while") and len(outs) >= len(eqn.outvars):  # a body, not a condition
+    loop = eqn.primitive.name in ("scan", "while")
+    if loop and len(outs) >= len(eqn.outvars):  # a body, not a condition
         scan = eqn.primitive.name == "scan"
         first, count = jax_compat.scan_counts(eqn.params) if scan else (len(kinds) - len(outs), len(outs))
         carried = [outs[i - first] if first <= i < first + count else OTHER for i in range(len(kinds))]
         # What one step makes of a carry is what the next one gets.
         need, _ = _walk(jaxpr, [max(a, b) for a, b in zip(kinds, carried, strict=True)])
-    return need
+    return need.join(Need(loops=loop))
 
 
 def _bytes(aval: Any) -> int:

@@ -1,0 +1,132 @@
+"""Copies of a pair's noise: where members get them, and that nothing but time depends on it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax import lax
+
+import eggroll
+from eggroll.strategy import arrangement
+from eggroll.strategy.arrangement import LARGE, arrange
+from eggroll.strategy.perturbation import Sampler
+from eggroll.strategy.plan import make_plan
+from eggroll.strategy.population import Population
+from eggroll.strategy.stored import drawn_copies, drawn_once
+from eggroll.strategy.working_set import Need
+from tests.strategy.common import KEY, dense
+
+WIDTH = 256
+ONE_ROW = Need(bytes=12 * WIDTH, flops=LARGE, rows=1, columns=frozenset((WIDTH,)))
+PLAN = make_plan({"w": jnp.zeros((WIDTH, WIDTH)), "b": jnp.zeros(WIDTH)}, None)
+
+
+def arranged(need=ONE_ROW, units=64, plan=PLAN, **population):
+    population.setdefault("size", 2 * units)
+    distribution = population.get("distribution", "rademacher")
+    return arrange(Population(**population), Sampler(plan, distribution, 2 * units), need, units)
+
+
+def test_a_pair_gets_copies_where_each_member_has_one_row():
+    assert arranged().copies
+    for need in (
+        ONE_ROW._replace(rows=2),
+        ONE_ROW._replace(rows=0, flops=0),
+        ONE_ROW._replace(flops=LARGE - 1),
+        ONE_ROW._replace(loops=True),
+        ONE_ROW._replace(columns=frozenset((512, 128))),  # as many members at once as outputs
+    ):
+        assert not arranged(need).copies
+    assert not arranged(antithetic=False).copies
+    assert not arranged(distribution="normal").copies
+    assert not arranged(plan=make_plan({"w": jnp.zeros((WIDTH, WIDTH))}, None, rank=2)).copies
+
+
+def test_other_devices_share_the_noise(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert not arranged().copies
+
+
+def test_a_number_of_members_at_once_is_kept():
+    assert arranged(chunk=32) == (16, True)
+    assert arranged(chunk=WIDTH, units=512) == (WIDTH // 2, False), "a square product"
+
+
+@pytest.mark.parametrize("signs", [1, 2, 3])
+def test_copies_are_the_noise_itself(signs):
+    plan = make_plan(
+        {"w": jnp.zeros((5, 33)), "s": jnp.zeros((3, 4, 4), jnp.bfloat16), "b": jnp.zeros(7), "f": jnp.zeros(2)},
+        None,
+        rules=[("f", "frozen"), ("s", eggroll.LowRankRule(rank=2))],
+    )
+    sampler = Sampler(plan, "rademacher", None)
+    words = sampler.streams.draw(KEY, jnp.arange(6))
+    once, copies = jax.jit(drawn_once, static_argnums=0)(sampler, words), drawn_copies(sampler, words, signs)
+    assert jax.tree.structure(once) == jax.tree.structure(copies)
+    for one, copied in zip(jax.tree.leaves(once), jax.tree.leaves(copies), strict=True):
+        assert copied.dtype == one.dtype and set(np.unique(np.asarray(one, np.float32))) <= {-1.0, 1.0}
+        np.testing.assert_array_equal(np.asarray(copied), np.repeat(np.asarray(one), signs, axis=0))
+
+
+def network(params, row):
+    """Two dense layers with a norm between them; the last output is auxiliary."""
+    hidden = jnp.tanh(row @ params["in"] + params["bias"])
+    hidden = hidden * params["scale"] / jnp.sqrt(jnp.mean(hidden**2) + 1e-3)
+    out = hidden @ params["out"].T
+    return jnp.mean(out**2), (out[:3], jnp.argmax(out))
+
+
+def parameters(dtype):
+    shapes = {"in": (24, 40), "bias": (40,), "scale": (40,), "out": (16, 40), "left alone": (2,)}
+    rng = np.random.default_rng(0)
+    return {k: jnp.asarray(rng.normal(size=s) * 0.3, dtype) for k, s in shapes.items()}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "chunk", "bound"), [("float32", "auto", 2e-6), ("float32", 8, 2e-6), ("bfloat16", "auto", 0.02)]
+)
+def test_both_arrangements_evaluate_the_same_members(monkeypatch, dtype, chunk, bound):
+    rows = jnp.asarray(np.random.default_rng(1).normal(size=(20, 24)), dtype)
+    found, seen = {}, []
+    for least in (0, 1 << 60):
+        monkeypatch.setattr(arrangement, "LARGE", least)
+        es = eggroll.ES(
+            population=20, sigma=0.1, optimizer=optax.sgd(0.1), chunk=chunk, rules=[("left alone", "frozen")]
+        )
+        state = es.init(parameters(dtype), KEY)
+        members = es.ask(state)
+        outputs = members.apply(network, rows, in_axes=0)
+        state, metrics = es.step(state, network, rows, in_axes=0, has_aux=True)
+        found[least] = outputs, state.params, metrics["fitness"], metrics["aux"]
+        seen.append(members)
+    alike = [jax.tree.leaves(found[least]) for least in (0, 1 << 60)]
+    for a, b in zip(*alike, strict=True):
+        np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), atol=10 * bound, rtol=bound)
+    # Independently of both: every member's dense parameters in float64.
+    weights = dense(seen[0])
+    for i in (0, 1, 18, 19):
+        own = {k: v[i] for k, v in weights.items()}
+        hidden = np.tanh(np.asarray(rows[i], np.float64) @ own["in"] + own["bias"])
+        hidden *= own["scale"] / np.sqrt(np.mean(hidden**2) + 1e-3)
+        expected = np.mean((hidden @ own["out"].T) ** 2)
+        np.testing.assert_allclose(float(found[0][0][0][i]), expected, rtol=20 * bound)
+
+
+def test_what_the_step_needs_decides(monkeypatch):
+    """A wide layer is arranged in copies, the same layer in a loop is not: seen in what the step was told."""
+    told = []
+    monkeypatch.setattr(arrangement, "may_copy", lambda *_: True)
+    real = arrangement.arrange
+    monkeypatch.setattr("eggroll.strategy.generation.arrange", lambda *a: told.append(real(*a)) or told[-1])
+    params, rows = {"w": jnp.eye(WIDTH)}, jnp.ones((6, WIDTH))
+
+    def looped(p, row):
+        return jnp.sum(lax.fori_loop(0, 2, lambda _, h: jnp.tanh(h @ p["w"]), row))
+
+    for fun in (lambda p, row: jnp.sum(row @ p["w"]), looped, lambda p, row: jnp.sum(jnp.stack([row, row]) @ p["w"])):
+        es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1))
+        es.step(es.init(params, KEY), fun, rows, in_axes=0)
+    assert [arranged.copies for arranged in told] == [True, False, False]
