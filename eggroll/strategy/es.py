@@ -287,7 +287,7 @@ class ES:
         shaped = shape_fitness(fitness, shaping=self.shaping, antithetic=self.settings.antithetic, groups=self.groups)
         weights, valid = shaped
         metrics = summary(fitness, valid)
-        some = valid.any() & (generation.sigma > 0)
+        some = (metrics["nonfinite"] < self.population) & (generation.sigma > 0)
         new, norms = moved_if(some, self.optimizer, generation, state, weights, words, -metrics["fitness_mean"])
         sigma = as_float(jnp.asarray(generation.sigma))
         whole = {"fitness": fitness, "weights": weights, "sigma": sigma, "generation": state.generation}

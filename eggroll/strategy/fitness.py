@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy.problem import is_traced, nothing_finite
-from eggroll.strategy.statistics import deviation, summarize
+from eggroll.strategy.statistics import spreads
 
 
 def check_fitness(fitness: Any, population: int) -> Any:
@@ -84,19 +84,16 @@ def summary(fitness: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
     Returns:
         Scalars by name; NaN where nothing is finite.
     """
-    finite = jnp.isfinite(fitness)
-    counted = jnp.where(finite, fitness, 0)
-    found = summarize(counted, finite)
-    centred = jnp.where(finite, counted - found.mean, 0)
+    found, counted = spreads(fitness, valid)
     values = {
-        "fitness_mean": found.mean + summarize(centred, finite).mean,
-        "fitness_best": found.high,
-        "fitness_worst": found.low,
-        "fitness_std": deviation(centred, finite),
+        "fitness_mean": found.summary.mean,
+        "fitness_best": found.summary.high,
+        "fitness_worst": found.summary.low,
+        "fitness_std": 8 * found.deviation,
     }
-    some = found.count > 0
+    some = found.summary.count > 0
     return {name: jnp.where(some, value, jnp.nan)[0] for name, value in values.items()} | {
-        "nonfinite": fitness.size - summarize(jnp.where(valid, fitness, 0), valid).count[0]
+        "nonfinite": fitness.size - counted.summary.count[0]
     }
 
 

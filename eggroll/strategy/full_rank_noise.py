@@ -38,8 +38,8 @@ def unit_keys(key: jax.Array, plan: Plan, units: int, side: int = DENSE) -> list
 
 @jax.jit
 def _unit_keys(key: jax.Array, hashes: jax.Array, side: jax.Array, units: jax.Array) -> list[jax.Array]:
-    first, second = folded(folded((key[0], key[1]), hashes), side)
-    return list(jnp.stack(folded((first[:, None], second[:, None]), units), axis=-1))
+    own = folded(folded(key, hashes), side)
+    return list(jnp.moveaxis(folded(own[:, :, None], units), 0, -1))
 
 
 def noise_block(key: jax.Array, start: Any, count: int, distribution: str, dtype: Any) -> jax.Array:
@@ -56,7 +56,7 @@ def noise_block(key: jax.Array, start: Any, count: int, distribution: str, dtype
         `[count]`, of unit variance.
     """
     first = start // 32 * words_for(32, distribution)
-    words = words_from((key[0], key[1]), first, words_for(count, distribution))
+    words = words_from(key, first, words_for(count, distribution))
     return unpack_flat(words, count, distribution, dtype)
 
 

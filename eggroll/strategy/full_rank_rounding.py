@@ -32,7 +32,7 @@ def rounded_block(value: jax.Array, dtype: Any, key: jax.Array, start: Any) -> j
         S. Gupta et al., "Deep Learning with Limited Numerical Precision", arXiv 1502.02551.
     """
     info = jnp.finfo(dtype)
-    random = words_from((key[0], key[1]), start, value.shape[0])
+    random = words_from(key, start, value.shape[0])
     raw = lax.bitcast_convert_type(value, jnp.uint32)
     sign, size = (raw >> np.uint32(16)) & np.uint32(0x8000), raw & np.uint32(0x7FFFFFFF)
     dropped = 23 - info.nmant

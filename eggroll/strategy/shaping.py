@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.strategy.statistics import centre, deviation, summarize
+from eggroll.strategy.statistics import Spread, centre, spreads
 
 Shaping = str | Callable[[jax.Array], jax.Array]
 
@@ -89,12 +89,13 @@ def shape_fitness(fitness: Any, *, shaping: Shaping, antithetic: bool, groups: i
     size = fitness.shape[0]
     _check_layout(size, shaping, antithetic, groups)
     valid = _valid(fitness, antithetic)
+    found = spreads(fitness, valid)[1]
     fitness = jnp.where(valid, fitness, 0)
-    count = jnp.maximum(summarize(fitness, valid).count, 1).astype(fitness.dtype)
+    count = jnp.maximum(found.summary.count, 1).astype(fitness.dtype)
     if isinstance(shaping, str):
-        weights = SHAPINGS[shaping](fitness, valid, antithetic, groups)
+        weights = SHAPINGS[shaping](fitness, valid, found, antithetic, groups)
     else:
-        weights = _custom(shaping, fitness, valid)
+        weights = _custom(shaping, fitness, valid, found)
     return jnp.where(valid, weights * (size / count), 0), valid
 
 
@@ -142,31 +143,29 @@ def _valid(fitness: jax.Array, antithetic: bool) -> jax.Array:
     return jnp.repeat(finite.reshape(-1, 2).all(axis=1), 2)
 
 
-def _none(fitness: jax.Array, valid: jax.Array, antithetic: bool, groups: int) -> jax.Array:
-    centred = centre(fitness, valid)
+def _none(fitness: jax.Array, valid: jax.Array, found: Spread, antithetic: bool, groups: int) -> jax.Array:
+    centred = 8 * found.centred
     if antithetic:
         return centred  # only f⁺ − f⁻ enters the estimator: the mean cancels and brings no bias
     # The mean holds the member's own fitness, which shrinks the estimate by (n − 1)/n. The factor undoes it:
     # the weight is fᵢ minus the mean of the other members (the leave-one-out baseline), which is independent
     # of member i's noise.
-    count = summarize(fitness, valid).count.astype(fitness.dtype)
+    count = found.summary.count.astype(fitness.dtype)
     return centred * (count / jnp.maximum(count - 1, 1))
 
 
-def _group(fitness: jax.Array, valid: jax.Array, antithetic: bool, groups: int) -> jax.Array:
-    fitness = fitness / 8  # scale does not matter here: nothing overflows, and 1/std is not subnormal
-    centred = centre(fitness, valid)
-    std = deviation(centred, valid)
+def _group(fitness: jax.Array, valid: jax.Array, found: Spread, antithetic: bool, groups: int) -> jax.Array:
+    centred, std = found.centred, found.deviation
     if groups > 1:
-        centred = centre(fitness.reshape(groups, -1), valid.reshape(groups, -1)).reshape(-1)
+        centred = centre((fitness * 0.125).reshape(groups, -1), valid.reshape(groups, -1)).reshape(-1)
     return jnp.where(std > 0, centred / jnp.where(std > 0, std, 1), 0)
 
 
-def _zscore(fitness: jax.Array, valid: jax.Array, antithetic: bool, groups: int) -> jax.Array:
-    return _group(fitness, valid, antithetic, groups=1)
+def _zscore(fitness: jax.Array, valid: jax.Array, found: Spread, antithetic: bool, groups: int) -> jax.Array:
+    return _group(fitness, valid, found, antithetic, groups=1)
 
 
-def _centered_rank(fitness: jax.Array, valid: jax.Array, antithetic: bool, groups: int) -> jax.Array:
+def _centered_rank(fitness: jax.Array, valid: jax.Array, found: Spread, antithetic: bool, groups: int) -> jax.Array:
     ordered = jnp.sort(jnp.where(valid, fitness, jnp.inf))  # invalid members behind every finite fitness
     below = jnp.searchsorted(ordered, fitness, side="left")
     not_above = jnp.searchsorted(ordered, fitness, side="right")
@@ -177,17 +176,18 @@ def _centered_rank(fitness: jax.Array, valid: jax.Array, antithetic: bool, group
     return twice.astype(fitness.dtype) / (2 * jnp.maximum(count - 1, 1)).astype(fitness.dtype)
 
 
-def _sign(fitness: jax.Array, valid: jax.Array, antithetic: bool, groups: int) -> jax.Array:
+def _sign(fitness: jax.Array, valid: jax.Array, found: Spread, antithetic: bool, groups: int) -> jax.Array:
     if not antithetic:
-        return jnp.sign(centre(0.5 * fitness, valid))  # halved: differences of halves cannot overflow
+        return jnp.sign(found.centred)
     plus, minus = fitness[0::2], fitness[1::2]
     sign = (plus > minus).astype(fitness.dtype) - (plus < minus).astype(fitness.dtype)
     return jnp.stack([sign, -sign], axis=1).reshape(-1)
 
 
-def _custom(shaping: Callable[[jax.Array], jax.Array], fitness: jax.Array, valid: jax.Array) -> jax.Array:
-    found = summarize(fitness, valid)
-    weights = shaping(jnp.where(valid, fitness, found.mean))
+def _custom(
+    shaping: Callable[[jax.Array], jax.Array], fitness: jax.Array, valid: jax.Array, found: Spread
+) -> jax.Array:
+    weights = shaping(jnp.where(valid, fitness, found.summary.mean))
     shape, dtype = getattr(weights, "shape", None), getattr(weights, "dtype", None)
     if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
         raise TypeError(
@@ -199,10 +199,10 @@ def _custom(shaping: Callable[[jax.Array], jax.Array], fitness: jax.Array, valid
             f"the shaping returned shape {shape} for fitness of shape {fitness.shape}; the same shape is "
             "required; return one weight per member"
         )
-    return jnp.where(found.high > found.low, jnp.asarray(weights, dtype=fitness.dtype), 0)
+    return jnp.where(found.summary.high > found.summary.low, jnp.asarray(weights, dtype=fitness.dtype), 0)
 
 
-SHAPINGS: dict[str, Callable[[jax.Array, jax.Array, bool, int], jax.Array]] = {
+SHAPINGS: dict[str, Callable[[jax.Array, jax.Array, Spread, bool, int], jax.Array]] = {
     "none": _none,
     "zscore": _zscore,
     "group": _group,

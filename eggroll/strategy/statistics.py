@@ -53,17 +53,52 @@ def summarize(x: jax.Array, valid: jax.Array) -> Summary:
     return Summary(count, low, high, jnp.where(count > 0, jnp.clip(mean, low, high), 0))
 
 
+class Spread(NamedTuple):
+    """Where the valid numbers lie, and how far apart.
+
+    Attributes:
+        summary: of the numbers.
+        centred: an eighth of every number's distance from the mean; 0 where it is not valid. Of eighths no difference
+            overflows, and the reciprocal of their deviation is not subnormal.
+        deviation: the population standard deviation of `centred`; 0 where nothing is valid.
+    """
+
+    summary: Summary
+    centred: jax.Array
+    deviation: jax.Array
+
+
+def spread(x: jax.Array, valid: jax.Array) -> Spread:
+    """Three passes over the valid numbers along the last axis."""
+    first = summarize(x, valid)
+    once = jnp.where(valid, x * 0.125 - first.mean * 0.125, 0)
+    second = summarize(once, valid)
+    centred = jnp.where(valid, once - second.mean, 0)  # without the rounding error of the first mean
+    scale = second.scale()
+    deviation = jnp.sqrt(summarize((centred / scale) ** 2, valid).mean) * scale
+    return Spread(first._replace(mean=first.mean + 8 * second.mean), centred, deviation)
+
+
+def spreads(fitness: jax.Array, valid: jax.Array) -> tuple[Spread, Spread]:
+    """The spread of all finite fitness, which metrics report, and of that which counts: both from one set of kernels.
+
+    Metrics and shaping ask for them each for itself; compiled together they are computed once.
+
+    Args:
+        fitness: `[N]`.
+        valid: `[N]` bool, members that count: finite, and with pairs the other one, too.
+    """
+    masks = jnp.stack([jnp.isfinite(fitness), valid])
+    both = spread(jnp.where(masks, fitness, 0), masks)
+    finite, counted = (jax.tree.map(lambda x, i=i: x[i], both) for i in range(2))
+    return finite, counted
+
+
 def centre(x: jax.Array, valid: jax.Array) -> jax.Array:
     """`x` less the mean of the valid numbers; the second pass removes the rounding error of the first."""
     for _ in range(2):
         x = jnp.where(valid, x - summarize(x, valid).mean, 0)
     return x
-
-
-def deviation(centred: jax.Array, valid: jax.Array) -> jax.Array:
-    """The population standard deviation, from `centre(x, valid)`; 0 where nothing is valid."""
-    scale = summarize(centred, valid).scale()
-    return jnp.sqrt(summarize((centred / scale) ** 2, valid).mean) * scale
 
 
 def _together(a: tuple, b: tuple) -> tuple:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.strategy.threefry import Halves, folded, words
+from eggroll.strategy.threefry import columns_of, folded, words
 
 LEFT, RIGHT, DENSE = 0, 1, 2  # sides of a parameter; part of what a seed means, so never renumbered
 LONG = 4096  # words: shorter streams are one operation to compile; of longer ones the keys are not repeated in memory
@@ -95,30 +95,32 @@ class Streams:
             return jnp.zeros((units.shape[0], 0), jnp.uint32)
         used = [self.streams[i] for i in self._order if self.streams[i].width]
         path, side = (np.array([getattr(s, name) for s in used], np.uint32) for name in ("path", "side"))
-        first, second = jax.random.key_data(key)
-        keys = folded(folded((first, second), path), side)  # [streams]
-        keys = _of_matrices(folded(keys, units.astype(jnp.uint32)[:, None]), used)  # [U, matrices]
+        keys = folded(folded(jax.random.key_data(key), path), side)  # [2, streams]
+        keys = folded(keys[:, None], units.astype(jnp.uint32)[:, None])  # [2, U, streams]
+        keys, columns = _of_matrices(keys, used)
         parts, start = [], 0
         drawn = [s.words for s in used if not s.key for _ in range(s.matrices)]
         for _, run in groupby(drawn, lambda n: max(n, LONG)):
             lengths = list(run)
-            place = slice(start, start + len(lengths))
-            parts.append(words((keys[0][:, place], keys[1][:, place]), lengths))
-            start = place.stop
-        if start < keys[0].shape[1]:
-            both = jnp.stack([half[:, start:] for half in keys], axis=-1)
-            parts.append(both.reshape(len(both), -1))
-        return jnp.concatenate(parts, axis=1)
+            parts.append(words(keys, columns[start : start + len(lengths)], lengths))
+            start += len(lengths)
+        if start < len(columns):
+            own = columns_of(keys, columns[start:])
+            parts.append(jnp.moveaxis(own, 0, -1).reshape(own.shape[1], -1))
+        return jnp.concatenate(parts, axis=1) if len(parts) > 1 else parts[0]
 
 
-def _of_matrices(keys: Halves, streams: Sequence[Stream]) -> Halves:
-    """`[U, streams]` → `[U, matrices]`: a stack's matrices have keys of their own, in place of the stream's."""
+def _of_matrices(keys: jax.Array, streams: Sequence[Stream]) -> tuple[jax.Array, np.ndarray]:
+    """From the keys of streams `[2, U, streams]` to those of matrices, which of a stack are their own.
+
+    Returns:
+        (keys `[2, U, more]`, the column of each matrix in them).
+    """
     if all(s.stack is None for s in streams):
-        return keys
+        return keys, np.arange(len(streams))
     stacked = [i for i, s in enumerate(streams) for _ in range(s.stack or 0)]
     number = np.concatenate([np.arange(s.stack or 0, dtype=np.uint32) for s in streams])
-    own = folded((keys[0][:, stacked], keys[1][:, stacked]), number)
+    own = folded(columns_of(keys, stacked), number)
     rest = iter(range(len(streams), len(streams) + len(stacked)))
     order = [i if s.stack is None else next(rest) for i, s in enumerate(streams) for _ in range(s.matrices)]
-    first, second = (jnp.concatenate([a, b], axis=1)[:, np.array(order)] for a, b in zip(keys, own, strict=True))
-    return first, second
+    return jnp.concatenate([keys, own], axis=2), np.array(order)

@@ -108,4 +108,21 @@ def test_own_rows_count_and_a_function_without_products_has_none():
     assert cost(lambda p, x: x @ p["w"], jnp.zeros((6, 3, WIDTH)), in_axes=0).rows == 3
     looped = lambda p, x: lax.fori_loop(0, 4, lambda _, h: jnp.tanh(h @ p["w"]), x)  # noqa: E731
     assert cost(looped, jnp.zeros((6, 3, WIDTH)), in_axes=0).rows == 3
-    assert cost(lambda p: p["w"].sum(), params={"w": jnp.zeros(5)})[1:] == (0, 0)
+    none = cost(lambda p: p["w"].sum(), params={"w": jnp.zeros(5)})
+    assert (none.flops, none.rows, none.columns, none.loops) == (0, 0, frozenset(), False)
+
+
+def test_the_columns_of_shared_products_and_loops_over_own_values():
+    shapes = {"w": jnp.zeros((WIDTH, 24)), "v": jnp.zeros((24, 7)), "b": jnp.zeros((3, 7))}
+
+    def fun(p, x):
+        shared = lax.fori_loop(
+            0, 3, lambda _, h: h + 1.0, jnp.zeros(7)
+        )  # the same for every member: no loop of its own
+        return jnp.tanh(x @ p["w"]) @ p["v"] + shared
+
+    need = cost(fun, jnp.zeros((6, 2, WIDTH)), params={k: shapes[k] for k in "wv"}, in_axes=0)
+    assert need.columns == {24, 7} and not need.loops
+    scanned = cost(lambda p, x: lax.scan(lambda h, b: (h + b, None), x @ p["w"] @ p["v"], p["b"])[0],
+                   jnp.zeros((6, 2, WIDTH)), params=shapes, in_axes=0)  # fmt: skip
+    assert scanned.loops
