@@ -3,11 +3,13 @@
 Compared are `es.step` (wrapped in `jax.jit`, noise, evaluation and update included), the plain forward pass
 (`jax.jit` of the fitness of the unperturbed parameters on the same rows) and backpropagation (`jax.jit` of
 `jax.value_and_grad` of it), for a causal transformer with a scan over its layers and an MLP whose layers are written
-out, against depth, width and population. The limit is the plainest evolution that can be written: members with dense
-noise given as arguments under one `vmap`, fitness times noise added to the parameters, and nothing else.
+out, against depth, width and population. There are two limits, the plainest evolution that can be written: members with
+noise given as arguments under one `vmap`, fitness times noise added to the parameters, and nothing else: no random
+numbers, pairs, chunks, shaping, optimizer or metrics. Once the noise is dense; once it is factors, with a thin product
+and a correction beside every product, and each update one product of factors.
 
 Each is traced, lowered and compiled from nothing: a new strategy, `jax.clear_caches()`, and no compilation cache on
-disk; the four take turns, after one round that is not counted. Ratios are medians over rounds.
+disk; all take turns, after one round that is not counted. Ratios are medians over rounds.
 """
 
 from __future__ import annotations
@@ -32,7 +34,13 @@ from bench.report import Report
 
 SIGMA, LEARNING_RATE = 0.01, 1e-3
 PHASES = ("trace", "lower", "compile")
-RATIOS = ("compile_ratio", "compile_ratio_limit", "compile_ratio_backprop", "total_ratio")
+RATIOS = (
+    "compile_ratio",
+    "compile_ratio_limit",
+    "compile_ratio_limit_low_rank",
+    "compile_ratio_backprop",
+    "total_ratio",
+)
 FROM_DEPTH, TO_DEPTH = 6, 24  # between which growth is reported
 
 Built = tuple[Any, tuple[Any, ...]]  # a jitted function and its arguments
@@ -106,6 +114,7 @@ def measure(case: Case, options: Options) -> dict[str, Any]:
         "step": lambda: step(net, case.population, options),
         "backprop": lambda: (jax.jit(jax.value_and_grad(lambda p, *a: net.fitness(p, *a))), (net.params, *net.rows(1))),
         "limit": lambda: plainest(net),
+        "limit_low_rank": lambda: plainest_low_rank(net),
     }
     rounds = 1 if options.quick else options.rounds
     seconds = {name: np.zeros((rounds, len(PHASES))) for name in candidates}
@@ -137,6 +146,52 @@ def plainest(net: Network, members: int = 4) -> Built:
     return jax.jit(step), (net.params, noise, *net.rows(1))
 
 
+def plainest_low_rank(net: Network, members: int = 4) -> Built:
+    """The same with factors for noise, in rank 1: what no step in factored form can do without."""
+    rows = net.rows(1)
+    es = eggroll.ES(population=members, sigma=SIGMA, optimizer=optax.sgd(LEARNING_RATE))
+    with jax.ensure_compile_time_eval():
+        es.step(es.init(net.params, jax.random.key(3)), net.fitness, *net.rows(members))
+    assert es.plan is not None
+    leaves, tree = jax.tree.flatten(net.params)
+    plans = es.plan.leaves
+    fitness = eggroll.factored(net.fitness)
+
+    def seen(plan: Any, value: jax.Array, noise: Any) -> Any:
+        if plan.kind == "low_rank":
+            scaled = jnp.asarray(SIGMA, value.dtype) * noise[1]
+            return eggroll.LowRank(value, noise[0], scaled, plan.left_axes, plan.right_axes)
+        return value + jnp.asarray(SIGMA, value.dtype) * noise
+
+    def moved(plan: Any, value: jax.Array, noise: Any, weights: jax.Array) -> jax.Array:
+        weights = weights.astype(value.dtype)
+        if plan.kind != "low_rank":
+            return value + jnp.tensordot(weights, noise, 1)
+        member, rank = value.ndim, value.ndim + 1
+        left, right = ([member, *axes, rank] for axes in (plan.left_axes, plan.right_axes))
+        return value + jnp.einsum(weights, [member], noise[0], left, noise[1], right, list(range(value.ndim)))
+
+    def step(params: Any, noise: Any, *args: Any) -> Any:
+        values = jax.tree.leaves(params)
+
+        def member(own: Any) -> jax.Array:
+            return fitness(tree.unflatten(map(seen, plans, values, own)), *args)
+
+        weights = LEARNING_RATE / (members * SIGMA) * jax.vmap(member)(noise)
+        return tree.unflatten([moved(*each, weights) for each in zip(plans, values, noise, strict=True)])
+
+    def shape(*sizes: int, like: jax.Array) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((members, *sizes), like.dtype)
+
+    noise = [
+        (shape(*plan.left_shape, 1, like=leaf), shape(*plan.right_shape, 1, like=leaf))
+        if plan.kind == "low_rank"
+        else shape(*leaf.shape, like=leaf)
+        for plan, leaf in zip(plans, leaves, strict=True)
+    ]
+    return jax.jit(step), (net.params, noise, *rows)
+
+
 def phases(candidate: Callable[[], Built]) -> tuple[float, ...]:
     """Seconds to trace, lower and compile it, from nothing."""
     function, args = candidate()
@@ -160,12 +215,17 @@ def figures(seconds: dict[str, np.ndarray]) -> dict[str, float]:
         for name in ("forward", "step")
         for i, phase in enumerate(PHASES)
     }
-    step, forward, backprop, limit = (seconds[name] for name in ("step", "forward", "backprop", "limit"))
+    step, forward, backprop = (seconds[name] for name in ("step", "forward", "backprop"))
+
+    def over_forward(name: str) -> float:
+        return float(np.median(seconds[name][:, 2] / forward[:, 2]))
+
     return found | {
         "backprop_total": float(np.median(backprop.sum(1))),
-        "compile_ratio": float(np.median(step[:, 2] / forward[:, 2])),
-        "compile_ratio_limit": float(np.median(limit[:, 2] / forward[:, 2])),
-        "compile_ratio_backprop": float(np.median(backprop[:, 2] / forward[:, 2])),
+        "compile_ratio": over_forward("step"),
+        "compile_ratio_limit": over_forward("limit"),
+        "compile_ratio_limit_low_rank": over_forward("limit_low_rank"),
+        "compile_ratio_backprop": over_forward("backprop"),
         "total_ratio": float(np.median(step.sum(1) / forward.sum(1))),
         "total_over_backprop": float(np.median(step.sum(1) / backprop.sum(1))),
     }
@@ -201,7 +261,8 @@ def no_compilation_cache() -> Iterator[None]:
 NOTES = [
     "Seconds are medians; every round starts from a new strategy and cleared caches. compile ratio and total ratio: "
     "step in units of the plain forward pass, for compiling alone and for trace, lower and compile together. Limit: "
-    "the same for the plainest evolution, with noise given; backprop: for value_and_grad without an optimizer.",
+    "the same for the plainest evolution, with dense noise given; limit low rank: with factors given; backprop: for "
+    "value_and_grad without an optimizer.",
 ]
 
 if __name__ == "__main__":
