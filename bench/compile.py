@@ -22,17 +22,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tyro
 
 import eggroll
+from bench.compile_limits import LEARNING_RATE, SIGMA, Built, plainest, plainest_low_rank
 from bench.networks import Network, deep_mlp, transformer
 from bench.options import Common
 from bench.report import Report
 
-SIGMA, LEARNING_RATE = 0.01, 1e-3
 PHASES = ("trace", "lower", "compile")
 RATIOS = (
     "compile_ratio",
@@ -42,8 +41,6 @@ RATIOS = (
     "total_ratio",
 )
 FROM_DEPTH, TO_DEPTH = 6, 24  # between which growth is reported
-
-Built = tuple[Any, tuple[Any, ...]]  # a jitted function and its arguments
 
 
 @dataclass(frozen=True)
@@ -130,66 +127,6 @@ def step(net: Network, population: int, options: Options) -> Built:
     es = eggroll.ES(population=population, sigma=SIGMA, optimizer=optax.sgd(LEARNING_RATE), chunk=options.chunk)
     state = es.init(net.params, jax.random.key(3))
     return jax.jit(lambda state, *args: es.step(state, net.fitness, *args)), (state, *net.rows(population))
-
-
-def plainest(net: Network, members: int = 4) -> Built:
-    """Evolution without random numbers, factors, shaping, optimizer or metrics: what no step can do without."""
-
-    def step(params: Any, noise: Any, *args: Any) -> Any:
-        def member(own: Any) -> jax.Array:
-            return net.fitness(jax.tree.map(lambda p, e: p + jnp.asarray(SIGMA, p.dtype) * e, params, own), *args)
-
-        weights = LEARNING_RATE / (members * SIGMA) * jax.vmap(member)(noise)
-        return jax.tree.map(lambda p, e: p + jnp.tensordot(weights.astype(p.dtype), e, 1), params, noise)
-
-    noise = jax.tree.map(lambda p: jax.ShapeDtypeStruct((members, *p.shape), p.dtype), net.params)
-    return jax.jit(step), (net.params, noise, *net.rows(1))
-
-
-def plainest_low_rank(net: Network, members: int = 4) -> Built:
-    """The same with factors for noise, in rank 1: what no step in factored form can do without."""
-    rows = net.rows(1)
-    es = eggroll.ES(population=members, sigma=SIGMA, optimizer=optax.sgd(LEARNING_RATE))
-    with jax.ensure_compile_time_eval():
-        es.step(es.init(net.params, jax.random.key(3)), net.fitness, *net.rows(members))
-    assert es.plan is not None
-    leaves, tree = jax.tree.flatten(net.params)
-    plans = es.plan.leaves
-    fitness = eggroll.factored(net.fitness)
-
-    def seen(plan: Any, value: jax.Array, noise: Any) -> Any:
-        if plan.kind == "low_rank":
-            scaled = jnp.asarray(SIGMA, value.dtype) * noise[1]
-            return eggroll.LowRank(value, noise[0], scaled, plan.left_axes, plan.right_axes)
-        return value + jnp.asarray(SIGMA, value.dtype) * noise
-
-    def moved(plan: Any, value: jax.Array, noise: Any, weights: jax.Array) -> jax.Array:
-        weights = weights.astype(value.dtype)
-        if plan.kind != "low_rank":
-            return value + jnp.tensordot(weights, noise, 1)
-        member, rank = value.ndim, value.ndim + 1
-        left, right = ([member, *axes, rank] for axes in (plan.left_axes, plan.right_axes))
-        return value + jnp.einsum(weights, [member], noise[0], left, noise[1], right, list(range(value.ndim)))
-
-    def step(params: Any, noise: Any, *args: Any) -> Any:
-        values = jax.tree.leaves(params)
-
-        def member(own: Any) -> jax.Array:
-            return fitness(tree.unflatten(map(seen, plans, values, own)), *args)
-
-        weights = LEARNING_RATE / (members * SIGMA) * jax.vmap(member)(noise)
-        return tree.unflatten([moved(*each, weights) for each in zip(plans, values, noise, strict=True)])
-
-    def shape(*sizes: int, like: jax.Array) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((members, *sizes), like.dtype)
-
-    noise = [
-        (shape(*plan.left_shape, 1, like=leaf), shape(*plan.right_shape, 1, like=leaf))
-        if plan.kind == "low_rank"
-        else shape(*leaf.shape, like=leaf)
-        for plan, leaf in zip(plans, leaves, strict=True)
-    ]
-    return jax.jit(step), (net.params, noise, *rows)
 
 
 def phases(candidate: Callable[[], Built]) -> tuple[float, ...]:

@@ -29,12 +29,26 @@ def describe() -> dict[str, Any]:
 
 
 def device_kind() -> str:
-    """The accelerator's name, or the processor's."""
+    """The accelerator's name, or the processor's with the numbers that tell its kind: one name has many processors."""
     if jax.default_backend() != "cpu":
         return jax.local_devices()[0].device_kind
     info = pathlib.Path("/proc/cpuinfo")
-    found = re.search(r"model name\s*:\s*(.+)", info.read_text()) if info.exists() else None
-    return found.group(1).strip() if found else platform.processor() or platform.machine()
+    found = processor(info.read_text()) if info.exists() else ""
+    return found or platform.processor() or platform.machine()
+
+
+def processor(info: str) -> str:
+    r"""The first processor of a text as Linux has it in `/proc/cpuinfo`; empty where it is not named there.
+
+    Example:
+        >>> processor("cpu family\t: 23\nmodel\t\t: 49\nmodel name\t: AMD EPYC\n")
+        'AMD EPYC family 23 model 49'
+    """
+    fields = dict(reversed(re.findall(r"^([\w ]+?)\s*:\s*(.+?)\s*$", info, re.MULTILINE)))
+    if "model name" not in fields:
+        return ""
+    numbers = [f"{name} {fields[key]}" for name, key in (("family", "cpu family"), ("model", "model")) if key in fields]
+    return " ".join([fields["model name"], *numbers])
 
 
 def device_slug() -> str:

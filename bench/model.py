@@ -25,7 +25,7 @@ import optax
 import tyro
 
 import eggroll
-from bench.inference import plain_inference
+from bench.inference import chunked_inference, plain_inference
 from bench.networks import NETWORKS, Network
 from bench.options import Common
 from bench.report import Report
@@ -144,8 +144,15 @@ def measure(network: Network, population: int, options: Options) -> dict[str, An
     unit = plain_inference(network.fun, network.params, rows[: len(network.inputs)], options.memory * 1e9)
     scored = plain_inference(network.fitness, network.params, rows, options.memory * 1e9)
     chunk = int(trained.step()["chunk"])
+    chunked = chunked_inference(network.fitness, network.params, rows, chunk)
     timings = interleave(
-        {"inference": unit.call, "scored": scored.call, "forward": trained.forward, "step": trained.step},
+        {
+            "inference": unit.call,
+            "scored": scored.call,
+            "chunked": chunked.call,
+            "forward": trained.forward,
+            "step": trained.step,
+        },
         rounds=3 if options.quick else options.rounds,
         most_seconds=QUICK_SECONDS if options.quick else options.seconds,
     )
@@ -154,7 +161,8 @@ def measure(network: Network, population: int, options: Options) -> dict[str, An
 
 def row(network: Network, population: int, timings: dict[str, Timing]) -> dict[str, Any]:
     """The figures of one network and population."""
-    step, forward, unit, scored = (timings[name] for name in ("step", "forward", "inference", "scored"))
+    names = ("step", "forward", "inference", "scored", "chunked")
+    step, forward, unit, scored, chunked = (timings[name] for name in names)
     ratio = step.ratio(unit)
     return {
         "network": network.name,
@@ -164,6 +172,7 @@ def row(network: Network, population: int, timings: dict[str, Timing]) -> dict[s
         "low": ratio.low,
         "high": ratio.high,
         "step_over_scored_inference": step.ratio(scored).median,
+        "chunked_over_inference": chunked.ratio(unit).median,
         "forward_over_inference": forward.ratio(unit).median,
         "forward_percent": 100 * unit.ratio(forward).median,
         "members_per_second": population / step.median,
@@ -172,8 +181,9 @@ def row(network: Network, population: int, timings: dict[str, Timing]) -> dict[s
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Of each network: the step's ratio at every population; of decoding also the share of its throughput."""
-    figures = {f"{r['network']}_{r['population']}_step_over_inference": r["step_over_inference"] for r in rows}
+    """Of each network the step's ratio at every population, and its limit's; of decoding its share of throughput."""
+    ratios = ("step_over_inference", "chunked_over_inference")
+    figures = {f"{r['network']}_{r['population']}_{ratio}": r[ratio] for r in rows for ratio in ratios}
     decoding = [r for r in rows if r["network"] == "decode"]
     return figures | {f"decode_{r['population']}_percent_of_tokens": r["forward_percent"] for r in decoding}
 
@@ -183,6 +193,7 @@ NOTES = [
     "parts: calls it is split over to fit the memory allowed.",
     "scored inference returns fitness. forward: es.ask and members.apply of what inference computes; forward percent: "
     "its throughput in per cent of inference (decode: tokens per second).",
+    "chunked: unperturbed inference to fitness in the step's chunks, in units of inference: an evaluation's limit.",
     "Ratios: medians over rounds; low and high are the quartiles of step over inference.",
 ]
 

@@ -6,9 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import eggroll
 from bench import compile as bench_compile
-from bench.compile import LEARNING_RATE, SIGMA, Case, Options, cases, figures, phases, plainest, summary
-from bench.networks import deep_mlp
+from bench.compile import Case, Options, cases, figures, phases, summary
+from bench.compile_limits import LEARNING_RATE, SIGMA, plainest, plainest_low_rank
+from bench.networks import deep_mlp, transformer
 
 PHASES = bench_compile.PHASES
 
@@ -18,6 +20,7 @@ def row(network, depth, seconds):
     return {"network": network, "depth": depth, "width": 256, "population": 256, **each} | {
         "compile_ratio": 2.0,
         "compile_ratio_limit": 1.5,
+        "compile_ratio_limit_low_rank": 1.6,
         "compile_ratio_backprop": 1.75,
         "total_ratio": 3.0,
     }
@@ -53,10 +56,12 @@ def test_depth_width_and_population_vary_one_at_a_time_and_no_case_comes_twice()
 def test_figures_are_medians_of_the_rounds_own_ratios():
     forward = np.array([[1.0, 1, 2], [1, 1, 4], [1, 1, 8]])
     step = np.array([[1.0, 1, 4], [2, 2, 12], [3, 3, 32]])
-    found = figures({"forward": forward, "step": step, "backprop": 2 * forward, "limit": 1.5 * forward})
+    others = {"backprop": 2 * forward, "limit": 1.5 * forward, "limit_low_rank": 1.75 * forward}
+    found = figures({"forward": forward, "step": step, **others})
     assert found["step_compile"] == 12
     assert found["compile_ratio"] == 3  # of 2, 3 and 4
     assert found["compile_ratio_limit"] == 1.5
+    assert found["compile_ratio_limit_low_rank"] == 1.75
     assert found["compile_ratio_backprop"] == 2
     assert found["total_ratio"] == pytest.approx(16 / 6)
     assert found["total_over_backprop"] == pytest.approx(16 / 12)
@@ -69,6 +74,7 @@ def test_the_summary_tells_growth_from_6_layers_to_24():
     assert summary(rows, Options()) == {
         "transformer_12_compile_ratio": 2.0,
         "transformer_12_compile_ratio_limit": 1.5,
+        "transformer_12_compile_ratio_limit_low_rank": 1.6,
         "transformer_12_compile_ratio_backprop": 1.75,
         "transformer_12_total_ratio": 3.0,
         "transformer_step_growth_24_over_6": pytest.approx(34 / 16),
@@ -91,6 +97,29 @@ def test_the_limit_is_a_step_of_evolution():
         step = LEARNING_RATE / (2 * SIGMA) * fitness
         expected = jax.tree.map(lambda p, e, step=step: p + step * e, expected, own)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), moved, expected)
+
+
+@pytest.mark.slow
+def test_the_limit_of_low_rank_is_the_same_step_with_the_noise_that_its_factors_stand_for():
+    """As the dense limit, given what `LowRank.dense` makes of the factors: stacked layers and heads included."""
+    net = transformer(depth=2, width=64, tokens=8)
+    plans = eggroll.explain(net.fitness, net.params, *net.rows(1)).plan.leaves
+    function, (params, shapes, *args) = plainest_low_rank(net, members=2)
+    factors = jax.tree.map(lambda s: jax.random.rademacher(jax.random.key(1), s.shape, s.dtype), shapes)
+    leaves, tree = jax.tree.flatten(params)
+
+    def noise(plan, leaf, drawn):
+        if plan.kind == "dense":
+            return drawn
+        axes = plan.left_axes, plan.right_axes
+        return jax.vmap(lambda left, right: eggroll.LowRank(jnp.zeros_like(leaf), left, right, *axes).dense())(*drawn)
+
+    dense = tree.unflatten(map(noise, plans, leaves, factors))
+    expected = plainest(net, members=2)[0](params, dense, *args)
+    moved = function(params, factors, *args)
+    change = jax.tree.map(lambda a, b: a - b, expected, params)
+    assert all(jnp.any(x != 0) for x in jax.tree.leaves(change))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), moved, expected)
 
 
 @pytest.mark.slow

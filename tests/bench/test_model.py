@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bench import chunks, model
-from bench.inference import plain_inference
+from bench.inference import chunked_inference, plain_inference
 from bench.timing import LEAST_ROUNDS, Timing, interleave
 
 TINY = ["--quick", "--networks", "digits", "--populations", "8", "--rows", "4"]
@@ -27,7 +27,9 @@ def test_a_tiny_run_says_what_step_and_forward_cost(capsys, tmp_path):
     for name in ("step_over_inference", "step_over_scored_inference", "forward_over_inference", "members_per_second"):
         assert 0 < row[name] < math.inf
     assert row["low"] <= row["step_over_inference"] <= row["high"]
-    assert found["summary"] == {"digits_8_step_over_inference": row["step_over_inference"]}
+    assert found["summary"] == {
+        f"digits_8_{ratio}": row[ratio] for ratio in ("step_over_inference", "chunked_over_inference")
+    }
     assert json.loads(out.read_text())["rows"] == found["rows"]
 
 
@@ -38,6 +40,7 @@ def test_decoding_is_summed_up_in_per_cent_of_tokens():
         for name, seconds in {
             "inference": (1.0, 2.0, 3.0),
             "scored": (2.0, 4.0, 6.0),
+            "chunked": (0.5, 1.0, 1.5),
             "forward": (1.25, 2.5, 3.75),
             "step": (1.5, 3.0, 4.5),
         }.items()
@@ -45,6 +48,7 @@ def test_decoding_is_summed_up_in_per_cent_of_tokens():
     row = model.row(model.network(model.Options(quick=True), "decode"), 8, timings)
     assert row["step_over_inference"] == pytest.approx(1.5)
     assert row["step_over_scored_inference"] == pytest.approx(0.75)
+    assert row["chunked_over_inference"] == pytest.approx(0.5)
     assert row["forward_percent"] == pytest.approx(80)
     assert row["members_per_second"] == pytest.approx(8 / 3)
     assert model.summary([row])["decode_8_percent_of_tokens"] == pytest.approx(80)
@@ -65,6 +69,14 @@ def test_inference_is_split_into_as_few_equal_parts_as_fit(limit, parts):
     found = plain_inference(lambda w, x: x @ w, weight, (rows,), limit)
     assert found.parts == len(found.call()) == parts
     np.testing.assert_allclose(np.concatenate(found.call()), rows @ weight, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 5, 12, 64])
+def test_inference_in_chunks_is_the_same_inference(size):
+    rows = jnp.asarray(np.random.default_rng(0).normal(size=(12, 3)), jnp.float32)
+    weight = jnp.arange(15.0).reshape(3, 5)
+    (found,) = chunked_inference(lambda w, x, y: x @ w + y, weight, (rows, jnp.ones(12)), size).call()
+    np.testing.assert_allclose(found, rows @ weight + 1, rtol=1e-5)
 
 
 def test_slow_candidates_get_three_rounds():

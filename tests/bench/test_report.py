@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench import report as reporting
-from bench.environment import describe, device_slug
+from bench.environment import describe, device_slug, processor
 from bench.options import Common
 from bench.report import Report
 
@@ -45,6 +45,14 @@ def test_the_last_line_holds_everything(result, capsys):
     environment = content["environment"]
     assert environment["platform"] == "cpu" and environment["cores"] >= 1
     assert environment["versions"]["jax"] and environment["versions"]["eggroll-jax"]
+
+
+def test_a_processor_is_told_from_others_of_its_name():
+    first = "processor\t: 0\ncpu family\t: 23\nmodel\t\t: 49\nmodel name\t: AMD EPYC\ncache size\t: 512 KB\n"
+    second = "\nprocessor\t: 1\ncpu family\t: 25\nmodel\t\t: 1\nmodel name\t: AMD EPYC 2\n"
+    assert processor(first + second) == "AMD EPYC family 23 model 49"
+    assert processor("model name\t: Some ARM core\n") == "Some ARM core"
+    assert processor("Hardware\t: a board\n") == ""
 
 
 def test_the_card_shows_rows_notes_and_summary(result, capsys):
