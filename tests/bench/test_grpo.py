@@ -150,6 +150,7 @@ def test_a_run_on_few_problems(tmp_path: Path) -> None:
     assert points[0]["round"] == 0 and points[-1]["tokens"] >= 8 and points[-1]["held_out"] < 0
 
 
+@pytest.mark.slow
 def test_quick_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A tiny random model answers, is scored, moves and is evaluated; the curve is kept."""
     out = tmp_path / "grpo.json"

@@ -41,7 +41,7 @@ def lines(capsys) -> list[dict]:
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-@pytest.mark.parametrize("operation", quickest(OPERATIONS, "rank_update"))
+@pytest.mark.parametrize("operation", quickest(OPERATIONS))
 def test_the_reference_is_right(operation, capsys):
     kernel_check.main(["--operation", operation, "--implementation", "reference", "--quick"])
     found = lines(capsys)
@@ -145,6 +145,7 @@ def test_what_cannot_be_done_and_what_fails(plug, capsys):
     assert last["number"] == 3 and last["stage"] == "run" and "device lost" in last["reason"]
 
 
+@pytest.mark.slow
 def test_a_part_of_the_truth_is_that_part():
     shape = SMALL[3]
     operands = dot_operands(shape, "normal", jnp.float32)

@@ -41,6 +41,7 @@ def test_the_scan_over_layers_equals_a_loop_over_them(params):
     np.testing.assert_allclose(transformer.forward(params, text), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_no_position_sees_what_follows_it_and_order_matters(params):
     text = tokens(1, 8)
     before = transformer.forward(params, text)

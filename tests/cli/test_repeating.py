@@ -26,6 +26,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
+@pytest.mark.slow
 def test_a_seed_repeats_its_run(tmp_path: Path) -> None:
     # JAX's caches do not know `quick_compilation`: what other tests compiled with optimisations rounds otherwise, and
     # may be dropped from the caches between two runs.

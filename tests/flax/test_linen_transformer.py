@@ -71,6 +71,7 @@ def test_explain_finds_no_fallback(params):
     assert rows["blocks/up/kernel"].stack_axes == (0,)
 
 
+@pytest.mark.slow
 def test_a_plain_train_state_learns_to_count(params):
     def loss_fn(params, ids, *, smoothing):
         labels = optax.smooth_labels(jax.nn.one_hot((ids + 1) % VOCABULARY, VOCABULARY), smoothing)

@@ -115,7 +115,10 @@ class Attention(nnx.Module):
 
 @pytest.mark.parametrize(
     ("options", "memory"),
-    [({"normalize_qk": True}, None), ({"in_kv_features": 4, "use_bias": False}, normal(1, 2, 3, 4))],
+    [
+        pytest.param({"normalize_qk": True}, None, marks=pytest.mark.slow),
+        ({"in_kv_features": 4, "use_bias": False}, normal(1, 2, 3, 4)),
+    ],
     ids=["normalised queries and keys", "cross-attention"],
 )
 def test_other_attention(options, memory):

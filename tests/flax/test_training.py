@@ -35,6 +35,7 @@ def waves(seed: int, n: int = 64) -> tuple[jax.Array, jax.Array]:
     return jnp.asarray(signal[..., None], jnp.float32), jnp.asarray(labels)
 
 
+@pytest.mark.slow
 def test_a_convolutional_classifier_in_an_nnx_training_loop():
     model = Classifier(nnx.Rngs(0))
     optimizer = nnx.Optimizer(model, optax.sgd(0.3, momentum=0.9), wrt=nnx.Param)

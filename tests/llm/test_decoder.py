@@ -40,7 +40,7 @@ def with_cache(extend, config, dtype, prompt):
 
 
 CASES = [(family, jnp.float32) for family in SETTINGS] + [("gemma3", jnp.bfloat16)]
-QUICK = ("smollm2", jnp.float32), ("gemma3", jnp.float32)
+QUICK = (("gemma3", jnp.float32),)
 
 
 @pytest.mark.parametrize(("family", "dtype"), quickest(CASES, *QUICK))
@@ -55,7 +55,7 @@ def test_a_cache_changes_nothing(family, dtype):
     np.testing.assert_allclose(steps[:2], whole[:2, TIME - 4 :], atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("family", quickest(["llama3", "gemma3"], "gemma3"))
+@pytest.mark.parametrize("family", quickest(["llama3", "gemma3"]))
 def test_padding_on_the_left_changes_nothing(family):
     graph, params = made(family)
     model = nnx.merge(graph, params)

@@ -25,6 +25,7 @@ def same(a: Answers, b: Answers) -> None:
     assert np.array_equal(a.tokens, b.tokens) and np.array_equal(a.length, b.length)
 
 
+@pytest.mark.slow
 def test_parts_of_prompts_and_of_members_change_nothing():
     graphdef, params = truth.model()
     members, fun, prompts = truth.ask(params), generator(graphdef, truth.ENDING), truth.prompts()

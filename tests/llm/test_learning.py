@@ -46,7 +46,7 @@ def parts() -> Any:
     return model, params, generator(graphdef, Decoding(6, stop=model.stop, pad=model.pad))
 
 
-@pytest.mark.parametrize("method", quickest(STRATEGIES, "eggroll"))
+@pytest.mark.parametrize("method", quickest(STRATEGIES))
 def test_a_held_out_reward_rises_and_without_information_it_does_not(method: str) -> None:
     """The same run with rewards that tell nothing is the control.
 

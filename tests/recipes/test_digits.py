@@ -48,7 +48,7 @@ def test_a_run_that_is_asked_to_stop_writes_what_there_is_and_goes_on(tmp_path: 
         np.testing.assert_array_equal(first[path], second[path])
 
 
-@pytest.mark.parametrize("model", quickest(["mlp", "cnn"], "mlp"))
+@pytest.mark.parametrize("model", quickest(["mlp", "cnn"]))
 def test_a_model_with_state_of_its_own_goes_on(model: str, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     with quick_compilation():

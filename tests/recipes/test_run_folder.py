@@ -15,6 +15,7 @@ from eggroll.recipes.models import build
 from eggroll.recipes.run_folder import arrays_of, load
 from eggroll.recipes.settings import Model
 from eggroll.training.arrays import save_arrays
+from tests.quick import quickest
 
 
 def write(path: Path, model: nnx.Module, *, name: str, seed: int = 0) -> None:
@@ -22,7 +23,7 @@ def write(path: Path, model: nnx.Module, *, name: str, seed: int = 0) -> None:
     save_arrays(path / "parameters.npz", arrays_of(model))
 
 
-@pytest.mark.parametrize("name", get_args(Model))
+@pytest.mark.parametrize("name", quickest(get_args(Model), "mlp", "cnn"))
 def test_a_model_comes_back(name: str, tmp_path: Path) -> None:
     model, x = build(name, seed=5), jnp.ones((2, 8, 8))
     write(tmp_path, model, name=name)  # the configuration's seed is another: every number must come from the file

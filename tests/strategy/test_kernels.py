@@ -33,7 +33,7 @@ from tests.strategy.kernel_networks import (
 )
 
 
-@pytest.mark.parametrize("name", quickest(FUNCTIONS, "plain", "heads"))
+@pytest.mark.parametrize("name", quickest(FUNCTIONS, "plain"))
 def test_a_step_is_the_same_with_kernels(name, request):
     plain = step(FUNCTIONS[name], 0)
     assert not choices(FUNCTIONS[name], 0)
@@ -49,7 +49,8 @@ def test_a_step_is_the_same_with_kernels(name, request):
     }
 
 
-@pytest.mark.parametrize("name", ["plain", pytest.param("layers", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["plain", "layers"])
 def test_a_step_is_the_same_with_those_of_a_tpu(name, request):
     plain = step(FUNCTIONS[name], 0)
     request.getfixturevalue("tpu_kernels")

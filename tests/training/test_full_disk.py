@@ -12,6 +12,7 @@ import pytest
 from tests.training.test_checkpoints_faults import PRIVATE, ROOT, can_mount
 
 
+@pytest.mark.slow
 def test_a_run_on_a_disk_that_fills_up(tmp_path: Path) -> None:
     disk, elsewhere = tmp_path / "disk", tmp_path / "elsewhere"
     disk.mkdir()

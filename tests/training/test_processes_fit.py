@@ -54,6 +54,7 @@ def assert_records(folder: Path, expected: dict[str, Any]) -> None:
     assert summarize(folder / "ledger.bin").generations == LAST
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_saves_and_the_run_goes_on_in_one(whole: Any, tmp_path: Path) -> None:
     ended = start(tmp_path, 2, signals={"5": [1, "SIGTERM"]})
     assert [(end.status, end.stderr) for end in ended] == [(0, "")] * 2

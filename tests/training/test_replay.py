@@ -147,6 +147,7 @@ def test_told_without_a_function_and_stepped_in_turn(tmp_path):
     assert_same_state(replay(base, path), state)
 
 
+@pytest.mark.slow
 def test_any_generation_and_a_fresh_compilation(tmp_path):
     path = tmp_path / "ledger.bin"
     states = run(path, 4)

@@ -25,9 +25,8 @@ RECORDED = {
 }
 
 
-@pytest.mark.parametrize(
-    "cases", [["weights"], pytest.param(["split", "members"], marks=pytest.mark.slow)], ids=" ".join
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("cases", [["weights"], ["split", "members"]], ids=" ".join)
 def test_runs_on_meshes_are_rebuilt(tmp_path, cases):
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
     flags += " --xla_llvm_disable_expensive_passes=true"  # most of the time is compilation

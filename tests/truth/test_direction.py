@@ -92,10 +92,10 @@ def interval(samples):
     return samples.mean(), quantile * samples.std(ddof=1) / np.sqrt(len(samples))
 
 
-CASES = [("rademacher", 128, 48), ("rademacher", 2048, 16), ("normal", 512, 24)]  # the second is the quickest
+CASES = [("rademacher", 128, 48), ("rademacher", 2048, 16), ("normal", 512, 24)]  # the third is the quickest
 
 
-@pytest.mark.parametrize(("distribution", "pairs", "seeds"), quickest(CASES, *CASES[1:]))
+@pytest.mark.parametrize(("distribution", "pairs", "seeds"), quickest(CASES, CASES[2]))
 def test_projection_length_and_cosine(distribution, pairs, seeds):
     truth = flat(exact())
     _, grads = estimates(distribution, pairs, seeds)
