@@ -8,6 +8,9 @@ from typing import Any
 
 import jax
 
+import eggroll
+from bench.networks import Network
+
 
 @dataclass(frozen=True)
 class Inference:
@@ -43,12 +46,23 @@ def plain_inference(fun: Callable[..., Any], params: Any, rows: tuple[jax.Array,
     return Inference(lambda: [compiled(params, *piece) for piece in pieces], parts)
 
 
-def chunked_inference(fun: Callable[..., Any], params: Any, rows: tuple[jax.Array, ...], size: int) -> Inference:
-    """The same in one call that evaluates `size` members at a time, so that their activations may stay in cache.
+def limit(network: Network, population: int, chunk: int) -> Callable[[], Any]:
+    """Inference to fitness in chunks of members, so that their activations may stay in cache.
 
-    It makes the base products of a step in the step's chunks and none of its noise: what the step's evaluation cannot
-    beat, but for products on rows that all members share.
+    What all members share is computed once, as in a step: where they share their rows, the first product. So that they
+    share nothing else, one parameter has noise, the bias or scale nearest to the inputs; no product is corrected.
     """
+    rows = network.rows(population)
+    if network.own_rows:
+        return chunked_inference(network.fitness, network.params, rows, chunk).call
+    rules = [(network.nearest, "dense"), (".*", "frozen")]
+    es = eggroll.ES(population=population, sigma=0.01, chunk=chunk, rules=rules)
+    members = es.ask(es.init(network.params, jax.random.key(3)))
+    return lambda: members.apply(network.fitness, *rows)
+
+
+def chunked_inference(fun: Callable[..., Any], params: Any, rows: tuple[jax.Array, ...], size: int) -> Inference:
+    """Plain inference in one call that evaluates `size` members at a time, each on rows of its own `[members, ...]`."""
     chunked = jax.jit(lambda p, rows: jax.lax.map(lambda own: fun(p, *own), rows, batch_size=size))
     compiled = chunked.lower(params, rows).compile()
     return Inference(lambda: [compiled(params, rows)], 1)

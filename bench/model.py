@@ -10,6 +10,9 @@ the memory allowed (`--memory`) does not hold it, members are split over as few 
 many. `step` is `es.step`: noise, evaluation of the fitness, update. `forward` is `es.ask` and `members.apply` of what
 the unit computes; `forward percent` is its throughput in per cent of the unit's: for decoding, tokens per second.
 
+`limit` is beside them what no such evaluation can beat: inference to fitness in the step's own chunks, with noise on
+nothing but the bias or scale nearest to the inputs, so that members share what they share in a step and nothing more.
+
 `--chunks 8 16 32` asks another question: does `chunk="auto"` choose well, and what does choosing cost? See
 `bench.chunks`.
 """
@@ -25,7 +28,7 @@ import optax
 import tyro
 
 import eggroll
-from bench.inference import chunked_inference, plain_inference
+from bench.inference import limit, plain_inference
 from bench.networks import NETWORKS, Network
 from bench.options import Common
 from bench.report import Report
@@ -144,12 +147,11 @@ def measure(network: Network, population: int, options: Options) -> dict[str, An
     unit = plain_inference(network.fun, network.params, rows[: len(network.inputs)], options.memory * 1e9)
     scored = plain_inference(network.fitness, network.params, rows, options.memory * 1e9)
     chunk = int(trained.step()["chunk"])
-    chunked = chunked_inference(network.fitness, network.params, rows, chunk)
     timings = interleave(
         {
             "inference": unit.call,
             "scored": scored.call,
-            "chunked": chunked.call,
+            "limit": limit(network, population, chunk),
             "forward": trained.forward,
             "step": trained.step,
         },
@@ -161,8 +163,8 @@ def measure(network: Network, population: int, options: Options) -> dict[str, An
 
 def row(network: Network, population: int, timings: dict[str, Timing]) -> dict[str, Any]:
     """The figures of one network and population."""
-    names = ("step", "forward", "inference", "scored", "chunked")
-    step, forward, unit, scored, chunked = (timings[name] for name in names)
+    names = ("step", "forward", "inference", "scored", "limit")
+    step, forward, unit, scored, least = (timings[name] for name in names)
     ratio = step.ratio(unit)
     return {
         "network": network.name,
@@ -172,7 +174,7 @@ def row(network: Network, population: int, timings: dict[str, Timing]) -> dict[s
         "low": ratio.low,
         "high": ratio.high,
         "step_over_scored_inference": step.ratio(scored).median,
-        "chunked_over_inference": chunked.ratio(unit).median,
+        "limit_over_inference": least.ratio(unit).median,
         "forward_over_inference": forward.ratio(unit).median,
         "forward_percent": 100 * unit.ratio(forward).median,
         "members_per_second": population / step.median,
@@ -182,7 +184,7 @@ def row(network: Network, population: int, timings: dict[str, Timing]) -> dict[s
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Of each network the step's ratio at every population, and its limit's; of decoding its share of throughput."""
-    ratios = ("step_over_inference", "chunked_over_inference")
+    ratios = ("step_over_inference", "limit_over_inference")
     figures = {f"{r['network']}_{r['population']}_{ratio}": r[ratio] for r in rows for ratio in ratios}
     decoding = [r for r in rows if r["network"] == "decode"]
     return figures | {f"decode_{r['population']}_percent_of_tokens": r["forward_percent"] for r in decoding}
@@ -193,7 +195,7 @@ NOTES = [
     "parts: calls it is split over to fit the memory allowed.",
     "scored inference returns fitness. forward: es.ask and members.apply of what inference computes; forward percent: "
     "its throughput in per cent of inference (decode: tokens per second).",
-    "chunked: unperturbed inference to fitness in the step's chunks, in units of inference: an evaluation's limit.",
+    "limit: inference to fitness in the step's chunks, with noise on one bias or scale alone, in units of inference.",
     "Ratios: medians over rounds; low and high are the quartiles of step over inference.",
 ]
 

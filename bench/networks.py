@@ -31,6 +31,7 @@ class Network:
         inputs: arrays.
         targets: further arrays of the fitness.
         own_rows: whether each member has a row of `inputs` of its own instead of all of them.
+        nearest: path of the parameter without a product of its own that is nearest to the inputs: a bias or a scale.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Network:
     inputs: tuple[jax.Array, ...]
     targets: tuple[jax.Array, ...] = ()
     own_rows: bool = False
+    nearest: str = ""
 
     @property
     def in_axes(self) -> int | None:
@@ -93,12 +95,12 @@ class DeepMLP(nnx.Module):
 
 def digits(*, rows: int = 128, dtype: str = "float32") -> Network:
     """The MLP 64-256-256-10 of `eggroll train` on handwritten digits that all members share."""
-    return classifier("digits", MLP(rngs=nnx.Rngs(0)), rows, dtype)
+    return classifier("digits", MLP(rngs=nnx.Rngs(0)), rows, dtype, nearest="hidden1/bias")
 
 
 def cnn(*, rows: int = 128, dtype: str = "float32") -> Network:
     """A small CNN on the same digits."""
-    return classifier("cnn", CNN(rngs=nnx.Rngs(0)), rows, dtype)
+    return classifier("cnn", CNN(rngs=nnx.Rngs(0)), rows, dtype, nearest="conv1/bias")
 
 
 def deep_mlp(*, depth: int, width: int = 256, rows: int = 128, dtype: str = "float32") -> Network:
@@ -106,7 +108,7 @@ def deep_mlp(*, depth: int, width: int = 256, rows: int = 128, dtype: str = "flo
     return classifier("deep_mlp", DeepMLP(depth=depth, width=width, rngs=nnx.Rngs(0)), rows, dtype)
 
 
-def classifier(name: str, model: nnx.Module, rows: int, dtype: str) -> Network:
+def classifier(name: str, model: nnx.Module, rows: int, dtype: str, nearest: str = "") -> Network:
     """A Flax NNX classifier of the digits; its fitness is the mean log likelihood of the labels."""
     graphdef, params = nnx.split(model)
     data = load_digits()
@@ -119,7 +121,8 @@ def classifier(name: str, model: nnx.Module, rows: int, dtype: str) -> Network:
 
     params = jax.tree.map(lambda x: x.astype(dtype), params)
     images = jnp.asarray(data.train_images[:rows], dtype)
-    return Network(name, params, fun, fitness, (images,), (jnp.asarray(data.train_labels[:rows]),))
+    targets = (jnp.asarray(data.train_labels[:rows]),)
+    return Network(name, params, fun, fitness, (images,), targets, nearest=nearest)
 
 
 def transformer(
@@ -132,7 +135,8 @@ def transformer(
     def fitness(params: Any, text: jax.Array, following: jax.Array) -> jax.Array:
         return log_likelihood(causal.forward(params, text), following)
 
-    return Network("transformer", params, causal.forward, fitness, (text[:, :-1],), (text[:, 1:],))
+    arrays = (text[:, :-1],), (text[:, 1:],)
+    return Network("transformer", params, causal.forward, fitness, *arrays, nearest="blocks/norm1")
 
 
 def decode(

@@ -19,6 +19,10 @@ from jax.extend import core as jex
 
 Literal = jex.Literal
 
+# On CPUs, a product and a rank-1 correction in one fusion take as long as the product. The XLA of JAX 0.12 fuses them,
+# too, but is then no faster than with both apart. (bench/LOG.md, "The correction in the product's epilogue".)
+CORRECTIONS_ARE_FREE = jax.__version_info__ < (0, 11)
+
 
 def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
     """Splits an open or closed jaxpr into `(open jaxpr, constants)`."""

@@ -89,7 +89,7 @@ def summary(fitness: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
         "fitness_mean": found.summary.mean,
         "fitness_best": found.summary.high,
         "fitness_worst": found.summary.low,
-        "fitness_std": 8 * found.deviation,
+        "fitness_std": found.deviation * found.unit,
     }
     some = found.summary.count > 0
     return {name: jnp.where(some, value, jnp.nan)[0] for name, value in values.items()} | {

@@ -144,7 +144,7 @@ def _valid(fitness: jax.Array, antithetic: bool) -> jax.Array:
 
 
 def _none(fitness: jax.Array, valid: jax.Array, found: Spread, antithetic: bool, groups: int) -> jax.Array:
-    centred = 8 * found.centred
+    centred = found.centred * found.unit
     if antithetic:
         return centred  # only f⁺ − f⁻ enters the estimator: the mean cancels and brings no bias
     # The mean holds the member's own fitness, which shrinks the estimate by (n − 1)/n. The factor undoes it:
@@ -157,7 +157,7 @@ def _none(fitness: jax.Array, valid: jax.Array, found: Spread, antithetic: bool,
 def _group(fitness: jax.Array, valid: jax.Array, found: Spread, antithetic: bool, groups: int) -> jax.Array:
     centred, std = found.centred, found.deviation
     if groups > 1:
-        centred = centre((fitness * 0.125).reshape(groups, -1), valid.reshape(groups, -1)).reshape(-1)
+        centred = centre((fitness / found.unit).reshape(groups, -1), valid.reshape(groups, -1)).reshape(-1)
     return jnp.where(std > 0, centred / jnp.where(std > 0, std, 1), 0)
 
 

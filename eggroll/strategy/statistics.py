@@ -58,25 +58,28 @@ class Spread(NamedTuple):
 
     Attributes:
         summary: of the numbers.
-        centred: an eighth of every number's distance from the mean; 0 where it is not valid. Of eighths no difference
-            overflows, and the reciprocal of their deviation is not subnormal.
-        deviation: the population standard deviation of `centred`; 0 where nothing is valid.
+        centred: every number's distance from the mean, in units of `unit`; 0 where it is not valid.
+        deviation: the population standard deviation, in units of `unit`; 0 where nothing is valid.
+        unit: a power of two in which no difference overflows or is flushed to zero, and no reciprocal is.
     """
 
     summary: Summary
     centred: jax.Array
     deviation: jax.Array
+    unit: jax.Array
 
 
 def spread(x: jax.Array, valid: jax.Array) -> Spread:
     """Three passes over the valid numbers along the last axis."""
     first = summarize(x, valid)
-    once = jnp.where(valid, x * 0.125 - first.mean * 0.125, 0)
+    small = first.scale() < np.array(2.0**-64, x.dtype)
+    units = jnp.where(small, np.array(2.0**40, x.dtype), np.array(0.125, x.dtype))  # of what is small XLA drops bits
+    once = jnp.where(valid, x * units - first.mean * units, 0)
     second = summarize(once, valid)
     centred = jnp.where(valid, once - second.mean, 0)  # without the rounding error of the first mean
     scale = second.scale()
     deviation = jnp.sqrt(summarize((centred / scale) ** 2, valid).mean) * scale
-    return Spread(first._replace(mean=first.mean + 8 * second.mean), centred, deviation)
+    return Spread(first._replace(mean=first.mean + second.mean / units), centred, deviation, 1 / units)
 
 
 def spreads(fitness: jax.Array, valid: jax.Array) -> tuple[Spread, Spread]:

@@ -1,12 +1,14 @@
 import json
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from bench import chunks, model
-from bench.inference import chunked_inference, plain_inference
+from bench.inference import chunked_inference, limit, plain_inference
+from bench.networks import NETWORKS
 from bench.timing import LEAST_ROUNDS, Timing, interleave
 
 TINY = ["--quick", "--networks", "digits", "--populations", "8", "--rows", "4"]
@@ -28,7 +30,7 @@ def test_a_tiny_run_says_what_step_and_forward_cost(capsys, tmp_path):
         assert 0 < row[name] < math.inf
     assert row["low"] <= row["step_over_inference"] <= row["high"]
     assert found["summary"] == {
-        f"digits_8_{ratio}": row[ratio] for ratio in ("step_over_inference", "chunked_over_inference")
+        f"digits_8_{ratio}": row[ratio] for ratio in ("step_over_inference", "limit_over_inference")
     }
     assert json.loads(out.read_text())["rows"] == found["rows"]
 
@@ -40,7 +42,7 @@ def test_decoding_is_summed_up_in_per_cent_of_tokens():
         for name, seconds in {
             "inference": (1.0, 2.0, 3.0),
             "scored": (2.0, 4.0, 6.0),
-            "chunked": (0.5, 1.0, 1.5),
+            "limit": (0.5, 1.0, 1.5),
             "forward": (1.25, 2.5, 3.75),
             "step": (1.5, 3.0, 4.5),
         }.items()
@@ -48,7 +50,7 @@ def test_decoding_is_summed_up_in_per_cent_of_tokens():
     row = model.row(model.network(model.Options(quick=True), "decode"), 8, timings)
     assert row["step_over_inference"] == pytest.approx(1.5)
     assert row["step_over_scored_inference"] == pytest.approx(0.75)
-    assert row["chunked_over_inference"] == pytest.approx(0.5)
+    assert row["limit_over_inference"] == pytest.approx(0.5)
     assert row["forward_percent"] == pytest.approx(80)
     assert row["members_per_second"] == pytest.approx(8 / 3)
     assert model.summary([row])["decode_8_percent_of_tokens"] == pytest.approx(80)
@@ -77,6 +79,22 @@ def test_inference_in_chunks_is_the_same_inference(size):
     weight = jnp.arange(15.0).reshape(3, 5)
     (found,) = chunked_inference(lambda w, x, y: x @ w + y, weight, (rows, jnp.ones(12)), size).call()
     np.testing.assert_allclose(found, rows @ weight + 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["digits", "cnn", "transformer", "decode"])
+def test_the_limit_is_the_network_with_noise_on_one_parameter_of_its_own(name):
+    """Members differ, and but for that parameter's noise each has the fitness of the plain network."""
+    small = {"depth": 2, "width": 32, "tokens": 8} if name in ("transformer", "decode") else {}
+    network = NETWORKS[name](rows=4 if name == "decode" else 2, **small)
+    found = np.asarray(jax.tree.leaves(limit(network, 4, 2)())[0])
+    assert found.shape == (4,)
+    rows = network.copies(4)
+    plain = jax.vmap(network.fitness, in_axes=(None, *[0] * len(rows)))(network.params, *rows)
+    if name == "decode":
+        np.testing.assert_allclose(found, plain, rtol=1e-5)
+    else:
+        assert len(set(found.tolist())) == 4
+        np.testing.assert_allclose(found, plain, rtol=0.05)
 
 
 def test_slow_candidates_get_three_rounds():

@@ -10,7 +10,8 @@ import pytest
 from jax import lax
 
 import eggroll
-from eggroll.strategy import arrangement
+from eggroll.engine import jax_compat
+from eggroll.strategy import arrangement, chunking
 from eggroll.strategy.arrangement import LARGE, arrange
 from eggroll.strategy.perturbation import Sampler
 from eggroll.strategy.plan import make_plan
@@ -22,6 +23,20 @@ from tests.strategy.common import KEY, dense
 WIDTH = 256
 ONE_ROW = Need(bytes=12 * WIDTH, flops=LARGE, rows=1, columns=frozenset((WIDTH,)))
 PLAN = make_plan({"w": jnp.zeros((WIDTH, WIDTH)), "b": jnp.zeros(WIDTH)}, None)
+
+
+@pytest.fixture(autouse=True)
+def free_corrections(monkeypatch):
+    """As on JAX 0.10, whichever runs."""
+    monkeypatch.setattr(jax_compat, "CORRECTIONS_ARE_FREE", True)
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """Every arrangement that a generation was told."""
+    found = []
+    monkeypatch.setattr("eggroll.strategy.generation.arrange", lambda *args: found.append(arrange(*args)) or found[-1])
+    return found
 
 
 def arranged(need=ONE_ROW, units=64, plan=PLAN, **population):
@@ -40,14 +55,30 @@ def test_a_pair_gets_copies_where_each_member_has_one_row():
         ONE_ROW._replace(columns=frozenset((512, 128))),  # as many members at once as outputs
     ):
         assert not arranged(need).copies
-    assert not arranged(antithetic=False).copies
+    assert arranged(antithetic=False, size=64).copies, "bytes, if no copies"
     assert not arranged(distribution="normal").copies
     assert not arranged(plan=make_plan({"w": jnp.zeros((WIDTH, WIDTH))}, None, rank=2)).copies
 
 
-def test_other_devices_share_the_noise(monkeypatch):
+def test_where_corrections_are_not_free_the_noise_is_shared(monkeypatch):
+    monkeypatch.setattr(jax_compat, "CORRECTIONS_ARE_FREE", False)
+    assert not arranged().copies
+    monkeypatch.setattr(jax_compat, "CORRECTIONS_ARE_FREE", True)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert not arranged().copies
+
+
+def test_a_small_population_is_one_chunk_of_copies_and_several_of_shared_noise():
+    """Unless as many members as columns are evaluated at once; then it is sized for what it gets."""
+    need = ONE_ROW._replace(bytes=chunking.FEW_BYTES * 3 // 4 // 1024)
+    assert arranged(need, units=1024) == (1024, True)
+    assert arranged(need._replace(columns=frozenset((2048,))), units=1024) == (chunking.ENOUGH_ROWS // 2, False)
+
+
+def test_what_is_left_after_whole_chunks_is_not_square_either():
+    assert arranged(chunk=100, units=150) == (50, True)
+    assert arranged(chunk=100, units=50 + WIDTH // 2) == (50, True)
+    assert arranged(chunk=400, units=200 + WIDTH // 2) == (200, False)
 
 
 def test_a_number_of_members_at_once_is_kept():
@@ -76,7 +107,7 @@ def network(params, row):
     hidden = jnp.tanh(row @ params["in"] + params["bias"])
     hidden = hidden * params["scale"] / jnp.sqrt(jnp.mean(hidden**2) + 1e-3)
     out = hidden @ params["out"].T
-    return jnp.mean(out**2), (out[:3], jnp.argmax(out))
+    return jnp.mean(out**2), (out[:3], jnp.argmax(row))
 
 
 def parameters(dtype):
@@ -86,22 +117,26 @@ def parameters(dtype):
 
 
 @pytest.mark.parametrize(
-    ("dtype", "chunk", "bound"), [("float32", "auto", 2e-6), ("float32", 8, 2e-6), ("bfloat16", "auto", 0.02)]
+    ("dtype", "chunk", "antithetic", "bound"),
+    [("float32", "auto", True, 2e-6), ("float16", 8, False, 4e-3), ("bfloat16", 8, True, 0.02)],
 )
-def test_both_arrangements_evaluate_the_same_members(monkeypatch, dtype, chunk, bound):
+def test_both_arrangements_evaluate_the_same_members(monkeypatch, told, dtype, chunk, antithetic, bound):
     rows = jnp.asarray(np.random.default_rng(1).normal(size=(20, 24)), dtype)
+    rules = [("left alone", "frozen"), ("out", eggroll.LowRankRule(sigma_scale=0.5)), ("scale", "dense")]
+    options = {"chunk": chunk, "antithetic": antithetic, "rules": rules}
     found, seen = {}, []
     for least in (0, 1 << 60):
         monkeypatch.setattr(arrangement, "LARGE", least)
-        es = eggroll.ES(
-            population=20, sigma=0.1, optimizer=optax.sgd(0.1), chunk=chunk, rules=[("left alone", "frozen")]
-        )
+        es = eggroll.ES(population=20, sigma=0.1, optimizer=optax.sgd(0.1), **options)
         state = es.init(parameters(dtype), KEY)
+        step = jax.jit(lambda state, es=es: es.step(state, network, rows, in_axes=0, has_aux=True))
+        assert ("xi8>" in step.lower(state).as_text()) == (least == 0)
         members = es.ask(state)
         outputs = members.apply(network, rows, in_axes=0)
-        state, metrics = es.step(state, network, rows, in_axes=0, has_aux=True)
+        state, metrics = step(state)
         found[least] = outputs, state.params, metrics["fitness"], metrics["aux"]
         seen.append(members)
+    assert [each.copies for each in told] == [True] * (len(told) // 2) + [False] * (len(told) // 2)
     alike = [jax.tree.leaves(found[least]) for least in (0, 1 << 60)]
     for a, b in zip(*alike, strict=True):
         np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), atol=10 * bound, rtol=bound)
@@ -115,12 +150,8 @@ def test_both_arrangements_evaluate_the_same_members(monkeypatch, dtype, chunk, 
         np.testing.assert_allclose(float(found[0][0][0][i]), expected, rtol=20 * bound)
 
 
-def test_what_the_step_needs_decides(monkeypatch):
-    """A wide layer is arranged in copies, the same layer in a loop is not: seen in what the step was told."""
-    told = []
-    monkeypatch.setattr(arrangement, "may_copy", lambda *_: True)
-    real = arrangement.arrange
-    monkeypatch.setattr("eggroll.strategy.generation.arrange", lambda *a: told.append(real(*a)) or told[-1])
+def test_what_the_step_needs_decides(told):
+    """A wide layer is arranged in copies; in a loop, or with two rows, it is not."""
     params, rows = {"w": jnp.eye(WIDTH)}, jnp.ones((6, WIDTH))
 
     def looped(p, row):
@@ -129,4 +160,4 @@ def test_what_the_step_needs_decides(monkeypatch):
     for fun in (lambda p, row: jnp.sum(row @ p["w"]), looped, lambda p, row: jnp.sum(jnp.stack([row, row]) @ p["w"])):
         es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1))
         es.step(es.init(params, KEY), fun, rows, in_axes=0)
-    assert [arranged.copies for arranged in told] == [True, False, False]
+    assert [each.copies for each in told] == [True, False, False]

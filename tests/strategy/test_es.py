@@ -116,7 +116,7 @@ def test_statistics_of_narrow_fitness_are_in_float32(dtype):
     np.testing.assert_allclose(metrics["fitness_std"], values.std(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("largest", [3e38, 1e30, 1e-20, 1e-36])
+@pytest.mark.parametrize("largest", [3e38, 1e30, 1e-20, 1e-36, 1e-37])
 def test_statistics_of_any_magnitude(largest):
     """Neither sums nor squares overflow or vanish: `|f|` up to the largest float32."""
     strategy, state, members, _, _ = asked()
