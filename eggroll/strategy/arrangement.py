@@ -28,7 +28,10 @@ class Arrangement(NamedTuple):
 
 
 def may_copy(population: Population, sampler: Sampler) -> bool:
-    """Whether noise of a member's own, as bytes, can pay at all, whatever the function."""
+    """Whether noise of a member's own, as bytes, can pay at all, whatever the function.
+
+    It needs rank 1 and no kernel in every parameter: what a fusion cannot take would be widened in memory.
+    """
     leaves = sampler.plan.leaves
     return (
         jax.default_backend() == "cpu"
@@ -42,7 +45,7 @@ def may_copy(population: Population, sampler: Sampler) -> bool:
 def arrange(population: Population, sampler: Sampler, need: Need, units: int) -> Arrangement:
     """The arrangement of a function that needs so much for a member, for `units` units on each device.
 
-    XLA's CPU library puts a rank-1 correction into the product's own epilogue where inputs, factors and outputs are
+    The CPU library of JAX 0.10 puts a rank-1 correction into the product's own epilogue where inputs, factors and outputs are
     plain matrices `[members, n]`. A factor that two members share is a broadcast, which keeps it out: the outputs are
     then written, read and written again. So each member gets a copy where it has a single row (with more, sharing
     saves more), outside of loops (each turn would read the copies). Bytes, which the epilogue widens, take a quarter
