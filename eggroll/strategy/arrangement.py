@@ -45,11 +45,11 @@ def may_copy(population: Population, sampler: Sampler) -> bool:
 def arrange(population: Population, sampler: Sampler, need: Need, units: int) -> Arrangement:
     """The arrangement of a function that needs so much for a member, for `units` units on each device.
 
-    The CPU library of JAX 0.10 puts a rank-1 correction into the product's own epilogue where inputs, factors and outputs are
-    plain matrices `[members, n]`. A factor that two members share is a broadcast, which keeps it out: the outputs are
-    then written, read and written again. So each member gets a copy where it has a single row (with more, sharing
-    saves more), outside of loops (each turn would read the copies). Bytes, which the epilogue widens, take a quarter
-    of the memory: also where members are no pairs.
+    XLA's CPU library (of JAX 0.10) puts a rank-1 correction into the product's own epilogue where inputs, factors and
+    outputs are plain matrices `[members, n]`. A factor that two members share is a broadcast, which keeps it out: the
+    outputs are then written, read and written again. So each member gets a copy where it has a single row (with more,
+    sharing saves more), outside of loops (each turn would read the copies). Bytes, which the epilogue widens, take a
+    quarter of the memory: also where members are no pairs.
 
     Args:
         population: who the members are.
