@@ -26,6 +26,7 @@ def row(network, depth, seconds):
     }
 
 
+@pytest.mark.slow
 def test_every_phase_starts_from_nothing():
     traced = []
 

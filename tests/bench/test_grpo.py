@@ -78,6 +78,7 @@ def test_objective_is_the_papers() -> None:
         np.testing.assert_allclose(got[i], np.mean(terms), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_one_epoch_is_adamw_on_the_policy_gradient_whatever_the_microbatch() -> None:
     """With a ratio of 1 the gradient is that of `advantage · mean log probability`, which is clipped by its norm."""
     graphdef, params = decoder()

@@ -52,6 +52,7 @@ def test_the_reference_is_right(operation, capsys):
     assert all(0 <= line["error_over_bound"] <= 1 for line in found[1::2])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", quickest(DTYPES, "float32"))
 @pytest.mark.parametrize("operation", quickest(OPERATIONS, "rank_update"))
 def test_a_kernel_in_the_interpreter_is_right(plug, operation, dtype):
@@ -78,6 +79,7 @@ def test_noise_of_other_bits_is_wrong(plug):
         assert found["verdict"] == "wrong" and "beyond the bound" in found["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [1e-3, jnp.nan])
 def test_a_number_beyond_the_bound_is_wrong(plug, error):
     def off(weights, left, right, **options):

@@ -47,6 +47,7 @@ def test_forward_and_update_are_the_kernels(candidates, operands, noise):
     np.testing.assert_allclose(of(candidates, UPDATE, noise).call(), truth, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_moves_as_the_dense_sum_says(operands, monkeypatch):
     monkeypatch.setattr(kernel_candidates, "LEARNING_RATE", 1.0)
     x, w, left, right, scale = operands

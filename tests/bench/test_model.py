@@ -10,6 +10,7 @@ from bench import chunks, model
 from bench.inference import chunked_inference, limit, plain_inference
 from bench.networks import NETWORKS
 from bench.timing import LEAST_ROUNDS, Timing, interleave
+from tests.quick import quickest
 
 TINY = ["--quick", "--networks", "digits", "--populations", "8", "--rows", "4"]
 
@@ -81,7 +82,7 @@ def test_inference_in_chunks_is_the_same_inference(size):
     np.testing.assert_allclose(found, rows @ weight + 1, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["digits", "cnn", "transformer", "decode"])
+@pytest.mark.parametrize("name", quickest(["digits", "cnn", "transformer", "decode"], "digits"))
 def test_the_limit_is_the_network_with_noise_on_one_parameter_of_its_own(name):
     """Members differ, and but for that parameter's noise each has the fitness of the plain network."""
     small = {"depth": 2, "width": 32, "tokens": 8} if name in ("transformer", "decode") else {}

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from bench import replay
 from bench.timing import Timing
 
 
+@pytest.mark.slow
 def test_quick_run(tmp_path, capsys):
     out = tmp_path / "replay.json"
     replay.main(["--quick", "--out", str(out)])

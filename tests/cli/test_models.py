@@ -30,6 +30,7 @@ def test_a_model_trains_without_differentiation(run_of: Callable[[str], Path], m
     assert still == []
 
 
+@pytest.mark.slow
 def test_batch_statistics_follow_the_data(run_of: Callable[[str], Path]) -> None:
     saved = arrays(run_of("cnn"))
     for layer in ("norm1", "norm2"):

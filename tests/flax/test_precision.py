@@ -50,6 +50,7 @@ def test_nnx(dtypes):
     assert {leaf.dtype for leaf in members.plan.leaves} == {jnp.dtype(dtypes["param_dtype"]).name}
 
 
+@pytest.mark.slow
 def test_linen_attention_in_bfloat16():
     model = nn.MultiHeadDotProductAttention(2, use_bias=False, dtype=jnp.bfloat16)
     x = normal(1, 2, 5, 4)

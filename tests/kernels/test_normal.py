@@ -45,6 +45,7 @@ def test_the_high_bits_are_ignored():
     np.testing.assert_array_equal(standard_normal(BITS | jnp.uint32(0xABCD0000)), ALL.astype(np.float32))
 
 
+@pytest.mark.slow
 def test_no_program_around_it_changes_a_bit():
     weights = jnp.linspace(0.1, 3.0, 2**16, dtype=jnp.float32)
 

@@ -53,6 +53,7 @@ def test_members_draw_each_for_itself_where_asked():
     same(generate(members, fun, prompts, key=jax.random.key(3), common=False, budget=SMALL), at_once)
 
 
+@pytest.mark.slow
 def test_members_of_a_group_answer_their_groups_prompts():
     graphdef, params = truth.model()
     members, fun, prompts = truth.ask(params, groups=2), generator(graphdef, truth.ENDING), truth.prompts()

@@ -26,6 +26,7 @@ def shapes() -> tuple:
     return generator(graphdef, DECODING), params, jnp.zeros((*rows, TIME), jnp.int32), jnp.zeros(rows, jnp.int32)
 
 
+@pytest.mark.slow
 def test_the_estimate_of_a_population_is_near_what_its_program_takes():
     fun, params, tokens, start = shapes()
     es = eggroll.ES(population=MEMBERS, sigma=0.01, chunk=MEMBERS, fallback="error")

@@ -57,6 +57,7 @@ def numbered(text: str, problem: Problem) -> float:
     return (1 + int(problem.prompt.split()[1])) * letters(text, problem)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("groups", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_members_fitness_is_the_mean_reward_of_its_own_prompts(groups: int) -> None:
     model, params, fun = parts()

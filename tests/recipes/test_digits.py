@@ -30,6 +30,7 @@ def accuracy(folder: Path) -> float:
     return float(np.mean(np.argmax(np.asarray(logits), axis=-1) == data.test_labels))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_asked_to_stop_writes_what_there_is_and_goes_on(tmp_path: Path) -> None:
     seen: list[dict] = []
     parts, whole = tmp_path / "parts", tmp_path / "whole"

@@ -185,6 +185,7 @@ def test_one_compiled_update_serves_all_generations(tmp_path, monkeypatch):
     assert len(traced) == 1
 
 
+@pytest.mark.slow
 def test_settings_that_change_in_the_middle(tmp_path):
     path, base = tmp_path / "ledger.bin", mlp()
     first = run(path, 3)

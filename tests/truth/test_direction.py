@@ -80,8 +80,8 @@ def predicted_k(distribution):
 def estimates(distribution, pairs, seeds):
     """`[seeds, D]` estimates of `jax.grad`, and the values."""
     f = eggroll.value_and_grad(loss, population=2 * pairs, sigma=SIGMA, distribution=distribution)
-    keys = jax.random.split(jax.random.fold_in(KEY, pairs), seeds)
-    values, grads = jax.jit(lambda keys: jax.lax.map(lambda key: f(*problem(), key=key), keys))(keys)
+    keys, args = jax.random.split(jax.random.fold_in(KEY, pairs), seeds), problem()
+    values, grads = jax.jit(lambda keys: jax.lax.map(lambda key: f(*args, key=key), keys))(keys)
     grads = [np.asarray(g, np.float64).reshape(seeds, -1) for g in jax.tree.leaves(grads)]
     return np.asarray(values), np.concatenate(grads, axis=1)
 
@@ -92,10 +92,10 @@ def interval(samples):
     return samples.mean(), quantile * samples.std(ddof=1) / np.sqrt(len(samples))
 
 
-CASES = [("rademacher", 128, 48), ("rademacher", 2048, 16), ("normal", 512, 24)]  # the third is the quickest
+CASES = [("rademacher", 128, 48), ("rademacher", 2048, 16), ("normal", 512, 24)]
 
 
-@pytest.mark.parametrize(("distribution", "pairs", "seeds"), quickest(CASES, CASES[2]))
+@pytest.mark.parametrize(("distribution", "pairs", "seeds"), quickest(CASES, CASES[1]))
 def test_projection_length_and_cosine(distribution, pairs, seeds):
     truth = flat(exact())
     _, grads = estimates(distribution, pairs, seeds)
