@@ -32,7 +32,7 @@ def folded(keys: jax.Array, data: Any) -> jax.Array:
     return _folded_apart(keys, data)
 
 
-def words(keys: jax.Array, columns: Sequence[int], lengths: Sequence[int]) -> jax.Array:
+def words(keys: jax.Array, columns: Any, lengths: Sequence[int]) -> jax.Array:
     """`jax.random.bits` of the given columns of keys `[2, U, K]`, as many of each as its length says.
 
     Returns:
