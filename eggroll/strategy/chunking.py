@@ -28,13 +28,13 @@ def check_chunk(chunk: Any) -> int | str:
     return as_count("chunk", chunk, 1, ' It is the number of members evaluated at once; "auto" chooses one.')
 
 
-Choice = TypeVar("Choice")
+Kept = TypeVar("Kept")
 _CHOSEN: OrderedDict[Hashable, Any] = OrderedDict()
 REMEMBERED = 256  # choices
 
 
-def remembered(key: Hashable, choose: Callable[[], Choice]) -> Choice:
-    """The choice made earlier in this process for the same key; else `choose()`, kept."""
+def remembered(key: Hashable, choose: Callable[[], Kept]) -> Kept:
+    """What was chosen or found earlier in this process for the same key; else `choose()`, kept."""
     if key not in _CHOSEN:
         _CHOSEN[key] = choose()
         if len(_CHOSEN) > REMEMBERED:
