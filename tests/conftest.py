@@ -16,6 +16,9 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# The interpreter of GPU kernels blocks a thread of XLA's pool for each warpgroup that waits: two cores give it two.
+os.environ.setdefault("NPROC", "8")
+
 # Every example compiles, so time per example says nothing, and each is dear. CI must not depend on luck.
 EXAMPLES = int(os.environ.get("EGGROLL_TEST_EXAMPLES", "8"))
 settings.register_profile("eggroll", deadline=None, max_examples=EXAMPLES, derandomize="CI" in os.environ)

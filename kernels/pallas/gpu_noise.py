@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .hopper import LINES, ROWS, SPREAD, WHOLE, load
@@ -65,6 +66,23 @@ def shared_words(columns: int, factor: Seeded) -> int:
     return columns // GROUP * factor.rank if shared else 0
 
 
+def stored_words(key: jax.Array, factor: Seeded, units: int) -> jax.Array:
+    """Words for all columns, in memory: 1/32 of the factor, where many tiles would make them again.
+
+    Args:
+        key: of every unit, `[U, 2]`.
+        factor: one whose columns share words.
+        units: U rounded up to a multiple of 64.
+
+    Returns:
+        `[units/64, pairs, 128]` uint32: each block's pairs of words as `scratch` has them, from column 0 on.
+    """
+    pairs = shared_words(-(-factor.size // GROUP) * GROUP, factor)
+    rows = jnp.pad(key, ((0, units - key.shape[0]), (0, 0))).reshape(-1, 1, 1, ROWS, 2)
+    count = jnp.arange(2 * pairs, dtype=jnp.uint32).reshape(1, pairs, 2, 1)
+    return _word((rows[..., 0], rows[..., 1]), count).reshape(-1, pairs, 2 * ROWS)
+
+
 def scratch(columns: int, factor: Seeded, *leading: int) -> list[Any]:
     """What `Noise` wants of shared memory: a list of one, or none."""
     pairs = shared_words(columns, factor)
@@ -77,8 +95,8 @@ class Noise:
 
     Attributes:
         factor: what is drawn; its key is not used.
-        keys: reference to these members' keys in `lines`, `[2, 128]`.
-        words: reference as `scratch` gives it, or None.
+        keys: reference to these members' keys in `lines`, `[2, 128]`; None where `words` are there already.
+        words: reference to `[pairs, 128]` as `scratch` or `stored_words` gives it, or None.
         first: a multiple of `GROUP`; may be traced. Beyond the factor's size the bits are arbitrary.
     """
 
@@ -93,16 +111,18 @@ class Noise:
 
     def own_keys(self) -> list[jax.Array]:
         """Each thread's key, where words are shared; to be loaded before what they have to wait for."""
-        return [] if self.words is None else [load(self.keys.at[half], SPREAD) for half in (0, 1)]
+        return [] if self.words is None or self.keys is None else [load(self.keys.at[half], SPREAD) for half in (0, 1)]
 
     def prepared(self, keys: list[jax.Array]) -> None:
         """As `prepare`, with `own_keys` at hand."""
-        if self.words is None:
+        if not keys:
             return
         thread = plgpu.layout_cast(lax.broadcasted_iota(jnp.uint32, (2 * ROWS,), 0), SPREAD)
         start = _unsigned(self.first) // np.uint32(32) * np.uint32(self.factor.rank) + thread // np.uint32(ROWS)
-        for pair in range(self.words.shape[0]):
-            self.words[pair] = _word((keys[0], keys[1]), start + np.uint32(2 * pair))
+
+        @pl.loop(0, self.words.shape[0])  # unrolled, Mosaic works out the layout of each instruction for minutes
+        def _(pair: Any) -> None:
+            self.words[pair] = _word((keys[0], keys[1]), start + _unsigned(2 * pair))
 
     def turns(self) -> tuple[int, int]:
         """In how many turns the ranks are made, and how many a turn."""

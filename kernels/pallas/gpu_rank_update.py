@@ -1,14 +1,18 @@
 """`rank_update` on Hopper GPUs: one product whose operands are made from counters, in shared memory.
 
-Cycles of a multiprocessor for a tile of 128 × 256, a unit and a rank: 16 of wgmma for each part of `weights·A`; 14 for
-the 12 words, where one serves 32 numbers, and 12 to spread them, as compiled. wgmma works on one step while the next is
-made: integers set the pace for bfloat16 noise (one part), wgmma for float32 noise (three).
+Cycles of a multiprocessor for a tile of 128 × 256, a unit and a rank: 16 of wgmma for each product of bfloat16 parts;
+12 to spread ±1 from its words, as compiled, and 14 for the words, where one serves 32 numbers. Over many tiles the
+words are made once and kept in memory, 1/32 of the factors' numbers; then wgmma, which works on one step while the
+next is made, sets the pace.
 
-A float32 weight is three bfloat16 parts, and ±1 is exact: so their products are, and are summed in float32.
+A float32 number is three bfloat16 parts. ±1 is one, exactly, so that its products with a weight's parts are exact,
+too. Of normal noise six of the nine products of parts are made; the others are below float32's rounding.
 """
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +22,19 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from .gpu_noise import GROUP, Noise, across, check_noise, lines, number_of, rounded, scratch, times
+from .gpu_noise import (
+    GROUP,
+    Noise,
+    across,
+    check_noise,
+    lines,
+    number_of,
+    rounded,
+    scratch,
+    shared_words,
+    stored_words,
+    times,
+)
 from .hopper import ROWS, THREADS, WHOLE, blocks, launch, load, tiled
 from .registry import register
 from .seeded import Factor, Seeded, need_seeds
@@ -43,23 +59,27 @@ def rank_update_gpu(
     left, right = need_seeds(left, right, LARGEST_RANK)
     check_supported(weights, left, right, accumulator)
     blocks(interpret)  # is this the chip?
-    tiles = tiles or GpuTiles.for_update(left.size, right.size)
+    parts = _parts_of(left)
+    tiles = tiles or GpuTiles.for_update(left.size, right.size, parts[1])
     units = round_up(weights.shape[0], ROWS)
     grid = pl.cdiv(left.size, tiles.rows), pl.cdiv(right.size, tiles.columns)
     shape = grid[0] * tiles.rows, grid[1] * tiles.columns
+    stored = tiles.stored and shared_words(GROUP, left) > 0
+    words = [
+        stored_words(f.key, replace(f, size=n), units) for f, n in zip((left, right), shape, strict=True) if stored
+    ]
     start = [] if accumulator is None else [_fitted(accumulator.astype(jnp.float32), shape)]
-    parts = 1 if jnp.dtype(left.dtype).itemsize == 2 else 3
     kernel = launch(
-        partial(_kernel, left=left, right=right, tiles=tiles, steps=units // ROWS * left.rank),
+        partial(_kernel, left=left, right=right, tiles=tiles, steps=units // ROWS * left.rank, stored=stored),
         out=jax.ShapeDtypeStruct(shape, jnp.float32),
         grid=grid,
         grid_names=("rows", "columns"),
         interpret=interpret,
         num_threads=tiles.warpgroups,
         thread_name=THREADS,
-        scratch_types=_memory(left, right, tiles, parts),
+        scratch_types=_memory(left, right, tiles, parts, stored),
     )
-    out = kernel(lines(left.key, right.key, weights, units), *start)
+    out = kernel(lines(left.key, right.key, weights, units), *words, *start)
     return out if shape == (left.size, right.size) else out[: left.size, : right.size]
 
 
@@ -69,8 +89,6 @@ def check_supported(weights: Any, left: Seeded, right: Seeded, accumulator: Any)
         raise NotImplementedError("float64")
     if not weights.shape[0]:
         raise NotImplementedError("no members")
-    if left.distribution == "normal" and jnp.dtype(left.dtype) == jnp.float32:
-        raise NotImplementedError("normal noise of float32: its products are not exact in bfloat16; use bfloat16 noise")
     check_noise(left, right)
 
 
@@ -78,13 +96,20 @@ def _fitted(a: jax.Array, shape: tuple[int, int]) -> jax.Array:
     return a if a.shape == shape else jnp.pad(a, [(0, n - had) for n, had in zip(shape, a.shape, strict=True)])
 
 
-def _memory(left: Seeded, right: Seeded, tiles: GpuTiles, parts: int) -> dict[str, Any]:
+def _parts_of(left: Seeded) -> tuple[int, int]:
+    """How many bfloat16 numbers make one of `weights·A`, and of B."""
+    if jnp.dtype(left.dtype).itemsize == 2:
+        return 1, 1
+    return 3, 1 if left.distribution == "rademacher" else 3
+
+
+def _memory(left: Seeded, right: Seeded, tiles: GpuTiles, parts: tuple[int, int], stored: bool) -> dict[str, Any]:
     """Shared memory of a block."""
     bf16 = jnp.bfloat16
     own = tiles.columns // tiles.warpgroups
     memory = {
-        "a": plgpu.SMEM((STAGES, parts, ROWS, tiles.rows), bf16, transforms=tiled(tiles.rows, bf16)),
-        "b": plgpu.SMEM((STAGES, ROWS, tiles.columns), bf16, transforms=tiled(tiles.columns, bf16)),
+        "a": plgpu.SMEM((STAGES, parts[0], ROWS, tiles.rows), bf16, transforms=tiled(tiles.rows, bf16)),
+        "b": plgpu.SMEM((STAGES, parts[1], ROWS, tiles.columns), bf16, transforms=tiled(tiles.columns, bf16)),
         "staged": plgpu.SMEM(
             (tiles.warpgroups, 2, ROWS, STAGE_COLUMNS), jnp.float32, transforms=tiled(STAGE_COLUMNS, jnp.float32)
         ),
@@ -92,25 +117,33 @@ def _memory(left: Seeded, right: Seeded, tiles: GpuTiles, parts: int) -> dict[st
         "freed": plgpu.Barrier(num_arrivals=tiles.warpgroups, num_barriers=STAGES),
     }
     for name, columns, factor in (("left_words", ROWS, left), ("right_words", own, right)):
-        words = scratch(columns, factor, tiles.warpgroups)
+        words = [] if stored else scratch(columns, factor, tiles.warpgroups)
         if words:
             memory[name] = words[0]
     return memory
 
 
-def _kernel(table: Any, *refs: Any, left: Seeded, right: Seeded, tiles: GpuTiles, steps: int, **memory: Any) -> None:
-    *start, out = refs
+def _kernel(
+    table: Any, *refs: Any, left: Seeded, right: Seeded, tiles: GpuTiles, steps: int, stored: bool, **memory: Any
+) -> None:
+    *start, out = refs[2:] if stored else refs
     own = lax.axis_index(THREADS)
     row = lax.axis_index("rows") * tiles.rows + own * ROWS
     column = lax.axis_index("columns") * tiles.columns
-    words = [memory.pop(name).at[own] if name in memory else None for name in ("left_words", "right_words")]
+    scratched = [memory.pop(name).at[own] if name in memory else None for name in ("left_words", "right_words")]
     staged = memory.pop("staged").at[own]
+
+    def noise(side: int, factor: Seeded, first: Any, columns: int, block: Any) -> Noise:
+        if not stored:
+            return Noise(factor, table.at[2 * side : 2 * side + 2, block], scratched[side], first)
+        pairs = shared_words(columns, factor)
+        return Noise(factor, None, refs[side].at[block, pl.ds(lax.div(first, columns) * pairs, pairs)], first)
 
     def fill(step: Any) -> None:
         block, rank = lax.div(step, left.rank), lax.rem(step, left.rank)
-        first = column + own * (tiles.columns // tiles.warpgroups)
-        a_noise = Noise(left, table.at[:2, block], words[0], row)
-        b_noise = Noise(right, table.at[2:4, block], words[1], first)
+        share = tiles.columns // tiles.warpgroups
+        a_noise = noise(0, left, row, ROWS, block)
+        b_noise = noise(1, right, column + own * share, share, block)
         _fill(a_noise, b_noise, number_of(table, block), rank, lax.rem(step, STAGES), own, **memory)
 
     def multiply(total: Any) -> None:
@@ -144,13 +177,14 @@ def _fill(
         right.prepared(keys[1])
 
     bits = left.of_rank(0, rank)
-    for part, scale in enumerate(_parts(scales, a.shape[1])):
-        a[stage, part, :, pl.ds(own * ROWS, ROWS)] = times(across(scale), bits, left.factor).astype(a.dtype)
+    for part, value in enumerate(_weighted(scales, bits, left.factor, a.shape[1])):
+        a[stage, part, :, pl.ds(own * ROWS, ROWS)] = value.astype(a.dtype)
     one = plgpu.layout_cast(jnp.ones((ROWS, GROUP), jnp.float32), WHOLE)
     share = b.shape[-1] * ROWS // a.shape[-1]  # columns that this warpgroup makes for all
     for at in range(0, share, GROUP):
-        value = times(one, right.of_rank(at, rank), right.factor).astype(b.dtype)
-        b[stage, :, pl.ds(own * share + at, GROUP)] = value
+        number = times(one, right.of_rank(at, rank), right.factor)
+        for part, value in enumerate(_parts(number, b.shape[1])):
+            b[stage, part, :, pl.ds(own * share + at, GROUP)] = value.astype(b.dtype)
     plgpu.commit_smem()
     plgpu.barrier_arrive(filled.at[stage])
 
@@ -159,9 +193,10 @@ def _step(step: Any, steps: int, fill: Any, total: Any, own: Any, *, a: Any, b: 
     """Multiplies what is there while making what is next."""
     stage = lax.rem(step, STAGES)
     plgpu.barrier_wait(filled.at[stage])
-    for part in range(a.shape[1]):
-        a_part = a.at[stage, part, :, pl.ds(own * ROWS, ROWS)]
-        plgpu.wgmma(total, a_part.transpose((1, 0)), b.at[stage])
+    for i, j in itertools.product(range(a.shape[1]), range(b.shape[1])):
+        if i + j < a.shape[1]:  # 2⁻⁸ for each step of i and of j
+            a_part = a.at[stage, i, :, pl.ds(own * ROWS, ROWS)]
+            plgpu.wgmma(total, a_part.transpose((1, 0)), b.at[stage, j])
 
     @pl.when(step + 1 < steps)
     def _() -> None:
@@ -172,14 +207,21 @@ def _step(step: Any, steps: int, fill: Any, total: Any, own: Any, *, a: Any, b: 
     pl.when(step + STAGES < steps)(lambda: plgpu.barrier_arrive(freed.at[stage]))
 
 
-def _parts(scale: jax.Array, count: int) -> list[jax.Array]:
+def _weighted(scales: jax.Array, bits: jax.Array, factor: Seeded, count: int) -> list[jax.Array]:
+    """Parts of each unit's weight times its noise, `[64, GROUP]`."""
+    if factor.distribution == "normal":
+        return _parts(times(across(scales), bits, factor), count)
+    return [times(across(part), bits, factor) for part in _parts(scales, count)]  # so a weight is parted once
+
+
+def _parts(value: jax.Array, count: int) -> list[jax.Array]:
     """float32 → `count` float32 that bfloat16 holds exactly, whose sum it is; all of it where `count` is 1."""
     if count == 1:
-        return [scale]
+        return [value]
     parts = []
     for _ in range(count):
-        parts.append(rounded(scale))
-        scale = scale - parts[-1]
+        parts.append(rounded(value))
+        value = value - parts[-1]
     return parts
 
 

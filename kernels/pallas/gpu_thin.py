@@ -58,6 +58,7 @@ def _kernel(x: Any, table: Any, out: Any, *words: Any, factor: Seeded, steps: in
         noise = Noise(factor, table.at[:2, rows], words[0] if words else None, first)
         noise.prepare()
         value = load(tile, WHOLE).astype(jnp.float32)
+        plgpu.commit_smem()  # all threads have read it: the next copy may overwrite it
         products = []
         for turn in range(noise.turns()[0]):
             products += [jnp.sum(times(value, bits, factor), axis=1) for bits in noise.bits(0, turn)]

@@ -78,6 +78,15 @@ def load(ref: Any, layout: Any) -> jax.Array:
     return _load(ref, layout=layout, optimized=False)
 
 
+def load_turned(ref: Any) -> jax.Array:
+    """The transpose of the tile in shared memory that `ref` holds, in layout `WHOLE`."""
+    ref = ref.transpose((1, 0))
+    return load(ref, WHOLE) if _LOADS_ANY_LAYOUT else plgpu.layout_cast(load(ref, _TURNED), WHOLE)
+
+
+_TURNED = plgpu.Layout.WGMMA_TRANSPOSED
+_LOADS_ANY_LAYOUT = jax.__version_info__ >= (0, 12)  # else a transposed tile comes in this one, and is shuffled
+
 # JAX 0.10 takes an index as well.
 _load: Callable[..., jax.Array] = plgpu.load
 if "idx" in inspect.signature(plgpu.load).parameters:

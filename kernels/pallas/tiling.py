@@ -36,6 +36,9 @@ def round_up(n: int, multiple: int) -> int:
     return -(-n // multiple) * multiple
 
 
+FEW_TILES = 32  # of an update; up to it a kernel of its own for the random words would save less than it takes
+
+
 @dataclass(frozen=True)
 class GpuTiles:
     """Tiles of a block of warpgroups, and how many of them are on their way at once.
@@ -44,32 +47,55 @@ class GpuTiles:
         columns: of the right operand and of the result.
         depth: contracted at once.
         steps: tiles of either operand that shared memory holds.
-        warpgroups: that multiply, 64 rows of the result each.
+        warpgroups: that multiply.
+        each: blocks of 64 rows of the result that a warpgroup has.
         together: tiles of rows that are worked on before the next columns.
+        cluster: blocks, one below the other, that share each tile of the right operand: 1 or 2.
+        stored: whether the random words of an update lie in memory, instead of being made for each tile again.
     """
 
     columns: int = 256
     depth: int = 64
     steps: int = 4
     warpgroups: int = 2
+    each: int = 1
     together: int = 16
+    cluster: int = 1
+    stored: bool = True
 
     @property
     def rows(self) -> int:
         """Of the left operand and of the result."""
-        return 64 * self.warpgroups
+        return 64 * self.each * self.warpgroups
 
     @classmethod
-    def for_dot(cls, rows: int, columns: int) -> GpuTiles:
-        """For H100 and H200, whose shared memory takes 228 KiB: 4 · 48 of operands and 32 of results."""
+    def for_dot(cls, rows: int, columns: int, dtype: DTypeLike, rank: int) -> GpuTiles:
+        """For H100 and H200, whose shared memory takes 227 KiB.
+
+        bfloat16: 4 · 48 KiB of operands, 16 or 32 of results. float32: 3 · 48 KiB of operands, and 3 · 16 of weights
+        that are turned round on the way, which costs a tile of few columns and many rows the least.
+        """
+        if jnp.dtype(dtype) == jnp.float32:
+            columns = 128 if columns > 64 else 64
+            if rows <= 64:
+                return cls(columns=columns, depth=32, steps=6, warpgroups=1)
+            fits = not 2 < rank <= 4  # words of four ranks take 16 KiB; of more there are none
+            return cls(columns=columns, depth=32, steps=3, each=2 if rows > 128 and fits else 1)
         if rows <= 64:
             return cls(columns=128 if columns > 64 else 64, steps=6, warpgroups=1)
         return cls(columns=256 if columns > 128 else 128 if columns > 64 else 64)
 
     @classmethod
-    def for_update(cls, rows: int, columns: int) -> GpuTiles:
-        """For the sum of perturbations `[rows, columns]`: operands are made in work for `rows + columns` of a tile."""
-        return cls(columns=256 if columns > 128 else 128, warpgroups=2 if rows > 64 else 1)
+    def for_update(cls, rows: int, columns: int, parts: int) -> GpuTiles:
+        """For the sum of perturbations `[rows, columns]`: operands are made in work for `rows + columns` of a tile.
+
+        `parts` of bfloat16 make a number of the right operand: shared memory takes three only of a narrow tile.
+        """
+        return cls(
+            columns=256 if columns > 128 and parts == 1 else 128,
+            warpgroups=2 if rows > 64 else 1,
+            stored=rows * columns >= FEW_TILES * 128 * 256,
+        )
 
     def stage_columns(self, dtype: DTypeLike) -> int:
         """Columns of the result that are written at once: 64 bytes."""

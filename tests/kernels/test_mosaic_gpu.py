@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,14 +27,16 @@ SHAPES = st.builds(
     Shape, st.integers(1, 5), st.integers(1, 2), st.sampled_from([1, 2, 7, 130]), st.integers(1, 300),
     st.integers(1, 300), st.integers(1, 16),
 )  # fmt: skip
+DTYPES = [jnp.bfloat16, jnp.float32]
+MANY = Shape(units=67, signs=2, rows=2, depth=330, columns=150, rank=2)  # more steps than any pipeline holds
 SMALL_TILES = GpuTiles(columns=64, steps=2, together=2)
 
 
-def check_dot(shape, distribution, **options) -> None:
-    """Against the truth, up to the rounding of sums and of the result."""
-    x, w, left, right, scale = dot_operands(shape, distribution, jnp.bfloat16)
+def check_dot(shape, distribution, operands=jnp.bfloat16, **options) -> None:
+    """Against the truth, up to the rounding of sums and of the result; the interpreter rounds nothing to tf32."""
+    x, w, left, right, scale = dot_operands(shape, distribution, operands)
     y = lowrank_dot_gpu(x, w, left, right, scale=scale, interpret=INTERPRETER, **options)
-    dtype = options.get("preferred_element_type", jnp.bfloat16)
+    dtype = options.get("preferred_element_type", operands)
     assert y.dtype == dtype and y.shape == (shape.members, shape.rows, shape.columns)
     truth, magnitude = dot_truth(x, w, left, right, scale)
     bound = ((shape.depth + shape.rank + 4) * np.finfo(np.float32).eps + float(jnp.finfo(dtype).eps)) * magnitude
@@ -40,30 +44,45 @@ def check_dot(shape, distribution, **options) -> None:
 
 
 @interpreted
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: jnp.dtype(dtype).name)
 @pytest.mark.parametrize("shape", [SMALL[i] for i in (1, 3)], ids=lambda shape: shape.name)
-def test_lowrank_dot(shape):
-    check_dot(shape, "rademacher")
+def test_lowrank_dot(shape, dtype):
+    check_dot(shape, "rademacher", dtype)
 
 
 @interpreted
 @settings(max_examples=2)
-@given(shape=SHAPES, distribution=st.sampled_from(["rademacher", "normal"]))
-def test_lowrank_dot_of_any_shape(shape, distribution):
-    check_dot(shape, distribution)
+@given(shape=SHAPES, distribution=st.sampled_from(["rademacher", "normal"]), dtype=st.sampled_from(DTYPES))
+def test_lowrank_dot_of_any_shape(shape, distribution, dtype):
+    check_dot(shape, distribution, dtype)
 
 
 @interpreted
 @pytest.mark.parametrize("distribution", ["rademacher", "normal"])
 def test_many_tiles_and_float32_results(distribution):
     """A block takes several tiles, along every axis, and fetches more steps than shared memory holds."""
-    shape = Shape(units=67, signs=2, rows=2, depth=200, columns=150, rank=2)
-    check_dot(shape, distribution, tiles=SMALL_TILES, preferred_element_type=jnp.float32)
+    check_dot(MANY, distribution, tiles=SMALL_TILES, preferred_element_type=jnp.float32)
+
+
+@interpreted
+@pytest.mark.parametrize("each", [1, 2])
+def test_float32_weights_are_turned_round(each):
+    """Three tiles of shared memory serve eleven steps of several tiles, in turn."""
+    check_dot(MANY, "rademacher", jnp.float32, tiles=replace(SMALL_TILES, columns=128, depth=32, each=each))
+
+
+@interpreted
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: jnp.dtype(dtype).name)
+def test_two_blocks_share_tiles_of_the_weight(dtype):
+    """Five tiles of rows, so that one block of the last two has nothing to do."""
+    tiles = replace(SMALL_TILES, columns=128, depth=32 if dtype == jnp.float32 else 64, cluster=2, warpgroups=1)
+    check_dot(MANY, "rademacher", dtype, tiles=tiles)
 
 
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"x": jnp.ones((2, 1, 5)), "w": jnp.ones((5, 4))}, "float32: .* convert to bfloat16"),
+        ({"x": jnp.ones((2, 1, 5)), "w": jnp.ones((5, 4)), "precision": jax.lax.Precision.HIGHEST}, "float32 at high"),
         ({"w": jnp.ones((5, 4))}, "both"),
         ({"left": seeded(1, 1, 5, 17), "right": seeded(2, 1, 4, 17)}, "rank 17"),
         ({"left": jnp.ones((5, 1)), "right": jnp.ones((4, 1))}, "arrays"),
@@ -90,7 +109,7 @@ def test_what_the_kernel_cannot_do(change, reason):
     ("change", "reason"),
     [
         ({"weights": jnp.ones(0)}, "no members"),
-        ({"left": seeded(1, 2, 5, 1, "normal"), "right": seeded(2, 2, 4, 1, "normal")}, "normal noise of float32"),
+        ({"left": seeded(1, 2, 5, 1, "normal", "float16")}, "normal noise of float16"),
         ({"left": jnp.ones((2, 5, 1)), "right": jnp.ones((2, 4, 1))}, "arrays"),
         ({}, "needs a Hopper GPU"),
     ],
@@ -120,17 +139,18 @@ def test_elsewhere_the_reference_computes(monkeypatch):
     np.testing.assert_array_equal(got[1], want[1])
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 @pytest.mark.parametrize("shape", quickest([SMALL[1], PAPER], SMALL[1]), ids=lambda shape: shape.name)
-def test_lowering_for_a_gpu(shape):
+def test_lowering_for_a_gpu(shape, dtype):
     """The kernels are in the program, and no tensor is as large as the factors are."""
     specs = [jax.ShapeDtypeStruct(s, t) for s, t in (
-        ((shape.members, shape.rows, shape.depth), "bfloat16"), ((shape.depth, shape.columns), "bfloat16"),
+        ((shape.members, shape.rows, shape.depth), dtype), ((shape.depth, shape.columns), dtype),
         ((shape.units, 2), "uint32"), ((shape.units, 2), "uint32"), ((shape.members,), "float32"),
     )]  # fmt: skip
 
     def both(x, w, left_keys, right_keys, scale):
-        left = Seeded(left_keys, shape.depth, shape.rank, "rademacher", "bfloat16")
-        right = Seeded(right_keys, shape.columns, shape.rank, "rademacher", "bfloat16")
+        left = Seeded(left_keys, shape.depth, shape.rank, "rademacher", dtype)
+        right = Seeded(right_keys, shape.columns, shape.rank, "rademacher", dtype)
         return lowrank_dot_gpu(x, w, left, right, scale=scale), rank_update_gpu(scale[: shape.units], left, right)
 
     with on_gpu():
@@ -164,11 +184,17 @@ def test_rank_update(units, left, right, rank):
 
 @interpreted
 @pytest.mark.parametrize(
-    ("distribution", "dtype", "start"), [("rademacher", "float32", True), ("normal", "bfloat16", False)]
+    ("distribution", "dtype", "start"),
+    [("rademacher", "float32", True), ("normal", "bfloat16", False), ("normal", "float32", False)],
 )
 def test_rank_update_in_several_tiles(distribution, dtype, start):
-    tiles = GpuTiles(columns=128)
-    check_update(130, 140, 150, 2, distribution, dtype, start, tiles=tiles)
+    check_update(130, 140, 150, 2, distribution, dtype, start, tiles=GpuTiles(columns=128))
+
+
+@interpreted
+@pytest.mark.parametrize("stored", [True, False])
+def test_words_from_memory_or_made_for_each_tile(stored):
+    check_update(70, 140, 300, 3, "rademacher", "bfloat16", False, tiles=GpuTiles(stored=stored))
 
 
 @interpreted

@@ -1,0 +1,67 @@
+"""What is added to 64 rows of a tile of `x·W`, and how they are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import mosaic_gpu as plgpu
+
+from .gpu_noise import GROUP, Noise, across, times
+from .hopper import LINES, ROWS, load
+
+
+@dataclass(frozen=True)
+class Correction:
+    """`scale·thin·Bᵀ` of a block of 64 rows.
+
+    Attributes:
+        noise: B from the tile's first column on.
+        thin: reference to parts of `x·A`, `[S, rank, rows]`.
+        scales: `[64]`.
+        scaled: shared memory for their product, `[rank, 64]`.
+        block: number of the block.
+    """
+
+    noise: Noise
+    thin: Any
+    scales: jax.Array
+    scaled: Any
+    block: Any
+
+    def prepare(self) -> None:
+        """Fetches what `finish` wants, before it is in a hurry."""
+        self.noise.prepare()
+        own = pl.ds(self.block * ROWS, ROWS)
+
+        @pl.loop(0, self.scaled.shape[0])
+        def _(rank: Any) -> None:
+            parts = [load(self.thin.at[s, rank, own], LINES) for s in range(self.thin.shape[0])]
+            self.scaled[rank] = sum(parts[1:], parts[0]) * self.scales
+
+    def finish(self, total: jax.Array, out: Any, staged: Any) -> None:
+        """Adds the correction to `[64, columns]` and writes it to `out`."""
+        own = pl.ds(self.block * ROWS, ROWS)
+        stage = staged.shape[-1]
+        for start in range(0, total.shape[1], GROUP):
+            value = self._corrected(total[:, start : start + GROUP], start).astype(out.dtype)
+            for at in range(0, GROUP, stage):
+                slot = staged.at[(start + at) // stage % 2]
+                plgpu.wait_smem_to_gmem(1, wait_read_only=True)
+                slot[...] = value[:, at : at + stage]
+                plgpu.commit_smem()
+                plgpu.copy_smem_to_gmem(slot, out.at[own, pl.ds(self.noise.first + start + at, stage)])
+
+    def _corrected(self, value: jax.Array, start: int) -> jax.Array:
+        turns, each = self.noise.turns()
+
+        def one_turn(turn: Any, value: jax.Array) -> jax.Array:
+            for j, bits in enumerate(self.noise.bits(start, turn)):
+                scaled = load(self.scaled.at[turn * each + j], LINES)
+                value += times(across(scaled), bits, self.noise.factor)
+            return value
+
+        return one_turn(0, value) if turns == 1 else lax.fori_loop(0, turns, one_turn, value)
