@@ -17,6 +17,8 @@ QUESTIONS = (
     "roofline",
     "profile",
     "kernels",
+    "gpu_compile",
+    "gpu_tiles",
     "replay",
     "soak",
     "scaling",

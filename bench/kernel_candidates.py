@@ -17,7 +17,7 @@ from bench.kernel_shapes import Shape
 from bench.kernel_truth import seeded
 from bench.linear import LEARNING_RATE, SIGMA, reduced
 from bench.needs import Need
-from eggroll.kernels import rank_update
+from eggroll.kernels import implementations, rank_update
 
 INFERENCE, PRODUCT, SQUARE = "inference", "product of update shape", "square product"
 BOTH = "inference and update without noise"
@@ -80,15 +80,19 @@ def products(shape: Shape, dtype: str, square: int) -> list[Candidate]:
 
 
 def kernels(shape: Shape, distribution: str, dtype: str, implementation: str) -> list[Candidate]:
-    """Forward pass, update and full step by one implementation, for both kinds of noise."""
+    """What an implementation has of forward pass and update, and a full step, for both kinds of noise.
+
+    In the step the reference does what the implementation does not have.
+    """
+    by = [implementation if implementation in implementations(name) else "reference" for name in (FORWARD, UPDATE)]
     sizes = shape.depth, shape.columns
     seeds = [seeded(i, shape.units, n, shape.rank, distribution, dtype) for i, n in enumerate(sizes)]
     x, w = normal(0, (shape.members, shape.rows, shape.depth), dtype), weight(shape, dtype)
     scale = SIGMA / shape.rank**0.5 * jnp.asarray((1.0, -1.0) * shape.units)
     scores = normal(5, (shape.units,), "float32")
-    forward = jax.jit(partial(population_dot, implementation=implementation))
-    update = jax.jit(partial(rank_update, implementation=implementation))
-    step = partial(one_step, implementation=implementation)
+    forward = jax.jit(partial(population_dot, implementation=by[0]))
+    update = jax.jit(partial(rank_update, implementation=by[1]))
+    step = partial(one_step, forward=by[0], update=by[1])
     found = []
     for noise, (left, right) in ((ON_THE_FLY, seeds), (GIVEN, [jax.jit(seed.array)() for seed in seeds])):
         calls = {
@@ -97,17 +101,19 @@ def kernels(shape: Shape, distribution: str, dtype: str, implementation: str) ->
             STEP: Training(step, w, x, left, right, scale),
         }
         for operation, call in calls.items():
+            if operation in (FORWARD, UPDATE) and implementation not in implementations(operation):
+                continue
             need = need_of(operation, shape, distribution, dtype, noise)
             found.append(Candidate(operation, call, need, implementation, noise))
     return found
 
 
-def one_step(weight: Any, x: Any, left: Any, right: Any, scale: Any, *, implementation: str) -> jax.Array:
-    """The float32 `weight` after SGD on z-scored fitness."""
-    outputs = population_dot(x, weight.astype(x.dtype), left, right, scale, implementation=implementation)
+def one_step(weight: Any, x: Any, left: Any, right: Any, scale: Any, *, forward: str, update: str) -> jax.Array:
+    """The float32 `weight` after SGD on z-scored fitness, by an implementation of each operation."""
+    outputs = population_dot(x, weight.astype(x.dtype), left, right, scale, implementation=forward)
     values = jnp.mean(reduced(outputs), axis=-1)
     scores = (values - jnp.mean(values)) / jnp.std(values)
-    total = rank_update(scores[0::2] - scores[1::2], left, right, implementation=implementation)
+    total = rank_update(scores[0::2] - scores[1::2], left, right, implementation=update)
     return weight + total * (LEARNING_RATE / (len(values) * SIGMA))
 
 

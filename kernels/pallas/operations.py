@@ -12,6 +12,9 @@ from . import reference  # noqa: F401  it registers itself, before the others
 
 # isort: split
 from . import gpu_lowrank_dot, gpu_rank_update, tpu_lowrank_dot, tpu_rank_update  # noqa: F401
+
+# isort: split
+from . import xla_parts  # noqa: F401  tried after them
 from .members import seeded_dot
 from .registry import dispatch
 from .seeded import Factor, Seeded
@@ -107,7 +110,7 @@ def rank_update(
 
     Returns:
         `[m, n]` in float32 whatever the inputs' dtypes, or in float64 if any input is float64. From seeded factors of
-        half precision kernels make products of bfloat16: each weight times its noise is rounded by up to 2⁻⁹ of it.
+        half precision kernels make products of bfloat16: each weight times its noise is rounded by up to 2⁻⁸ of it.
 
     Raises:
         ValueError: shapes that do not fit together, or an unknown implementation.

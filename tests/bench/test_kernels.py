@@ -47,6 +47,15 @@ def test_forward_and_update_are_the_kernels(candidates, operands, noise):
     np.testing.assert_allclose(of(candidates, UPDATE, noise).call(), truth, rtol=1e-5, atol=1e-5)
 
 
+def test_an_implementation_of_one_operation_has_a_step_with_the_references_other():
+    found = kernel_candidates.kernels(SMALL, "rademacher", "float32", "xla_parts")
+    assert [c.operation for c in found] == [UPDATE, STEP] * 2
+    with_reference = kernel_candidates.kernels(SMALL, "rademacher", "float32", "reference")
+    for noise in (ON_THE_FLY, GIVEN):
+        got, want = (np.asarray(of(candidates, STEP, noise).call()) for candidates in (found, with_reference))
+        np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_a_step_moves_as_the_dense_sum_says(operands, monkeypatch):
     monkeypatch.setattr(kernel_candidates, "LEARNING_RATE", 1.0)
@@ -55,7 +64,7 @@ def test_a_step_moves_as_the_dense_sum_says(operands, monkeypatch):
     scores = (fitness - fitness.mean()) / fitness.std()
     a, b = (np.asarray(f.array(), np.float64) for f in (left, right))
     change = np.einsum("m,mir,mjr->ij", scores * np.tile([1, -1], 3), np.repeat(a, 2, 0), np.repeat(b, 2, 0))
-    moved = kernel_candidates.one_step(w, x, left, right, jnp.asarray(scale), implementation="reference")
+    moved = kernel_candidates.one_step(w, x, left, right, jnp.asarray(scale), forward="reference", update="reference")
     np.testing.assert_allclose(moved - w, change / (6 * SIGMA), rtol=2e-3, atol=2e-3 * np.abs(change).max())
 
 

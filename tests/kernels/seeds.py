@@ -5,18 +5,13 @@ from __future__ import annotations
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh
 
+from bench.gpu_target import on_gpu
 from bench.kernel_truth import dot_operands, dot_truth, seeded
 
-__all__ = ["dot_operands", "dot_truth", "on_tpu", "seeded"]
+__all__ = ["dot_operands", "dot_truth", "on_gpu", "on_tpu", "seeded"]
 
 
 def on_tpu(kind: str):
     """A context in which kernels are lowered for a TPU that is not there."""
     device = AbstractDevice(device_kind=kind, num_cores=1, platform="tpu")
-    return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))
-
-
-def on_gpu(kind: str = "NVIDIA H200"):
-    """A context in which kernels are lowered for a GPU that is not there."""
-    device = AbstractDevice(device_kind=kind, num_cores=132, platform="gpu")
     return jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=device))

@@ -127,7 +127,7 @@ def test_other_gpus_are_left_alone(kind):
         rank_update_gpu(jnp.ones(2), seeded(1, 2, 5, 1), seeded(2, 2, 4, 1))
 
 
-def test_elsewhere_the_reference_computes(monkeypatch):
+def test_elsewhere_xla_computes(monkeypatch):
     """With a GPU by default, but not this kind."""
     x, w, left, right, scale = dot_operands(SMALL[1], "rademacher", jnp.bfloat16)
     pairs = x.reshape(3, 2, *x.shape[1:]), scale.reshape(3, 2)
@@ -136,7 +136,7 @@ def test_elsewhere_the_reference_computes(monkeypatch):
     monkeypatch.setattr(registry, "current_platform", lambda: "gpu")
     got = jax.vmap(member)(pairs[0], left, right, pairs[1]), rank_update(scale[:3], left, right)
     np.testing.assert_array_equal(got[0], want[0])
-    np.testing.assert_array_equal(got[1], want[1])
+    np.testing.assert_allclose(got[1], want[1], atol=2.0**-8 * 3 * 0.3)  # "xla_parts" rounds each of three terms
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
