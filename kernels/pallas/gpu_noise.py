@@ -46,18 +46,27 @@ def lines(left: jax.Array, right: jax.Array, numbers: jax.Array, rows: int) -> j
         rows: P rounded up to a multiple of 64; there are zeros beyond P.
 
     Returns:
-        `[5, rows/64, 128]` uint32, every 64 rows twice: `[:2]` and `[2:4]` are keys as `Noise` reads them, `[4]` is
-        what `number_of` reads.
+        `[6, rows/64, 128]` uint32, every 64 rows twice: `[:2]` and `[2:4]` are keys as `Noise` reads them, `[4]` is
+        what `number_of` reads, `[5]` what `one_of` does.
     """
-    columns = [left, right, lax.bitcast_convert_type(numbers.astype(jnp.float32), jnp.uint32)[:, None]]
+    numbers = numbers.astype(jnp.float32)
+    columns = [left, right, *(_as_bits(x)[:, None] for x in (numbers, jnp.ones_like(numbers)))]
     table = jnp.pad(jnp.concatenate(columns, axis=1), ((0, rows - numbers.shape[0]), (0, 0)))
-    blocks = table.T.reshape(5, rows // ROWS, 1, ROWS)
-    return jnp.broadcast_to(blocks, (5, rows // ROWS, 2, ROWS)).reshape(5, rows // ROWS, 2 * ROWS)
+    blocks = table.T.reshape(6, rows // ROWS, 1, ROWS)
+    return jnp.broadcast_to(blocks, (6, rows // ROWS, 2, ROWS)).reshape(6, rows // ROWS, 2 * ROWS)
 
 
 def number_of(lines: Any, block: Any) -> jax.Array:
     """The numbers in `lines`, `[64]` float32 in layout `LINES`."""
     return _as_float(load(lines.at[4, block, _half(0)], LINES))
+
+
+def one_of(lines: Any, block: Any) -> jax.Array:
+    """The same of ones: the sign of a number that the compiler knows takes two instructions, of another one.
+
+    Beyond the last row they are zeros: what is multiplied with them is of weight zero.
+    """
+    return _as_float(load(lines.at[5, block, _half(0)], LINES))
 
 
 def shared_words(columns: int, factor: Seeded) -> int:

@@ -29,6 +29,7 @@ from .gpu_noise import (
     check_noise,
     lines,
     number_of,
+    one_of,
     rounded,
     scratch,
     shared_words,
@@ -144,7 +145,8 @@ def _kernel(
         share = tiles.columns // tiles.warpgroups
         a_noise = noise(0, left, row, ROWS, block)
         b_noise = noise(1, right, column + own * share, share, block)
-        _fill(a_noise, b_noise, number_of(table, block), rank, lax.rem(step, STAGES), own, **memory)
+        numbers = number_of(table, block), one_of(table, block)
+        _fill(a_noise, b_noise, numbers, rank, lax.rem(step, STAGES), own, **memory)
 
     def multiply(total: Any) -> None:
         pl.loop(0, steps)(lambda step: _step(step, steps, fill, total, own, **memory))
@@ -158,7 +160,7 @@ def _kernel(
 def _fill(
     left: Noise,
     right: Noise,
-    scales: jax.Array,
+    numbers: tuple[jax.Array, jax.Array],
     rank: Any,
     stage: Any,
     own: Any,
@@ -176,13 +178,13 @@ def _fill(
         left.prepared(keys[0])
         right.prepared(keys[1])
 
+    scales, ones = numbers
     bits = left.of_rank(0, rank)
     for part, value in enumerate(_weighted(scales, bits, left.factor, a.shape[1])):
         a[stage, part, :, pl.ds(own * ROWS, ROWS)] = value.astype(a.dtype)
-    one = plgpu.layout_cast(jnp.ones((ROWS, GROUP), jnp.float32), WHOLE)
     share = b.shape[-1] * ROWS // a.shape[-1]  # columns that this warpgroup makes for all
     for at in range(0, share, GROUP):
-        number = times(one, right.of_rank(at, rank), right.factor)
+        number = times(across(ones), right.of_rank(at, rank), right.factor)
         for part, value in enumerate(_parts(number, b.shape[1])):
             b[stage, part, :, pl.ds(own * share + at, GROUP)] = value.astype(b.dtype)
     plgpu.commit_smem()

@@ -27,7 +27,7 @@ def thin_product(x: jax.Array, table: jax.Array, factor: Seeded, count: int, int
 
     Args:
         x: `[P, K]`.
-        table: `lines` of its rows, `[5, blocks, 128]`.
+        table: `lines` of its rows, `[6, blocks, 128]`.
         factor: A; its key is not used.
         count: blocks that run at once.
         interpret: None, or parameters of the interpreter.
