@@ -56,7 +56,10 @@ def dot_tiles(shape: Shape, dtype: str) -> dict[str, GpuTiles]:
     found |= {f"together {n}": replace(chosen, together=n) for n in (4, 8, 16)}
     if dtype == "float32":
         return found | {"each 1": replace(chosen, each=1, steps=4)}
+    within = replace(chosen, within=True)
     return found | {
+        "thin within": within,
+        "thin within, cluster 2": replace(within, cluster=2),
         "columns 128": replace(chosen, columns=128, steps=6),
         "each 2": replace(chosen, columns=128, each=2),
     }

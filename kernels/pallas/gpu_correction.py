@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .gpu_noise import GROUP, Noise, across, times
-from .hopper import LINES, ROWS, load
+from .hopper import LINES, ROWS, WHOLE, load
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Correction:
 
     Attributes:
         noise: B from the tile's first column on.
-        thin: reference to parts of `x·A`, `[S, rank, rows]`.
+        thin: reference to parts of `x·A`, `[S, rank, rows]`; None where `gather` makes it.
         scales: `[64]`.
         scaled: shared memory for their product, `[rank, 64]`.
         block: number of the block.
@@ -39,8 +40,19 @@ class Correction:
 
         @pl.loop(0, self.scaled.shape[0])
         def _(rank: Any) -> None:
-            parts = [load(self.thin.at[s, rank, own], LINES) for s in range(self.thin.shape[0])]
-            self.scaled[rank] = sum(parts[1:], parts[0]) * self.scales
+            zeros = plgpu.layout_cast(jnp.zeros(ROWS, jnp.float32), LINES)
+            thin = [] if self.thin is None else [self.thin.at[s, rank, own] for s in range(self.thin.shape[0])]
+            parts = [load(part, LINES) for part in thin]
+            self.scaled[rank] = sum(parts, zeros) * self.scales
+
+    def gather(self, left: Noise, x: Any) -> None:
+        """Instead of fetching `thin`: adds the product of a tile of x, `[64, GROUP]`, with its part of A."""
+        left.prepare()
+        value = load(x, WHOLE).astype(jnp.float32)
+        plgpu.commit_smem()  # all threads have read it: the next copy may overwrite it
+        for rank, bits in enumerate(left.bits(0)):
+            product = jnp.sum(times(value, bits, left.factor), axis=1) * self.scales
+            self.scaled[rank] = load(self.scaled.at[rank], LINES) + product
 
     def finish(self, total: jax.Array, out: Any, staged: Any) -> None:
         """Adds the correction to `[64, columns]` and writes it to `out`."""

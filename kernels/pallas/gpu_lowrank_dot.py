@@ -53,9 +53,9 @@ def lowrank_dot_gpu(
     left_keys, right_keys = (jnp.repeat(f.key, each, axis=0) for f in (left, right))
     scale = jnp.ones(members, jnp.float32) if scale is None else scale
     table = lines(left_keys, right_keys, jnp.repeat(scale, rows), size)
-    thin = thin_product(x, table, left, count, interpret)
+    thin = [] if tiles.within else [thin_product(x, table, left, count, interpret)]
     out = jax.ShapeDtypeStruct((x.shape[0], w.shape[1]), out_dtype)
-    out = product((x, w, thin, table), right, tiles, out, count, interpret)
+    out = product((x, w, table, *thin), (left, right), tiles, out, count, interpret)
     return out[: members * rows, :columns].reshape(members, rows, columns)
 
 

@@ -18,7 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .gpu_correction import Correction
-from .gpu_noise import Noise, number_of, scratch
+from .gpu_noise import GROUP, Noise, number_of, scratch
 from .gpu_turn import Turn, turn_memory
 from .hopper import ROWS, THREADS, launch, tiled
 from .seeded import Seeded
@@ -30,7 +30,7 @@ CLUSTER = "cluster"  # the axis of blocks that share tiles of W
 
 def product(
     operands: tuple[jax.Array, ...],
-    factor: Seeded,
+    factors: tuple[Seeded, Seeded],
     tiles: GpuTiles,
     out: jax.ShapeDtypeStruct,
     count: int,
@@ -39,8 +39,8 @@ def product(
     """The product with its correction.
 
     Args:
-        operands: `x [P, K]`, `w [K, N]`, `thin [S, rank, rows]` and `lines` of the rows.
-        factor: B; its key is not used.
+        operands: `x [P, K]`, `w [K, N]`, `lines` of the rows, and `thin [S, rank, rows]` unless `tiles.within`.
+        factors: A and B; their keys are not used.
         tiles: their sizes; `lines` has a multiple of `tiles.rows · tiles.cluster` rows.
         out: `[P, N]`.
         count: blocks that run at once.
@@ -57,50 +57,62 @@ def product(
     if tiles.cluster > 1:
         names |= {"cluster": (tiles.cluster,), "cluster_names": (CLUSTER,)}
     kernel = launch(
-        partial(_kernel, factor=factor, tiles=tiles, grid=grid),
+        partial(_kernel, factors=factors, tiles=tiles, grid=grid),
         out=out,
         interpret=interpret,
         num_threads=tiles.warpgroups + 1,
         thread_name=THREADS,
-        scratch_types=_memory(factor, tiles, operands[1].dtype, out.dtype),
+        scratch_types=_memory(factors, tiles, operands[1].dtype, out.dtype),
         **names,
     )
     return kernel(*operands)
 
 
-def _memory(factor: Seeded, tiles: GpuTiles, dtype: Any, out_dtype: Any) -> dict[str, Any]:
+def _memory(factors: tuple[Seeded, Seeded], tiles: GpuTiles, dtype: Any, out_dtype: Any) -> dict[str, Any]:
     """Shared memory of a block, beside the tiles that are on their way."""
     stage = tiles.stage_columns(out_dtype)
     own = tiles.warpgroups, tiles.each
     memory = {
         "staged": plgpu.SMEM((tiles.warpgroups, 2, ROWS, stage), out_dtype, transforms=tiled(stage, out_dtype)),
-        "scaled": plgpu.SMEM((*own, factor.rank, ROWS), jnp.float32),
+        "scaled": plgpu.SMEM((*own, factors[1].rank, ROWS), jnp.float32),
     }
-    words = scratch(tiles.columns, factor, *own)
-    if words:
-        memory["words"] = words[0]
+    for name, columns, factor in (
+        ("left_words", GROUP * tiles.within, factors[0]),
+        ("words", tiles.columns, factors[1]),
+    ):
+        words = scratch(columns, factor, *own)
+        if words:
+            memory[name] = words[0]
     return memory | (turn_memory(tiles) if dtype == jnp.float32 else {})
 
 
 def _kernel(
     x: Any,
     w: Any,
-    thin: Any,
     table: Any,
-    out: Any,
-    *,
-    factor: Seeded,
+    *refs: Any,
+    factors: tuple[Seeded, Seeded],
     tiles: GpuTiles,
     grid: tuple[int, int],
     **memory: Any,
 ) -> None:
+    *thin, out = refs
+
     def every_tile(allocations: Any) -> None:
         def one_tile(info: Any) -> None:
             # Blocks that run together share columns of W, which comes from memory once, and all of a small x.
             i, n = plgpu.planar_snake(info.index[0], grid, 0, min(grid[0], tiles.together))
             below = lax.axis_index(CLUSTER) if tiles.cluster > 1 else 0
             row = (i * tiles.cluster + below) * tiles.rows
-            tile = _Tile((x, w, thin, table, out), factor, tiles, memory, row, n * tiles.columns, allocations)
+            tile = _Tile(
+                (x, w, table, thin[0] if thin else None, out),
+                factors,
+                tiles,
+                memory,
+                row,
+                n * tiles.columns,
+                allocations,
+            )
             tile.compute(info.local_index)
 
         plgpu.nd_loop((grid[0] * grid[1],), collective_axes="block")(one_tile)
@@ -116,8 +128,8 @@ class _Tile:
     """One tile of the result, as one warpgroup sees it.
 
     Attributes:
-        refs: to x, W, thin, lines and the result.
-        factor: B.
+        refs: to x, W, lines, thin or None, and the result.
+        factors: A and B.
         tiles: sizes.
         memory: as `_memory` has it.
         row: first of the tile.
@@ -126,7 +138,7 @@ class _Tile:
     """
 
     refs: tuple[Any, ...]
-    factor: Seeded
+    factors: tuple[Seeded, Seeded]
     tiles: GpuTiles
     memory: Mapping[str, Any]
     row: Any
@@ -158,6 +170,8 @@ class _Tile:
         """One step along the depth."""
         plgpu.wgmma(total, x.at[self.mine], w)
         pl.when(step[0] == 0)(self.prepare)  # while the tensor cores work
+        if self.tiles.within:
+            self.gather(step[0], x)
         plgpu.wgmma_wait(0)
         return total
 
@@ -196,13 +210,20 @@ class _Tile:
         for j in range(self.tiles.each):
             self.correction(j).prepare()
 
+    def gather(self, step: Any, x: Any) -> None:
+        """A step's part of the thin product, from the tile of x that the tensor cores read, too."""
+        own, table = lax.axis_index(THREADS), self.refs[2]
+        words = self.memory["left_words"].at[own, 0] if "left_words" in self.memory else None
+        keys = table.at[:2, self.row // ROWS + own]
+        self.correction(0).gather(Noise(self.factors[0], keys, words, step * GROUP), x.at[self.mine])
+
     def correction(self, j: int) -> Correction:
         """Of this warpgroup's rows from `64·j` on."""
-        _, _, thin, table, _ = self.refs
+        _, _, table, thin, _ = self.refs
         own = lax.axis_index(THREADS)
         block = self.row // ROWS + own * self.tiles.each + j
         words = self.memory["words"].at[own, j] if "words" in self.memory else None
-        noise = Noise(self.factor, table.at[2:4, block], words, self.column)
+        noise = Noise(self.factors[1], table.at[2:4, block], words, self.column)
         return Correction(noise, thin, number_of(table, block), self.memory["scaled"].at[own, j], block)
 
 

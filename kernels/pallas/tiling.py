@@ -51,6 +51,8 @@ class GpuTiles:
         each: blocks of 64 rows of the result that a warpgroup has.
         together: tiles of rows that are worked on before the next columns.
         cluster: blocks, one below the other, that share each tile of the right operand: 1 or 2.
+        within: whether the product makes its thin product itself, anew for each tile, while the tensor cores work: one
+            kernel less, and one reading of x. For bfloat16, with `depth` 64 and `each` 1.
         stored: whether the random words of an update lie in memory, instead of being made for each tile again.
     """
 
@@ -61,6 +63,7 @@ class GpuTiles:
     each: int = 1
     together: int = 16
     cluster: int = 1
+    within: bool = False
     stored: bool = True
 
     @property

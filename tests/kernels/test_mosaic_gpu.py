@@ -72,6 +72,13 @@ def test_float32_weights_are_turned_round(each):
 
 
 @interpreted
+@pytest.mark.parametrize(("distribution", "cluster"), [("rademacher", 1), ("rademacher", 2), ("normal", 1)])
+def test_the_thin_product_within_the_product(distribution, cluster):
+    tiles = replace(SMALL_TILES, within=True, cluster=cluster)
+    check_dot(MANY, distribution, tiles=tiles, preferred_element_type=jnp.float32)
+
+
+@interpreted
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: jnp.dtype(dtype).name)
 def test_two_blocks_share_tiles_of_the_weight(dtype):
     """Five tiles of rows, so that one block of the last two has nothing to do."""
