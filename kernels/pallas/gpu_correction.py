@@ -50,7 +50,8 @@ class Correction:
         left.prepare()
         value = load(x, WHOLE).astype(jnp.float32)
         plgpu.commit_smem()  # all threads have read it: the next copy may overwrite it
-        for rank, bits in enumerate(left.bits(0)):
+        turns, _ = left.turns()
+        for rank, bits in enumerate(bits for turn in range(turns) for bits in left.bits(0, turn)):
             product = jnp.sum(times(value, bits, left.factor), axis=1) * self.scales
             self.scaled[rank] = load(self.scaled.at[rank], LINES) + product
 

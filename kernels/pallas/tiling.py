@@ -66,6 +66,10 @@ class GpuTiles:
     within: bool = False
     stored: bool = True
 
+    def __post_init__(self) -> None:
+        if self.within and (self.depth, self.each) != (64, 1):
+            raise ValueError(f"got within with depth {self.depth} and each {self.each}; it needs depth 64 and each 1")
+
     @property
     def rows(self) -> int:
         """Of the left operand and of the result."""

@@ -78,6 +78,11 @@ def test_the_thin_product_within_the_product(distribution, cluster):
     check_dot(MANY, distribution, tiles=tiles, preferred_element_type=jnp.float32)
 
 
+def test_float32_has_its_thin_product_apart():
+    with pytest.raises(ValueError, match="got within with depth 32"):
+        replace(GpuTiles.for_dot(200, 200, jnp.float32, 1), within=True)
+
+
 @interpreted
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: jnp.dtype(dtype).name)
 def test_two_blocks_share_tiles_of_the_weight(dtype):
