@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any
 
 from bench.gpu_steps import FULL, QUICK, Budget, Step, run
@@ -107,11 +108,17 @@ def wanted(name: str, prefixes: Sequence[str]) -> bool:
 def check(names: Names, arguments: Sequence[str], budget: Budget) -> dict[str, Any]:
     """All cases of all implementations, side by side: numbers do not depend on who else is on the device."""
     start, seconds = time.monotonic(), min(CHECK_SECONDS, budget.left)
-    jobs = {(operation, name): ["--operation", operation, "--implementation", name, *arguments]
-            for operation in names for name in names[operation]}  # fmt: skip
+    kernels = [(operation, name) for operation in names for name in names[operation]]
+    parts = max(1, (os.cpu_count() or 1) // len(kernels))  # most of the time is compilation, on one core each
+    jobs = [
+        ["--operation", operation, "--implementation", name, "--part", str(part), "--parts", str(parts), *arguments]
+        for operation, name in kernels
+        for part in range(parts)
+    ]
     with ThreadPoolExecutor(len(jobs)) as pool:
-        running = [pool.submit(watched, job, seconds=seconds, stall=STALL) for job in jobs.values()]
-        cases = {" ".join(key): future.result() for key, future in zip(jobs, running, strict=True)}
+        found = list(pool.map(lambda job: watched(job, seconds=seconds, stall=STALL), jobs))
+    lines = [list(chain.from_iterable(found[i : i + parts])) for i in range(0, len(jobs), parts)]
+    cases = {" ".join(kernel): of for kernel, of in zip(kernels, lines, strict=True)}
     summary = {key: dict(Counter(line["verdict"] for line in lines)) for key, lines in cases.items()}
     for key, counts in summary.items():
         say(f"check {key}: " + ", ".join(f"{number} {verdict}" for verdict, number in counts.items()))

@@ -71,7 +71,7 @@ MODEL = ("--seconds", "8", "--memory", "40")
 FULL = (
     Step("kernels bfloat16", "bench.kernels", (*LAYER, "--dtype", "bfloat16"), 90),
     Step("layer bfloat16", "bench.layer", (*LAYER, "--dtype", "bfloat16", "--rounds", "7"), 100),
-    Step("tiles bfloat16", "bench.gpu_tiles", (*LAYER, "--dtype", "bfloat16"), 90),
+    Step("tiles bfloat16", "bench.gpu_tiles", (*LAYER, "--dtype", "bfloat16"), 120),
     Step("kernels float32", "bench.kernels", (*LAYER, "--dtype", "float32"), 90),
     Step("layer float32", "bench.layer", (*LAYER, "--dtype", "float32", "--rounds", "7"), 100),
     Step(

@@ -28,6 +28,8 @@ def parsed(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--operation", choices=OPERATIONS, required=True)
     parser.add_argument("--implementation", required=True, help="a name from eggroll.kernels.implementations")
     parser.add_argument("--start", type=int, default=0, help="number of the first case")
+    parser.add_argument("--part", type=int, default=0, help="which of the parts of all cases")
+    parser.add_argument("--parts", type=int, default=1, help="how many parts there are, for as many processes")
     parser.add_argument("--quick", action="store_true", help="some small shapes")
     parser.add_argument("--plugin", action="append", default=[], help="a module that registers implementations")
     return parser.parse_args(argv)
@@ -39,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in options.plugin:
         importlib.import_module(name)
     for number, case in enumerate(cases(options.operation, quick=options.quick)):
-        if number < options.start:
+        if number < options.start or number % options.parts != options.part:
             continue
         print(json.dumps({"started": number, "case": case.name}), flush=True)
         found = checked(case, options.implementation)

@@ -107,6 +107,21 @@ def test_the_exit_status_tells_of_wrong_numbers_and_of_lost_checks(verdict, stat
     assert calls[1][:4] == ("bench.kernels", "--quick", "--implementations", "reference")
 
 
+def test_every_core_checks_a_part_of_the_cases(monkeypatch):
+    def watched(arguments, **_):
+        options = dict(zip(arguments[::2], arguments[1::2], strict=True))
+        return [{"case": f"{options['--part']} of {options['--parts']}", "verdict": "ok", "of": options["--operation"]}]
+
+    monkeypatch.setattr(gpu_check, "watched", watched)
+    monkeypatch.setattr(os, "cpu_count", lambda: 7)
+    names = {"lowrank_dot": ["reference"], "rank_update": ["reference", "xla_parts"]}
+    cases = gpu_check.check(names, [], Budget(100))["result"]["cases"]
+    assert list(cases) == ["lowrank_dot reference", "rank_update reference", "rank_update xla_parts"]
+    for name, found in cases.items():
+        assert [line["case"] for line in found] == ["0 of 2", "1 of 2"]
+        assert {line["of"] for line in found} == {name.split()[0]}
+
+
 def test_steps_fail_each_for_itself(module):
     name, budget = module("step_of_tests", STEPS), Budget(100)
     crash, hang, good = (

@@ -52,6 +52,16 @@ def test_the_reference_is_right(operation, capsys):
     assert all(0 <= line["error_over_bound"] <= 1 for line in found[1::2])
 
 
+def test_parts_are_all_of_the_cases(monkeypatch, capsys):
+    monkeypatch.setattr(kernel_check, "checked", lambda case, _: {"verdict": "ok"})
+    for part in range(3):
+        options = ["--operation", "lowrank_dot", "--implementation", "reference", "--quick", "--start", "2"]
+        kernel_check.main([*options, "--part", str(part), "--parts", "3"])
+    numbers = [line["number"] for line in lines(capsys) if "number" in line]
+    count = len(cases("lowrank_dot", quick=True))
+    assert numbers == [*range(3, count, 3), *range(4, count, 3), *range(2, count, 3)]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", quickest(DTYPES, "float32"))
 @pytest.mark.parametrize("operation", quickest(OPERATIONS, "rank_update"))
