@@ -14,6 +14,7 @@ from flax import nnx
 import eggroll.nnx
 from eggroll.strategy.keys import generation_key
 from tests.flax.truth import EPS32, POPULATION, ask, functional, normal
+from tests.quick import quickest
 
 SIGMA = 0.25
 RUN = jax.random.key(7)  # `ask` starts its run from it
@@ -70,7 +71,7 @@ def mean_square(model, x, y):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"rank": 2, "distribution": "normal", "antithetic": False}],
+    quickest([{}, {"rank": 2, "distribution": "normal", "antithetic": False}], {}),
     ids=["default", "rank 2, normal, no pairs"],
 )
 def test_of_an_nnx_model(options):
