@@ -4,10 +4,32 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from importlib.metadata import version
+from pathlib import Path
 
-import jax
 import pytest
 from hypothesis import settings
+
+# Compiling is what the tests cost. What one run has compiled the next one reads, and so do the processes that tests
+# start. Optimisations make results no truer, and are half of what compiling takes: `optimised` tests have them.
+VERSIONS = f"python-{sys.version_info[0]}.{sys.version_info[1]}-jax-{version('jax')}-jaxlib-{version('jaxlib')}"
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "eggroll-tests" / VERSIONS
+COMPILING = {
+    "JAX_COMPILATION_CACHE_DIR": str(CACHE),
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
+    "JAX_ENABLE_COMPILATION_CACHE": "true",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+}
+for name, value in COMPILING.items():
+    os.environ.setdefault(name, value)
+
+# The interpreter of GPU kernels blocks a thread of XLA's pool for each warpgroup that waits: two cores give it two.
+os.environ.setdefault("NPROC", "8")
+
+import jax  # noqa: E402  reads the variables above
+from jax.experimental.compilation_cache.compilation_cache import reset_cache  # noqa: E402
 
 # A library that mixes dtypes implicitly fails here, not in a user's bfloat16 model.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
@@ -16,17 +38,29 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The interpreter of GPU kernels blocks a thread of XLA's pool for each warpgroup that waits: two cores give it two.
-os.environ.setdefault("NPROC", "8")
-
-# Every example compiles, so time per example says nothing, and each is dear. CI must not depend on luck.
+# Every example compiles, so time per example says nothing, and each is dear. The same examples in every run: a failure
+# is no luck, and the shapes are compiled already. EGGROLL_TEST_EXAMPLES asks for more of them.
 EXAMPLES = int(os.environ.get("EGGROLL_TEST_EXAMPLES", "8"))
-settings.register_profile("eggroll", deadline=None, max_examples=EXAMPLES, derandomize="CI" in os.environ)
+settings.register_profile("eggroll", deadline=None, max_examples=EXAMPLES, derandomize=True, database=None)
 settings.load_profile("eggroll")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skip a test marked `gpu` or `tpu` where JAX has no such device."""
+    """Skips a test for a device that is not there, and compiles as the test's marks say."""
     for platform in ("gpu", "tpu"):
         if item.get_closest_marker(platform) and jax.default_backend() != platform:
             pytest.skip(f"needs a {platform.upper()}, JAX runs on {jax.default_backend()} here")
+    optimised, measured = (item.get_closest_marker(name) is not None for name in ("optimised", "measured"))
+    compile_with(optimisations=optimised or measured, cache=not measured)
+
+
+def compile_with(*, optimisations: bool, cache: bool) -> None:
+    """Sets how JAX compiles, in this process and in those that it starts; what was compiled otherwise is forgotten."""
+    wanted = {"jax_disable_most_optimizations": not optimisations, "jax_enable_compilation_cache": cache}
+    if all(jax.config.values[name] == value for name, value in wanted.items()):
+        return
+    for name, value in wanted.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value).lower()
+    reset_cache()  # whether there is one is asked once
+    jax.clear_caches()  # neither setting is part of what JAX looks compiled functions up by
