@@ -1,8 +1,11 @@
 """Ledgers and checkpoints of the past are replayed and resumed by whatever code is current; see `kept/make.py`.
 
 Keys, fitness, weights and settings have to be those that were kept, everywhere. Parameters are compared bit for bit
-where versions of JAX, jaxlib and optax and the processor are those of `made.json`, elsewhere to rounding. Which programs
-are optimised is decided here, as it was when the runs were made: it changes bits.
+where the versions of JAX, jaxlib and optax and the processor are those of `made.json`, elsewhere to rounding. Which
+programs are optimised is decided here, as it was when the runs were made: it changes bits.
+
+Every replay and resumption compiles programs of its own, so that the default run has some of them:
+`python -m pytest -m "slow or not slow"` with this file has all.
 """
 
 from __future__ import annotations
@@ -36,12 +39,19 @@ from tests.training.kept.runs import HERE, KEPT, KINDS, LAST, MIDDLE, base
 TIMES = {"seconds", "members_per_second", "tokens_per_second"}
 MOMENTS = (MIDDLE, LAST)
 WEIGHTS = "model/model.safetensors"
-QUICK = "optimized", "rules", "full-rank-bfloat16"  # to go on with; a program each is dear
-ALL = [(kind.optimized, name) for name, kind in KINDS.items()]
-each_kind = pytest.mark.parametrize(("mode", "name"), ALL, indirect=["mode"])
-some_kinds = pytest.mark.parametrize(
-    ("mode", "name"), quickest(ALL, *(each for each in ALL if each[1] in QUICK)), indirect=["mode"]
-)
+QUICK = {
+    "replayed": ("optimized", "own", "groups", "bfloat16", "full-rank"),
+    "resumed": ("rules", "full-rank"),
+}
+
+
+def kinds(quick: str) -> pytest.MarkDecorator:
+    """All kinds, each with its way to compile; the default run has those of `QUICK`."""
+    pairs = {name: (kind.optimized, name) for name, kind in KINDS.items()}
+    cases = quickest(pairs.values(), *(pairs[name] for name in QUICK[quick]))
+    return pytest.mark.parametrize(("mode", "name"), cases, indirect=["mode"])
+
+
 unoptimized = pytest.mark.parametrize("mode", [False], indirect=True)
 
 
@@ -107,7 +117,7 @@ def test_a_ledger_has_what_the_run_had(name: str) -> None:
         assert_same(record, metrics_of(expected, number), bits=True)
 
 
-@each_kind
+@kinds("replayed")
 @pytest.mark.usefixtures("mode")
 def test_a_ledger_is_replayed(name: str) -> None:
     kind, expected, found = KINDS[name], loaded(HERE / name / "expected.npz"), {}
@@ -140,7 +150,7 @@ def test_settings_are_described_as_they_were(name: str) -> None:
     assert as_json({x: now[x] for x in now if x not in (*ENVIRONMENT, "plan")}) == was
 
 
-@some_kinds
+@kinds("resumed")
 @pytest.mark.usefixtures("mode")
 def test_a_run_goes_on_to_its_end(name: str, tmp_path: Path) -> None:
     """From its checkpoint; what metrics and ledger have beyond that is cut, and made again."""
@@ -164,14 +174,6 @@ def test_a_run_goes_on_to_its_end(name: str, tmp_path: Path) -> None:
 
 
 @unoptimized
-@pytest.mark.usefixtures("mode")
-def test_an_earlier_generation_alone() -> None:
-    state = replay(base(), HERE / "normal/run/ledger.bin", generation=MIDDLE)
-    expected = loaded(HERE / "normal/expected.npz")
-    assert_same(leaves(state), state_of(expected, MIDDLE), bits=exact(HERE / "normal"))
-
-
-@unoptimized
 @pytest.mark.parametrize("there", ["train"], indirect=True)
 @pytest.mark.usefixtures("mode")
 def test_a_training_is_replayed_from_its_folder(there: Path) -> None:
@@ -185,7 +187,7 @@ def test_a_training_is_replayed_from_its_folder(there: Path) -> None:
 
 @unoptimized
 @pytest.mark.parametrize("there", ["finetune"], indirect=True)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", quickest(METHODS, "full-rank"))
 @pytest.mark.usefixtures("mode")
 def test_a_fine_tuning_is_replayed_from_a_model(method: str, there: Path) -> None:
     """Which one, its configuration says."""
