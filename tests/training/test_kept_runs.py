@@ -1,0 +1,222 @@
+"""Ledgers and checkpoints of the past are replayed and resumed by whatever code is current; see `kept/make.py`.
+
+Keys, fitness, weights and settings have to be those that were kept, everywhere. Parameters are compared bit for bit
+where the versions of JAX, jaxlib and optax and the processor are those of `made.json`, elsewhere to rounding. Which
+programs are optimised is decided here, as it was when the runs were made: it changes bits.
+
+Every replay and resumption compiles programs of its own, so that the default run has some of them:
+`python -m pytest -m "slow or not slow"` with this file has all.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+import pytest
+from safetensors.numpy import load_file
+
+from eggroll.training import described as describing
+from eggroll.training import read_metrics, replay
+from eggroll.training.ledger import Reader, Settings
+from eggroll.training.ledger_base import digests
+from eggroll.training.ledger_settings import ENVIRONMENT, settings_of
+from eggroll.training.settings import as_json, check_same, describe, differences
+from eggroll.training.versions import versions
+from tests.cli.running import call
+from tests.quick import quickest
+from tests.training.kept.commands import METHODS, TRAIN, finetune
+from tests.training.kept.comparing import assert_same, exact, leaves, loaded
+from tests.training.kept.places import compiling
+from tests.training.kept.runs import HERE, KEPT, KINDS, LAST, MIDDLE, base
+
+TIMES = {"seconds", "members_per_second", "tokens_per_second"}
+MOMENTS = (MIDDLE, LAST)
+WEIGHTS = "model/model.safetensors"
+QUICK = {
+    "replayed": ("optimized", "own", "groups", "bfloat16", "full-rank"),
+    "resumed": ("rules", "full-rank"),
+}
+
+
+def kinds(quick: str) -> pytest.MarkDecorator:
+    """All kinds, each with its way to compile; the default run has those of `QUICK`."""
+    pairs = {name: (kind.optimized, name) for name, kind in KINDS.items()}
+    cases = quickest(pairs.values(), *(pairs[name] for name in QUICK[quick]))
+    return pytest.mark.parametrize(("mode", "name"), cases, indirect=["mode"])
+
+
+unoptimized = pytest.mark.parametrize("mode", [False], indirect=True)
+
+
+@pytest.fixture(scope="module")
+def mode(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Programs compiled as those of the kept run."""
+    with compiling(request.param):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that an environment borrows from another are described as installed, as they were."""
+    found = (*describing._libraries(), str(Path(optax.__file__).parents[1]))
+    monkeypatch.setattr(describing, "_libraries", lambda: found)
+
+
+@pytest.fixture
+def there(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of a kept folder, the current one."""
+    copy = tmp_path / request.param
+    shutil.copytree(HERE / request.param, copy)
+    monkeypatch.chdir(copy)
+    monkeypatch.syspath_prepend(copy)
+    return copy
+
+
+def within(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def metrics_of(expected: dict[str, np.ndarray], generation: int) -> dict[str, np.ndarray]:
+    return within(expected, f"{generation}/metrics/")
+
+
+def state_of(expected: dict[str, np.ndarray], generation: int) -> dict[str, np.ndarray]:
+    at = within(expected, f"{generation}/")
+    return {name: array for name, array in at.items() if name.startswith(("params", "master", "opt_state"))}
+
+
+def recorded(ledger: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The settings of a ledger, without where it was written, and its generations."""
+    settings: list[dict[str, Any]] = []
+    generations = []
+    for entry in Reader(ledger):
+        if isinstance(entry, Settings):
+            content = {name: x for name, x in entry.content.items() if name not in ENVIRONMENT}
+            settings += [content] * (content not in settings)
+        else:
+            generations.append({name: getattr(entry, name) for name in KEPT})
+    return settings, generations
+
+
+def untimed(folder: Path) -> list[dict[str, Any]]:
+    return [{name: x for name, x in record.items() if name not in TIMES} for record in read_metrics(folder)]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_ledger_has_what_the_run_had(name: str) -> None:
+    expected, (_, generations) = loaded(HERE / name / "expected.npz"), recorded(HERE / name / "run/ledger.bin")
+    assert len(generations) == LAST
+    for number, record in enumerate(generations, 1):
+        assert_same(record, metrics_of(expected, number), bits=True)
+
+
+@kinds("replayed")
+@pytest.mark.usefixtures("mode")
+def test_a_ledger_is_replayed(name: str) -> None:
+    kind, expected, found = KINDS[name], loaded(HERE / name / "expected.npz"), {}
+    optimizer = kind.strategy().optimizer if name == "own" else None
+
+    def keep(state: Any) -> None:
+        found[int(state.generation)] = leaves(state)
+
+    replay(
+        base(kind.dtype), HERE / name / "run/ledger.bin", optimizer=optimizer, on_generation=keep, mesh="run"
+    )  # fmt: skip
+    for generation in MOMENTS:
+        assert_same(found[generation], state_of(expected, generation), bits=exact(HERE / name))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_settings_are_described_as_they_were(name: str) -> None:
+    """In the configuration, where its versions are those of here, and in the ledger."""
+    kind, run = KINDS[name], HERE / name / "run"
+    es = kind.strategy(**kind.changed)
+    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    same = all(line.startswith(("eggroll: ", "platform: ")) for line in differences(config["versions"], versions()))
+    check_same(config, as_json({"options": config["options"], "strategy": describe(es)}), force=False, code=same)
+    if same:
+        assert as_json(describe(es)) == config["strategy"]
+    was = recorded(run / "ledger.bin")[0][-1]
+    now = settings_of(es, jax.random.key(7), digests(base(kind.dtype)), "two layers")
+    plan = was.pop("plan")
+    assert [leaf["path"] for leaf in plan] == list(digests(base(kind.dtype)))
+    assert as_json({x: now[x] for x in now if x not in (*ENVIRONMENT, "plan")}) == was
+
+
+@kinds("resumed")
+@pytest.mark.usefixtures("mode")
+def test_a_run_goes_on_to_its_end(name: str, tmp_path: Path) -> None:
+    """From its checkpoint; what metrics and ledger have beyond that is cut, and made again."""
+    kept, kind, bits = HERE / name / "run", KINDS[name], exact(HERE / name)
+    expected = loaded(HERE / name / "expected.npz")
+    run = tmp_path / "run"
+    shutil.copytree(kept, run)
+    result, seen = kind.run(run, resume=True, force=bool(kind.changed))
+    assert (result.ended, result.resumed) == ("finished", MIDDLE)
+    assert_same(leaves(result.state), state_of(expected, LAST), bits=bits)
+    carry = dict(enumerate(map(np.asarray, jax.tree.leaves(result.carry))))
+    assert_same({str(i): x for i, x in carry.items()}, within(expected, f"{LAST}/carry/"), bits=bits)
+    assert sorted(seen) == list(range(MIDDLE + 1, LAST + 1))
+    for generation, metrics in seen.items():
+        assert_same(metrics, metrics_of(expected, generation), bits=bits)
+    assert recorded(run / "ledger.bin")[0] == recorded(kept / "ledger.bin")[0]
+    if bits:
+        assert untimed(run) == untimed(kept)
+    configs = [json.loads((folder / "config.json").read_text(encoding="utf-8")) for folder in (run, kept)]
+    assert configs[0]["strategy"] == configs[1]["strategy"] and configs[0].get("changes") == configs[1].get("changes")
+
+
+@unoptimized
+@pytest.mark.parametrize("there", ["train"], indirect=True)
+@pytest.mark.usefixtures("mode")
+def test_a_training_is_replayed_from_its_folder(there: Path) -> None:
+    assert call("replay", "run", "run", "--out", "last.npz") == 0
+    last, trained = loaded(Path("last.npz")), loaded(Path("run/parameters.npz"))
+    assert len(last) == 8
+    assert_same(last, {name: trained[name] for name in last}, bits=exact(there))
+    assert call("replay", "run/initial.npz", "run/ledger.bin", "--out", "first.npz", "--generation", "0") == 0
+    assert_same(loaded(Path("first.npz")), loaded(Path("run/initial.npz")), bits=True)
+
+
+@unoptimized
+@pytest.mark.parametrize("there", ["finetune"], indirect=True)
+@pytest.mark.parametrize("method", quickest(METHODS, "full-rank"))
+@pytest.mark.usefixtures("mode")
+def test_a_fine_tuning_is_replayed_from_a_model(method: str, there: Path) -> None:
+    """Which one, its configuration says."""
+    assert call("replay", "base" if method == "eggroll" else method, method, "--out", "new/model") == 0
+    assert_same(load_file(Path("new") / WEIGHTS), load_file(Path(method) / WEIGHTS), bits=exact(there))
+    assert call("replay", "base", method, "--out", "middle.npz", "--generation", str(MIDDLE)) == 0
+    saved = loaded(Path(method, "checkpoints", str(MIDDLE), "arrays.npz"))
+    assert_same(loaded(Path("middle.npz")), within(saved, "state/params/"), bits=exact(there))
+
+
+@pytest.mark.slow
+@unoptimized
+@pytest.mark.parametrize("there", ["train"], indirect=True)
+@pytest.mark.usefixtures("mode")
+def test_a_training_goes_on_to_its_end(there: Path) -> None:
+    before, metrics = loaded(Path("run/parameters.npz")), untimed(Path("run"))
+    assert call(*TRAIN, "--resume") == 0
+    assert_same(loaded(Path("run/parameters.npz")), before, bits=exact(there))
+    assert not exact(there) or untimed(Path("run")) == metrics
+
+
+@pytest.mark.slow
+@unoptimized
+@pytest.mark.parametrize("there", ["finetune"], indirect=True)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.usefixtures("mode")
+def test_a_fine_tuning_goes_on_to_its_end(method: str, there: Path) -> None:
+    before, metrics = load_file(Path(method) / WEIGHTS), untimed(Path(method))
+    assert call(*finetune(method), "--resume") == 0
+    if exact(there):  # elsewhere a rounding may choose another token, and so other answers
+        assert_same(load_file(Path(method) / WEIGHTS), before, bits=True)
+        assert untimed(Path(method)) == metrics
