@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import jax
 import pytest
@@ -30,3 +33,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for platform in ("gpu", "tpu"):
         if item.get_closest_marker(platform) and jax.default_backend() != platform:
             pytest.skip(f"needs a {platform.upper()}, JAX runs on {jax.default_backend()} here")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_checkout() -> Iterator[None]:
+    """What was tested is this checkout, and no other one that happens to be installed."""
+    yield
+    root = Path(__file__).resolve().parents[1]
+    loaded = {name: module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "eggroll"}
+    foreign = {name: file for name, file in loaded.items() if file and root not in Path(file).resolve().parents}
+    assert not foreign, f"imported from elsewhere than {root}: {foreign}"
