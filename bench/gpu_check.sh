@@ -60,19 +60,10 @@ install_packages() {
   echo "some steps will fail: $(tail -1 "$SCRATCH/missing")"
 }
 
-# The package as setuptools would lay it out: eggroll.kernels lies in kernels/pallas.
-link_project() {
-  mkdir -p "$SCRATCH/project/eggroll"
-  ln -s "$ROOT"/eggroll/* "$SCRATCH/project/eggroll/"
-  ln -s "$ROOT/kernels/pallas" "$SCRATCH/project/eggroll/kernels"
-  ln -s "$ROOT/bench" "$SCRATCH/project/bench"
-}
-
 if [ "${1:-}" = pack ]; then
   pack
   exit
 fi
-export PYTHONPATH="$SCRATCH/project:$SCRATCH/packages${PYTHONPATH:+:$PYTHONPATH}"
+export PYTHONPATH="$ROOT:$SCRATCH/packages${PYTHONPATH:+:$PYTHONPATH}"
 install_packages
-link_project
 "$PYTHON" -P -m bench.gpu_check "$@"

@@ -24,7 +24,8 @@ def pins() -> list[str]:
 def bounds() -> dict[str, str]:
     """The oldest version of each dependency that is supported."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    found = (REQUIREMENT.match(text) for text in project["dependencies"])
+    wanted = project["dependencies"] + project["optional-dependencies"]["train"]
+    found = (REQUIREMENT.match(text) for text in wanted)
     return {match[1]: match[2] for match in found if match}
 
 

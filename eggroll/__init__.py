@@ -5,10 +5,17 @@ See `eggroll.ES`, `eggroll.value_and_grad`, `eggroll.explain`, `eggroll.factored
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from eggroll.lazy import lazy
 
 if TYPE_CHECKING:
+    from eggroll import engine as engine
+    from eggroll import kernels as kernels
+    from eggroll import llm as llm
+    from eggroll import nnx as nnx
+    from eggroll import strategy as strategy
+    from eggroll import training as training
     from eggroll.engine.fallback import DenseFallback, DenseFallbackError, DenseFallbackWarning
     from eggroll.engine.interpreter import factored
     from eggroll.engine.lowrank import LowRank
@@ -41,35 +48,30 @@ __all__ = [
 # Names and the files that they come from, which are loaded when they are asked for: processes that only score
 # answers, and `eggroll --help`, do without JAX.
 _FILES = {
-    "ES": "strategy.es",
-    "DenseFallback": "engine.fallback",
-    "DenseFallbackError": "engine.fallback",
-    "DenseFallbackWarning": "engine.fallback",
-    "DenseRule": "strategy.rules",
-    "Explanation": "strategy.explain",
-    "FullRankES": "strategy.full_rank",
-    "LowRank": "engine.lowrank",
-    "LowRankRule": "strategy.rules",
-    "Members": "strategy.members",
-    "State": "strategy.state",
-    "explain": "strategy.explain",
-    "factored": "engine.interpreter",
-    "grad": "strategy.gradient",
-    "value_and_grad": "strategy.gradient",
+    "ES": "eggroll.strategy.es",
+    "DenseFallback": "eggroll.engine.fallback",
+    "DenseFallbackError": "eggroll.engine.fallback",
+    "DenseFallbackWarning": "eggroll.engine.fallback",
+    "DenseRule": "eggroll.strategy.rules",
+    "Explanation": "eggroll.strategy.explain",
+    "FullRankES": "eggroll.strategy.full_rank",
+    "LowRank": "eggroll.engine.lowrank",
+    "LowRankRule": "eggroll.strategy.rules",
+    "Members": "eggroll.strategy.members",
+    "State": "eggroll.strategy.state",
+    "explain": "eggroll.strategy.explain",
+    "factored": "eggroll.engine.interpreter",
+    "grad": "eggroll.strategy.gradient",
+    "value_and_grad": "eggroll.strategy.gradient",
 }
-_PACKAGES = ("engine", "kernels", "llm", "nnx", "strategy", "training")
+_PACKAGES = (
+    "eggroll.engine",
+    "eggroll.kernels",
+    "eggroll.llm",
+    "eggroll.nnx",
+    "eggroll.strategy",
+    "eggroll.training",
+)
 
-
-def __getattr__(name: str) -> Any:
-    """A public name, or a package such as `eggroll.nnx` without an import of its own."""
-    if name in _FILES:
-        value = getattr(importlib.import_module(f"eggroll.{_FILES[name]}"), name)
-        globals()[name] = value  # found at once from now on
-        return value
-    if name in _PACKAGES:
-        return importlib.import_module(f"eggroll.{name}")
-    raise AttributeError(f"module 'eggroll' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PACKAGES})
+if not TYPE_CHECKING:  # a checker would take any name for one of the package
+    __getattr__, __dir__ = lazy(__name__, _FILES, _PACKAGES)

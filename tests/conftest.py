@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 
@@ -64,3 +65,13 @@ def compile_with(*, optimisations: bool, cache: bool) -> None:
         os.environ[name.upper()] = str(value).lower()
     reset_cache()  # whether there is one is asked once
     jax.clear_caches()  # neither setting is part of what JAX looks compiled functions up by
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_checkout() -> Iterator[None]:
+    """What was tested is this checkout, and no other one that happens to be installed."""
+    yield
+    root = Path(__file__).resolve().parents[1]
+    loaded = {name: module.__file__ for name, module in sys.modules.items() if name.split(".")[0] == "eggroll"}
+    foreign = {name: file for name, file in loaded.items() if file and root not in Path(file).resolve().parents}
+    assert not foreign, f"imported from elsewhere than {root}: {foreign}"

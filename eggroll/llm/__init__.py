@@ -2,44 +2,77 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+from eggroll.lazy import lazy
+
+if TYPE_CHECKING:
+    from eggroll.llm.config import DecoderConfig
+    from eggroll.llm.decoder import Decoder
+    from eggroll.llm.decoding import Answers, Decoding, generator, split
+    from eggroll.llm.evaluation import Evaluator, evaluate
+    from eggroll.llm.finetuning import finetune
+    from eggroll.llm.generation import generate, generate_plain
+    from eggroll.llm.loading import LanguageModel, load, save
+    from eggroll.llm.scoring import Rewards, Scorers
+    from eggroll.llm.settings import EvaluateSettings, FinetuneSettings, settings_for
+    from eggroll.llm.step import Answered
+    from eggroll.llm.tasks import Problem, Task, custom_task, task_named
+
+__all__ = [
+    "Answered",
+    "Answers",
+    "Decoder",
+    "DecoderConfig",
+    "Decoding",
+    "EvaluateSettings",
+    "Evaluator",
+    "FinetuneSettings",
+    "LanguageModel",
+    "Problem",
+    "Rewards",
+    "Scorers",
+    "Task",
+    "custom_task",
+    "evaluate",
+    "finetune",
+    "generate",
+    "generate_plain",
+    "generator",
+    "load",
+    "save",
+    "settings_for",
+    "split",
+    "task_named",
+]
 
 # Names and the files that they come from, which are loaded when they are asked for.
-_FILES: dict[str, str] = {
-    "Problem": "tasks",
-    "Rewards": "scoring",
-    "Scorers": "scoring",
-    "Task": "tasks",
-    "custom_task": "tasks",
-    "task_named": "tasks",
-    "Answered": "step",
-    "Answers": "decoding",
-    "Decoder": "decoder",
-    "DecoderConfig": "config",
-    "Decoding": "decoding",
-    "EvaluateSettings": "settings",
-    "Evaluator": "evaluation",
-    "FinetuneSettings": "settings",
-    "LanguageModel": "loading",
-    "evaluate": "evaluation",
-    "finetune": "finetuning",
-    "generate": "generation",
-    "generate_plain": "generation",
-    "generator": "decoding",
-    "load": "loading",
-    "save": "loading",
-    "settings_for": "settings",
-    "split": "decoding",
+_FILES = {
+    "Answered": "eggroll.llm.step",
+    "Answers": "eggroll.llm.decoding",
+    "Decoder": "eggroll.llm.decoder",
+    "DecoderConfig": "eggroll.llm.config",
+    "Decoding": "eggroll.llm.decoding",
+    "EvaluateSettings": "eggroll.llm.settings",
+    "Evaluator": "eggroll.llm.evaluation",
+    "FinetuneSettings": "eggroll.llm.settings",
+    "LanguageModel": "eggroll.llm.loading",
+    "Problem": "eggroll.llm.tasks",
+    "Rewards": "eggroll.llm.scoring",
+    "Scorers": "eggroll.llm.scoring",
+    "Task": "eggroll.llm.tasks",
+    "custom_task": "eggroll.llm.tasks",
+    "evaluate": "eggroll.llm.evaluation",
+    "finetune": "eggroll.llm.finetuning",
+    "generate": "eggroll.llm.generation",
+    "generate_plain": "eggroll.llm.generation",
+    "generator": "eggroll.llm.decoding",
+    "load": "eggroll.llm.loading",
+    "save": "eggroll.llm.loading",
+    "settings_for": "eggroll.llm.settings",
+    "split": "eggroll.llm.decoding",
+    "task_named": "eggroll.llm.tasks",
 }
-__all__ = sorted(_FILES)  # pyright: ignore[reportUnsupportedDunderAll]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _FILES:
-        return getattr(importlib.import_module(f"eggroll.llm.{_FILES[name]}"), name)
-    raise AttributeError(f"module 'eggroll.llm' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:  # a checker would take any name for one of the package
+    __getattr__, __dir__ = lazy(__name__, _FILES)

@@ -175,9 +175,10 @@ def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
         raise RunError(f"got a model of the architecture {kind!r}; known are: {known}. Choose one of these.{hint}")
     # Some versions of transformers write into what they are given.
     rest = {name: deepcopy(value) for name, value in hf.items() if name != "model_type"}
+    library = transformers()  # not within: what is missing has an error of its own
     try:
         with silent():
-            return transformers().AutoConfig.for_model(kind, **rest).to_dict()
+            return library.AutoConfig.for_model(kind, **rest).to_dict()
     except Exception as error:  # transformers checks types and values with errors of several classes
         raise RunError(f"transformers does not accept the configuration of this {kind} model: {error}") from error
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from eggroll.extras import needed_for
 from eggroll.llm.config import DecoderConfig, Rope, config_from
 from eggroll.llm.gguf_tokens import tokenizer_from
 from eggroll.llm.rotary import frequencies
@@ -60,10 +61,8 @@ def read_gguf(file: Path, dtype: str | None = None) -> tuple[dict[str, Any], dic
     Raises:
         RunError: not a GGUF file, an unknown architecture or tokenizer, tensors missing or of the wrong shape.
     """
-    try:
+    with needed_for(".gguf files"):
         from gguf import GGUFReader, dequantize
-    except ImportError as error:
-        raise RunError("reading .gguf files needs the package gguf: pip install 'eggroll-jax[gguf]'") from error
     try:
         reader = GGUFReader(file)
     except (ValueError, OSError, IndexError) as error:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from eggroll.extras import needed_for
 from eggroll.llm.config import DecoderConfig, config_from
 from eggroll.llm.decoder import Decoder
 from eggroll.llm.tokens import check_tokenizer, end_tokens, load_tokenizer, pad_token, save_tokenizer
@@ -49,6 +50,7 @@ class LanguageModel:
     generation: Mapping[str, Any] = field(repr=False, default_factory=dict)
 
 
+@needed_for("language models")
 def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
     """Loads a language model; without a network when it is local.
 
@@ -95,6 +97,7 @@ def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
     return LanguageModel(decoder_of(config, weights), tokenizer, config, stop, pad, str(source), settings, generation)
 
 
+@needed_for("language models")
 def save(language: LanguageModel, folder: str | Path, params: Any = None) -> None:
     """Writes a Hugging Face folder, which `load` and transformers read: weights, configuration, tokenizer.
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eggroll.extras import needed_for
 from eggroll.training.errors import RunError
 
 __all__ = ["Prompts", "answer_texts", "encode", "pad_left"]
@@ -113,7 +114,8 @@ def _as_chat(tokenizer: Any, prompt: str, system: str | None, options: Mapping[s
     user = {"role": "user", "content": prompt}
     kept = {"tokenize": False, "add_generation_prompt": True, **options}
     joined = [{"role": "user", "content": _joined(system, prompt)}]
-    from jinja2.exceptions import TemplateError
+    with needed_for("chat templates"):
+        from jinja2.exceptions import TemplateError
 
     if system is not None:
         with suppress(TemplateError):  # some families refuse a system message

@@ -8,11 +8,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 
+from eggroll.extras import needed_for
+
 __all__ = ["silent", "transformers"]
 
 SWITCH = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 
+@needed_for("language models")
 def transformers() -> ModuleType:
     """Imports it; the environment is as before afterwards."""
     if "transformers" not in sys.modules and SWITCH not in os.environ:

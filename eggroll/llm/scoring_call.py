@@ -7,11 +7,13 @@ import pickle
 from collections.abc import Sequence
 from concurrent.futures import Future
 
-from pebble import ProcessExpired
-
+from eggroll.extras import needed_for
 from eggroll.llm.scoring_pool import Processes
 from eggroll.llm.tasks.base import Problem
 from eggroll.training.errors import RunError
+
+with needed_for("processes that score"):
+    from pebble import ProcessExpired
 
 LARGEST_BATCH = 128  # answers in a message
 TURN = 1.0  # seconds after which a batch begins no other answer

@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 
-from pebble import ProcessPool
-
+from eggroll.extras import needed_for
 from eggroll.llm import scoring_worker
 from eggroll.llm.scoring_processes import Spawning, interrupts_later
 from eggroll.training.errors import RunError
+
+with needed_for("processes that score"):
+    from pebble import ProcessPool
 
 STARTUP = 120.0  # seconds for a process to start and import the reward
 

@@ -28,8 +28,9 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder} has no tokenizer (tokenizer.json, with tokenizer_config.json); copy it from the model that this "
             "one was made from."
         )
+    library = transformers()  # not within: what is missing has an error of its own
     try:
-        return transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # whatever a broken file or a missing library raises
         raise RunError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
 

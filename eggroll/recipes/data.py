@@ -6,8 +6,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
+
+from eggroll.extras import needed_for
+
+with needed_for("the handwritten digits"):
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
 
 CLASSES = 10
 TEST_SHARE = 0.2

@@ -2,36 +2,61 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
+from typing import TYPE_CHECKING
+
+from eggroll.lazy import lazy
+
+if TYPE_CHECKING:
+    from eggroll.training.checkpoints import Checkpoint, Checkpoints
+    from eggroll.training.errors import RunError
+    from eggroll.training.loop import fit
+    from eggroll.training.metrics import read_metrics
+    from eggroll.training.optimizers import named, schedule
+    from eggroll.training.progress import Meter, Shown
+    from eggroll.training.rebuilding import replay
+    from eggroll.training.result import Result
+    from eggroll.training.steps import Compiled, Scored, Step
+    from eggroll.training.stopping import EarlyStopping
+    from eggroll.training.store import Saving
+
+__all__ = [
+    "Checkpoint",
+    "Checkpoints",
+    "Compiled",
+    "EarlyStopping",
+    "Meter",
+    "Result",
+    "RunError",
+    "Saving",
+    "Scored",
+    "Shown",
+    "Step",
+    "fit",
+    "named",
+    "read_metrics",
+    "replay",
+    "schedule",
+]
 
 # Names and the files that they come from, which are loaded when they are asked for.
 _FILES = {
-    "Checkpoint": "checkpoints",
-    "Checkpoints": "checkpoints",
-    "Compiled": "steps",
-    "EarlyStopping": "stopping",
-    "Meter": "progress",
-    "Result": "result",
-    "RunError": "errors",
-    "Saving": "store",
-    "Scored": "steps",
-    "Shown": "progress",
-    "Step": "steps",
-    "fit": "loop",
-    "named": "optimizers",
-    "read_metrics": "metrics",
-    "replay": "rebuilding",
-    "schedule": "optimizers",
+    "Checkpoint": "eggroll.training.checkpoints",
+    "Checkpoints": "eggroll.training.checkpoints",
+    "Compiled": "eggroll.training.steps",
+    "EarlyStopping": "eggroll.training.stopping",
+    "Meter": "eggroll.training.progress",
+    "Result": "eggroll.training.result",
+    "RunError": "eggroll.training.errors",
+    "Saving": "eggroll.training.store",
+    "Scored": "eggroll.training.steps",
+    "Shown": "eggroll.training.progress",
+    "Step": "eggroll.training.steps",
+    "fit": "eggroll.training.loop",
+    "named": "eggroll.training.optimizers",
+    "read_metrics": "eggroll.training.metrics",
+    "replay": "eggroll.training.rebuilding",
+    "schedule": "eggroll.training.optimizers",
 }
-__all__ = sorted(_FILES)  # pyright: ignore[reportUnsupportedDunderAll]
 
-
-def __getattr__(name: str) -> Any:
-    if name in _FILES:
-        return getattr(importlib.import_module(f"eggroll.training.{_FILES[name]}"), name)
-    raise AttributeError(f"module 'eggroll.training' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+if not TYPE_CHECKING:  # a checker would take any name for one of the package
+    __getattr__, __dir__ = lazy(__name__, _FILES)

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from eggroll.extras import check_installed
 from eggroll.training.checkpoints_arrays import Arrays, explained
 from eggroll.training.checkpoints_folder import CheckpointFolder
 from eggroll.training.checkpoints_leaves import check_fits, flatten, places, unflatten
@@ -68,6 +69,7 @@ class Checkpoints:
             raise RunError(
                 f"got keep={keep} and best={best}; keep at least 1 of the latest, and 0 or more of the best."
             )
+        check_installed("orbax", "checkpoints")  # now, not where the first one is due
         self.folder = Path(folder).absolute()
         self._disk = CheckpointFolder(self.folder, keep, best)
         self._arrays = Arrays()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
 from typing import Any, get_args
 
+from eggroll.extras import check_installed
 from eggroll.training.errors import RunError
 
 # Where and how often a run is written, and when it pauses: not what it computes.
@@ -17,7 +16,6 @@ UNDECIDING = frozenset(
     {"out", "overwrite", "resume", "force", "checkpoint_every", "keep", "keep_best", "time_limit", "tensorboard"}
     | {"workers", "samples"}
 )
-WRITER = "tensorboardX"
 MAX_SEED = 2**31 - 1  # what a key is made from without 64-bit integers
 LEAST = {"generations": 1, "seed": 0, "checkpoint_every": 1, "keep": 1, "keep_best": 0, "patience": 0}
 
@@ -98,8 +96,7 @@ class RunSettings:
 
 def check_tensorboard() -> None:
     """Raises `RunError` where TensorBoard's files cannot be written: before a run begins, or is overwritten."""
-    if sys.modules.get(WRITER, WRITER) is None or importlib.util.find_spec(WRITER) is None:
-        raise RunError('TensorBoard files need the package tensorboardX: pip install "eggroll-jax[tensorboard]".')
+    check_installed("tensorboardX", "TensorBoard's files")
 
 
 def check_choice(name: str, value: Any, choices: Any) -> None:

@@ -12,6 +12,8 @@ from bench.compile import Case, Options, cases, figures, phases, summary
 from bench.compile_limits import LEARNING_RATE, SIGMA, plainest, plainest_low_rank
 from bench.networks import deep_mlp, transformer
 
+pytestmark = pytest.mark.measured
+
 PHASES = bench_compile.PHASES
 
 

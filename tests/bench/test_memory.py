@@ -5,6 +5,8 @@ import pytest
 from bench import memory
 from bench.fresh import run_fresh
 
+pytestmark = pytest.mark.measured
+
 SMALL = ["--rows", "4", "--populations", "8"]
 
 

@@ -12,6 +12,8 @@ import pytest
 
 from bench import profile
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 
 def recorded(**planes):
     """A profile with one line of events a plane."""
@@ -42,7 +44,6 @@ def test_kernels_of_a_real_call_are_found():
     call = jax.jit(lambda x: jnp.sort(x @ x))
     found = profile.profiled(lambda: call(x), 3)
     assert all(0 < found.calls[name] <= 3 for name in found.seconds)
-    assert max(found.seconds.values()) <= found.processor_seconds * 3  # waiting aside, a kernel is part of the call
     assert any("sort" in name for name in found.seconds)
 
 

@@ -19,6 +19,8 @@ from bench.operations import Operation
 from bench.timing import Timing
 from eggroll.kernels import lowrank_dot, rank_update
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 N, P, K, M, R = 12, 6, 16, 24, 3
 
 

@@ -24,17 +24,6 @@ DIFFERENTIATION = ("grad", "value_and_grad", "vjp", "jvp", "linearize", "jacrev"
 
 
 @contextmanager
-def quick_compilation() -> Iterator[None]:
-    """Compile time is what a tiny run costs."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    try:
-        yield
-    finally:
-        jax.config.update("jax_disable_most_optimizations", before)
-
-
-@contextmanager
 def no_differentiation() -> Iterator[None]:
     """Every way into JAX's differentiation raises."""
 
@@ -58,13 +47,12 @@ def call(*arguments: str | Path) -> int:
 
 def train(folder: Path, *options: str) -> int:
     """The exit status of a tiny run."""
-    with quick_compilation():
-        return call("train", "--out", folder, *TINY, *options)
+    return call("train", "--out", folder, *TINY, *options)
 
 
 def environment(**more: str) -> dict[str, str]:
     """Variables for a run in another process, wide enough that no line wraps."""
-    return {**os.environ, "COLUMNS": "200", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1", **more}
+    return {**os.environ, "COLUMNS": "200", **more}
 
 
 def spawn(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -16,7 +16,7 @@ from eggroll.llm.model_folders import asked_as_in_its_run
 from eggroll.llm.settings import EvaluateSettings
 from eggroll.llm.step import Answered
 from eggroll.training import RunError, read_metrics
-from tests.cli.running import PNG, call, environment, quick_compilation, spawn
+from tests.cli.running import PNG, call, environment, spawn
 from tests.llm import tiny
 from tests.llm.climbing import SIZES
 
@@ -45,7 +45,7 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A folder with a model, prompts, a reward and a finished run; the current one."""
     folder = tmp_path_factory.mktemp("finetune")
     write_inputs(folder)
-    with pytest.MonkeyPatch.context() as patch, quick_compilation():
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.syspath_prepend(folder)
         assert call("finetune", "--model", "base", *ASKED, *OPTIONS, "--eval-every", "2", "--out", "run") == 0

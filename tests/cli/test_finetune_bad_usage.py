@@ -11,7 +11,7 @@ import pytest
 from eggroll.llm import finetune, settings_for
 from eggroll.training import RunError
 from eggroll.training.folder import check_kept
-from tests.cli.running import call, quick_compilation
+from tests.cli.running import call
 from tests.llm import tiny
 from tests.llm.climbing import SIZES
 
@@ -58,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def refused(place: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     """The error output of a run that is refused."""
-    with pytest.MonkeyPatch.context() as patch, quick_compilation():
+    with pytest.MonkeyPatch.context() as patch:
         patch.chdir(place)
         patch.syspath_prepend(place)
         model = () if "--model" in arguments else ("--model", "base")

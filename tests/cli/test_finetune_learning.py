@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.running import call, quick_compilation
+from tests.cli.running import call
 from tests.cli.test_finetune import write_inputs
 
 SEEDS = 7
@@ -50,15 +50,14 @@ def test_the_command_makes_a_model_better(
         file.write(BLIND)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    with quick_compilation():
-        before, gains = score("base", capsys), []
-        for seed in range(SEEDS):
-            ends = {}
-            for reward in ("letters", "blind"):
-                run = f"{reward}-{seed}"
-                options = (*METHODS[method], *OPTIONS, *ASKED, "--reward", f"my_rewards:{reward}", "--seed", str(seed))
-                assert call("finetune", "--model", "base", "--method", method, *options, "--out", run) == 0
-                ends[reward] = score(f"{run}/model", capsys)
-            assert ends["letters"] > ends["blind"], f"seed {seed}: {ends}"
-            gains.append(ends["letters"] - before)
+    before, gains = score("base", capsys), []
+    for seed in range(SEEDS):
+        ends = {}
+        for reward in ("letters", "blind"):
+            run = f"{reward}-{seed}"
+            options = (*METHODS[method], *OPTIONS, *ASKED, "--reward", f"my_rewards:{reward}", "--seed", str(seed))
+            assert call("finetune", "--model", "base", "--method", method, *options, "--out", run) == 0
+            ends[reward] = score(f"{run}/model", capsys)
+        assert ends["letters"] > ends["blind"], f"seed {seed}: {ends}"
+        gains.append(ends["letters"] - before)
     assert np.mean(gains) > 0.3, gains

@@ -17,6 +17,8 @@ import pytest
 from tests.cli.running import COMMAND, PATIENCE, arrays, environment, spawn
 from tests.training.problems import left_by
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 KILLS = 20
 IN_START = 5  # of them before the first generation: imports, restoring, compilation
 OPTIONS = ["--population", "4", "--generations", "1500", "--batch-size", "8", "--checkpoint-every", "7"]

@@ -7,12 +7,13 @@ import shutil
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from eggroll.training import read_metrics
 from tests.cli.running import arrays, train
+
+pytestmark = pytest.mark.optimised  # bits, as users get them
 
 TIMES = {"seconds", "members_per_second"}
 
@@ -28,9 +29,6 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.slow
 def test_a_seed_repeats_its_run(tmp_path: Path) -> None:
-    # JAX's caches do not know `quick_compilation`: what other tests compiled with optimisations rounds otherwise, and
-    # may be dropped from the caches between two runs.
-    jax.clear_caches()
     once, again = tmp_path / "once", tmp_path / "again"
     assert train(once, "--seed", "0") == 0
     assert train(again, "--seed", "0") == 0

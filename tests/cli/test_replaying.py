@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.cli.running import arrays, call, quick_compilation
+from tests.cli.running import arrays, call
+
+pytestmark = pytest.mark.optimised  # bits, as users get them
 
 
 def replay(*arguments: str | Path) -> int:
-    with quick_compilation():
-        return call("replay", *arguments)
+    return call("replay", *arguments)
 
 
 def loaded(path: Path) -> dict[str, np.ndarray]:

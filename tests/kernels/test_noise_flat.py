@@ -10,6 +10,8 @@ import pytest
 
 from eggroll.kernels import unpack, unpack_flat, words_for
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 SIZE = 65  # neither words nor vectors are full
 
 

@@ -12,6 +12,8 @@ from scipy.stats import norm
 
 from eggroll.kernels.normal import standard_normal
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 BITS = jnp.arange(2**16, dtype="uint32")
 ALL = np.asarray(standard_normal(BITS), np.float64)
 

@@ -15,6 +15,8 @@ from eggroll.kernels.noise import unpack, words_for
 from eggroll.kernels.reference import lowrank_dot_reference
 from tests.kernels.seeds import dot_operands, dot_truth, seeded
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 
 @pytest.mark.parametrize("distribution", ["rademacher", "normal"])
 @pytest.mark.parametrize(("size", "rank"), [(1, 1), (70, 3), (33, 5)])

@@ -13,6 +13,8 @@ from jax.extend.random import threefry_2x32
 from eggroll.kernels import threefry2x32
 from eggroll.strategy import threefry
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 WORD = st.integers(0, 2**32 - 1)
 CARDS = np.arange(9, dtype=np.uint32) * np.uint32(0x1D2C3B4A)
 

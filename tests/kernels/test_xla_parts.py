@@ -14,6 +14,8 @@ from eggroll.kernels import rank_update, registry
 from eggroll.kernels.xla_parts import rank_update_parts
 from tests.kernels.test_rank_update import SIZES, assert_matches, draw
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 KINDS = [(d, t) for d in ("rademacher", "normal") for t in ("float32", "bfloat16")]
 
 

@@ -15,7 +15,6 @@ from eggroll.llm.decoding import Decoding, generator, split
 from eggroll.llm.evaluation import Evaluator
 from eggroll.llm.step import Answered, no_tokens
 from eggroll.training import fit, named
-from tests.cli.running import quick_compilation
 from tests.llm.climbing import asked, language, letters, marker
 from tests.quick import quickest
 
@@ -35,8 +34,7 @@ STRATEGIES: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def _compiled_quickly() -> Iterator[None]:
-    with quick_compilation():
-        yield
+    yield
 
 
 @cache

@@ -88,7 +88,7 @@ def test_an_unknown_name_lists_its_neighbours():
 
 def test_a_missing_package_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
-    with pytest.raises(RunError, match=r"pip install 'eggroll-jax\[reasoning\]'"):
+    with pytest.raises(RunError, match=r'pip install "eggroll-jax\[reasoning\]"'):
         task_named("reasoning_gym:chain_sum")
 
 

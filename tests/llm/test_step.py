@@ -18,7 +18,6 @@ from eggroll.llm.scoring import Rewards
 from eggroll.llm.step import Answered, no_tokens, settled_together, tokens_in, with_tokens
 from eggroll.llm.tasks import Problem
 from eggroll.training import RunError, named
-from tests.cli.running import quick_compilation
 from tests.llm.climbing import InProcess, asked, language, letters, marker
 
 MAX_TOKENS, N = 4, 8
@@ -26,8 +25,7 @@ MAX_TOKENS, N = 4, 8
 
 @pytest.fixture(autouse=True)
 def _compiled_quickly() -> Iterator[None]:
-    with quick_compilation():
-        yield
+    yield
 
 
 @cache

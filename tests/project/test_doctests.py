@@ -24,7 +24,7 @@ def modules() -> list[str]:
         for file in (ROOT / directory).rglob("*.py"):
             parts = file.relative_to(ROOT / directory).with_suffix("").parts
             found.append(".".join((name, *(part for part in parts if part != "__init__"))))
-    return sorted(name for name in found if not name.endswith("__main__"))
+    return sorted(name for name in set(found) if not name.endswith("__main__"))
 
 
 @pytest.mark.parametrize("name", modules())

@@ -15,7 +15,7 @@ from eggroll.recipes.run_folder import load
 from eggroll.recipes.settings import settings_for
 from eggroll.strategy.es import ES
 from eggroll.training import read_metrics
-from tests.cli.running import arrays, quick_compilation
+from tests.cli.running import arrays
 from tests.quick import quickest
 
 TINY: dict[str, Any] = {"population": 4, "generations": 5, "batch_size": 8}
@@ -34,15 +34,14 @@ def accuracy(folder: Path) -> float:
 def test_a_run_that_is_asked_to_stop_writes_what_there_is_and_goes_on(tmp_path: Path) -> None:
     seen: list[dict] = []
     parts, whole = tmp_path / "parts", tmp_path / "whole"
-    with quick_compilation():
-        run = train(settings_for(**TINY, out=parts), show=seen.append, asked_to_stop=lambda: len(seen) > 2)
-        assert (run.ended, run.generations) == ("interrupted", 2)
-        assert [record["generation"] for record in seen] == [0, 1, 2]
-        assert seen[1:] == read_metrics(parts)
-        assert accuracy(parts) == pytest.approx(run.after, abs=1e-12)
+    run = train(settings_for(**TINY, out=parts), show=seen.append, asked_to_stop=lambda: len(seen) > 2)
+    assert (run.ended, run.generations) == ("interrupted", 2)
+    assert [record["generation"] for record in seen] == [0, 1, 2]
+    assert seen[1:] == read_metrics(parts)
+    assert accuracy(parts) == pytest.approx(run.after, abs=1e-12)
 
-        train(settings_for(**TINY, out=whole))
-        run = train(settings_for(**TINY, out=parts, resume=True))
+    train(settings_for(**TINY, out=whole))
+    run = train(settings_for(**TINY, out=parts, resume=True))
     assert (run.ended, run.generations, run.resumed) == ("finished", 5, 2)
     first, second = arrays(whole), arrays(parts)
     for path in first:
@@ -52,10 +51,9 @@ def test_a_run_that_is_asked_to_stop_writes_what_there_is_and_goes_on(tmp_path: 
 @pytest.mark.parametrize("model", quickest(["mlp", "cnn"]))
 def test_a_model_with_state_of_its_own_goes_on(model: str, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    with quick_compilation():
-        train(settings_for(model, **TINY, out=whole))
-        train(settings_for(model, **TINY, out=parts), asked_to_stop=lambda: len(read_metrics(parts)) == 3)
-        train(settings_for(model, **TINY, out=parts, resume=True))
+    train(settings_for(model, **TINY, out=whole))
+    train(settings_for(model, **TINY, out=parts), asked_to_stop=lambda: len(read_metrics(parts)) == 3)
+    train(settings_for(model, **TINY, out=parts, resume=True))
     first, second = arrays(whole), arrays(parts)
     assert first.keys() == second.keys()
     for path in first:
@@ -76,6 +74,5 @@ def test_an_interrupt_in_the_first_generation_writes_the_initial_model(
 
 
 def test_a_run_without_progress_ends(tmp_path: Path) -> None:
-    with quick_compilation():
-        run = train(settings_for(**LONGER, sigma=1e-6, learning_rate=1e-9, patience=2, out=tmp_path))
+    run = train(settings_for(**LONGER, sigma=1e-6, learning_rate=1e-9, patience=2, out=tmp_path))
     assert (run.ended, run.generations) == ("stopped early", 20)  # measured at 1, 10 and 20

@@ -21,6 +21,8 @@ from eggroll.strategy.working_set import Need
 from tests.quick import quickest
 from tests.strategy.common import KEY, dense
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 WIDTH = 256
 ONE_ROW = Need(bytes=12 * WIDTH, flops=LARGE, rows=1, columns=frozenset((WIDTH,)))
 PLAN = make_plan({"w": jnp.zeros((WIDTH, WIDTH)), "b": jnp.zeros(WIDTH)}, None)

@@ -29,6 +29,8 @@ from tests.strategy.common import (
     row,
 )
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 N, SIGMA, LR = 8, 0.1, 0.1
 
 

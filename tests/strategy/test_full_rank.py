@@ -15,6 +15,8 @@ from eggroll.kernels import unpack, words_for
 from eggroll.strategy import full_rank_noise
 from eggroll.strategy.full_rank_noise import block_size, noise_block, over_blocks
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 KEY = jax.random.key(3)
 FITNESS = np.array([1.0, 3.0, 2.0, -4.0, 9.0, 2.5], np.float32)
 

@@ -14,6 +14,8 @@ from eggroll.strategy.full_rank_generation import FullRankGeneration
 from eggroll.strategy.full_rank_leaves import moved, perturbed
 from eggroll.strategy.full_rank_noise import block_size
 
+pytestmark = pytest.mark.measured
+
 SIZE = 1 << 23
 BLOCKS = 14  # a block's sums, words, numbers, and steps to them; the parameter has 32
 

@@ -12,6 +12,8 @@ import pytest
 import eggroll
 from eggroll.strategy.full_rank_rounding import rounded_block
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 KEY = jnp.array([5, 7], jnp.uint32)
 TRIES = 1 << 14
 DEVIATIONS = 5.0  # 6e-7 of normal means lie beyond

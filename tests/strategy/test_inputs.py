@@ -13,6 +13,8 @@ import eggroll
 from eggroll.strategy.inputs import make_rows
 from tests.strategy.common import KEY, es
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 N = 12
 
 

@@ -14,6 +14,8 @@ from eggroll.strategy.keys import path_hash
 from eggroll.strategy.plan import make_plan
 from tests.strategy.common import KEY, X, Y, assert_same_bits, es, fitness, loss, params
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 N = 8
 
 

@@ -26,6 +26,8 @@ from tests.strategy.common import (
     params,
 )
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 N, SIGMA = 6, 0.1
 
 

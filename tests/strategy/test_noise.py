@@ -16,6 +16,8 @@ from eggroll.strategy.streams import LONG, Stream, Streams
 from tests.quick import quickest
 from tests.strategy.single_stream import dense_noise, draw, low_rank_factors, stream
 
+pytestmark = pytest.mark.optimised
+
 KEY = jax.random.key(0, impl="threefry2x32")
 LEAF = leaf_key(KEY, "dense/kernel")
 # A normal variable leaves ±Z_BOUND standard deviations with probability 6e-7: over the few dozen statistics

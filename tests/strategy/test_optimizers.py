@@ -13,6 +13,8 @@ import eggroll
 from eggroll.strategy.generation import Generation
 from tests.strategy.common import KEY, X, Y, assert_close, assert_same_bits, centred, dense, descent, fitness, params
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 N = 4
 FITNESS = np.array([1.0, -2.0, 0.5, 3.0], np.float32)
 MASK = {"kernel": True, "bias": False}

@@ -15,6 +15,8 @@ from scipy.stats import rankdata
 
 from eggroll.strategy.shaping import SHAPINGS, shape_fitness, validate_shaping
 
+pytestmark = pytest.mark.optimised
+
 NAMES = ["none", "zscore", "group", "centered_rank", "sign"]
 SIZE, GROUPS = 12, 3
 

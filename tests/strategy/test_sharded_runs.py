@@ -22,6 +22,8 @@ from eggroll.strategy.population import Population
 from eggroll.strategy.sharding import as_sharding
 from tests.strategy import sharded
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 ROOT = pathlib.Path(__file__).parents[2]
 QUICK = ("mlp,4x2,weights",)
 GRADIENTS = "gradients,2x4,members"

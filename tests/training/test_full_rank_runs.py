@@ -17,6 +17,8 @@ from eggroll.training.ledger import Reader, Settings
 from eggroll.training.steps import Scored
 from tests.training.ledger_runs import KEY, assert_same_state, run
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 BASE = {"a": {"w": np.linspace(-1, 1, 24, dtype=np.float32).reshape(4, 6)}, "frozen": np.ones(24, np.float32)}
 
 

@@ -16,6 +16,8 @@ from eggroll.training.ledger import Generation, LedgerError, Reader, Settings, s
 from eggroll.training.ledger_format import GENERATION, MAGIC, SETTINGS, first_digest, generation_bytes, pack
 from tests.training.ledger_runs import X, Y, boundaries, run
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 
 @pytest.fixture(scope="module")
 def ledger(tmp_path_factory):

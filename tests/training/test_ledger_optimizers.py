@@ -14,6 +14,8 @@ from eggroll.strategy.optimizer import check_optimizer
 from eggroll.training.errors import RunError
 from eggroll.training.optimizers import OPTIMIZERS, PARTS, SCHEDULES, chain, from_spec, named, schedule, spec_of
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 PARAMS = {"w": jnp.asarray([[0.5, -2.0], [3.0, 0.25]]), "b": jnp.asarray([1.0, -1.0])}
 
 

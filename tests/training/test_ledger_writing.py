@@ -17,6 +17,8 @@ from eggroll.training.ledger_format import MAGIC
 from eggroll.training.optimizers import named
 from tests.training.ledger_runs import KEY, X, Y, boundaries, mlp, mlp_fitness, strategy
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 
 class Live:
     """A run that was made once; its journals are written again and again."""

@@ -13,7 +13,6 @@ import pytest
 from eggroll.training import Result, read_metrics, replay
 from eggroll.training.ledger import summarize
 from eggroll.training.lock import FolderLock
-from tests.cli.running import quick_compilation
 from tests.training.problems import begin, left_by, run, usual
 from tests.training.process_fit_job import LAST
 from tests.training.process_launch import Ended, launch
@@ -32,13 +31,11 @@ def start(tmp_path: Path, count: int, **spec: Any) -> list[Ended]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, dict[str, Any]]:
     """The run in one process, which nothing stopped, and what it left."""
     folder = tmp_path_factory.mktemp("whole")
-    with quick_compilation():
-        return run(folder, LAST), left_by(folder)
+    return run(folder, LAST), left_by(folder)
 
 
 def in_this_process(tmp_path: Path) -> Result:
-    with quick_compilation():
-        return run(tmp_path / "run", LAST, resume=True)
+    return run(tmp_path / "run", LAST, resume=True)
 
 
 def assert_close(found: Any, wanted: Any) -> None:

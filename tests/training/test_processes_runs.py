@@ -12,17 +12,17 @@ import jax
 import numpy as np
 import pytest
 
-from tests.cli.running import quick_compilation
 from tests.training import process_job
 from tests.training.process_launch import collect, free_port, launch, spawn
+
+pytestmark = pytest.mark.optimised  # bits, as users get them
 
 POPULATION, STOP, FAILS = process_job.POPULATION, 4, {"2": [5]}
 LOST = "What was saved is whole: start again with --resume, on the processes that are left or on more."
 
 
 def in_this_process(folder: Path, **spec: Any) -> dict[str, Any]:
-    with quick_compilation():
-        return process_job.run({"folder": str(folder), "raise_for": FAILS, **spec})
+    return process_job.run({"folder": str(folder), "raise_for": FAILS, **spec})
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,8 @@ from eggroll.training.optimizers import chain, named, schedule
 from eggroll.training.rebuilding import Replay, replay
 from tests.training.ledger_runs import KEY, X, Y, assert_same_state, mlp, mlp_fitness, run, strategy
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 COSINE = schedule("cosine_decay_schedule", init_value=0.02, decay_steps=5, alpha=0.1)
 ADAM = named("adam", learning_rate=COSINE, b2=0.99)
 

@@ -17,6 +17,8 @@ from eggroll.training.ledger_mesh import laid_out, mesh_difference, mesh_like
 from eggroll.training.rebuilding import replay
 from tests.training.ledger_runs import mlp, run
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 ROOT = Path(__file__).parents[2]
 RECORDED = {
     "axes": [["population", 2], ["model", 4]],

@@ -15,6 +15,8 @@ import pytest
 from eggroll.training import EarlyStopping, Result, RunError, Saving, fit, replay
 from tests.training.problems import CARRY, COUNTING, assert_same, batches, begin, left_by, run, strategy, usual
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 LAST = 12
 
 

@@ -12,6 +12,8 @@ from jax import lax
 import eggroll
 from tests.strategy.common import KEY, assert_close, centred, dense, dense_of, descent
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 SIGMA, POPULATION = 0.03, 10
 EXACT = 1e-10  # relative: room for float64's own rounding; float32 anywhere would cost 1e-7
 

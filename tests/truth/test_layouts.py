@@ -17,6 +17,8 @@ import eggroll
 from tests.strategy.common import KEY, X, Y, assert_close, assert_same_bits, es, fitness, loss, params
 from tests.truth import layouts
 
+pytestmark = pytest.mark.optimised  # bits, as users get them
+
 ROOT = pathlib.Path(__file__).parents[2]
 ALL_AT_ONCE = layouts.POPULATION
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
+from eggroll.extras import MissingPackageError
 from eggroll.llm.tasks.arithmetic import Arithmetic
 from eggroll.llm.tasks.base import Task
 from eggroll.llm.tasks.conciseness import Conciseness
@@ -40,6 +41,8 @@ def task_named(name: str, /, **options: Any) -> Task:
     make = _maker(name, options)
     try:
         return make(**options)
+    except MissingPackageError:
+        raise
     except (TypeError, ValueError) as why:
         raise RunError(f"the task {name!r} cannot be made: {why}") from why
 

@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+from eggroll.extras import needed_for
 from eggroll.llm.tasks.base import Problem, Split, Task, checked, split_of, too_few
 from eggroll.llm.tasks.options import check_common
 from eggroll.training.errors import RunError
@@ -149,14 +150,7 @@ def _tagged(text: str) -> str | None:
     return answer.strip() if end and start else None
 
 
+@needed_for("tasks named reasoning_gym:…")
 def _package(module: str) -> Any:
-    try:
-        importlib.import_module("reasoning_gym")  # registers the datasets
-        return importlib.import_module(f"reasoning_gym.{module}")
-    except ModuleNotFoundError as why:
-        if why.name != "reasoning_gym":
-            raise
-        raise RunError(
-            "tasks named reasoning_gym:… need the package reasoning-gym; install it with "
-            "pip install 'eggroll-jax[reasoning]'."
-        ) from None
+    importlib.import_module("reasoning_gym")  # registers the datasets
+    return importlib.import_module(f"reasoning_gym.{module}")

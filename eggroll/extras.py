@@ -1,0 +1,71 @@
+"""Packages that only a part of eggroll needs: which extra brings each, and what is said where one is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from eggroll.training.errors import RunError
+
+# What is imported -> the distribution that has it, and the extra of pyproject.toml that brings it.
+PACKAGES = {
+    "gguf": ("gguf", "gguf"),
+    "huggingface_hub": ("huggingface-hub", "llm"),  # of transformers, as tokenizers
+    "jinja2": ("jinja2", "llm"),
+    "matplotlib": ("matplotlib", "train"),
+    "orbax": ("orbax-checkpoint", "train"),
+    "pebble": ("pebble", "llm"),
+    "reasoning_gym": ("reasoning-gym", "reasoning"),
+    "safetensors": ("safetensors", "llm"),
+    "sklearn": ("scikit-learn", "train"),
+    "tensorboardX": ("tensorboardX", "tensorboard"),
+    "tokenizers": ("tokenizers", "llm"),
+    "transformers": ("transformers", "llm"),
+    "tyro": ("tyro", "train"),
+}
+
+
+class MissingPackageError(RunError, ModuleNotFoundError):
+    """What was asked for needs a package that is not installed."""
+
+
+@contextmanager
+def needed_for(what: str) -> Iterator[None]:
+    """Says what is missing, for what, and how to get it, where an import inside fails; also decorates functions.
+
+    Args:
+        what: needs the package, a plural.
+
+    Raises:
+        MissingPackageError: one of `PACKAGES` is not installed. Any other import that fails is raised as it is.
+
+    Example:
+        >>> with needed_for("pictures"):
+        ...     raise ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib")
+        Traceback (most recent call last):
+        eggroll.extras.MissingPackageError: got no package matplotlib, which pictures need: pip install ...
+    """
+    try:
+        yield
+    except MissingPackageError:
+        raise
+    except ModuleNotFoundError as why:
+        module = (why.name or "").partition(".")[0]
+        if module not in PACKAGES:
+            raise
+        raise _missing(module, what) from why
+
+
+def check_installed(module: str, what: str) -> None:
+    """Raises `MissingPackageError` where `module`, one of `PACKAGES`, is missing; does not import it."""
+    if sys.modules.get(module, module) is None or importlib.util.find_spec(module) is None:
+        raise _missing(module, what)
+
+
+def _missing(module: str, what: str) -> MissingPackageError:
+    package, extra = PACKAGES[module]
+    error = MissingPackageError(f'got no package {package}, which {what} need: pip install "eggroll-jax[{extra}]"')
+    error.name = module
+    return error

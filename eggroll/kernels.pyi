@@ -1,2 +1,0 @@
-# Tells type checkers in a checkout where eggroll.kernels lies; the wheel has the package itself instead.
-from kernels.pallas import *  # noqa: F403

@@ -1,0 +1,2 @@
+# The same for type checkers, which do not follow `__path__`.
+from ...kernels.pallas import *  # noqa: F403
