@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -44,6 +45,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 EXAMPLES = int(os.environ.get("EGGROLL_TEST_EXAMPLES", "8"))
 settings.register_profile("eggroll", deadline=None, max_examples=EXAMPLES, derandomize=True, database=None)
 settings.load_profile("eggroll")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what of a test's cases comes after the first ones that its mark `first` asks for."""
+    seen: Counter[str] = Counter()
+    for item in items:
+        first = item.get_closest_marker("first")
+        if first is not None and not item.get_closest_marker("slow"):
+            test = item.nodeid.split("[")[0]
+            seen[test] += 1
+            if seen[test] > first.args[0]:
+                item.add_marker(pytest.mark.slow)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

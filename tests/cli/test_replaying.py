@@ -22,6 +22,7 @@ def loaded(path: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
+@pytest.mark.slow
 def test_the_last_generation_is_the_trained_model(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -71,6 +71,7 @@ def test_any_condition(w, steps, bound):
         check_never_dense(fun, w, jnp.int32(steps), x, strict=True)
 
 
+@pytest.mark.slow
 @settings(max_examples=8)
 @given(weights(2, 2, st.just(3)), weights(2, 2, st.just(3), path="v"), st.data())
 def test_carries_of_any_origin(w, v, data):

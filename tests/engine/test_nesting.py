@@ -87,6 +87,7 @@ def test_any_nesting(w, data):
         check_never_dense(fun, w, x, strict=True)
 
 
+@pytest.mark.slow
 @given(weights(max_ndim=3), st.data())
 def test_a_weight_that_a_call_changes(w, data):
     """It comes out of nested calls factored: the product is taken outside."""

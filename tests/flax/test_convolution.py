@@ -26,6 +26,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_kernel_parts_its_window_and_inputs_from_its_features(name):
     make, x = LAYERS[name]
@@ -49,6 +50,7 @@ def test_a_masked_kernel_gets_dense_noise():
     assert plan["kernel"].kind == "dense"
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("layer", "axes"),
     [
@@ -79,6 +81,7 @@ class Network(nnx.Module):
         return self.head(x.mean((1, 2)))
 
 
+@pytest.mark.slow
 def test_batch_statistics_are_those_of_each_member():
     def call(model, x):
         return model(x), nnx.state(model, nnx.BatchStat)
@@ -87,6 +90,7 @@ def test_batch_statistics_are_those_of_each_member():
     assert all("mean" not in leaf.path and "var" not in leaf.path for leaf in members.plan.leaves)
 
 
+@pytest.mark.slow
 def test_running_statistics_are_shared_by_all_members():
     model = Network(nnx.Rngs(0))
     model.norm.mean[...], model.norm.var[...] = normal(4, 4), jnp.arange(1.0, 5.0)

@@ -35,6 +35,7 @@ def scanned(layer, x):
     return run(layer, x), nnx.state(layer, nnx.Cache)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("decode", [step_by_step, scanned], ids=["python loop", "scan"])
 def test_nnx_attention_returns_outputs_and_caches_of_every_member(decode):
     members = check_model(attention(), X, call=decode)

@@ -85,6 +85,7 @@ def test_of_an_nnx_model(options):
     check(value, grads, (truth[0], [scale * g for g in truth[1]], truth[2]))
 
 
+@pytest.mark.slow
 def test_of_adapters_alone():
     model = nnx.LoRALinear(4, 3, lora_rank=2, rngs=nnx.Rngs(0))
     model.lora.lora_b[...] = normal(2, 2, 3)
@@ -93,6 +94,7 @@ def test_of_adapters_alone():
     check(*estimate(model, X, Y, key=KEY), written_out(fun, params, rest, X, Y))
 
 
+@pytest.mark.slow
 def test_of_a_linen_model_with_stacked_experts():
     class Experts(nn.Module):
         @nn.compact

@@ -67,6 +67,7 @@ class Gathered(TopK):
 STACKED = ((1,), (2,), (0,))
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("block", "up", "down"),
     [
@@ -84,6 +85,7 @@ def test_einsum_blocks(block, up, down):
     assert sides(plan["router/kernel"]) == ((0,), (1,), ())
 
 
+@pytest.mark.slow
 def test_three_operands_in_one_einsum():
     """Their order, and so the axes that a factor owns, is the einsum's to choose; the result is right in any."""
 
@@ -125,6 +127,7 @@ class Vmapped(nnx.Module):
         return jnp.einsum("bte,ebtd->btd", nnx.softmax(self.router(x)), each)
 
 
+@pytest.mark.slow
 def test_vmapped_modules():
     plan = by_path(check_model(Vmapped(nnx.Rngs(0)), X))
     assert sides(plan["experts/down/kernel"]) == STACKED

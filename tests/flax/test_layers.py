@@ -15,6 +15,7 @@ from tests.flax.truth import by_path, check_members, check_model, normal, sides
 X = normal(0, 2, 6, 4)
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("layer", "shape", "axes"),
     [
@@ -55,6 +56,7 @@ def test_lora_parameters_and_base_together():
     assert plan["kernel"].kind == plan["lora/lora_a"].kind == plan["lora/lora_b"].kind == "low_rank"
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     "norm",
     [nnx.RMSNorm, lambda n, rngs: nnx.GroupNorm(n, num_groups=2, rngs=rngs), nnx.InstanceNorm],

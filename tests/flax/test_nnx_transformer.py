@@ -59,6 +59,7 @@ def checked() -> SimpleNamespace:
     return SimpleNamespace(fun=fun, params=params, rest=rest, members=check_members(fun, params, rest, IDS))
 
 
+@pytest.mark.slow
 def test_every_member_computes_what_its_dense_parameters_would(checked):
     assert len(checked.members) == 6
 
@@ -113,6 +114,7 @@ class Attention(nnx.Module):
         return self.attention(x, memory)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "memory"),
     [

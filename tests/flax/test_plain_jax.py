@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from tests.flax.truth import by_path, check_members, normal, sides
 
@@ -29,6 +30,7 @@ def test_vmap_over_data():
     assert plan["bias"].kind == "dense"
 
 
+@pytest.mark.slow
 def test_a_recurrent_scan():
     def run(params, xs):
         def step(h, x):
@@ -50,6 +52,7 @@ def test_one_step_of_gradient_descent_inside_the_loss():
     check_members(after_step, MLP, X, Y)
 
 
+@pytest.mark.slow
 def test_gradient_descent_on_the_head_only():
     def after_steps(params, x, y):
         def step(head, _):
@@ -74,6 +77,7 @@ def test_derivatives_by_the_inputs():
     check_members(forces, MLP, X, normal(3, 6, 4))
 
 
+@pytest.mark.slow
 def test_branches_that_the_data_choose():
     def choose(params, x):
         return jax.lax.cond(x.sum() > 0, lambda: x @ params["a"], lambda: -(x @ params["b"]))

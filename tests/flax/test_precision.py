@@ -44,6 +44,7 @@ def call(model, x):
         return model(x)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=list(DTYPES))
 def test_nnx(dtypes):
     members = check_model(Network(nnx.Rngs(0), **dtypes), X, call=call, **COARSE)
@@ -73,6 +74,7 @@ def test_members_of_bfloat16_parameters_are_nearer_to_the_unrounded_weights_than
         assert np.abs(outs[i] - exact).max() <= EPS16 * np.abs(exact).max()
 
 
+@pytest.mark.slow
 def test_gradients_have_the_dtypes_of_their_parameters():
     model = Network(nnx.Rngs(0), **BF16_PARAMS)
     loss = lambda model, x: jnp.mean(call(model, x).astype(jnp.float32) ** 2)  # noqa: E731

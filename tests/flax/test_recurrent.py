@@ -26,11 +26,13 @@ def check_plan(members, prefix: str = "cell") -> None:
 CELLS = [nnx.LSTMCell, nnx.OptimizedLSTMCell, nnx.GRUCell]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("cell", quickest(CELLS, *CELLS[:2]), ids=lambda c: c.__name__)
 def test_nnx(cell):
     check_plan(check_model(nnx.RNN(cell(INPUTS, HIDDEN, rngs=nnx.Rngs(0))), SEQUENCE))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", quickest([nn.LSTMCell, nn.GRUCell], nn.GRUCell), ids=lambda c: c.__name__)
 def test_linen(cell):
     model = nn.RNN(cell(HIDDEN))
@@ -38,12 +40,14 @@ def test_linen(cell):
     check_plan(check_members(model.apply, params, SEQUENCE), "params/cell")
 
 
+@pytest.mark.slow
 def test_both_directions_with_sequence_lengths():
     cells = [nnx.RNN(nnx.GRUCell(INPUTS, HIDDEN, rngs=nnx.Rngs(i))) for i in range(2)]
     lengths = jax.numpy.asarray([6, 3])
     check_model(nnx.Bidirectional(*cells), SEQUENCE, lengths, call=lambda m, x, n: m(x, seq_lengths=n))
 
 
+@pytest.mark.slow
 def test_a_cell_in_a_python_loop_and_its_last_state():
     def call(cell, xs):
         carry = cell.initialize_carry(xs.shape[1:], nnx.Rngs(0))

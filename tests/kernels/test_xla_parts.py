@@ -19,6 +19,7 @@ pytestmark = pytest.mark.optimised  # bits, as users get them
 KINDS = [(d, t) for d in ("rademacher", "normal") for t in ("float32", "bfloat16")]
 
 
+@pytest.mark.slow
 @given(
     members=st.integers(1, 12), m=SIZES, n=SIZES, rank=st.integers(1, 6), seed=st.integers(0, 99),
     dtypes=st.tuples(*[st.sampled_from([jnp.float32, jnp.bfloat16])] * 3), accumulate=st.booleans(),
@@ -32,6 +33,7 @@ def test_equals_the_sum_over_members(members, m, n, rank, seed, dtypes, accumula
     assert_matches(update, weights, left, right, accumulator if accumulate else 0.0)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("distribution", "dtype"), KINDS)
 def test_from_keys(distribution, dtype):
     """Weights times noise of half precision are rounded once, everything else is as float32 has it."""

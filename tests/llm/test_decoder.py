@@ -65,6 +65,7 @@ def test_padding_on_the_left_changes_nothing(family):
     assert np.array_equal(other[1, 4:], padded[1, 4:])  # what stands there is never looked at
 
 
+@pytest.mark.slow
 def test_no_token_looks_ahead():
     graph, params = made("gemma3")
     model = nnx.merge(graph, params)

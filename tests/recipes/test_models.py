@@ -32,6 +32,7 @@ def test_every_kernel_keeps_its_factors_apart(name: str) -> None:
     assert explained.fallbacks == ()
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("name", get_args(Model))
 def test_a_step_needs_no_dense_weight(name: str) -> None:
     classifier = Classifier(build(name, seed=0))

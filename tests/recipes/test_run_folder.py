@@ -23,6 +23,7 @@ def write(path: Path, model: nnx.Module, *, name: str, seed: int = 0) -> None:
     save_arrays(path / "parameters.npz", arrays_of(model))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", quickest(get_args(Model), "mlp", "cnn"))
 def test_a_model_comes_back(name: str, tmp_path: Path) -> None:
     model, x = build(name, seed=5), jnp.ones((2, 8, 8))

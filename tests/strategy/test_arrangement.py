@@ -89,6 +89,7 @@ def test_a_number_of_members_at_once_is_kept():
     assert arranged(chunk=WIDTH, units=512) == (WIDTH // 2, False), "a square product"
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("signs", [1, 2, 3])
 def test_copies_are_the_noise_itself(signs):
     plan = make_plan(

@@ -38,6 +38,7 @@ def test_compiled_calls_need_blocks_beside_their_result(dtype: Any) -> None:
     assert made.temp_size_in_bytes < most
 
 
+@pytest.mark.slow
 def test_one_copy_lives_while_members_are_evaluated(monkeypatch: pytest.MonkeyPatch) -> None:
     """And none afterwards; a model of many parameters, by all live arrays."""
     leaves = 16

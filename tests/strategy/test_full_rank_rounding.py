@@ -57,6 +57,7 @@ def test_what_the_dtype_holds_stays_and_what_is_finite_stays_finite(dtype: Any) 
     assert np.isfinite(got[len(kept) :]).all()
 
 
+@pytest.mark.slow
 def test_updates_far_below_a_half_precision_step_arrive() -> None:
     """Of steps a tenth of the gap, the part that arrives is 1 on average; rounding to nearest would leave all of it."""
     n, gap = 1 << 14, 2.0**-8  # below 1, in bfloat16

@@ -18,6 +18,7 @@ def model(p, x):
     return jnp.sum(jnp.einsum("td,dhk->thk", x, p["k"]) + p["b"])
 
 
+@pytest.mark.slow
 def test_members_inspected_before_the_first_step_do_not_decide_its_plan():
     es = eggroll.ES(population=8, sigma=0.1)
     state = es.init(PARAMS, KEY)

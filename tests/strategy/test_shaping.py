@@ -117,6 +117,7 @@ def test_differences_of_a_few_ulp_are_not_drowned_by_the_mean(ulps, base):
         check(fitness, name, False, GROUPS)
 
 
+@pytest.mark.first(12)
 @pytest.mark.parametrize("antithetic", [True, False])
 @pytest.mark.parametrize("name", [*NAMES, jnp.cos])
 @pytest.mark.parametrize("size", [2, 6, 1000])

@@ -10,6 +10,7 @@ from eggroll.strategy.shaping import shape_fitness
 pytestmark = pytest.mark.optimised  # bits, as users get them
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("name", "scale"), [("none", 1e-20), ("none", 1e-36), ("zscore", 1e-30), ("zscore", 2e-38), ("group", 2e-38)]
 )

@@ -42,6 +42,7 @@ KINDS: dict[str, Callable[[], Any]] = {
 }
 
 
+@pytest.mark.first(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_source_goes_on_where_it_was(kind: str) -> None:
     whole = as_source(KINDS[kind]())

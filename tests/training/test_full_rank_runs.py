@@ -42,6 +42,7 @@ def batch(generation: int) -> Any:
     return jnp.full(6, 1.0 + generation)
 
 
+@pytest.mark.slow
 def test_resumed_run_is_the_uninterrupted_one_and_its_replay_too(tmp_path: Path) -> None:
     """In half precision, where the rounding has to be the same as well."""
     rate = schedule("linear_schedule", init_value=0.1, end_value=0.01, transition_steps=6)

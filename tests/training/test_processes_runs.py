@@ -46,6 +46,7 @@ def assert_same_parameters(found: Any, wanted: Any) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), found, wanted)
 
 
+@pytest.mark.slow
 def test_a_signal_to_one_ends_all_after_the_same_generation(stopped):
     assert [log["generation"] for log in stopped[1]] == [STOP + 1] * len(stopped[1])
 
@@ -118,6 +119,7 @@ def test_it_resumes_on_others(stopped, alone, tmp_path, processes):
         assert_same_parameters(end.log["params"], alone["params"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "victim"),
     [(2, 1), pytest.param(2, 0, marks=pytest.mark.slow), pytest.param(4, 2, marks=pytest.mark.slow)],

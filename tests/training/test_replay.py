@@ -78,6 +78,7 @@ CASES = [
 ]
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("options", CASES)
 def test_every_generation_is_bit_equal_to_the_live_one(options, tmp_path):
     states = run(tmp_path / "ledger.bin", 6, es=strategy(**options))
@@ -99,6 +100,7 @@ NETWORKS = [
 ]
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("options", NETWORKS)
 def test_networks(options, tmp_path):
     base, fitness = options["base"], options.get("fitness", mlp_fitness)
@@ -118,6 +120,7 @@ TOLD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", TOLD)
 def test_fitness_scored_on_the_host(options, tmp_path):
     path, base = tmp_path / "ledger.bin", mlp()
@@ -158,6 +161,7 @@ def test_any_generation_and_a_fresh_compilation(tmp_path):
         assert_same_state(replay(mlp(), path, generation=generation), states[generation])
 
 
+@pytest.mark.slow
 def test_a_flat_base_keeps_the_order_of_the_run(tmp_path):
     """Names sort otherwise than the leaves lie: of 11 layers, the tenth comes before the second."""
     rng = np.random.default_rng(4)
@@ -205,6 +209,7 @@ def test_settings_that_change_in_the_middle(tmp_path):
         assert_same_state(got, want)
 
 
+@pytest.mark.slow
 def test_a_population_over_several_devices_is_replayed_on_as_many(tmp_path):
     if jax.device_count() < 2:
         mesh = jax.make_mesh((1,), ("population",))

@@ -67,6 +67,7 @@ def test_openai_es():
     assert_close(got, scaled(ALPHA / (N * SIGMA), weighted(RAW, drawn)), TOLERANCE)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("rank", [1, 3])
 def test_hyperscalees(rank):
     """Its noise carries sigma, its gradient is the mean over members times √N, its scores are z-scores."""
@@ -84,6 +85,7 @@ def test_hyperscalees_groups():
     assert_close(got, scaled(-ALPHA, gradient), TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_root", [False, True])
 def test_eggroll_vllm(with_root):
     """`√σ` in either factor, so that the `1/σ` of the update cancels; centred fitness, differences of pairs."""
@@ -95,6 +97,7 @@ def test_eggroll_vllm(with_root):
     assert_close(got, scaled(ALPHA * root / (N * SIGMA), weighted(differences, first_of_pair)), TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("alpha", "factor"), [(ALPHA, ALPHA * SIGMA), (SIGMA / 2, SIGMA**2 / 2)])
 def test_es_for_language_models(alpha, factor):
     """Full-rank Gaussian noise without pairs, `θ ← θ + α·(1/N)·Σ Zₙ·εₙ`."""
@@ -104,6 +107,7 @@ def test_es_for_language_models(alpha, factor):
     assert np.linalg.matrix_rank(drawn["kernel"][0]) == 4
 
 
+@pytest.mark.slow
 def test_adam_takes_any_codebases_learning_rate():
     """The first update of Adam is `α·sign(g)` at any scale of `g`, up to its epsilon."""
     plain, _ = ours(None, "zscore", optimizer=optax.adam(ALPHA, eps=1e-20))

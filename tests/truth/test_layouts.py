@@ -57,6 +57,7 @@ def test_eight_devices(tmp_path):
         assert_same(got, alone())
 
 
+@pytest.mark.slow
 def test_the_members_differ_from_each_other():
     kernels = alone()["['apply'][0]['kernel']"]
     assert len({k.tobytes() for k in kernels}) == layouts.POPULATION
@@ -101,6 +102,7 @@ def test_jit_or_not():
     assert_same_bits(jax.tree.map(lambda *a: jnp.stack(a), *one_by_one), compiled)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("chunk", [2, 6])
 def test_chunks_of_any_numbers(chunk):
     """Members bit for bit, sums to rounding."""

@@ -67,6 +67,7 @@ def bound(samples):
     return quantile * samples.std(ddof=1) / np.sqrt(len(samples)) + 1e-5
 
 
+@pytest.mark.first(3)
 @pytest.mark.parametrize("distribution", ["rademacher", "normal"])
 @pytest.mark.parametrize("rank", [*RANKS, None])
 def test_moments_are_those_of_theory(distribution, rank):

@@ -83,6 +83,7 @@ LONG = [(d, not a, r) for d, a, r in SHORT]
 CONFIGURATIONS = [*SHORT, *(pytest.param(*c, marks=pytest.mark.slow) for c in LONG)]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("distribution", "antithetic", "rank"), CONFIGURATIONS)
 def test_mean_of_the_estimates_is_the_gradient(distribution, antithetic, rank):
     samples, exact = estimates(distribution, antithetic, rank), flat(exact_gradient(), (-1,))
