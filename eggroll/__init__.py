@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from eggroll import nnx as nnx
     from eggroll import strategy as strategy
     from eggroll import training as training
+    from eggroll.engine.factored import factored
     from eggroll.engine.fallback import DenseFallback, DenseFallbackError, DenseFallbackWarning
-    from eggroll.engine.interpreter import factored
     from eggroll.engine.lowrank import LowRank
     from eggroll.strategy.es import ES
     from eggroll.strategy.explain import Explanation, explain
@@ -60,7 +60,7 @@ _FILES = {
     "Members": "eggroll.strategy.members",
     "State": "eggroll.strategy.state",
     "explain": "eggroll.strategy.explain",
-    "factored": "eggroll.engine.interpreter",
+    "factored": "eggroll.engine.factored",
     "grad": "eggroll.strategy.gradient",
     "value_and_grad": "eggroll.strategy.gradient",
 }

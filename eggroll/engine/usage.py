@@ -10,8 +10,9 @@ import jax
 from jax import lax
 
 from eggroll.engine import jax_compat
+from eggroll.engine.factored import Program, abstract, partition
 from eggroll.engine.fallback import Policy
-from eggroll.engine.interpreter import Interpreter, Program, abstract, partition
+from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import Factor, Perturbed, Source, Term
 
 Kind = Literal["product", "lookup", "elementwise"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from eggroll.engine.interpreter import partition
+from eggroll.engine.factored import partition
 
 KEPT = 64  # compiled variants; a function made anew at every call must not fill the memory
 

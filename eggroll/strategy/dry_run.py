@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from eggroll.engine import jax_compat
+from eggroll.engine.factored import Program, partition
 from eggroll.engine.fallback import DenseFallback, Policy
-from eggroll.engine.interpreter import Interpreter, Program, partition
+from eggroll.engine.interpreter import Interpreter
 from eggroll.kernels import Choice
 from eggroll.strategy.inputs import Rows
 from eggroll.strategy.perturbation import Sampler, member_sign

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from eggroll.engine.factored import abstract
 from eggroll.engine.fallback import Fallback
-from eggroll.engine.interpreter import abstract
 from eggroll.strategy.compiled import CompiledCache
 from eggroll.strategy.costs import UpdateCost
 from eggroll.strategy.fitness import as_float, check_fitness, raise_if_lost, summary

@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from eggroll.engine.factored import Program, partition
 from eggroll.engine.fallback import Policy
-from eggroll.engine.interpreter import Interpreter, Program, partition
+from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy.arrangement import Arrangement
 from eggroll.strategy.inputs import Rows

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from eggroll.engine.factored import abstract
 from eggroll.engine.fallback import DenseFallback
-from eggroll.engine.interpreter import abstract
 from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import Use, discover
 from eggroll.kernels import check_distribution

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from eggroll.engine.interpreter import Program
+from eggroll.engine.factored import Program
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy import estimator
 from eggroll.strategy.arrangement import Arrangement, arrange, may_copy

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eggroll.engine.interpreter import abstract, partition
+from eggroll.engine.factored import abstract, partition
 
 InAxes = Any  # None, an int, or a pytree prefix of the arguments with such leaves
 

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
-from eggroll.engine.interpreter import Program, abstract, trace
+from eggroll.engine.factored import Program, abstract, trace
 from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import discover
 from eggroll.strategy.dry_run import for_kernels

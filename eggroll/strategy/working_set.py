@@ -10,8 +10,9 @@ import jax
 import numpy as np
 
 from eggroll.engine import jax_compat
+from eggroll.engine.factored import Program, abstract, partition
 from eggroll.engine.fallback import Policy
-from eggroll.engine.interpreter import Interpreter, Program, abstract, partition
+from eggroll.engine.interpreter import Interpreter
 from eggroll.strategy.inputs import Rows
 from eggroll.strategy.perturbation import Sampler, member_sign
 

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
+from eggroll.engine.factored import factored
 from eggroll.engine.fallback import DenseFallbackError
-from eggroll.engine.interpreter import factored
 from eggroll.engine.rules.contraction import UNROLLED_RANK
 from tests.engine.truth import (
     check,

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
-from eggroll.engine.interpreter import factored
+from eggroll.engine.factored import factored
 from tests.engine.truth import check, check_never_dense, compressible, dense, integers, jit, weights
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from eggroll.engine.interpreter import trace
+from eggroll.engine.factored import trace
 from eggroll.engine.usage import Use, discover
 
 NHWC = ("NHWC", "HWIO", "NHWC")

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
-from eggroll.engine.interpreter import factored
+from eggroll.engine.factored import factored
 from eggroll.engine.lowrank import LowRank, Source, is_low_rank
 from tests.engine.sizes import FACTOR, PLAIN, X, large_values
 

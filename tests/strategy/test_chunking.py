@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import eggroll
-from eggroll.engine.interpreter import trace
+from eggroll.engine.factored import trace
 from eggroll.strategy import chunking, generation
 from eggroll.strategy.chunking import auto_units, check_chunk, units_per_update
 from eggroll.strategy.generation import Generation

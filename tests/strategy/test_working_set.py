@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from eggroll.engine.interpreter import trace
+from eggroll.engine.factored import trace
 from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import discover
 from eggroll.strategy.inputs import make_rows

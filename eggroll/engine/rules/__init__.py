@@ -2,18 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
+from eggroll.engine.interpreter import RULES
 from eggroll.engine.rules import calls, contraction, control_flow, convolution, indexing, joining, linear, structural
 
-RULES: dict[str, Callable[..., list[Any]]] = {
-    **structural.RULES,
-    **indexing.RULES,
-    **joining.RULES,
-    **linear.RULES,
-    **contraction.RULES,
-    **convolution.RULES,
-    **calls.RULES,
-    **control_flow.RULES,
-}
+for family in (structural, indexing, joining, linear, contraction, convolution, calls, control_flow):
+    RULES.update(family.RULES)

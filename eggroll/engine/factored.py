@@ -1,0 +1,147 @@
+"""`factored`: a function traced once, and evaluated on perturbed parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+
+from eggroll.engine import jax_compat
+from eggroll.engine.fallback import Fallback, Policy, check_fallback
+from eggroll.engine.interpreter import Interpreter
+from eggroll.engine.lowrank import LowRank, Perturbed, Source, as_perturbed, is_low_rank
+from eggroll.engine.paths import path_name
+
+
+@dataclass(frozen=True)
+class Program:
+    """A function traced once on the shapes of dense parameters, to be evaluated on perturbed ones."""
+
+    jaxpr: Any
+    consts: Sequence[Any]
+    in_tree: Any
+    out_tree: Any
+
+    def evaluate(self, interpreter: Interpreter, args: tuple, kwargs: dict[str, Any] | None = None) -> Any:
+        """Evaluates the traced function; perturbed outputs are made dense."""
+        arrays, _, tree = partition((args, kwargs or {}))
+        if tree != self.in_tree:
+            raise TypeError(f"got arguments of structure {tree}; the function was traced with {self.in_tree}.")
+        inputs = [as_perturbed(leaf) if is_low_rank(leaf) else leaf for leaf in arrays]
+        outs = interpreter.evaluate(self, inputs)
+        outs = [interpreter.dense(o, None, "the function returns the parameter itself") for o in outs]
+        return jax.tree.unflatten(self.out_tree, outs)
+
+    @property
+    def out_shape(self) -> Any:
+        """Shapes and dtypes of the function's result."""
+        avals = [v.aval for v in self.jaxpr.outvars]
+        return self.out_tree.unflatten([jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals])
+
+
+def partition(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any], Any]:
+    """Splits a pytree into array leaves, a function that puts (other) arrays back, and the structure.
+
+    `LowRank` and `Perturbed` count as one array. Leaves that are not arrays (strings, None, Python numbers and
+    booleans, callables) are part of the function that puts the arrays back.
+    """
+    leaves, structure = jax.tree.flatten(tree, is_leaf=_is_value)
+    dynamic = [_is_array(leaf) for leaf in leaves]
+
+    def merge(arrays: Sequence[Any]) -> Any:
+        rest = iter(arrays)
+        return structure.unflatten([next(rest) if d else leaf for d, leaf in zip(dynamic, leaves, strict=True)])
+
+    return [leaf for leaf, d in zip(leaves, dynamic, strict=True) if d], merge, structure
+
+
+def trace(fun: Callable[..., Any], args: tuple, kwargs: dict[str, Any] | None = None) -> Program:
+    """Traces `fun(*args, **kwargs)` on the shapes of its arrays."""
+    arrays, merge, in_tree = partition((args, kwargs or {}))
+    out_trees: list[Any] = []
+
+    def flat_fun(*values: Any) -> list[Any]:
+        call_args, call_kwargs = merge(values)
+        leaves, out_tree = jax.tree.flatten(fun(*call_args, **call_kwargs))
+        out_trees.append(out_tree)
+        return leaves
+
+    closed = jax.make_jaxpr(flat_fun)(*[abstract(a) for a in arrays])
+    jaxpr, consts = jax_compat.open_jaxpr(closed)
+    return Program(jax_compat.drop_dead_code(jaxpr), consts, in_tree, out_trees[-1])
+
+
+def abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    """Shape and dtype of an array or of the dense form of a perturbed one."""
+    if isinstance(leaf, LowRank):
+        leaf.check()
+    if _is_value(leaf):
+        leaf = leaf.base
+    return leaf if isinstance(leaf, jax.ShapeDtypeStruct) else jax_compat.abstract(leaf)
+
+
+def _is_value(leaf: Any) -> bool:
+    return isinstance(leaf, LowRank | Perturbed)
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | LowRank | Perturbed)
+
+
+def factored(
+    fun: Callable[..., Any], *, fallback: Fallback = "warn", population: int | None = None
+) -> Callable[..., Any]:
+    """Makes `fun` accept parameters of which some leaves are `LowRank`, without forming the dense weights.
+
+    The result equals `fun` on `leaf.dense()` to rounding. `fun` is traced once per call and its jaxpr is walked:
+    products, lookups, convolutions, reshapes, loops and calls keep the factors apart; anything else gets the dense
+    weight under the `fallback` policy. Use `jax.vmap` over the factors (and not over the bases) to evaluate many
+    members with one shared product, and `jax.jit` outside.
+
+    Args:
+        fun: any traceable function of pytrees. Leaves that are not arrays (strings, None, Python numbers and
+            booleans, callables) reach it unchanged.
+        fallback: `"warn"` (default), `"allow"` or `"error"` where a dense weight has to be formed.
+        population: how many members the `jax.vmap` around it evaluates, for the bytes in messages; None (default)
+            speaks of each member.
+
+    Returns:
+        A function with the signature of `fun`.
+
+    Raises:
+        DenseFallbackError: under `fallback="error"`.
+        NotImplementedError: when the result is differentiated through a `custom_jvp` or `custom_vjp` function that
+            a perturbed parameter entered: its rule speaks of the dense weight and would be wrong.
+
+    Example:
+        >>> import jax, jax.numpy as jnp, eggroll
+        >>> w = eggroll.LowRank(jnp.eye(3), jnp.ones((3, 1)), jnp.ones((3, 1)), (0,), (1,))
+        >>> f = eggroll.factored(lambda params, x: x @ params["w"])
+        >>> f({"w": w}, jnp.array([1.0, 0.0, 0.0])).tolist()
+        [2.0, 1.0, 1.0]
+
+    References:
+        Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652, Section 4.
+    """
+    check_fallback(fallback)
+
+    def factored_fun(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _named(args, population), _named(kwargs, population)
+        return trace(fun, args, kwargs).evaluate(Interpreter(Policy(fallback)), args, kwargs)
+
+    return factored_fun
+
+
+def _named(tree: Any, population: int | None) -> Any:
+    """The same arguments, where a `LowRank` without a source takes its path inside its argument for a name."""
+
+    def name(keys: tuple, leaf: Any) -> Any:
+        if not is_low_rank(leaf):
+            return leaf
+        path, members = leaf.source.path, leaf.source.members
+        return replace(leaf, source=Source(path or path_name(keys[1:] or keys), members or population))
+
+    return jax.tree_util.tree_map_with_path(name, tree, is_leaf=_is_value)
