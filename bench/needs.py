@@ -21,7 +21,7 @@ LEGEND = (
 # adds, and the xor of its two halves. The counter's high word is zero: one add before the first round.
 WORD_OPERATIONS = 20 * 5 + 5 * 2 + 1 + 1
 BITS = {"rademacher": 1, "normal": 16}
-# From bits to a number: shift, mask, sign bit. The normal's logarithm and polynomial: see eggroll.kernels.normal.
+# From bits to a number: shift, mask, sign bit. The normal's logarithm and polynomial: see eggroll.ops.normal.
 NUMBER_OPERATIONS = {"rademacher": 3, "normal": 52}
 
 

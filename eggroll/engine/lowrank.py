@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eggroll.kernels import Seeded, as_array
+from eggroll.ops import Seeded, as_array
 
 Array = jax.Array
 

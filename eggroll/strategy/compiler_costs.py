@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from eggroll.engine.lowrank import accumulator_dtype
-from eggroll.kernels import rank_update, threefry2x32
+from eggroll.ops import rank_update, threefry2x32
 from eggroll.strategy.costs import CHANGE_OPERATIONS, MOMENTS, Figures, counted
 from eggroll.strategy.optimizer import updates
 from eggroll.strategy.perturbation import Sampler

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from eggroll.kernels import words_for
+from eggroll.ops import words_for
 from eggroll.strategy.placement import Placement
 from eggroll.strategy.plan import LeafPlan, Plan
 from eggroll.strategy.population import Population

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eggroll.kernels import Seeded, unpack, words_for
+from eggroll.ops import Seeded, unpack, words_for
 from eggroll.strategy.keys import path_hash
 from eggroll.strategy.plan import LeafPlan
 from eggroll.strategy.streams import DENSE, LEFT, RIGHT, Stream

@@ -13,7 +13,7 @@ from eggroll.engine import jax_compat
 from eggroll.engine.factored import Program, partition
 from eggroll.engine.fallback import DenseFallback, Policy
 from eggroll.engine.interpreter import Interpreter
-from eggroll.kernels import Choice
+from eggroll.ops import Choice
 from eggroll.strategy.inputs import Rows
 from eggroll.strategy.perturbation import Sampler, member_sign
 from eggroll.strategy.plan import Plan

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from eggroll.engine.lowrank import accumulator_dtype
-from eggroll.kernels import Seeded, rank_update
+from eggroll.ops import Seeded, rank_update
 from eggroll.strategy.perturbation import Noise
 from eggroll.strategy.plan import LeafPlan, Plan
 

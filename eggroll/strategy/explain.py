@@ -16,7 +16,7 @@ from eggroll.engine.factored import abstract
 from eggroll.engine.fallback import DenseFallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import Use, discover
-from eggroll.kernels import check_distribution
+from eggroll.ops import check_distribution
 from eggroll.strategy.dry_run import DryRun, dry_run, for_kernels
 from eggroll.strategy.inputs import InAxes, make_rows
 from eggroll.strategy.plan import LeafPlan, Plan, make_plan

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from eggroll.kernels import unpack_flat, words_for
+from eggroll.ops import unpack_flat, words_for
 from eggroll.strategy.keys import path_hash
 from eggroll.strategy.plan import Plan
 from eggroll.strategy.streams import DENSE

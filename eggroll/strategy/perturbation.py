@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.core import Tracer
 
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
-from eggroll.kernels import kernel_for
+from eggroll.ops import kernel_for
 from eggroll.strategy.drawing import Side, sides
 from eggroll.strategy.plan import LeafPlan, Plan
 from eggroll.strategy.streams import Streams

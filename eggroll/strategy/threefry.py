@@ -17,7 +17,7 @@ from jax import lax
 from jax.extend.random import threefry2x32_p
 
 from eggroll.engine.jax_compat import call_apart
-from eggroll.kernels import threefry2x32
+from eggroll.ops import threefry2x32
 
 Halves = tuple[Any, Any]  # of keys, or of a block: uint32 arrays
 

@@ -1,20 +1,29 @@
-"""The two operations that all members of a population share, each with several implementations.
+"""The device kernels of `eggroll.ops`, and its names: the operations, and how another kernel plugs in.
 
-`lowrank_dot` multiplies by a perturbed weight, `rank_update` sums weighted perturbations. Both pick an
-implementation for the machine at hand: a Pallas kernel where one is registered and can do it, else plain `jax.numpy`.
-Factors are arrays, or `Seeded`: keys, from which a kernel makes the numbers in its registers.
-
-This package depends on JAX and numpy alone. Its files lie in `kernels/pallas`; its name is `eggroll.kernels`.
+Pallas kernels for TPUs and Hopper GPUs. Importing them registers them. The files lie in `kernels/pallas`; the package's
+name is `eggroll.kernels`. It depends on JAX, numpy and `eggroll.ops` alone.
 """
 
 from __future__ import annotations
 
-from .noise import check_distribution, unpack, unpack_flat, words_for
-from .operations import lowrank_dot, rank_update
-from .registry import Choice, Implementation, implementations, register
-from .seeded import Seeded, as_array
-from .support import kernel_for
-from .threefry import threefry2x32
+from eggroll.ops import (
+    Choice,
+    Implementation,
+    Seeded,
+    as_array,
+    check_distribution,
+    implementations,
+    kernel_for,
+    lowrank_dot,
+    rank_update,
+    register,
+    threefry2x32,
+    unpack,
+    unpack_flat,
+    words_for,
+)
+
+from . import gpu_lowrank_dot, gpu_rank_update, tpu_lowrank_dot, tpu_rank_update  # noqa: F401  they register themselves
 
 __all__ = [
     "Choice",

@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from eggroll.ops.registry import register
+from eggroll.ops.seeded import Factor, Seeded, need_seeds
+
 from .gpu_noise import check_noise, lines
 from .gpu_product import product
 from .gpu_thin import thin_product
 from .hopper import blocks
-from .registry import register
-from .seeded import Factor, Seeded, need_seeds
 from .tiling import GpuTiles, round_up
 
 LARGEST_RANK = 16

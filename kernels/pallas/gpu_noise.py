@@ -17,11 +17,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from eggroll.ops.noise import WIDTH
+from eggroll.ops.normal import standard_normal
+from eggroll.ops.seeded import Seeded
+from eggroll.ops.threefry import threefry2x32
+
 from .hopper import LINES, ROWS, SPREAD, WHOLE, load
-from .noise import WIDTH
-from .normal import standard_normal
-from .seeded import Seeded
-from .threefry import threefry2x32
 
 GROUP = 64  # columns that are made at once
 LARGEST_SHARED_RANK = 4  # up to it a word serves several columns, above it each column makes its own

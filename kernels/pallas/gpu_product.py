@@ -17,11 +17,12 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from eggroll.ops.seeded import Seeded
+
 from .gpu_correction import Correction
 from .gpu_noise import GROUP, Noise, number_of, scratch
 from .gpu_turn import Turn, turn_memory
 from .hopper import ROWS, THREADS, launch, tiled
-from .seeded import Seeded
 from .tiling import GpuTiles
 
 MEMORY_REGISTERS = 40  # of the warpgroup that only starts copies; the others share the rest

@@ -22,6 +22,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from eggroll.ops.registry import register
+from eggroll.ops.seeded import Factor, Seeded, need_seeds
+
 from .gpu_noise import (
     GROUP,
     Noise,
@@ -37,8 +40,6 @@ from .gpu_noise import (
     times,
 )
 from .hopper import ROWS, THREADS, WHOLE, blocks, launch, load, tiled
-from .registry import register
-from .seeded import Factor, Seeded, need_seeds
 from .tiling import GpuTiles, round_up
 
 LARGEST_RANK = 16

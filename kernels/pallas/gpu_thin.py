@@ -14,9 +14,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
+from eggroll.ops.seeded import Seeded
+
 from .gpu_noise import GROUP, Noise, scratch, times
 from .hopper import LINES, ROWS, WHOLE, launch, load, tiled
-from .seeded import Seeded
 
 STEPS = 4  # of them that are on their way
 LARGEST_SPLIT = 16

@@ -12,8 +12,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jax.typing import DTypeLike
 
-from .registry import register
-from .seeded import Factor, Seeded, need_seeds
+from eggroll.ops.registry import register
+from eggroll.ops.seeded import Factor, Seeded, need_seeds
+
 from .tiling import Tiles
 from .tpu_chip import chip
 from .tpu_noise import tile

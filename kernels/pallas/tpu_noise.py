@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .noise import WIDTH, as_numbers
-from .seeded import Seeded
-from .threefry import threefry2x32
+from eggroll.ops.noise import WIDTH, as_numbers
+from eggroll.ops.seeded import Seeded
+from eggroll.ops.threefry import threefry2x32
 
 LANES, SUBLANES = 128, 8  # of a register
 

@@ -11,8 +11,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from .registry import register
-from .seeded import Factor, Seeded, need_seeds
+from eggroll.ops.registry import register
+from eggroll.ops.seeded import Factor, Seeded, need_seeds
+
 from .tiling import Tiles
 from .tpu_chip import chip
 from .tpu_lowrank_dot import LARGEST_RANK

@@ -17,10 +17,11 @@ from bench.kernel_cases import DTYPES, NOISE, OPERATIONS, Case, cases
 from bench.kernel_check import checked
 from bench.kernel_shapes import MIDDLE, PAPER, SMALL
 from bench.kernel_truth import dot_operands, dot_truth, update_operands, update_truth
-from eggroll.kernels import implementations, members, registry
-from eggroll.kernels.reference import lowrank_dot_reference, rank_update_reference
+from eggroll.kernels import implementations
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
+from eggroll.ops import members, registry
+from eggroll.ops.reference import lowrank_dot_reference, rank_update_reference
 from tests.quick import quickest
 
 

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from bench.kernel_shapes import PAPER, SMALL, Shape
-from eggroll.kernels import Seeded, lowrank_dot, rank_update, registry
+from eggroll.kernels import Seeded, lowrank_dot, rank_update
 from eggroll.kernels.gpu_lowrank_dot import lowrank_dot_gpu
 from eggroll.kernels.gpu_rank_update import rank_update_gpu
 from eggroll.kernels.tiling import GpuTiles
+from eggroll.ops import registry
 from tests.kernels.seeds import dot_operands, dot_truth, on_gpu, seeded
 from tests.quick import quickest
 

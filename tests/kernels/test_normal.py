@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from eggroll.kernels.normal import standard_normal
+from eggroll.ops.normal import standard_normal
 
 pytestmark = pytest.mark.optimised  # bits, as users get them
 

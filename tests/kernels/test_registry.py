@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from eggroll.kernels import implementations, lowrank_dot, rank_update, register, registry
+from eggroll.kernels import implementations, lowrank_dot, rank_update, register
+from eggroll.ops import registry
 
 
 @pytest.fixture

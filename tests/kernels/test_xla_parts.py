@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.kernel_truth import FLOAT32, seeded, update_truth
-from eggroll.kernels import rank_update, registry
-from eggroll.kernels.xla_parts import rank_update_parts
+from eggroll.kernels import rank_update
+from eggroll.ops import registry
+from eggroll.ops.xla_parts import rank_update_parts
 from tests.kernels.test_rank_update import SIZES, assert_matches, draw
 
 pytestmark = pytest.mark.optimised  # bits, as users get them

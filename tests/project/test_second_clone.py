@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-WHERE = "import eggroll, eggroll.kernels, eggroll.kernels.registry as r; print(eggroll.kernels.__file__, r.__file__)"
+WHERE = "import eggroll, eggroll.kernels, eggroll.ops.registry as r; print(eggroll.kernels.__file__, r.__file__)"
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
-from eggroll.kernels.noise import unpack, words_for
+from eggroll.ops.noise import unpack, words_for
 
 LEFT, RIGHT, DENSE = range(3)
 

@@ -15,7 +15,8 @@ from jax import lax
 
 import eggroll
 from eggroll.engine import jax_compat
-from eggroll.kernels import Choice, registry, support
+from eggroll.kernels import Choice
+from eggroll.ops import registry, support
 from tests.kernels.seeds import on_gpu, on_tpu
 from tests.quick import quickest
 from tests.strategy.common import assert_close

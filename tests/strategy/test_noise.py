@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.special import erfinv
 
-from eggroll.kernels.noise import DISTRIBUTIONS, check_distribution, unpack, words_for
+from eggroll.ops.noise import DISTRIBUTIONS, check_distribution, unpack, words_for
 from eggroll.strategy.keys import as_threefry, generation_key, leaf_key, path_hash
 from eggroll.strategy.streams import LONG, Stream, Streams
 from tests.quick import quickest

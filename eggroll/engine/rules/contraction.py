@@ -11,7 +11,7 @@ from jax import lax
 from eggroll.engine.fallback import Unsupported
 from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term, accumulator_dtype
-from eggroll.kernels import Seeded, as_array, lowrank_dot
+from eggroll.ops import Seeded, as_array, lowrank_dot
 
 UNROLLED_RANK = 4  # up to here, a sum of outer products fuses into the base product's consumer and beats a dot
 

@@ -8,16 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from . import reference  # noqa: F401  it registers itself, before the others
-
-# isort: split
-from . import gpu_lowrank_dot, gpu_rank_update, tpu_lowrank_dot, tpu_rank_update  # noqa: F401
-
-# isort: split
-from . import xla_parts  # noqa: F401  tried after them
-from .members import seeded_dot
-from .registry import dispatch
-from .seeded import Factor, Seeded
+from eggroll.ops import reference  # noqa: F401  it registers itself, before the others
+from eggroll.ops.members import seeded_dot
+from eggroll.ops.registry import dispatch
+from eggroll.ops.seeded import Factor, Seeded
 
 _Shape = tuple[int, ...]
 

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 
-from .registry import REFERENCE, dispatch
-from .seeded import Seeded
+from eggroll.ops.registry import REFERENCE, dispatch
+from eggroll.ops.seeded import Seeded
 
 
 class Call(NamedTuple):

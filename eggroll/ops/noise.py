@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from .normal import standard_normal
+from eggroll.ops.normal import standard_normal
 
 DISTRIBUTIONS = ("rademacher", "normal")
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
-from .registry import REFERENCE, register
-from .seeded import Factor, Seeded, as_array
+from eggroll.ops.registry import REFERENCE, register
+from eggroll.ops.seeded import Factor, Seeded, as_array
 
 # Up to this rank the outer product is written as multiplications, which XLA fuses into the addition to the
 # base product; above it a matrix product wins (on a CPU of 2 cores: equal at rank 8, faster at 16).

@@ -8,8 +8,8 @@ from typing import Any
 import jax
 from jax.typing import DTypeLike
 
-from .registry import current_platform, kernels
-from .seeded import Seeded
+from eggroll.ops.registry import current_platform, kernels
+from eggroll.ops.seeded import Seeded
 
 
 def kernel_for(rows: int, columns: int, rank: int, distribution: str, dtype: DTypeLike) -> str | None:

@@ -12,9 +12,9 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from .noise import check_distribution, unpack, words_for
-from .registry import REFERENCE, Choice
-from .threefry import threefry2x32
+from eggroll.ops.noise import check_distribution, unpack, words_for
+from eggroll.ops.registry import REFERENCE, Choice
+from eggroll.ops.threefry import threefry2x32
 
 
 @jax.tree_util.register_dataclass

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from .registry import register
-from .seeded import Factor, Seeded, as_array
+from eggroll.ops.registry import register
+from eggroll.ops.seeded import Factor, Seeded, as_array
 
 PARTS = 3
 

@@ -11,6 +11,7 @@ A kernel plugs in by registering itself under the operation's name; nothing else
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -39,6 +40,8 @@ class Implementation:
 
 
 _OPERATIONS: dict[str, dict[str, Implementation]] = {}
+# Loaded when an implementation is first looked for, and tried in this order: these packages import this file.
+_PLUGINS = ["eggroll.kernels", "eggroll.ops.xla_parts"]
 
 
 def register(
@@ -181,6 +184,8 @@ def current_platform() -> str:
 
 
 def _known(operation: str) -> dict[str, Implementation]:
+    while _PLUGINS:
+        importlib.import_module(_PLUGINS.pop(0))
     if operation not in _OPERATIONS:
         raise ValueError(f"there is no operation {operation!r}: choose one of {', '.join(sorted(_OPERATIONS))}")
     return _OPERATIONS[operation]
