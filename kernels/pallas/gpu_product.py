@@ -21,8 +21,7 @@ from eggroll.ops.seeded import Seeded
 
 from .gpu_correction import Correction
 from .gpu_noise import GROUP, Noise, number_of, scratch
-from .gpu_turn import Turn, turn_memory
-from .hopper import ROWS, THREADS, launch, tiled
+from .hopper import ROWS, THREADS, Turn, launch, tiled, turn_memory
 from .tiling import GpuTiles
 
 MEMORY_REGISTERS = 40  # of the warpgroup that only starts copies; the others share the rest
