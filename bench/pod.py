@@ -20,7 +20,7 @@ from bench.options import Common
 from bench.report import Report
 from eggroll.strategy.costs import MOMENTS, RATES, UpdateCost, update_cost
 from eggroll.strategy.placement import Placement, make_placement
-from eggroll.strategy.plan import Plan, make_plan
+from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.sharding import as_sharding
 

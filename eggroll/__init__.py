@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from eggroll.strategy.full_rank import FullRankES
     from eggroll.strategy.gradient import grad, value_and_grad
     from eggroll.strategy.members import Members
-    from eggroll.strategy.rules import DenseRule, LowRankRule
+    from eggroll.strategy.plan.rules import DenseRule, LowRankRule
     from eggroll.strategy.state import State
 
 __all__ = [
@@ -52,11 +52,11 @@ _FILES = {
     "DenseFallback": "eggroll.engine.fallback",
     "DenseFallbackError": "eggroll.engine.fallback",
     "DenseFallbackWarning": "eggroll.engine.fallback",
-    "DenseRule": "eggroll.strategy.rules",
+    "DenseRule": "eggroll.strategy.plan.rules",
     "Explanation": "eggroll.strategy.explain",
     "FullRankES": "eggroll.strategy.full_rank",
     "LowRank": "eggroll.engine.lowrank",
-    "LowRankRule": "eggroll.strategy.rules",
+    "LowRankRule": "eggroll.strategy.plan.rules",
     "Members": "eggroll.strategy.members",
     "State": "eggroll.strategy.state",
     "explain": "eggroll.strategy.explain",

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from eggroll.engine.checks import is_traced
 from eggroll.strategy import gradient
 from eggroll.strategy.explain import Explanation
 from eggroll.strategy.explain import explain as explain_function
 from eggroll.strategy.keys import as_threefry
-from eggroll.strategy.problem import is_traced
 
 __all__ = ["explain", "grad", "value_and_grad"]
 

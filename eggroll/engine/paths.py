@@ -1,7 +1,8 @@
-"""Names of parameters: their paths in the pytree."""
+"""Names of parameters: their paths in the pytree, and the hashes of these."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,3 +30,19 @@ def _name(key: Any) -> str:
         if hasattr(key, attribute):
             return str(getattr(key, attribute))
     return str(key)
+
+
+def path_hash(path: str) -> int:
+    """Return a 32-bit hash of a parameter's path, the same in every process and on every platform.
+
+    Args:
+        path: the parameter's path, such as `"layers/0/kernel"`.
+
+    Returns:
+        BLAKE2b of the UTF-8 path with a digest of 4 bytes, read as a little-endian integer.
+
+    Example:
+        >>> path_hash("dense/kernel")
+        1344830336
+    """
+    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=4).digest(), "little")

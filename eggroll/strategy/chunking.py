@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 import jax
 
-from eggroll.strategy.integers import as_count
-from eggroll.strategy.plan import Plan
+from eggroll.engine.checks import as_count
+from eggroll.strategy.plan.leaves import Plan
 
 CPU_WORKING_SET = 8 << 20  # bytes: what an operation reads and writes for a chunk stays in the caches
 ENOUGH_ROWS = 1024  # in a product with a shared matrix: with fewer, reading the matrix takes longer than multiplying

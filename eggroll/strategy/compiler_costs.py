@@ -22,7 +22,7 @@ from eggroll.ops import rank_update, threefry2x32
 from eggroll.strategy.costs import CHANGE_OPERATIONS, MOMENTS, Figures, counted
 from eggroll.strategy.optimizer import updates
 from eggroll.strategy.perturbation import Sampler
-from eggroll.strategy.plan import LeafPlan, Plan
+from eggroll.strategy.plan.leaves import LeafPlan, Plan
 
 UNITS = 32  # in a program: enough that a product's own operations are all that counts
 

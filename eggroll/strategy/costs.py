@@ -18,7 +18,7 @@ import numpy as np
 
 from eggroll.ops import words_for
 from eggroll.strategy.placement import Placement
-from eggroll.strategy.plan import LeafPlan, Plan
+from eggroll.strategy.plan.leaves import LeafPlan, Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.sharding import AXIS, axes_of
 

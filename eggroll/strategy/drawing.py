@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from eggroll.engine.paths import path_hash
 from eggroll.ops import Seeded, unpack, words_for
-from eggroll.strategy.keys import path_hash
-from eggroll.strategy.plan import LeafPlan
+from eggroll.strategy.plan.leaves import LeafPlan
 from eggroll.strategy.streams import DENSE, LEFT, RIGHT, Stream
 
 

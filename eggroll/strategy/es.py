@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from eggroll.engine.checks import check_function
 from eggroll.engine.factored import abstract
 from eggroll.engine.fallback import Fallback
 from eggroll.strategy.compiled import CompiledCache
@@ -25,17 +26,10 @@ from eggroll.strategy.layout import cheapest, device_memory, update_costs
 from eggroll.strategy.members import Members, check_members
 from eggroll.strategy.optimizer import check_optimizer
 from eggroll.strategy.placement import for_mesh
-from eggroll.strategy.plan import Plan, make_plan
+from eggroll.strategy.plan.leaves import Plan, make_plan
+from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population
-from eggroll.strategy.problem import (
-    check_covered,
-    check_function,
-    check_scalar,
-    plan_for,
-    split_aux,
-    trace_member,
-)
-from eggroll.strategy.rules import Rules, as_rules, check_rank
+from eggroll.strategy.problem import check_covered, check_scalar, plan_for, split_aux, trace_member
 from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
 from eggroll.strategy.sharding import Sharding, as_sharding
 from eggroll.strategy.sigma import check_sigma, sigma_at

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.ops import Seeded, rank_update
 from eggroll.strategy.perturbation import Noise
-from eggroll.strategy.plan import LeafPlan, Plan
+from eggroll.strategy.plan.leaves import LeafPlan, Plan
 
 
 def zero_sums(plan: Plan) -> list[jax.Array | None]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from eggroll.engine.checks import check_function
 from eggroll.engine.factored import abstract
 from eggroll.engine.fallback import DenseFallback
 from eggroll.engine.paths import leaf_paths
@@ -19,9 +20,10 @@ from eggroll.engine.usage import Use, discover
 from eggroll.ops import check_distribution
 from eggroll.strategy.dry_run import DryRun, dry_run, for_kernels
 from eggroll.strategy.inputs import InAxes, make_rows
-from eggroll.strategy.plan import LeafPlan, Plan, make_plan
-from eggroll.strategy.problem import check_function, check_no_module, trace_member
-from eggroll.strategy.rules import Rules
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
+from eggroll.strategy.plan.parameters import check_no_module
+from eggroll.strategy.plan.rules import Rules
+from eggroll.strategy.problem import trace_member
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from eggroll.engine.checks import is_traced
 from eggroll.engine.lowrank import accumulator_dtype
-from eggroll.strategy.problem import is_traced, nothing_finite
+from eggroll.strategy.problem import nothing_finite
 from eggroll.strategy.statistics import spreads
 
 

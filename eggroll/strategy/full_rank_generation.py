@@ -14,7 +14,7 @@ from eggroll.strategy.full_rank_noise import unit_keys
 from eggroll.strategy.full_rank_rounding import ROUNDING
 from eggroll.strategy.keys import as_threefry, generation_key
 from eggroll.strategy.perturbation import check_noise_is_seen, member_sign
-from eggroll.strategy.plan import Plan
+from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State
 

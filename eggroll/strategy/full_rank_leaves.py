@@ -16,7 +16,7 @@ from jax import lax
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy.full_rank_noise import noise_block, over_blocks
 from eggroll.strategy.full_rank_rounding import rounded_block
-from eggroll.strategy.precision import is_low
+from eggroll.strategy.plan.parameters import is_low
 
 
 @partial(jax.jit, static_argnames="distribution", donate_argnames="old")

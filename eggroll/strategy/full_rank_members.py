@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eggroll.engine.checks import check_function
 from eggroll.strategy.full_rank_generation import FullRankGeneration
 from eggroll.strategy.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.members import Members
-from eggroll.strategy.problem import check_function
 
 if TYPE_CHECKING:
     from eggroll.strategy.full_rank import FullRankES

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from eggroll.engine.paths import path_hash
 from eggroll.ops import unpack_flat, words_for
-from eggroll.strategy.keys import path_hash
-from eggroll.strategy.plan import Plan
+from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.streams import DENSE
 from eggroll.strategy.threefry import folded, words_from
 

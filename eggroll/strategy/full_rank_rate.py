@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eggroll.engine.checks import is_traced
 from eggroll.strategy.fitness import as_float
-from eggroll.strategy.problem import is_traced
 
 Rate = float | Callable[[Any], Any] | None
 

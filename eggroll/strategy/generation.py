@@ -20,7 +20,7 @@ from eggroll.strategy.evaluation import Evaluation
 from eggroll.strategy.inputs import Rows
 from eggroll.strategy.perturbation import Sampler, check_noise_is_seen, member_sign
 from eggroll.strategy.placement import Placement, make_placement
-from eggroll.strategy.plan import Plan
+from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.summing import sum_noise, sum_on_mesh
 from eggroll.strategy.working_set import Need, member_need

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from eggroll.engine.checks import check_function, is_traced
 from eggroll.engine.fallback import Fallback
 from eggroll.strategy.compiled import CompiledCache
 from eggroll.strategy.fitness import as_float
@@ -16,17 +17,9 @@ from eggroll.strategy.generation import Generation
 from eggroll.strategy.inputs import InAxes, make_rows
 from eggroll.strategy.keys import as_threefry
 from eggroll.strategy.placement import for_mesh, on_mesh
+from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population
-from eggroll.strategy.problem import (
-    check_function,
-    check_scalar,
-    is_traced,
-    nothing_finite,
-    plan_for,
-    split_aux,
-    trace_member,
-)
-from eggroll.strategy.rules import Rules, as_rules, check_rank
+from eggroll.strategy.problem import check_scalar, nothing_finite, plan_for, split_aux, trace_member
 from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
 from eggroll.strategy.sharding import Sharding
 from eggroll.strategy.sigma import check_sigma

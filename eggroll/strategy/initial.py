@@ -11,15 +11,14 @@ import jax.numpy as jnp
 import optax
 
 from eggroll.engine.paths import leaf_paths
-from eggroll.strategy import precision
-from eggroll.strategy.frozen import without
 from eggroll.strategy.keys import as_threefry
 from eggroll.strategy.optimizer import init_optimizer
 from eggroll.strategy.placement import Placement, make_placement, on_mesh, place
-from eggroll.strategy.plan import LeafPlan, check_params
+from eggroll.strategy.plan import parameters
+from eggroll.strategy.plan.leaves import LeafPlan, check_params
+from eggroll.strategy.plan.parameters import check_no_module, without
+from eggroll.strategy.plan.rules import FrozenRule, Rules
 from eggroll.strategy.population import Population
-from eggroll.strategy.problem import check_no_module
-from eggroll.strategy.rules import FrozenRule, Rules
 from eggroll.strategy.state import State
 
 
@@ -69,8 +68,8 @@ def first_state(
         TypeError: an optimizer that needs more than gradient, parameters and loss.
     """
     moving = without(params, frozen)
-    master = precision.master_copies(moving)
-    opt_state = init_optimizer(optimizer, precision.full(moving, master))
+    master = parameters.master_copies(moving)
+    opt_state = init_optimizer(optimizer, parameters.full(moving, master))
     return State(params, master, opt_state, key, jnp.zeros((), jnp.int32))
 
 

@@ -6,12 +6,11 @@ References:
 
 from __future__ import annotations
 
-import hashlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eggroll.engine.paths import path_hash
 from eggroll.strategy.threefry import fold_in
 
 _IMPL = "threefry2x32"
@@ -65,22 +64,6 @@ def _fold_words(words: jax.Array) -> jax.Array:
     for word in words.reshape(-1):
         key = jax.random.fold_in(key, word)
     return key
-
-
-def path_hash(path: str) -> int:
-    """Return a 32-bit hash of a parameter's path, the same in every process and on every platform.
-
-    Args:
-        path: the parameter's path, such as `"layers/0/kernel"`.
-
-    Returns:
-        BLAKE2b of the UTF-8 path with a digest of 4 bytes, read as a little-endian integer.
-
-    Example:
-        >>> path_hash("dense/kernel")
-        1344830336
-    """
-    return int.from_bytes(hashlib.blake2b(path.encode(), digest_size=4).digest(), "little")
 
 
 def leaf_key(key: jax.Array, path: str) -> jax.Array:

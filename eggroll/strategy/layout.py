@@ -11,7 +11,7 @@ import optax
 from eggroll.strategy.compiler_costs import compiled
 from eggroll.strategy.costs import RATES, UpdateCost, update_cost
 from eggroll.strategy.placement import make_placement
-from eggroll.strategy.plan import Plan
+from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.sharding import AXIS
 

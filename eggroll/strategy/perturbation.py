@@ -15,7 +15,7 @@ from jax.core import Tracer
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
 from eggroll.ops import kernel_for
 from eggroll.strategy.drawing import Side, sides
-from eggroll.strategy.plan import LeafPlan, Plan
+from eggroll.strategy.plan.leaves import LeafPlan, Plan
 from eggroll.strategy.streams import Streams
 
 Noise = Sequence[Any]  # per leaf: (left, right), a dense array, or None

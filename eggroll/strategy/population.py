@@ -7,10 +7,10 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from eggroll.engine.checks import as_count
 from eggroll.engine.fallback import Fallback, check_fallback
 from eggroll.ops import check_distribution
 from eggroll.strategy.chunking import check_chunk
-from eggroll.strategy.integers import as_count
 from eggroll.strategy.sharding import AXIS, as_sharding
 
 UPDATES = ("auto", "members", "weights")

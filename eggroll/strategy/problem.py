@@ -3,61 +3,19 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.core import Tracer
 
 from eggroll.engine.factored import Program, abstract, trace
 from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import discover
 from eggroll.strategy.dry_run import for_kernels
 from eggroll.strategy.inputs import Rows
-from eggroll.strategy.plan import Plan, make_plan
-from eggroll.strategy.rules import Rules
-
-
-def as_arrays(params: Any) -> Any:
-    """Parameters as JAX arrays; Python numbers would otherwise be part of the function."""
-    check_no_module(params)
-    return jax.tree.map(_as_array, params)
-
-
-def _as_array(leaf: Any) -> jax.Array:
-    try:
-        array = jnp.asarray(leaf)
-    except TypeError as why:
-        raise TypeError(
-            f"got a parameter of type {type(leaf).__name__}; arrays or numbers are required. Pass everything else to "
-            "the function as a further argument."
-        ) from why
-    # A number's weak type would be lost in the first update, and everything compiled twice.
-    return array.astype(array.dtype) if getattr(jax.typeof(array), "weak_type", False) else array
-
-
-def check_no_module(params: Any) -> None:
-    """Raises `TypeError` for a Flax NNX module, whose batch statistics and RNG streams are no parameters."""
-    for leaf in jax.tree.leaves(params, is_leaf=_is_nnx_module):
-        if _is_nnx_module(leaf):
-            raise TypeError(
-                f"got the NNX module {type(leaf).__name__} as parameters; a pytree of arrays is required. Use "
-                "eggroll.nnx.value_and_grad, eggroll.nnx.grad or eggroll.nnx.explain, or split the model: graphdef, "
-                "params, rest = nnx.split(model, nnx.Param, ...)."
-            )
-
-
-def _is_nnx_module(x: Any) -> bool:
-    nnx = sys.modules.get("flax.nnx")  # nobody has a module who did not import it: no need to depend on Flax
-    return isinstance(x, getattr(nnx, "Module", ()))
-
-
-def check_function(name: str, fun: Any, usage: str) -> None:
-    """Raises `TypeError` unless `fun` can be called; `usage` shows where it belongs."""
-    if not callable(fun):
-        raise TypeError(f"got {type(fun).__name__} as {name}; a function of the parameters is required: {usage}.")
+from eggroll.strategy.plan.leaves import Plan, make_plan
+from eggroll.strategy.plan.rules import Rules
 
 
 def trace_member(fun: Callable[..., Any], params: Any, rows: Rows) -> Program:
@@ -115,11 +73,6 @@ def _describe(tree: Any) -> str:
 def split_aux(has_aux: bool) -> Callable[[Any], tuple[Any, Any]]:
     """Parts a member's output into its scalar and its auxiliary output."""
     return (lambda out: (out[0], out[1])) if has_aux else (lambda out: (out, ()))
-
-
-def is_traced(*trees: Any) -> bool:
-    """True while a transformation traces these values, when nothing can be checked or raised by value."""
-    return any(isinstance(x, Tracer) for x in jax.tree.leaves(trees))
 
 
 def nothing_finite(what: str, population: int) -> FloatingPointError:

@@ -12,7 +12,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eggroll.engine.paths import path_name
-from eggroll.strategy.rules import compile_pattern, unused_pattern
+from eggroll.strategy.plan.rules import compile_pattern, unused_pattern
 
 AXIS = "population"
 

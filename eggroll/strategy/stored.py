@@ -16,7 +16,7 @@ from jax import lax
 
 from eggroll.engine import jax_compat
 from eggroll.strategy.perturbation import Noise, Sampler
-from eggroll.strategy.plan import LeafPlan, Plan
+from eggroll.strategy.plan.leaves import LeafPlan, Plan
 
 
 def drawn_once(sampler: Sampler, words: jax.Array) -> Noise:

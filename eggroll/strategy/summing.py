@@ -20,7 +20,7 @@ from eggroll.strategy import estimator
 from eggroll.strategy.chunking import units_per_update
 from eggroll.strategy.perturbation import Sampler
 from eggroll.strategy.placement import Placement
-from eggroll.strategy.plan import LeafPlan, Plan
+from eggroll.strategy.plan.leaves import LeafPlan, Plan
 from eggroll.strategy.sharding import AXIS
 
 Held = Callable[[list[Any]], list[Any]]

@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import optax
 
 from eggroll.engine.lowrank import accumulator_dtype
-from eggroll.strategy import precision
-from eggroll.strategy.frozen import put_back, without
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.optimizer import updates
 from eggroll.strategy.placement import place
+from eggroll.strategy.plan import parameters
+from eggroll.strategy.plan.parameters import put_back, without
 from eggroll.strategy.state import State
 
 JOINED = 1 << 16  # numbers in a leaf
@@ -47,12 +47,12 @@ def moved_if(
 
     def moved() -> tuple[State, dict[str, jax.Array]]:
         params = without(state.params, still)
-        full = precision.full(params, state.master)
+        full = parameters.full(params, state.master)
         gradient = without(generation.gradient(weights, state.params, words), still)
         if placement is not None:
             full = placement.pinned_tree(full, state.params, placement.update_specs)
         change, opt_state = updates(optimizer, gradient, state.opt_state, full, loss)
-        params, master = precision.rounded(optax.apply_updates(full, change), params)
+        params, master = parameters.rounded(optax.apply_updates(full, change), params)
         if placement is not None:  # rounded before they are made whole: half the bytes
             params = placement.pinned_tree(params, state.params, placement.update_specs)
         params = put_back(params, state.params, still)

@@ -12,7 +12,7 @@ import numpy as np
 
 from eggroll.strategy.es import ES
 from eggroll.strategy.keys import as_threefry
-from eggroll.strategy.problem import as_arrays
+from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.training.errors import RunError
 from eggroll.training.folder import holds_records
 from eggroll.training.ledger import LedgerError, Reader

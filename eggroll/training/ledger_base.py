@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine.paths import leaf_paths
-from eggroll.strategy.plan import Plan
-from eggroll.strategy.problem import as_arrays
+from eggroll.strategy.plan.leaves import Plan
+from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.training.errors import RunError
 from eggroll.training.folder import INITIAL
 

@@ -21,7 +21,7 @@ from eggroll.strategy.initial import placed_state
 from eggroll.strategy.keys import as_threefry, generation_key
 from eggroll.strategy.optimizer import check_optimizer
 from eggroll.strategy.placement import on_mesh
-from eggroll.strategy.plan import Plan
+from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.sharding import Sharding
 from eggroll.strategy.state import State

@@ -14,7 +14,7 @@ from eggroll.engine import jax_compat
 from eggroll.strategy import arrangement, chunking
 from eggroll.strategy.arrangement import LARGE, arrange
 from eggroll.strategy.perturbation import Sampler
-from eggroll.strategy.plan import make_plan
+from eggroll.strategy.plan.leaves import make_plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.stored import drawn_copies, drawn_once
 from eggroll.strategy.working_set import Need

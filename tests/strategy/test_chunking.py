@@ -17,7 +17,7 @@ from eggroll.strategy import chunking, generation
 from eggroll.strategy.chunking import auto_units, check_chunk, units_per_update
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.inputs import make_rows
-from eggroll.strategy.plan import make_plan
+from eggroll.strategy.plan.leaves import make_plan
 from tests.strategy.common import KEY
 
 PLAN = make_plan({"w": jnp.zeros((64, 32))}, None)

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import eggroll
-from eggroll.strategy.keys import path_hash
-from eggroll.strategy.plan import make_plan
+from eggroll.engine.paths import path_hash
+from eggroll.strategy.plan.leaves import make_plan
 from tests.strategy.common import KEY, X, Y, assert_same_bits, es, fitness, loss, params
 
 pytestmark = pytest.mark.optimised  # bits, as users get them

@@ -9,7 +9,7 @@ from jax import lax
 
 import eggroll
 from eggroll.engine.paths import leaf_paths
-from eggroll.strategy.plan import check_params, full_rank, make_plan
+from eggroll.strategy.plan.leaves import check_params, full_rank, make_plan
 from tests.strategy.common import KEY, es
 
 

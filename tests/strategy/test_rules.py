@@ -7,8 +7,8 @@ import optax
 import pytest
 
 import eggroll
-from eggroll.strategy.integers import as_count
-from eggroll.strategy.rules import DenseRule, FrozenRule, LowRankRule, check_rank, match_rules
+from eggroll.engine.checks import as_count
+from eggroll.strategy.plan.rules import DenseRule, FrozenRule, LowRankRule, check_rank, match_rules
 
 PATHS = ["layers/0/kernel", "layers/0/bias", "layers/1/kernel", "head/kernel"]
 

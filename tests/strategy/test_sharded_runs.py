@@ -17,7 +17,7 @@ from jax.sharding import AbstractMesh
 import eggroll
 from eggroll.strategy.costs import RATES, update_cost
 from eggroll.strategy.placement import make_placement
-from eggroll.strategy.plan import Plan
+from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.sharding import as_sharding
 from tests.strategy import sharded

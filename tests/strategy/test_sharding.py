@@ -12,7 +12,7 @@ from eggroll.strategy.costs import RATES, update_cost
 from eggroll.strategy.layout import cheapest, update_costs
 from eggroll.strategy.perturbation import Sampler
 from eggroll.strategy.placement import make_placement
-from eggroll.strategy.plan import Plan, make_plan
+from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.sharding import as_sharding
 from eggroll.strategy.summing import sum_noise

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from eggroll.strategy.integers import as_count
+from eggroll.engine.checks import as_count
 
 _RANK_HINT = (
     " 1 is a sensible start: the noise of a large population adds up to full rank. To keep a parameter still, give it "

@@ -10,10 +10,9 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from eggroll.engine.paths import leaf_paths
+from eggroll.engine.paths import leaf_paths, path_hash
 from eggroll.engine.usage import Use
-from eggroll.strategy.keys import path_hash
-from eggroll.strategy.rules import DenseRule, FrozenRule, LowRankRule, Rule, Rules, check_rank, match_rules
+from eggroll.strategy.plan.rules import DenseRule, FrozenRule, LowRankRule, Rule, Rules, check_rank, match_rules
 
 Kind = Literal["low_rank", "dense", "frozen", "unused"]
 

@@ -1,10 +1,12 @@
-"""Counts as they come from users."""
+"""Checks that rooms share: counts and functions as they come from users, and whether a value can be looked at."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
+from jax.core import Tracer
 
 
 def as_count(name: str, value: Any, least: int = 1, hint: str = "") -> int:
@@ -30,3 +32,14 @@ def as_count(name: str, value: Any, least: int = 1, hint: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
         raise ValueError(f"got {name}={value!r}; an integer of at least {least} is required.{hint}")
     return int(value)
+
+
+def check_function(name: str, fun: Any, usage: str) -> None:
+    """Raises `TypeError` unless `fun` can be called; `usage` shows where it belongs."""
+    if not callable(fun):
+        raise TypeError(f"got {type(fun).__name__} as {name}; a function of the parameters is required: {usage}.")
+
+
+def is_traced(*trees: Any) -> bool:
+    """True while a transformation traces these values, when nothing can be checked or raised by value."""
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(trees))

@@ -1,0 +1,1 @@
+"""The plan: which parameter is perturbed, and how."""
