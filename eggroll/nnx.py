@@ -14,7 +14,7 @@ from eggroll.engine.checks import is_traced
 from eggroll.strategy import gradient
 from eggroll.strategy.explain import Explanation
 from eggroll.strategy.explain import explain as explain_function
-from eggroll.strategy.keys import as_threefry
+from eggroll.strategy.noise.keys import as_threefry
 
 __all__ = ["explain", "grad", "value_and_grad"]
 

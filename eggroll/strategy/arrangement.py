@@ -8,7 +8,7 @@ import jax
 
 from eggroll.engine import jax_compat
 from eggroll.strategy.chunking import FEW_BYTES, auto_units
-from eggroll.strategy.perturbation import Sampler
+from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.population import Population
 from eggroll.strategy.working_set import Need
 

@@ -15,7 +15,7 @@ from eggroll.engine.fallback import DenseFallback, Policy
 from eggroll.engine.interpreter import Interpreter
 from eggroll.ops import Choice
 from eggroll.strategy.inputs import Rows
-from eggroll.strategy.perturbation import Sampler, member_sign
+from eggroll.strategy.noise.sampler import Sampler, member_sign
 from eggroll.strategy.plan.leaves import Plan
 
 UNITS, SIGNS = 2, 2

@@ -21,9 +21,9 @@ from eggroll.strategy.fitness import as_float, check_fitness, raise_if_lost, sum
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.initial import initial_state
 from eggroll.strategy.inputs import InAxes, Rows, make_rows
-from eggroll.strategy.keys import as_threefry, generation_key
 from eggroll.strategy.layout import cheapest, device_memory, update_costs
 from eggroll.strategy.members import Members, check_members
+from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.optimizer import check_optimizer
 from eggroll.strategy.placement import for_mesh
 from eggroll.strategy.plan.leaves import Plan, make_plan

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.ops import Seeded, rank_update
-from eggroll.strategy.perturbation import Noise
+from eggroll.strategy.noise.sampler import Noise
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
 
 

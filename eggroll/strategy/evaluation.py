@@ -17,10 +17,10 @@ from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy.arrangement import Arrangement
 from eggroll.strategy.inputs import Rows
-from eggroll.strategy.perturbation import Noise, Sampler, member_sign
+from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign
+from eggroll.strategy.noise.stored import drawn_copies, drawn_once
 from eggroll.strategy.placement import Placement
 from eggroll.strategy.population import AXIS, Population
-from eggroll.strategy.stored import drawn_copies, drawn_once
 
 
 class Totals(NamedTuple):

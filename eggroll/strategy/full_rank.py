@@ -15,8 +15,8 @@ from eggroll.strategy.full_rank_generation import FullRankGeneration
 from eggroll.strategy.full_rank_members import FullRankMembers
 from eggroll.strategy.full_rank_rate import Rate, check_rate, rate_at
 from eggroll.strategy.inputs import InAxes, Rows
-from eggroll.strategy.keys import as_threefry
 from eggroll.strategy.members import Members, check_members
+from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.dense import full_rank_plan
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.parameters import as_arrays

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eggroll.strategy.full_rank_leaves import moved, perturbed, summed
-from eggroll.strategy.full_rank_noise import unit_keys
+from eggroll.strategy.full_rank_leaves import moved, summed
 from eggroll.strategy.full_rank_rounding import ROUNDING
-from eggroll.strategy.keys import as_threefry, generation_key
-from eggroll.strategy.perturbation import check_noise_is_seen, member_sign
+from eggroll.strategy.noise.dense import perturbed, unit_keys
+from eggroll.strategy.noise.keys import as_threefry, generation_key
+from eggroll.strategy.noise.sampler import check_noise_is_seen, member_sign
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State

@@ -14,35 +14,9 @@ import numpy as np
 from jax import lax
 
 from eggroll.engine.lowrank import accumulator_dtype
-from eggroll.strategy.full_rank_noise import noise_block, over_blocks
 from eggroll.strategy.full_rank_rounding import rounded_block
+from eggroll.strategy.noise.dense import noise_block, numbers, over_blocks, raw
 from eggroll.strategy.plan.parameters import is_low
-
-
-@partial(jax.jit, static_argnames="distribution", donate_argnames="old")
-def perturbed(
-    old: jax.Array, param: jax.Array, keys: jax.Array, unit: Any, sign: Any, scale: Any, *, distribution: str
-) -> jax.Array:
-    """`param + sign·scale·ε` of a unit, added in float32 or wider.
-
-    Args:
-        old: of the shape and dtype of `param`; its memory is used anew.
-        param: the parameter.
-        keys: `[U, 2]`, of the parameter's units.
-        unit: number of the unit.
-        sign: of the member.
-        scale: σ.
-        distribution: of the noise.
-    """
-    wide, flat = accumulator_dtype(param.dtype), _raw(param)
-    own, scale = keys[unit], jnp.asarray(scale).astype(wide) * jnp.asarray(sign).astype(wide)
-
-    def put(out: jax.Array, start: Any, count: int) -> jax.Array:
-        block = _numbers(lax.dynamic_slice(flat, (start,), (count,)), param.dtype).astype(wide)
-        seen = block + noise_block(own, start, count, distribution, wide) * scale
-        return lax.dynamic_update_slice(out, _raw(seen.astype(param.dtype)), (start,))
-
-    return _numbers(over_blocks(put, _raw(old), param.size), param.dtype).reshape(param.shape)
 
 
 @partial(jax.jit, static_argnames="distribution")
@@ -62,21 +36,21 @@ def moved(
     Returns:
         (the new parameter, the square of the sum's norm, the square of the change's norm).
     """
-    wide, flat = accumulator_dtype(param.dtype), _raw(param)
+    wide, flat = accumulator_dtype(param.dtype), raw(param)
     rate = jnp.asarray(rate).astype(wide)
 
     def put(carry: Any, start: Any, count: int) -> Any:
         out, sums, changes = carry
         total = _sum(keys, weights.astype(wide), start, count, distribution)
         change = total * rate
-        new = _numbers(lax.dynamic_slice(flat, (start,), (count,)), param.dtype).astype(wide) + change
+        new = numbers(lax.dynamic_slice(flat, (start,), (count,)), param.dtype).astype(wide) + change
         new = rounded_block(new, param.dtype, rounding, start) if is_low(param) else new
-        out = lax.dynamic_update_slice(out, _raw(new), (start,))
+        out = lax.dynamic_update_slice(out, raw(new), (start,))
         return out, sums + jnp.sum(total * total), changes + jnp.sum(change * change)
 
     zero = jnp.zeros((), wide)
     out, sums, changes = over_blocks(put, (jnp.zeros_like(flat), zero, zero), param.size)
-    return _numbers(out, param.dtype).reshape(param.shape), sums.astype(jnp.float32), changes.astype(jnp.float32)
+    return numbers(out, param.dtype).reshape(param.shape), sums.astype(jnp.float32), changes.astype(jnp.float32)
 
 
 @partial(jax.jit, static_argnames=("distribution", "like"))
@@ -90,17 +64,6 @@ def summed(keys: jax.Array, weights: jax.Array, rate: Any, *, distribution: str,
         return lax.dynamic_update_slice(out, total * rate, (start,))
 
     return over_blocks(put, jnp.zeros(size, wide), size).reshape(like.shape)
-
-
-def _raw(x: jax.Array) -> jax.Array:
-    """`[n]`, half precision as integers: on CPUs XLA would convert the whole array to float32 to write one block."""
-    flat = x.reshape(-1)
-    return lax.bitcast_convert_type(flat, jnp.uint16) if x.dtype.itemsize == 2 else flat
-
-
-def _numbers(raw: jax.Array, dtype: Any) -> jax.Array:
-    """The inverse of `_raw`."""
-    return raw if raw.dtype == dtype else lax.bitcast_convert_type(raw, dtype)
 
 
 def _sum(keys: jax.Array, weights: jax.Array, start: Any, count: int, distribution: str) -> jax.Array:

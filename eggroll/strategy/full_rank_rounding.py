@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from eggroll.strategy.threefry import words_from
+from eggroll.strategy.noise.threefry import words_from
 
 ROUNDING = 3  # a parameter's stream for it, beside LEFT, RIGHT and DENSE
 

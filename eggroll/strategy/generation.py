@@ -18,7 +18,7 @@ from eggroll.strategy.arrangement import Arrangement, arrange, may_copy
 from eggroll.strategy.chunking import keep_words, remembered
 from eggroll.strategy.evaluation import Evaluation
 from eggroll.strategy.inputs import Rows
-from eggroll.strategy.perturbation import Sampler, check_noise_is_seen, member_sign
+from eggroll.strategy.noise.sampler import Sampler, check_noise_is_seen, member_sign
 from eggroll.strategy.placement import Placement, make_placement
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import AXIS, Population

@@ -15,7 +15,7 @@ from eggroll.strategy.compiled import CompiledCache
 from eggroll.strategy.fitness import as_float
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.inputs import InAxes, make_rows
-from eggroll.strategy.keys import as_threefry
+from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.placement import for_mesh, on_mesh
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from eggroll.engine.paths import leaf_paths
-from eggroll.strategy.keys import as_threefry
+from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.optimizer import init_optimizer
 from eggroll.strategy.placement import Placement, make_placement, on_mesh, place
 from eggroll.strategy.plan import parameters

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from eggroll.strategy.es import ES
-from eggroll.strategy.keys import as_threefry
+from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.training.errors import RunError
 from eggroll.training.folder import holds_records

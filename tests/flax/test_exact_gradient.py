@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import eggroll.nnx
-from eggroll.strategy.keys import generation_key
+from eggroll.strategy.noise.keys import generation_key
 from tests.flax.truth import EPS32, POPULATION, ask, functional, normal
 from tests.quick import quickest
 

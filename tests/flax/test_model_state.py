@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 
 import eggroll.nnx
-from eggroll.strategy.keys import generation_key
+from eggroll.strategy.noise.keys import generation_key
 from tests.flax.truth import ROUNDING, ask, assert_close, functional, normal
 
 X = normal(0, 8, 4)

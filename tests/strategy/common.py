@@ -13,7 +13,7 @@ import optax
 import eggroll
 from eggroll.engine.lowrank import LowRank, is_low_rank
 from eggroll.strategy.generation import Generation
-from eggroll.strategy.keys import as_threefry
+from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.population import Population
 
 KEY = jax.random.key(0, impl="threefry2x32")

@@ -13,10 +13,10 @@ import eggroll
 from eggroll.engine import jax_compat
 from eggroll.strategy import arrangement, chunking
 from eggroll.strategy.arrangement import LARGE, arrange
-from eggroll.strategy.perturbation import Sampler
+from eggroll.strategy.noise.sampler import Sampler
+from eggroll.strategy.noise.stored import drawn_copies, drawn_once
 from eggroll.strategy.plan.leaves import make_plan
 from eggroll.strategy.population import Population
-from eggroll.strategy.stored import drawn_copies, drawn_once
 from eggroll.strategy.working_set import Need
 from tests.quick import quickest
 from tests.strategy.common import KEY, dense

@@ -16,7 +16,7 @@ from eggroll.strategy import compiler_costs
 from eggroll.strategy.compiler_costs import compiled
 from eggroll.strategy.costs import counted
 from eggroll.strategy.layout import cheapest, update_costs
-from eggroll.strategy.perturbation import Sampler
+from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.sharding import as_sharding

@@ -12,7 +12,7 @@ import optax
 import pytest
 
 import eggroll
-from eggroll.strategy.keys import generation_key
+from eggroll.strategy.noise.keys import generation_key
 from tests.strategy.common import (
     KEY,
     X,

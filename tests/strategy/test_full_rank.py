@@ -12,8 +12,8 @@ import pytest
 
 import eggroll
 from eggroll.kernels import unpack, words_for
-from eggroll.strategy import full_rank_noise
-from eggroll.strategy.full_rank_noise import block_size, noise_block, over_blocks
+from eggroll.strategy.noise import dense as full_rank_noise
+from eggroll.strategy.noise.dense import block_size, noise_block, over_blocks
 
 pytestmark = pytest.mark.optimised  # bits, as users get them
 

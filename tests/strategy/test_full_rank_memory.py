@@ -11,8 +11,8 @@ import pytest
 import eggroll
 from eggroll.strategy import full_rank_members
 from eggroll.strategy.full_rank_generation import FullRankGeneration
-from eggroll.strategy.full_rank_leaves import moved, perturbed
-from eggroll.strategy.full_rank_noise import block_size
+from eggroll.strategy.full_rank_leaves import moved
+from eggroll.strategy.noise.dense import block_size, perturbed
 
 pytestmark = pytest.mark.measured
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eggroll.engine.paths import path_hash
-from eggroll.strategy.keys import as_threefry, generation_key, leaf_key
+from eggroll.strategy.noise.keys import as_threefry, generation_key, leaf_key
 
 KEY = jax.random.key(0, impl="threefry2x32")
 
@@ -103,7 +103,7 @@ def test_generation_must_be_an_integer(generation):
 
 
 def test_path_hash_does_not_depend_on_the_process():
-    code = "from eggroll.strategy.keys import path_hash; print(path_hash('dense/kernel'))"
+    code = "from eggroll.strategy.noise.keys import path_hash; print(path_hash('dense/kernel'))"
     for seed in ("1", "2"):
         env = {"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cpu"}
         result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)

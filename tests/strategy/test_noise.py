@@ -12,8 +12,8 @@ from scipy.special import erfinv
 
 from eggroll.engine.paths import path_hash
 from eggroll.ops.noise import DISTRIBUTIONS, check_distribution, unpack, words_for
-from eggroll.strategy.keys import as_threefry, generation_key, leaf_key
-from eggroll.strategy.streams import LONG, Stream, Streams
+from eggroll.strategy.noise.keys import as_threefry, generation_key, leaf_key
+from eggroll.strategy.noise.streams import LONG, Stream, Streams
 from tests.quick import quickest
 from tests.strategy.single_stream import dense_noise, draw, low_rank_factors, stream
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import eggroll
-from eggroll.strategy.keys import leaf_key
+from eggroll.strategy.noise.keys import leaf_key
 from tests.strategy.single_stream import dense_noise, low_rank_factors
 
 KEY = jax.random.key(5, impl="threefry2x32")

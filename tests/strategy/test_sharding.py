@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec as P
 import eggroll
 from eggroll.strategy.costs import RATES, update_cost
 from eggroll.strategy.layout import cheapest, update_costs
-from eggroll.strategy.perturbation import Sampler
+from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.placement import make_placement
 from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.population import Population

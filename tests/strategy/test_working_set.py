@@ -11,7 +11,7 @@ from eggroll.engine.factored import trace
 from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import discover
 from eggroll.strategy.inputs import make_rows
-from eggroll.strategy.perturbation import Sampler
+from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.plan.leaves import make_plan
 from eggroll.strategy.working_set import OTHER, OWN, largest_operations, member_need
 

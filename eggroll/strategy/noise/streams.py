@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.strategy.threefry import columns_of, folded, words
+from eggroll.strategy.noise.threefry import columns_of, folded, words
 
 LEFT, RIGHT, DENSE = 0, 1, 2  # sides of a parameter; part of what a seed means, so never renumbered
 LONG = 4096  # words: shorter streams are one operation to compile; of longer ones the keys are not repeated in memory

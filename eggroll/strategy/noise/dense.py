@@ -7,6 +7,7 @@ be made anywhere, any number of times, and no more than a block has to exist.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,11 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.engine.paths import path_hash
 from eggroll.ops import unpack_flat, words_for
+from eggroll.strategy.noise.streams import DENSE
+from eggroll.strategy.noise.threefry import folded, words_from
 from eggroll.strategy.plan.leaves import Plan
-from eggroll.strategy.streams import DENSE
-from eggroll.strategy.threefry import folded, words_from
 
 CPU_BLOCK, BLOCK = 1 << 18, 1 << 24  # elements: a block's sums and words stay in a core's cache; fill an accelerator
 
@@ -95,3 +97,40 @@ def block_size(size: int) -> int:
         if size % parts == 0 and size // parts % 32 == 0:
             return size // parts
     return limit
+
+
+@partial(jax.jit, static_argnames="distribution", donate_argnames="old")
+def perturbed(
+    old: jax.Array, param: jax.Array, keys: jax.Array, unit: Any, sign: Any, scale: Any, *, distribution: str
+) -> jax.Array:
+    """`param + sign·scale·ε` of a unit, added in float32 or wider.
+
+    Args:
+        old: of the shape and dtype of `param`; its memory is used anew.
+        param: the parameter.
+        keys: `[U, 2]`, of the parameter's units.
+        unit: number of the unit.
+        sign: of the member.
+        scale: σ.
+        distribution: of the noise.
+    """
+    wide, flat = accumulator_dtype(param.dtype), raw(param)
+    own, scale = keys[unit], jnp.asarray(scale).astype(wide) * jnp.asarray(sign).astype(wide)
+
+    def put(out: jax.Array, start: Any, count: int) -> jax.Array:
+        block = numbers(lax.dynamic_slice(flat, (start,), (count,)), param.dtype).astype(wide)
+        seen = block + noise_block(own, start, count, distribution, wide) * scale
+        return lax.dynamic_update_slice(out, raw(seen.astype(param.dtype)), (start,))
+
+    return numbers(over_blocks(put, raw(old), param.size), param.dtype).reshape(param.shape)
+
+
+def raw(x: jax.Array) -> jax.Array:
+    """`[n]`, half precision as integers: on CPUs XLA would convert the whole array to float32 to write one block."""
+    flat = x.reshape(-1)
+    return lax.bitcast_convert_type(flat, jnp.uint16) if x.dtype.itemsize == 2 else flat
+
+
+def numbers(flat: jax.Array, dtype: Any) -> jax.Array:
+    """The inverse of `raw`."""
+    return flat if flat.dtype == dtype else lax.bitcast_convert_type(flat, dtype)

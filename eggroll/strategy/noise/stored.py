@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from eggroll.engine import jax_compat
-from eggroll.strategy.perturbation import Noise, Sampler
+from eggroll.strategy.noise.sampler import Noise, Sampler
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
 
 

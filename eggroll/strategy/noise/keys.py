@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine.paths import path_hash
-from eggroll.strategy.threefry import fold_in
+from eggroll.strategy.noise.threefry import fold_in
 
 _IMPL = "threefry2x32"
 

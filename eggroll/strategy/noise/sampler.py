@@ -14,9 +14,9 @@ from jax.core import Tracer
 
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
 from eggroll.ops import kernel_for
-from eggroll.strategy.drawing import Side, sides
+from eggroll.strategy.noise.sides import Side, sides
+from eggroll.strategy.noise.streams import Streams
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
-from eggroll.strategy.streams import Streams
 
 Noise = Sequence[Any]  # per leaf: (left, right), a dense array, or None
 

@@ -16,8 +16,8 @@ from jax import lax
 
 from eggroll.engine.paths import path_hash
 from eggroll.ops import Seeded, unpack, words_for
+from eggroll.strategy.noise.streams import DENSE, LEFT, RIGHT, Stream
 from eggroll.strategy.plan.leaves import LeafPlan
-from eggroll.strategy.streams import DENSE, LEFT, RIGHT, Stream
 
 
 @dataclass(frozen=True)
