@@ -18,11 +18,11 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from bench.options import Common
 from bench.report import Report
-from eggroll.strategy.costs import MOMENTS, RATES, UpdateCost, update_cost
-from eggroll.strategy.placement import Placement, make_placement
+from eggroll.strategy.mesh.costs import MOMENTS, RATES, UpdateCost, update_cost
+from eggroll.strategy.mesh.placement import Placement, make_placement
+from eggroll.strategy.mesh.sharding import as_sharding
 from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.population import Population
-from eggroll.strategy.sharding import as_sharding
 
 LAYERS, WIDTH, INNER, WORDS = 32, 4096, 11008, 32000
 POPULATION, TOKENS, CHIPS = 1 << 20, 512, 256

@@ -32,7 +32,7 @@ from bench.options import Common
 from bench.report import Report
 from bench.timing import interleave
 from eggroll.strategy.collectives import Collective, collectives, crossing
-from eggroll.strategy.costs import RATES, update_cost
+from eggroll.strategy.mesh.costs import RATES, update_cost
 
 SIGMA, LEARNING_RATE = 0.02, 1e-2
 UPDATES = "members", "weights"

@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 
 import jax
 
-from eggroll.engine.checks import as_count
 from eggroll.strategy.plan.leaves import Plan
 
 CPU_WORKING_SET = 8 << 20  # bytes: what an operation reads and writes for a chunk stays in the caches
@@ -19,13 +18,6 @@ CPU_SHARE = 1 / 16  # of the machine's memory, that a chunk may take for the sak
 FEW_ROWS, FEW_BYTES = 4 * ENOUGH_ROWS, 8 * CPU_WORKING_SET  # a population this small is not worth a loop over chunks
 ACCELERATOR_SHARE = 0.25  # of the memory that the device reports
 ACCELERATOR_WORKING_SET = 1 << 30  # bytes, where the device does not tell its memory
-
-
-def check_chunk(chunk: Any) -> int | str:
-    """`chunk` as a Python integer, or "auto"; raises unless it is one of them."""
-    if isinstance(chunk, str) and chunk == "auto":
-        return chunk
-    return as_count("chunk", chunk, 1, ' It is the number of members evaluated at once; "auto" chooses one.')
 
 
 Kept = TypeVar("Kept")

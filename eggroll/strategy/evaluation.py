@@ -17,9 +17,9 @@ from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy.arrangement import Arrangement
 from eggroll.strategy.inputs import Rows
+from eggroll.strategy.mesh.placement import Placement
 from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign
 from eggroll.strategy.noise.stored import drawn_copies, drawn_once
-from eggroll.strategy.placement import Placement
 from eggroll.strategy.population import AXIS, Population
 
 

@@ -18,8 +18,8 @@ from eggroll.strategy.arrangement import Arrangement, arrange, may_copy
 from eggroll.strategy.chunking import keep_words, remembered
 from eggroll.strategy.evaluation import Evaluation
 from eggroll.strategy.inputs import Rows
+from eggroll.strategy.mesh.placement import Placement, make_placement
 from eggroll.strategy.noise.sampler import Sampler, check_noise_is_seen, member_sign
-from eggroll.strategy.placement import Placement, make_placement
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.summing import sum_noise, sum_on_mesh

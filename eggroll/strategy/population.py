@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 from eggroll.engine.checks import as_count
 from eggroll.engine.fallback import Fallback, check_fallback
 from eggroll.ops import check_distribution
-from eggroll.strategy.chunking import check_chunk
-from eggroll.strategy.sharding import AXIS, as_sharding
+from eggroll.strategy.mesh.sharding import AXIS, as_sharding
 
 UPDATES = ("auto", "members", "weights")
 
@@ -78,3 +77,10 @@ class Population:
     def units(self) -> int:
         """Draws of noise in a generation."""
         return self.size // self.signs
+
+
+def check_chunk(chunk: Any) -> int | str:
+    """`chunk` as a Python integer, or "auto"; raises unless it is one of them."""
+    if isinstance(chunk, str) and chunk == "auto":
+        return chunk
+    return as_count("chunk", chunk, 1, ' It is the number of members evaluated at once; "auto" chooses one.')

@@ -18,10 +18,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from eggroll.strategy import estimator
 from eggroll.strategy.chunking import units_per_update
+from eggroll.strategy.mesh.placement import Placement
+from eggroll.strategy.mesh.sharding import AXIS
 from eggroll.strategy.noise.sampler import Sampler
-from eggroll.strategy.placement import Placement
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
-from eggroll.strategy.sharding import AXIS
 
 Held = Callable[[list[Any]], list[Any]]
 

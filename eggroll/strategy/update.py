@@ -10,8 +10,8 @@ import optax
 
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy.generation import Generation
+from eggroll.strategy.mesh.placement import place
 from eggroll.strategy.optimizer import updates
-from eggroll.strategy.placement import place
 from eggroll.strategy.plan import parameters
 from eggroll.strategy.plan.parameters import put_back, without
 from eggroll.strategy.state import State

@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from eggroll.strategy.es import ES
 from eggroll.strategy.full_rank import FullRankES
+from eggroll.strategy.mesh.sharding import Sharding
 from eggroll.strategy.plan.leaves import Kind, LeafPlan, Plan
 from eggroll.strategy.population import AXIS, Population
-from eggroll.strategy.sharding import Sharding
 from eggroll.strategy.sigma import sigma_at
 from eggroll.training.errors import RunError
 from eggroll.training.ledger_base import joint_digest

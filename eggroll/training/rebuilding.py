@@ -18,12 +18,12 @@ from jax.sharding import Mesh
 from eggroll.strategy.full_rank import FullRankES, first_full_rank_state
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.initial import placed_state
+from eggroll.strategy.mesh.placement import on_mesh
+from eggroll.strategy.mesh.sharding import Sharding
 from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.optimizer import check_optimizer
-from eggroll.strategy.placement import on_mesh
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
-from eggroll.strategy.sharding import Sharding
 from eggroll.strategy.state import State
 from eggroll.strategy.update import moved_if
 from eggroll.training.errors import RunError

@@ -14,10 +14,11 @@ import pytest
 import eggroll
 from eggroll.engine.factored import trace
 from eggroll.strategy import chunking, generation
-from eggroll.strategy.chunking import auto_units, check_chunk, units_per_update
+from eggroll.strategy.chunking import auto_units, units_per_update
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.inputs import make_rows
 from eggroll.strategy.plan.leaves import make_plan
+from eggroll.strategy.population import check_chunk
 from tests.strategy.common import KEY
 
 PLAN = make_plan({"w": jnp.zeros((64, 32))}, None)

@@ -12,14 +12,14 @@ import optax
 import pytest
 from jax.sharding import AbstractMesh
 
-from eggroll.strategy import compiler_costs
-from eggroll.strategy.compiler_costs import compiled
-from eggroll.strategy.costs import counted
-from eggroll.strategy.layout import cheapest, update_costs
+from eggroll.strategy.mesh import compiler_costs
+from eggroll.strategy.mesh.compiler_costs import compiled
+from eggroll.strategy.mesh.costs import counted
+from eggroll.strategy.mesh.layout import cheapest, update_costs
+from eggroll.strategy.mesh.sharding import as_sharding
 from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.population import Population
-from eggroll.strategy.sharding import as_sharding
 from eggroll.strategy.summing import sum_noise
 
 ADAM = optax.with_extra_args_support(optax.adam(0.1))

@@ -15,11 +15,11 @@ import pytest
 from jax.sharding import AbstractMesh
 
 import eggroll
-from eggroll.strategy.costs import RATES, update_cost
-from eggroll.strategy.placement import make_placement
+from eggroll.strategy.mesh.costs import RATES, update_cost
+from eggroll.strategy.mesh.placement import make_placement
+from eggroll.strategy.mesh.sharding import as_sharding
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
-from eggroll.strategy.sharding import as_sharding
 from tests.strategy import sharded
 
 pytestmark = pytest.mark.optimised  # bits, as users get them

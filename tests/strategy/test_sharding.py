@@ -8,13 +8,13 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import eggroll
-from eggroll.strategy.costs import RATES, update_cost
-from eggroll.strategy.layout import cheapest, update_costs
+from eggroll.strategy.mesh.costs import RATES, update_cost
+from eggroll.strategy.mesh.layout import cheapest, update_costs
+from eggroll.strategy.mesh.placement import make_placement
+from eggroll.strategy.mesh.sharding import as_sharding
 from eggroll.strategy.noise.sampler import Sampler
-from eggroll.strategy.placement import make_placement
 from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.population import Population
-from eggroll.strategy.sharding import as_sharding
 from eggroll.strategy.summing import sum_noise
 from tests.strategy.common import KEY, X, Y, assert_close, fitness, params
 

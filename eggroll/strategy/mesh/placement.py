@@ -16,10 +16,10 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eggroll.engine.paths import leaf_paths
+from eggroll.strategy.mesh.sharding import AXIS, ShardingRules, axes_of, is_split
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
 from eggroll.strategy.plan.parameters import as_arrays, check_no_module, is_low
 from eggroll.strategy.population import Population
-from eggroll.strategy.sharding import AXIS, ShardingRules, axes_of, is_split
 from eggroll.strategy.state import State
 
 

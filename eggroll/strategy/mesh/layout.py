@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping
 import jax
 import optax
 
-from eggroll.strategy.compiler_costs import compiled
-from eggroll.strategy.costs import RATES, UpdateCost, update_cost
-from eggroll.strategy.placement import make_placement
+from eggroll.strategy.mesh.compiler_costs import compiled
+from eggroll.strategy.mesh.costs import RATES, UpdateCost, update_cost
+from eggroll.strategy.mesh.placement import make_placement
+from eggroll.strategy.mesh.sharding import AXIS
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
-from eggroll.strategy.sharding import AXIS
 
 
 def update_costs(

@@ -19,7 +19,7 @@ import optax
 
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.ops import rank_update, threefry2x32
-from eggroll.strategy.costs import CHANGE_OPERATIONS, MOMENTS, Figures, counted
+from eggroll.strategy.mesh.costs import CHANGE_OPERATIONS, MOMENTS, Figures, counted
 from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.optimizer import updates
 from eggroll.strategy.plan.leaves import LeafPlan, Plan

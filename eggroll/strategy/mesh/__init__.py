@@ -1,0 +1,1 @@
+"""Meshes: where parameters and members lie on several devices."""
