@@ -12,7 +12,7 @@ import jax
 
 from eggroll.llm.config import DecoderConfig
 from eggroll.llm.decoding import Decoding
-from eggroll.strategy.chunking import ENOUGH_ROWS, near_divisor
+from eggroll.strategy.evaluate.chunking import ENOUGH_ROWS, near_divisor
 from eggroll.training.errors import RunError
 
 __all__ = ["Fit", "Need", "answer_need", "available", "fit", "in_words"]

@@ -15,11 +15,12 @@ from jax.sharding import Mesh
 from eggroll.engine.checks import check_function
 from eggroll.engine.factored import abstract
 from eggroll.engine.fallback import Fallback
-from eggroll.strategy.compiled import CompiledCache
+from eggroll.strategy.evaluate.compiled import CompiledCache
+from eggroll.strategy.evaluate.inputs import InAxes, Rows, make_rows
+from eggroll.strategy.evaluate.tracing import check_covered, check_scalar, plan_for, split_aux, trace_member
 from eggroll.strategy.fitness import as_float, check_fitness, raise_if_lost, summary
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.initial import initial_state
-from eggroll.strategy.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.members import Members, check_members
 from eggroll.strategy.mesh.costs import UpdateCost
 from eggroll.strategy.mesh.layout import cheapest, device_memory, update_costs
@@ -30,7 +31,6 @@ from eggroll.strategy.optimizer import check_optimizer
 from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population
-from eggroll.strategy.problem import check_covered, check_scalar, plan_for, split_aux, trace_member
 from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
 from eggroll.strategy.sigma import check_sigma, sigma_at
 from eggroll.strategy.state import State, check_state

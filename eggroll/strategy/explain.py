@@ -18,12 +18,11 @@ from eggroll.engine.fallback import DenseFallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import Use, discover
 from eggroll.ops import check_distribution
-from eggroll.strategy.dry_run import DryRun, dry_run, for_kernels
-from eggroll.strategy.inputs import InAxes, make_rows
+from eggroll.strategy.evaluate.inputs import InAxes, make_rows
+from eggroll.strategy.evaluate.tracing import DryRun, dry_run, for_kernels, trace_member
 from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
 from eggroll.strategy.plan.parameters import check_no_module
 from eggroll.strategy.plan.rules import Rules
-from eggroll.strategy.problem import trace_member
 
 
 @dataclass(frozen=True)

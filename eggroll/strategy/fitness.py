@@ -11,7 +11,6 @@ from jax.core import Tracer
 
 from eggroll.engine.checks import is_traced
 from eggroll.engine.lowrank import accumulator_dtype
-from eggroll.strategy.problem import nothing_finite
 from eggroll.strategy.statistics import spreads
 
 
@@ -114,3 +113,11 @@ def raise_if_lost(metrics: dict[str, Any], population: int) -> None:
         )
     if metrics["nonfinite"] == population:
         raise nothing_finite("fitness", population)
+
+
+def nothing_finite(what: str, population: int) -> FloatingPointError:
+    """The error for a generation of which nothing can be learned."""
+    return FloatingPointError(
+        f"got no finite {what} among {population} members (with antithetic pairs, a pair counts only when both are "
+        f"finite): nothing was updated. Look at the {what} of the unperturbed parameters; if it is finite, lower sigma."
+    )

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine.checks import check_function
+from eggroll.strategy.evaluate.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.full_rank_generation import FullRankGeneration
-from eggroll.strategy.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.members import Members
 
 if TYPE_CHECKING:

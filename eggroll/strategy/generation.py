@@ -14,16 +14,16 @@ from jax.sharding import PartitionSpec
 from eggroll.engine.factored import Program
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy import estimator
-from eggroll.strategy.arrangement import Arrangement, arrange, may_copy
-from eggroll.strategy.chunking import keep_words, remembered
-from eggroll.strategy.evaluation import Evaluation
-from eggroll.strategy.inputs import Rows
+from eggroll.strategy.evaluate.arrangement import Arrangement, arrange, may_copy
+from eggroll.strategy.evaluate.chunking import keep_words, remembered
+from eggroll.strategy.evaluate.inputs import Rows
+from eggroll.strategy.evaluate.loops import Evaluation
+from eggroll.strategy.evaluate.working_set import Need, member_need
 from eggroll.strategy.mesh.placement import Placement, make_placement
 from eggroll.strategy.noise.sampler import Sampler, check_noise_is_seen, member_sign
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.summing import sum_noise, sum_on_mesh
-from eggroll.strategy.working_set import Need, member_need
 
 
 @dataclass(frozen=True)

@@ -11,16 +11,16 @@ from jax.sharding import Mesh
 
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.engine.fallback import Fallback
-from eggroll.strategy.compiled import CompiledCache
-from eggroll.strategy.fitness import as_float
+from eggroll.strategy.evaluate.compiled import CompiledCache
+from eggroll.strategy.evaluate.inputs import InAxes, make_rows
+from eggroll.strategy.evaluate.tracing import check_scalar, plan_for, split_aux, trace_member
+from eggroll.strategy.fitness import as_float, nothing_finite
 from eggroll.strategy.generation import Generation
-from eggroll.strategy.inputs import InAxes, make_rows
 from eggroll.strategy.mesh.placement import for_mesh, on_mesh
 from eggroll.strategy.mesh.sharding import Sharding
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population
-from eggroll.strategy.problem import check_scalar, nothing_finite, plan_for, split_aux, trace_member
 from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
 from eggroll.strategy.sigma import check_sigma
 

@@ -12,10 +12,10 @@ import jax
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.engine.lowrank import LowRank, is_low_rank
 from eggroll.engine.paths import leaf_paths
+from eggroll.strategy.evaluate.inputs import InAxes, Rows, make_rows
+from eggroll.strategy.evaluate.tracing import check_covered, trace_member
 from eggroll.strategy.generation import Generation
-from eggroll.strategy.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.plan.leaves import Plan
-from eggroll.strategy.problem import check_covered, trace_member
 
 if TYPE_CHECKING:
     from eggroll.strategy.es import ES, State

@@ -17,7 +17,7 @@ from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
 from eggroll.strategy import estimator
-from eggroll.strategy.chunking import units_per_update
+from eggroll.strategy.evaluate.chunking import units_per_update
 from eggroll.strategy.mesh.placement import Placement
 from eggroll.strategy.mesh.sharding import AXIS
 from eggroll.strategy.noise.sampler import Sampler

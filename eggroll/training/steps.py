@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from eggroll.strategy.es import ES, Metrics
-from eggroll.strategy.inputs import InAxes
+from eggroll.strategy.evaluate.inputs import InAxes
 from eggroll.strategy.state import State
 from eggroll.training.processes_scoring import score
 

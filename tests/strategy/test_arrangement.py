@@ -11,13 +11,13 @@ from jax import lax
 
 import eggroll
 from eggroll.engine import jax_compat
-from eggroll.strategy import arrangement, chunking
-from eggroll.strategy.arrangement import LARGE, arrange
+from eggroll.strategy.evaluate import arrangement, chunking
+from eggroll.strategy.evaluate.arrangement import LARGE, arrange
+from eggroll.strategy.evaluate.working_set import Need
 from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.noise.stored import drawn_copies, drawn_once
 from eggroll.strategy.plan.leaves import make_plan
 from eggroll.strategy.population import Population
-from eggroll.strategy.working_set import Need
 from tests.quick import quickest
 from tests.strategy.common import KEY, dense
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eggroll.strategy import compiled
-from eggroll.strategy.compiled import CompiledCache
+from eggroll.strategy.evaluate import compiled
+from eggroll.strategy.evaluate.compiled import CompiledCache
 
 
 class Counted:

@@ -10,10 +10,10 @@ from jax import lax
 from eggroll.engine.factored import trace
 from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import discover
-from eggroll.strategy.inputs import make_rows
+from eggroll.strategy.evaluate.inputs import make_rows
+from eggroll.strategy.evaluate.working_set import OTHER, OWN, largest_operations, member_need
 from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.plan.leaves import make_plan
-from eggroll.strategy.working_set import OTHER, OWN, largest_operations, member_need
 
 ROWS, WIDTH = 8, 512
 PARAMS = {"w": jnp.zeros((WIDTH, WIDTH))}

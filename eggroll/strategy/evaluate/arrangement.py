@@ -7,10 +7,10 @@ from typing import NamedTuple
 import jax
 
 from eggroll.engine import jax_compat
-from eggroll.strategy.chunking import FEW_BYTES, auto_units
+from eggroll.strategy.evaluate.chunking import FEW_BYTES, auto_units
+from eggroll.strategy.evaluate.working_set import Need
 from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.population import Population
-from eggroll.strategy.working_set import Need
 
 LARGE = 1 << 16  # multiplications of a row; in smaller products, copies of the noise cost more than they save
 

@@ -13,7 +13,7 @@ from eggroll.engine import jax_compat
 from eggroll.engine.factored import Program, abstract, partition
 from eggroll.engine.fallback import Policy
 from eggroll.engine.interpreter import Interpreter
-from eggroll.strategy.inputs import Rows
+from eggroll.strategy.evaluate.inputs import Rows
 from eggroll.strategy.noise.sampler import Sampler, member_sign
 
 OTHER, WEIGHT, OWN = range(3)  # shared data, parameters that members share, what differs between members

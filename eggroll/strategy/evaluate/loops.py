@@ -15,8 +15,8 @@ from eggroll.engine.factored import Program, partition
 from eggroll.engine.fallback import Policy
 from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import accumulator_dtype
-from eggroll.strategy.arrangement import Arrangement
-from eggroll.strategy.inputs import Rows
+from eggroll.strategy.evaluate.arrangement import Arrangement
+from eggroll.strategy.evaluate.inputs import Rows
 from eggroll.strategy.mesh.placement import Placement
 from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign
 from eggroll.strategy.noise.stored import drawn_copies, drawn_once

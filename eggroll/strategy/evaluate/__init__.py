@@ -1,0 +1,1 @@
+"""Evaluation: a function of parameters, run for all members of a population."""
