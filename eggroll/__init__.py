@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from eggroll.strategy.es import ES
     from eggroll.strategy.explain import Explanation, explain
     from eggroll.strategy.full_rank import FullRankES
-    from eggroll.strategy.gradient import grad, value_and_grad
     from eggroll.strategy.members import Members
     from eggroll.strategy.plan.rules import DenseRule, LowRankRule
     from eggroll.strategy.state import State
+    from eggroll.strategy.value_and_grad import grad, value_and_grad
 
 __all__ = [
     "ES",
@@ -61,8 +61,8 @@ _FILES = {
     "State": "eggroll.strategy.state",
     "explain": "eggroll.strategy.explain",
     "factored": "eggroll.engine.factored",
-    "grad": "eggroll.strategy.gradient",
-    "value_and_grad": "eggroll.strategy.gradient",
+    "grad": "eggroll.strategy.value_and_grad",
+    "value_and_grad": "eggroll.strategy.value_and_grad",
 }
 _PACKAGES = (
     "eggroll.engine",

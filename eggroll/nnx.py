@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eggroll.engine.checks import is_traced
-from eggroll.strategy import gradient
+from eggroll.strategy import value_and_grad as gradient
 from eggroll.strategy.explain import Explanation
 from eggroll.strategy.explain import explain as explain_function
 from eggroll.strategy.noise.keys import as_threefry

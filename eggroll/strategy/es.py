@@ -18,23 +18,22 @@ from eggroll.engine.fallback import Fallback
 from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.evaluate.tracing import check_covered, check_scalar, plan_for, split_aux, trace_member
-from eggroll.strategy.fitness import as_float, check_fitness, raise_if_lost, summary
-from eggroll.strategy.generation import Generation
-from eggroll.strategy.initial import initial_state
+from eggroll.strategy.generation import Generation, moved_if
 from eggroll.strategy.members import Members, check_members
 from eggroll.strategy.mesh.costs import UpdateCost
 from eggroll.strategy.mesh.layout import cheapest, device_memory, update_costs
 from eggroll.strategy.mesh.placement import for_mesh
 from eggroll.strategy.mesh.sharding import Sharding, as_sharding
 from eggroll.strategy.noise.keys import as_threefry, generation_key
-from eggroll.strategy.optimizer import check_optimizer
 from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population
-from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
-from eggroll.strategy.sigma import check_sigma, sigma_at
+from eggroll.strategy.schedules import check_sigma, sigma_at
 from eggroll.strategy.state import State, check_state
-from eggroll.strategy.update import moved_if
+from eggroll.strategy.update.fitness import as_float, check_fitness, raise_if_lost, summary
+from eggroll.strategy.update.initial import initial_state
+from eggroll.strategy.update.optimizer import check_optimizer
+from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
 
 Metrics = dict[str, Any]
 

@@ -12,18 +12,18 @@ from eggroll.engine.checks import check_function, is_traced
 from eggroll.strategy.es import ES, Metrics
 from eggroll.strategy.evaluate.inputs import InAxes, Rows
 from eggroll.strategy.evaluate.tracing import check_scalar_shape
-from eggroll.strategy.fitness import as_float, check_fitness, raise_if_lost, summary
 from eggroll.strategy.full_rank_generation import FullRankGeneration
 from eggroll.strategy.full_rank_members import FullRankMembers
-from eggroll.strategy.full_rank_rate import Rate, check_rate, rate_at
 from eggroll.strategy.members import Members, check_members
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.dense import full_rank_plan
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.strategy.plan.rules import Rules
-from eggroll.strategy.shaping import Shaping, shape_fitness
+from eggroll.strategy.schedules import Rate, check_rate, rate_at
 from eggroll.strategy.state import State, check_state
+from eggroll.strategy.update.fitness import as_float, check_fitness, raise_if_lost, summary
+from eggroll.strategy.update.shaping import Shaping, shape_fitness
 
 
 class FullRankES(ES):

@@ -9,14 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eggroll.strategy.full_rank_leaves import moved, summed
-from eggroll.strategy.full_rank_rounding import ROUNDING
 from eggroll.strategy.noise.dense import perturbed, unit_keys
 from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.noise.sampler import check_noise_is_seen, member_sign
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State
+from eggroll.strategy.update.dense import moved, summed
+from eggroll.strategy.update.rounding import ROUNDING
 
 
 @dataclass(frozen=True)

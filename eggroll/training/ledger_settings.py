@@ -15,7 +15,7 @@ from eggroll.strategy.full_rank import FullRankES
 from eggroll.strategy.mesh.sharding import Sharding
 from eggroll.strategy.plan.leaves import Kind, LeafPlan, Plan
 from eggroll.strategy.population import AXIS, Population
-from eggroll.strategy.sigma import sigma_at
+from eggroll.strategy.schedules import sigma_at
 from eggroll.training.errors import RunError
 from eggroll.training.ledger_base import joint_digest
 from eggroll.training.ledger_mesh import laid_out, mesh_difference, mesh_to_json

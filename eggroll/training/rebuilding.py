@@ -16,16 +16,15 @@ import optax
 from jax.sharding import Mesh
 
 from eggroll.strategy.full_rank import FullRankES, first_full_rank_state
-from eggroll.strategy.generation import Generation
-from eggroll.strategy.initial import placed_state
+from eggroll.strategy.generation import Generation, moved_if
 from eggroll.strategy.mesh.placement import on_mesh
 from eggroll.strategy.mesh.sharding import Sharding
 from eggroll.strategy.noise.keys import as_threefry, generation_key
-from eggroll.strategy.optimizer import check_optimizer
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State
-from eggroll.strategy.update import moved_if
+from eggroll.strategy.update.initial import placed_state
+from eggroll.strategy.update.optimizer import check_optimizer
 from eggroll.training.errors import RunError
 from eggroll.training.ledger import Reader, Settings
 from eggroll.training.ledger_base import check_base, in_order

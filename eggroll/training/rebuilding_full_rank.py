@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from eggroll.strategy.full_rank_generation import FullRankGeneration
-from eggroll.strategy.full_rank_rate import rate_at
 from eggroll.strategy.noise.keys import generation_key
 from eggroll.strategy.plan.leaves import Plan
+from eggroll.strategy.schedules import rate_at
 from eggroll.strategy.state import State
 from eggroll.training.ledger_format import Generation as Record
 from eggroll.training.ledger_settings import population_of

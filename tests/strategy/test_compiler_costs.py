@@ -20,7 +20,7 @@ from eggroll.strategy.mesh.sharding import as_sharding
 from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.population import Population
-from eggroll.strategy.summing import sum_noise
+from eggroll.strategy.update.low_rank import sum_noise
 
 ADAM = optax.with_extra_args_support(optax.adam(0.1))
 SHAPES = {

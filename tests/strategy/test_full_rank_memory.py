@@ -11,8 +11,8 @@ import pytest
 import eggroll
 from eggroll.strategy import full_rank_members
 from eggroll.strategy.full_rank_generation import FullRankGeneration
-from eggroll.strategy.full_rank_leaves import moved
 from eggroll.strategy.noise.dense import block_size, perturbed
+from eggroll.strategy.update.dense import moved
 
 pytestmark = pytest.mark.measured
 

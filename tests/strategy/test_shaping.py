@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from eggroll.strategy.shaping import SHAPINGS, shape_fitness, validate_shaping
+from eggroll.strategy.update.shaping import SHAPINGS, shape_fitness, validate_shaping
 
 pytestmark = pytest.mark.optimised
 

@@ -15,7 +15,7 @@ from eggroll.strategy.mesh.sharding import as_sharding
 from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.population import Population
-from eggroll.strategy.summing import sum_noise
+from eggroll.strategy.update.low_rank import sum_noise
 from tests.strategy.common import KEY, X, Y, assert_close, fitness, params
 
 WIDE = AbstractMesh((2, 4), ("population", "model"))

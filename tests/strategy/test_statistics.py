@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from eggroll.strategy.shaping import shape_fitness
+from eggroll.strategy.update.shaping import shape_fitness
 
 pytestmark = pytest.mark.optimised  # bits, as users get them
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from eggroll.strategy.optimizer import check_optimizer
+from eggroll.strategy.update.optimizer import check_optimizer
 from eggroll.training.errors import RunError
 from eggroll.training.optimizers import OPTIMIZERS, PARTS, SCHEDULES, chain, from_spec, named, schedule, spec_of
 

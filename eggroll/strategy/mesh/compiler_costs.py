@@ -21,8 +21,8 @@ from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.ops import rank_update, threefry2x32
 from eggroll.strategy.mesh.costs import CHANGE_OPERATIONS, MOMENTS, Figures, counted
 from eggroll.strategy.noise.sampler import Sampler
-from eggroll.strategy.optimizer import updates
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
+from eggroll.strategy.update.optimizer import updates
 
 UNITS = 32  # in a program: enough that a product's own operations are all that counts
 

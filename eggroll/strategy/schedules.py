@@ -1,4 +1,4 @@
-"""Sigma, the scale of the noise: what it may be, and its value in a generation."""
+"""Numbers that may change from generation to generation: sigma, and the learning rate of full-rank ES."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from eggroll.strategy.fitness import as_float
+from eggroll.engine.checks import is_traced
+from eggroll.strategy.update.fitness import as_float
 
 
 def check_sigma(sigma: Any) -> None:
@@ -35,3 +36,32 @@ def sigma_at(sigma: float | Callable[[Any], Any], generation: Any) -> Any:
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
         value = sigma(generation) if callable(sigma) else float(sigma)
     return jax.lax.optimization_barrier(as_float(value)) if isinstance(value, jax.Array) else float(value)
+
+
+Rate = float | Callable[[Any], Any] | None
+
+
+def check_rate(rate: Any) -> Rate:
+    """Raises unless the learning rate is None, a positive number, or a schedule that is not negative at first."""
+    if rate is None or callable(rate):
+        return rate
+    number = isinstance(rate, int | float | np.number | np.ndarray | jax.Array) and not isinstance(rate, bool)
+    if not number or jnp.ndim(rate) != 0 or not 0 < float(rate) < float("inf"):
+        raise ValueError(
+            f"got learning_rate={rate!r}; a finite number > 0, an optax schedule, or None for half of sigma is "
+            "required."
+        )
+    return float(rate)
+
+
+def rate_at(rate: Rate, sigma: Any, generation: Any) -> Any:
+    """The learning rate α of a generation: a Python float unless something is traced."""
+    if rate is None:
+        return sigma / 2
+    if not callable(rate):
+        return float(rate)
+    if is_traced(generation):
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
+            return as_float(jnp.asarray(rate(generation)))
+    with jax.numpy_dtype_promotion("standard"):
+        return float(rate(int(generation)))

@@ -14,15 +14,15 @@ from eggroll.engine.fallback import Fallback
 from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.inputs import InAxes, make_rows
 from eggroll.strategy.evaluate.tracing import check_scalar, plan_for, split_aux, trace_member
-from eggroll.strategy.fitness import as_float, nothing_finite
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.mesh.placement import for_mesh, on_mesh
 from eggroll.strategy.mesh.sharding import Sharding
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population
-from eggroll.strategy.shaping import Shaping, shape_fitness, validate_shaping
-from eggroll.strategy.sigma import check_sigma
+from eggroll.strategy.schedules import check_sigma
+from eggroll.strategy.update.fitness import as_float, nothing_finite
+from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
 
 
 def value_and_grad(

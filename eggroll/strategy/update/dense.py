@@ -14,9 +14,9 @@ import numpy as np
 from jax import lax
 
 from eggroll.engine.lowrank import accumulator_dtype
-from eggroll.strategy.full_rank_rounding import rounded_block
 from eggroll.strategy.noise.dense import noise_block, numbers, over_blocks, raw
 from eggroll.strategy.plan.parameters import is_low
+from eggroll.strategy.update.rounding import rounded_block
 
 
 @partial(jax.jit, static_argnames="distribution")

@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from eggroll.engine.checks import is_traced
 from eggroll.engine.lowrank import accumulator_dtype
-from eggroll.strategy.statistics import spreads
+from eggroll.strategy.update.statistics import spreads
 
 
 def check_fitness(fitness: Any, population: int) -> Any:

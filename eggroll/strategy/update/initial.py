@@ -13,13 +13,13 @@ import optax
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.mesh.placement import Placement, make_placement, on_mesh, place
 from eggroll.strategy.noise.keys import as_threefry
-from eggroll.strategy.optimizer import init_optimizer
 from eggroll.strategy.plan import parameters
 from eggroll.strategy.plan.leaves import LeafPlan, check_params
 from eggroll.strategy.plan.parameters import check_no_module, without
 from eggroll.strategy.plan.rules import FrozenRule, Rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State
+from eggroll.strategy.update.optimizer import init_optimizer
 
 
 def initial_state(

@@ -1,0 +1,1 @@
+"""The update: from fitness over weights and gradients to new parameters."""
