@@ -27,7 +27,7 @@ import eggroll
 from bench.options import Common
 from bench.report import RESULTS, Report
 from eggroll.training import Compiled, Result, Saving, fit, named, replay, schedule
-from eggroll.training.arrays import save_arrays
+from eggroll.training.folder.arrays import save_arrays
 
 WIDTHS = (16, 32, 32, 4)
 MB = 1e6

@@ -13,7 +13,7 @@ from rich.console import Console
 from eggroll.commands.asking import AskOptions, unless
 from eggroll.commands.common import given, quiet_transformers, say
 from eggroll.llm.settings import EvaluateSettings, Split
-from eggroll.training.files import check_writable, write_text
+from eggroll.training.folder.files import check_writable, write_text
 
 
 @dataclass(frozen=True)

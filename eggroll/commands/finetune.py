@@ -21,7 +21,7 @@ from eggroll.commands.common import (
     say_end,
 )
 from eggroll.llm.settings import DEFAULTS, FinetuneSettings, Method, Optimizer, settings_for
-from eggroll.training.folder import check_kept, claimed
+from eggroll.training.folder.layout import check_kept, claimed
 
 
 @dataclass(frozen=True)

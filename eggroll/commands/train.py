@@ -11,7 +11,7 @@ from rich.console import Console
 
 from eggroll.commands.common import RunOptions, choices, default_by, generations, given, say, say_end
 from eggroll.recipes.settings import DEFAULTS, Distribution, Model, Settings, Shaping, settings_for
-from eggroll.training.folder import claimed
+from eggroll.training.folder.layout import claimed
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.curve import Drawn, draw_curve
 from eggroll.training.errors import RunError
-from eggroll.training.files import write_text
-from eggroll.training.folder import CURVE, EVALUATION, MODEL, check_kept, holds_run
+from eggroll.training.folder.files import write_text
+from eggroll.training.folder.layout import CURVE, EVALUATION, MODEL, check_kept, holds_run
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, read_metrics
 from eggroll.training.opening import check_options

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from eggroll.llm.loading import LanguageModel, load, save
 from eggroll.llm.settings import Asked
 from eggroll.training.errors import RunError
-from eggroll.training.folder import CONFIG, MODEL, not_writable
+from eggroll.training.folder.layout import CONFIG, MODEL, not_writable
 from eggroll.training.ledger import Summary
 
 WEIGHTS = "*.safetensors"

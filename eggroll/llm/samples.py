@@ -10,8 +10,8 @@ from typing import Any
 
 from eggroll.llm.evaluation import Measured
 from eggroll.llm.questions import Questions
-from eggroll.training.files import write_text
-from eggroll.training.folder import SAMPLES
+from eggroll.training.folder.files import write_text
+from eggroll.training.folder.layout import SAMPLES
 from eggroll.training.metrics import read_metrics
 
 SHOWN = 400  # characters of a prompt or an answer that are printed

@@ -19,9 +19,9 @@ from eggroll.recipes.settings import Settings, SettingsError
 from eggroll.strategy.es import ES
 from eggroll.strategy.explain import explain
 from eggroll.strategy.state import State
-from eggroll.training.arrays import save_arrays
 from eggroll.training.curve import Drawn, draw_curve
-from eggroll.training.folder import CURVE, PARAMETERS
+from eggroll.training.folder.arrays import save_arrays
+from eggroll.training.folder.layout import CURVE, PARAMETERS
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, read_metrics
 from eggroll.training.optimizers import named, schedule

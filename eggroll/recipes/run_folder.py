@@ -12,8 +12,8 @@ from flax import nnx
 
 from eggroll.engine.paths import leaf_paths
 from eggroll.recipes.models import build
-from eggroll.training.arrays import by_path
-from eggroll.training.folder import CONFIG, PARAMETERS
+from eggroll.training.folder.arrays import by_path
+from eggroll.training.folder.layout import CONFIG, PARAMETERS
 
 
 def arrays_of(model: nnx.Module) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from eggroll.training.errors import RunError
-from eggroll.training.integrity import MANIFEST, Damaged, DamagedError, read_manifest, verify
+from eggroll.training.folder.integrity import MANIFEST, Damaged, DamagedError, read_manifest, verify
 
 _NAME = re.compile(r"(\d+)(?:-(\d+))?")  # the generation, and which attempt to save it after the first
 _REMOVED = ".removed"

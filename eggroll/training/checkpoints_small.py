@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
-from eggroll.training.arrays import write_npz
 from eggroll.training.checkpoints_arrays import SMALL_FILE
+from eggroll.training.folder.arrays import write_npz
 
 
 class NpzHandler(ocp.AsyncCheckpointHandler):

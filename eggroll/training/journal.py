@@ -14,7 +14,7 @@ from eggroll.strategy.es import ES
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.training.errors import RunError
-from eggroll.training.folder import holds_records
+from eggroll.training.folder.layout import holds_records
 from eggroll.training.ledger import LedgerError, Reader
 from eggroll.training.ledger_base import digests
 from eggroll.training.ledger_format import GENERATION, MAGIC, SETTINGS, Generation, Settings, first_digest, pack

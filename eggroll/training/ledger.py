@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from eggroll.training.errors import RunError
-from eggroll.training.folder import LEDGER
+from eggroll.training.folder.layout import LEDGER
 from eggroll.training.ledger_format import (
     DIGEST,
     GENERATION,

@@ -16,7 +16,7 @@ from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.training.errors import RunError
-from eggroll.training.folder import INITIAL
+from eggroll.training.folder.layout import INITIAL
 
 
 def digests(base: Any) -> dict[str, str]:

@@ -37,7 +37,7 @@ from typing import Any
 
 import numpy as np
 
-from eggroll.training.folder import MAGIC
+from eggroll.training.folder.layout import MAGIC
 
 SETTINGS, GENERATION = b"SETT", b"GENE"
 

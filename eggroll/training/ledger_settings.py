@@ -17,11 +17,11 @@ from eggroll.strategy.plan.leaves import Kind, LeafPlan, Plan
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.schedules import sigma_at
 from eggroll.training.errors import RunError
+from eggroll.training.folder.settings import NOTHING, compared
+from eggroll.training.folder.versions import version_of
 from eggroll.training.ledger_base import joint_digest
 from eggroll.training.ledger_mesh import laid_out, mesh_difference, mesh_to_json
 from eggroll.training.optimizers import spec_of, to_json
-from eggroll.training.settings import NOTHING, compared
-from eggroll.training.versions import version_of
 
 FORMAT = 1
 ENVIRONMENT = ("versions", "platform", "devices", "mesh")  # may change in a run without anyone having asked for it

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, Self
 
 from eggroll.training.errors import RunError
-from eggroll.training.files import write_text
-from eggroll.training.folder import METRICS, not_writable
+from eggroll.training.folder.files import write_text
+from eggroll.training.folder.layout import METRICS, not_writable
 
 Record = dict[str, Any]
 

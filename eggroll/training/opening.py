@@ -14,18 +14,18 @@ import jax
 
 from eggroll.strategy.es import ES
 from eggroll.training import processes
-from eggroll.training.arrays import by_path, save_arrays
 from eggroll.training.checkpoints import Checkpoints
 from eggroll.training.errors import RunError
-from eggroll.training.files import write_text
-from eggroll.training.folder import CHECKPOINTS, CONFIG, INITIAL, claim, clear, holds_result, holds_run
-from eggroll.training.lock import FolderLock
+from eggroll.training.folder.arrays import by_path, save_arrays
+from eggroll.training.folder.files import write_text
+from eggroll.training.folder.layout import CHECKPOINTS, CONFIG, INITIAL, claim, clear, holds_result, holds_run
+from eggroll.training.folder.lock import FolderLock
+from eggroll.training.folder.settings import as_json, check_same, describe, differences
+from eggroll.training.folder.versions import versions
 from eggroll.training.metrics import count_lines
 from eggroll.training.processes_deciding import first_decides
-from eggroll.training.settings import as_json, check_same, describe, differences
 from eggroll.training.stopping import Seen
 from eggroll.training.store import Place, Saving, Store
-from eggroll.training.versions import versions
 
 LOGGER = logging.getLogger("eggroll")
 

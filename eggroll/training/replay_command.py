@@ -11,9 +11,9 @@ from typing import Any
 import jax
 
 from eggroll.engine.paths import leaf_paths
-from eggroll.training.arrays import by_path, save_arrays
 from eggroll.training.errors import RunError
-from eggroll.training.folder import LEDGER
+from eggroll.training.folder.arrays import by_path, save_arrays
+from eggroll.training.folder.layout import LEDGER
 from eggroll.training.ledger import Summary, summarize
 from eggroll.training.ledger_base import digests, joint_digest, load_arrays
 from eggroll.training.rebuilding import RUN, Replay

@@ -13,7 +13,7 @@ from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.checkpoints import Checkpoints
 from eggroll.training.data import Position
-from eggroll.training.folder import LEDGER
+from eggroll.training.folder.layout import LEDGER
 from eggroll.training.journal import Journal
 from eggroll.training.ledger import LedgerError
 from eggroll.training.metrics import MetricsFile, Record

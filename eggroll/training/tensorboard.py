@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
-from eggroll.training.folder import TENSORBOARD, not_writable
+from eggroll.training.folder.layout import TENSORBOARD, not_writable
 from eggroll.training.metrics import Record
 from eggroll.training.options import check_tensorboard
 

@@ -10,7 +10,7 @@ import pytest
 
 from eggroll.llm import finetune, settings_for
 from eggroll.training import RunError
-from eggroll.training.folder import check_kept
+from eggroll.training.folder.layout import check_kept
 from tests.cli.running import call
 from tests.llm import tiny
 from tests.llm.climbing import SIZES

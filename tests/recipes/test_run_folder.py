@@ -14,7 +14,7 @@ from flax import nnx
 from eggroll.recipes.models import build
 from eggroll.recipes.run_folder import arrays_of, load
 from eggroll.recipes.settings import Model
-from eggroll.training.arrays import save_arrays
+from eggroll.training.folder.arrays import save_arrays
 from tests.quick import quickest
 
 

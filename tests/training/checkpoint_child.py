@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from eggroll.training import checkpoints as module
-from eggroll.training import checkpoints_folder, integrity
+from eggroll.training import checkpoints_folder
 from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.folder import integrity
 from tests.training.checkpoint_states import small
 
 LAST = 4  # the generation that the moments belong to

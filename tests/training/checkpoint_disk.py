@@ -19,7 +19,7 @@ import numpy as np
 from eggroll.training import checkpoints_arrays
 from eggroll.training.checkpoints import Checkpoints
 from eggroll.training.errors import RunError
-from eggroll.training.lock import FolderLock
+from eggroll.training.folder.lock import FolderLock
 from tests.training.checkpoint_states import assert_same, small
 
 

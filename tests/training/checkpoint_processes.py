@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from eggroll.training import checkpoints as module
 from eggroll.training.checkpoints import Checkpoints
 from eggroll.training.errors import RunError
-from eggroll.training.integrity import MANIFEST
+from eggroll.training.folder.integrity import MANIFEST
 
 
 def state(generation: int) -> dict[str, jax.Array]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from eggroll.training.arrays import by_path, save_arrays
+from eggroll.training.folder.arrays import by_path, save_arrays
 from eggroll.training.ledger import Reader
 from eggroll.training.rebuilding import Replay, replay
 from eggroll.training.replay_command import replay_files

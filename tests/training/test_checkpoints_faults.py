@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from eggroll.training import checkpoints as module
-from eggroll.training import checkpoints_arrays, integrity
+from eggroll.training import checkpoints_arrays
 from eggroll.training.checkpoints import Checkpoints
 from eggroll.training.errors import RunError
+from eggroll.training.folder import integrity
 from tests.training.checkpoint_states import assert_same, small
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,9 @@ import numpy as np
 import optax
 import pytest
 
-from eggroll.training.described import described, schedule_values
+from eggroll.training.folder.described import described, schedule_values
+from eggroll.training.folder.settings import check_same, differences
 from eggroll.training.optimizers import named
-from eggroll.training.settings import check_same, differences
 
 ROOT = Path(__file__).parents[2]
 SCALE = 2.0

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from eggroll.training.arrays import by_path, save_arrays
 from eggroll.training.errors import RunError
-from eggroll.training.files import write_text
-from eggroll.training.folder import MAGIC, claim, clear
+from eggroll.training.folder.arrays import by_path, save_arrays
+from eggroll.training.folder.files import write_text
+from eggroll.training.folder.layout import MAGIC, claim, clear
 
 
 @pytest.mark.parametrize("left", ["parameters.npz", "checkpoints/7/state", "metrics.jsonl", "ledger.bin"])

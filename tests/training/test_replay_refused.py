@@ -14,9 +14,9 @@ import numpy as np
 import optax
 import pytest
 
-from eggroll.training.arrays import by_path, save_arrays
 from eggroll.training.errors import RunError
-from eggroll.training.folder import INITIAL
+from eggroll.training.folder.arrays import by_path, save_arrays
+from eggroll.training.folder.layout import INITIAL
 from eggroll.training.ledger import Reader, Settings, summarize
 from eggroll.training.ledger_format import GENERATION, MAGIC, SETTINGS, first_digest, pack
 from eggroll.training.optimizers import named

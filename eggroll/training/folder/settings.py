@@ -9,8 +9,8 @@ from typing import Any
 
 from eggroll.strategy.es import ES
 from eggroll.strategy.full_rank import FullRankES
-from eggroll.training.described import FUNCTION, VALUES, described, schedule_values
 from eggroll.training.errors import RunError
+from eggroll.training.folder.described import FUNCTION, VALUES, described, schedule_values
 
 LINE = 80  # characters of a value that is shown as it is
 MOST = 8  # differences that are told

@@ -56,7 +56,7 @@ def write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
         >>> _ = (folder / "numbers").write_bytes(b"12")
         >>> verify(folder)
         Traceback (most recent call last):
-        eggroll.training.integrity.DamagedError: numbers has 2 bytes, not 3
+        eggroll.training.folder.integrity.DamagedError: numbers has 2 bytes, not 3
     """
     files = {name: {"bytes": path.stat().st_size, "sha256": _digest(path, sync=True)} for name, path in _files(folder)}
     body = {"format": _FORMAT, "content": dict(content), "files": files}

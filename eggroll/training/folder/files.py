@@ -10,7 +10,7 @@ from errno import EISDIR
 from pathlib import Path
 from typing import IO
 
-from eggroll.training.folder import not_writable
+from eggroll.training.folder.layout import not_writable
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from eggroll.engine.paths import leaf_paths
-from eggroll.training.files import whole_file
+from eggroll.training.folder.files import whole_file
 
 
 def by_path(tree: Any) -> dict[str, np.ndarray]:
