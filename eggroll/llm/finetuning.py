@@ -34,7 +34,7 @@ from eggroll.training.metrics import Record, read_metrics
 from eggroll.training.opening import check_options
 from eggroll.training.optimizers import named
 from eggroll.training.options import UNDECIDING, SettingsError
-from eggroll.training.processes_deciding import first_decides
+from eggroll.training.processes.deciding import first_decides
 from eggroll.training.progress import Shown
 from eggroll.training.result import Result
 from eggroll.training.stopping import EarlyStopping

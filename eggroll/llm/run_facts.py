@@ -14,7 +14,7 @@ from eggroll.llm.model_folders import digest, run_options
 from eggroll.llm.questions import Questions
 from eggroll.llm.settings import FinetuneSettings
 from eggroll.training.folder.layout import holds_run
-from eggroll.training.processes_deciding import first_decides
+from eggroll.training.processes.deciding import first_decides
 
 NAMES = frozenset({"budget", "files", "prompt_tokens"})
 

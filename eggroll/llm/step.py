@@ -19,8 +19,8 @@ from eggroll.llm.questions import Questions
 from eggroll.llm.scoring import Rewards, all_failed
 from eggroll.strategy.es import ES, Metrics
 from eggroll.strategy.state import State
-from eggroll.training.processes_scoring import local_members, score
-from eggroll.training.processes_talk import gather
+from eggroll.training.processes.scoring import local_members, score
+from eggroll.training.processes.talk import gather
 from eggroll.training.steps import Step
 
 LOGGER = logging.getLogger("eggroll")

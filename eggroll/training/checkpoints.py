@@ -18,8 +18,8 @@ from eggroll.training.checkpoints_folder import CheckpointFolder
 from eggroll.training.checkpoints_leaves import check_fits, flatten, places, unflatten
 from eggroll.training.errors import RunError
 from eggroll.training.folder.integrity import Damaged, write_manifest
-from eggroll.training.processes_deciding import first_decides, raise_together
-from eggroll.training.processes_talk import is_main
+from eggroll.training.processes.deciding import first_decides, raise_together
+from eggroll.training.processes.talk import is_main
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from eggroll.training.errors import RunError
 from eggroll.training.measuring import check_measured, measured, plain
 from eggroll.training.metrics import Record
 from eggroll.training.opening import Opening
-from eggroll.training.processes_talk import gather
+from eggroll.training.processes.talk import gather
 from eggroll.training.progress import Meter
 from eggroll.training.result import Result
 from eggroll.training.steps import Compiled, Step

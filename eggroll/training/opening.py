@@ -23,7 +23,7 @@ from eggroll.training.folder.lock import FolderLock
 from eggroll.training.folder.settings import as_json, check_same, describe, differences
 from eggroll.training.folder.versions import versions
 from eggroll.training.metrics import count_lines
-from eggroll.training.processes_deciding import first_decides
+from eggroll.training.processes.deciding import first_decides
 from eggroll.training.stopping import Seen
 from eggroll.training.store import Place, Saving, Store
 

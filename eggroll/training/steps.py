@@ -10,7 +10,7 @@ from typing import Any
 from eggroll.strategy.es import ES, Metrics
 from eggroll.strategy.evaluate.inputs import InAxes
 from eggroll.strategy.state import State
-from eggroll.training.processes_scoring import score
+from eggroll.training.processes.scoring import score
 
 LOGGER = logging.getLogger("eggroll")
 

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 import pytest
 
-from eggroll.training import processes, processes_talk
+from eggroll.training import processes
 from eggroll.training.errors import RunError
-from eggroll.training.processes_meeting import meet
+from eggroll.training.processes import talk as processes_talk
+from eggroll.training.processes.meeting import meet
 from tests.training.process_launch import free_port
 
 OUTPUTS = {"answer": np.arange(8.0).reshape(4, 2), "length": np.array([3, 1, 4, 1])}
@@ -180,7 +181,7 @@ def test_other_errors_stay_what_they_are(monkeypatch, error):
 
 LAST_WORDS = """
 import os, signal, sys
-from eggroll.training.processes_words import LastWords
+from eggroll.training.processes.words import LastWords
 words = LastWords("at first")
 words.change("it's over, 100%")
 exec(sys.argv[1])

@@ -9,8 +9,9 @@ import jax
 import optax
 import pytest
 
-from eggroll.training import EarlyStopping, RunError, Saving, processes_talk
+from eggroll.training import EarlyStopping, RunError, Saving
 from eggroll.training import loop as module
+from eggroll.training.processes import talk as processes_talk
 from tests.training.problems import run, strategy, usual
 
 LAST = 8

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from eggroll.training.errors import RunError
-from eggroll.training.processes_talk import count, gather
+from eggroll.training.processes.talk import count, gather
 
 MESSAGE = 1000  # bytes of an error's text that cross between processes
 

@@ -13,25 +13,9 @@ import numpy as np
 
 from eggroll.engine import jax_compat
 from eggroll.training.errors import RunError
-from eggroll.training.processes_meeting import meet
-from eggroll.training.processes_scoring import Scores, local_members, score
-from eggroll.training.processes_talk import count, gather, is_main, lost, part, translated
-from eggroll.training.processes_words import LastWords
-
-__all__ = [
-    "Scores",
-    "agree",
-    "count",
-    "is_main",
-    "local_members",
-    "lost",
-    "part",
-    "same",
-    "score",
-    "start",
-    "stop",
-    "watching",
-]
+from eggroll.training.processes.meeting import meet
+from eggroll.training.processes.talk import count, gather, lost, translated
+from eggroll.training.processes.words import LastWords
 
 _WORDS: list[LastWords] = []  # of this process, while it is one of several
 

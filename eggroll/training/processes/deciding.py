@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from eggroll.training.errors import RunError
-from eggroll.training.processes_talk import count, gather, is_main
+from eggroll.training.processes.talk import count, gather, is_main
 
 
 def first_decides(function: Callable[[], Any]) -> Any:
