@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from eggroll.lazy import lazy
 
 if TYPE_CHECKING:
-    from eggroll.training.checkpoints import Checkpoint, Checkpoints
+    from eggroll.training.checkpoints.manager import Checkpoint, Checkpoints
     from eggroll.training.errors import RunError
     from eggroll.training.loop import fit
     from eggroll.training.metrics import read_metrics
@@ -40,8 +40,8 @@ __all__ = [
 
 # Names and the files that they come from, which are loaded when they are asked for.
 _FILES = {
-    "Checkpoint": "eggroll.training.checkpoints",
-    "Checkpoints": "eggroll.training.checkpoints",
+    "Checkpoint": "eggroll.training.checkpoints.manager",
+    "Checkpoints": "eggroll.training.checkpoints.manager",
     "Compiled": "eggroll.training.steps",
     "EarlyStopping": "eggroll.training.stopping",
     "Meter": "eggroll.training.progress",

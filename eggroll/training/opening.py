@@ -14,7 +14,7 @@ import jax
 
 from eggroll.strategy.es import ES
 from eggroll.training import processes
-from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
 from eggroll.training.folder.arrays import by_path, save_arrays
 from eggroll.training.folder.files import write_text

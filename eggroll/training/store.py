@@ -11,7 +11,7 @@ from typing import Any, Self
 from eggroll.strategy.es import ES, Metrics
 from eggroll.strategy.state import State
 from eggroll.training import processes
-from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.data import Position
 from eggroll.training.folder.layout import LEDGER
 from eggroll.training.journal import Journal

@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from eggroll.training import checkpoints as module
-from eggroll.training import checkpoints_folder
-from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.checkpoints import folder as checkpoints_folder
+from eggroll.training.checkpoints import manager as module
+from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.folder import integrity
 from tests.training.checkpoint_states import small
 

@@ -16,8 +16,8 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.training import checkpoints_arrays
-from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.checkpoints import arrays as checkpoints_arrays
+from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
 from eggroll.training.folder.lock import FolderLock
 from tests.training.checkpoint_states import assert_same, small

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.checkpoints.manager import Checkpoints
 from tests.training.checkpoint_states import bits
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import NamedSharding, PartitionSpec
 
-from eggroll.training import checkpoints as module
-from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.checkpoints import manager as module
+from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
 from eggroll.training.folder.integrity import MANIFEST
 

@@ -13,8 +13,8 @@ import numpy as np
 import psutil
 import pytest
 
-from eggroll.training import checkpoints_arrays
-from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.checkpoints import arrays as checkpoints_arrays
+from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
 from tests.training.checkpoint_states import assert_same, bits, everything, small
 
@@ -173,7 +173,9 @@ def test_another_runs_later_checkpoints_are_given_up_only_by_going_back(tmp_path
 
 
 def test_nothing_is_logged_warned_or_loaded_before_its_time(tmp_path, caplog):
-    code = "import sys, eggroll.cli, eggroll.training.checkpoints; print([m for m in sys.modules if 'orbax' in m])"
+    code = (
+        "import sys, eggroll.cli, eggroll.training.checkpoints.manager; print([m for m in sys.modules if 'orbax' in m])"
+    )
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     filters = list(logging.getLogger("absl").filters)

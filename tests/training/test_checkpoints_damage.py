@@ -9,8 +9,8 @@ import shutil
 import numpy as np
 import pytest
 
-from eggroll.training import checkpoints_arrays
-from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.checkpoints import arrays as checkpoints_arrays
+from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
 from eggroll.training.folder.integrity import MANIFEST, DamagedError, read_manifest, verify, write_manifest
 from tests.training.checkpoint_states import assert_same, small

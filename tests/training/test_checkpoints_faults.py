@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eggroll.training import checkpoints as module
-from eggroll.training import checkpoints_arrays
-from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.checkpoints import arrays as checkpoints_arrays
+from eggroll.training.checkpoints import manager as module
+from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
 from eggroll.training.folder import integrity
 from tests.training.checkpoint_states import assert_same, small

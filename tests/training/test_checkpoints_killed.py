@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from eggroll.training.checkpoints import Checkpoints
+from eggroll.training.checkpoints.manager import Checkpoints
 from tests.training.checkpoint_states import assert_same, small
 
 ROOT = Path(__file__).parents[2]

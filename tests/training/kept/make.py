@@ -32,7 +32,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from eggroll.training import checkpoints_arrays, replay
+from eggroll.training import replay
+from eggroll.training.checkpoints import arrays as checkpoints_arrays
 from tests.cli.running import call
 from tests.llm import tiny
 from tests.llm.climbing import SIZES

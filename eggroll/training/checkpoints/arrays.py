@@ -18,11 +18,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from eggroll.training.checkpoints_leaves import Place
+from eggroll.training.checkpoints.leaves import Place
 from eggroll.training.errors import RunError
 
 SMALL = 1 << 28  # bytes: a copy on the host is nothing, and one file is written faster than a database
-SMALL_FILE = "arrays.npz"
 # Orbax's time limit goes by a clock that can be set anew; a century, in seconds, outlasts any jump.
 FOREVER = 100 * 365 * 24 * 3600
 # Orbax and TensorStore hand the system's error on as text, sometimes as `ValueError`.
@@ -49,7 +48,7 @@ class Arrays:
         import orbax.checkpoint as ocp
 
         if jax.process_count() == 1 and sum(array.nbytes for array in arrays.values()) <= SMALL:
-            from eggroll.training.checkpoints_small import NpzSave
+            from eggroll.training.checkpoints.small import NpzSave
 
             self._checkpointer(small=True).save(path, args=NpzSave(arrays))
         else:
@@ -67,7 +66,7 @@ class Arrays:
         if not places:
             return {}
         if (path / SMALL_FILE).exists():
-            from eggroll.training.checkpoints_small import read
+            from eggroll.training.checkpoints.small import read
 
             found = read(path, {name: place.dtype for name, place in places.items()})
             return {name: _placed(array, places[name].sharding) for name, array in found.items()}
@@ -100,7 +99,7 @@ class Arrays:
         if small not in self._orbax:
             import orbax.checkpoint as ocp
 
-            from eggroll.training.checkpoints_small import NpzHandler
+            from eggroll.training.checkpoints.small import NpzHandler
 
             # Were folders made in the background, a failure to make one would leave threads that wait for it.
             options = ocp.options.AsyncOptions(create_directories_asynchronously=False, timeout_secs=FOREVER)

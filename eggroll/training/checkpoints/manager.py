@@ -13,9 +13,9 @@ from types import TracebackType
 from typing import Any
 
 from eggroll.extras import check_installed
-from eggroll.training.checkpoints_arrays import Arrays, explained
-from eggroll.training.checkpoints_folder import CheckpointFolder
-from eggroll.training.checkpoints_leaves import check_fits, flatten, places, unflatten
+from eggroll.training.checkpoints.arrays import Arrays, explained
+from eggroll.training.checkpoints.folder import CheckpointFolder
+from eggroll.training.checkpoints.leaves import check_fits, flatten, places, unflatten
 from eggroll.training.errors import RunError
 from eggroll.training.folder.integrity import Damaged, write_manifest
 from eggroll.training.processes.deciding import first_decides, raise_together
