@@ -23,11 +23,11 @@ from bench.networks import NETWORKS, Network
 from bench.options import Common
 from bench.report import Report
 from bench.timing import Timing, interleave
-from eggroll.training.journal import Journal
-from eggroll.training.ledger import Generation, Reader
-from eggroll.training.ledger_format import generation_bytes
+from eggroll.training.ledger.format import generation_bytes
+from eggroll.training.ledger.journal import Journal
+from eggroll.training.ledger.reader import Generation, Reader
+from eggroll.training.ledger.rebuilding import Replay
 from eggroll.training.optimizers import named
-from eggroll.training.rebuilding import Replay
 
 SIGMA, LEARNING_RATE = 0.02, 0.015
 

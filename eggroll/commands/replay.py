@@ -38,7 +38,7 @@ class Ledger:
 
 def replay(command: Replay) -> int:
     """Runs the command; the exit status."""
-    from eggroll.training.replay_command import replay_files
+    from eggroll.training.ledger.replay_files import replay_files
 
     base, write = _base(command)
     print(replay_files(base, command.ledger, command.out, command.generation, command.overwrite, write))
@@ -54,7 +54,7 @@ def _base(command: Replay) -> tuple[Any, Callable[[Path, Any], None] | None]:
         return command.base, None
     quiet_transformers()
     from eggroll.llm.decoding import split
-    from eggroll.training.replay_command import verify
+    from eggroll.training.ledger.replay_files import verify
 
     as_folder = command.out.suffix != ".npz"
     if as_folder:
@@ -67,7 +67,7 @@ def _base(command: Replay) -> tuple[Any, Callable[[Path, Any], None] | None]:
 
 def ledger(command: Ledger) -> int:
     """Runs the command; the exit status."""
-    from eggroll.training.replay_command import describe, verify
+    from eggroll.training.ledger.replay_files import describe, verify
 
     print(describe(verify(command.ledger)))
     return 0

@@ -15,7 +15,7 @@ from eggroll.llm.loading import LanguageModel, load, save
 from eggroll.llm.settings import Asked
 from eggroll.training.errors import RunError
 from eggroll.training.folder.layout import CONFIG, MODEL, not_writable
-from eggroll.training.ledger import Summary
+from eggroll.training.ledger.reader import Summary
 
 WEIGHTS = "*.safetensors"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")

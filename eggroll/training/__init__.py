@@ -9,11 +9,11 @@ from eggroll.lazy import lazy
 if TYPE_CHECKING:
     from eggroll.training.checkpoints.manager import Checkpoint, Checkpoints
     from eggroll.training.errors import RunError
+    from eggroll.training.ledger.rebuilding import replay
     from eggroll.training.loop import fit
     from eggroll.training.metrics import read_metrics
     from eggroll.training.optimizers import named, schedule
     from eggroll.training.progress import Meter, Shown
-    from eggroll.training.rebuilding import replay
     from eggroll.training.result import Result
     from eggroll.training.steps import Compiled, Scored, Step
     from eggroll.training.stopping import EarlyStopping
@@ -54,7 +54,7 @@ _FILES = {
     "fit": "eggroll.training.loop",
     "named": "eggroll.training.optimizers",
     "read_metrics": "eggroll.training.metrics",
-    "replay": "eggroll.training.rebuilding",
+    "replay": "eggroll.training.ledger.rebuilding",
     "schedule": "eggroll.training.optimizers",
 }
 

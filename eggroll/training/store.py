@@ -14,8 +14,8 @@ from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.data import Position
 from eggroll.training.folder.layout import LEDGER
-from eggroll.training.journal import Journal
-from eggroll.training.ledger import LedgerError
+from eggroll.training.ledger.journal import Journal
+from eggroll.training.ledger.reader import LedgerError
 from eggroll.training.metrics import MetricsFile, Record
 from eggroll.training.options import check_tensorboard
 from eggroll.training.stopping import Seen

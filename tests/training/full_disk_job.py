@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from eggroll.training import Checkpoints, RunError, Saving
-from eggroll.training.ledger import summarize
+from eggroll.training.ledger.reader import summarize
 from tests.training.checkpoint_disk import mount
 from tests.training.problems import assert_same, left_by, run, strategy
 

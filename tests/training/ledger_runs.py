@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 import eggroll
-from eggroll.training.journal import Journal
-from eggroll.training.ledger_format import MAGIC
+from eggroll.training.ledger.format import MAGIC
+from eggroll.training.ledger.journal import Journal
 from eggroll.training.optimizers import named
 
 KEY = jax.random.key(7)

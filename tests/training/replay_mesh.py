@@ -16,9 +16,9 @@ import numpy as np
 from jax.sharding import PartitionSpec as P
 
 from eggroll.training.folder.arrays import by_path, save_arrays
-from eggroll.training.ledger import Reader
-from eggroll.training.rebuilding import Replay, replay
-from eggroll.training.replay_command import replay_files
+from eggroll.training.ledger.reader import Reader
+from eggroll.training.ledger.rebuilding import Replay, replay
+from eggroll.training.ledger.replay_files import replay_files
 from tests.training.ledger_runs import assert_same_state, mlp, run, strategy
 
 SPLIT = [("layers/0/kernel", P(None, "model")), ("layers/1/kernel", P("model"))]

@@ -13,7 +13,7 @@ import pytest
 import eggroll
 from eggroll.training import Saving, fit, named, replay, schedule
 from eggroll.training.errors import RunError
-from eggroll.training.ledger import Reader, Settings
+from eggroll.training.ledger.reader import Reader, Settings
 from eggroll.training.steps import Scored
 from tests.training.ledger_runs import KEY, assert_same_state, run
 

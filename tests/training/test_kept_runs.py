@@ -26,9 +26,9 @@ from eggroll.training import read_metrics, replay
 from eggroll.training.folder import described as describing
 from eggroll.training.folder.settings import as_json, check_same, describe, differences
 from eggroll.training.folder.versions import versions
-from eggroll.training.ledger import Reader, Settings
-from eggroll.training.ledger_base import digests
-from eggroll.training.ledger_settings import ENVIRONMENT, settings_of
+from eggroll.training.ledger.base import digests
+from eggroll.training.ledger.reader import Reader, Settings
+from eggroll.training.ledger.settings import ENVIRONMENT, settings_of
 from tests.cli.running import call
 from tests.quick import quickest
 from tests.training.kept.commands import METHODS, TRAIN, finetune

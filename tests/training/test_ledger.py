@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eggroll.training.errors import RunError
-from eggroll.training.ledger import Generation, LedgerError, Reader, Settings, summarize
-from eggroll.training.ledger_format import GENERATION, MAGIC, SETTINGS, first_digest, generation_bytes, pack
+from eggroll.training.ledger.format import GENERATION, MAGIC, SETTINGS, first_digest, generation_bytes, pack
+from eggroll.training.ledger.reader import Generation, LedgerError, Reader, Settings, summarize
 from tests.training.ledger_runs import X, Y, boundaries, run
 
 pytestmark = pytest.mark.optimised  # bits, as users get them

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from eggroll.training.errors import RunError
-from eggroll.training.journal import Journal
-from eggroll.training.ledger import Generation, Reader, Settings, summarize
-from eggroll.training.ledger_format import MAGIC
+from eggroll.training.ledger.format import MAGIC
+from eggroll.training.ledger.journal import Journal
+from eggroll.training.ledger.reader import Generation, Reader, Settings, summarize
 from eggroll.training.optimizers import named
 from tests.training.ledger_runs import KEY, X, Y, boundaries, mlp, mlp_fitness, strategy
 

@@ -12,7 +12,7 @@ import pytest
 
 from eggroll.training import Result, read_metrics, replay
 from eggroll.training.folder.lock import FolderLock
-from eggroll.training.ledger import summarize
+from eggroll.training.ledger.reader import summarize
 from tests.training.problems import begin, left_by, run, usual
 from tests.training.process_fit_job import LAST
 from tests.training.process_launch import Ended, launch

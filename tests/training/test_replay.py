@@ -14,12 +14,12 @@ import optax
 import pytest
 
 import eggroll
-from eggroll.training import rebuilding as module
 from eggroll.training.errors import RunError
-from eggroll.training.journal import Journal
-from eggroll.training.ledger import Generation, Reader
+from eggroll.training.ledger import rebuilding as module
+from eggroll.training.ledger.journal import Journal
+from eggroll.training.ledger.reader import Generation, Reader
+from eggroll.training.ledger.rebuilding import Replay, replay
 from eggroll.training.optimizers import chain, named, schedule
-from eggroll.training.rebuilding import Replay, replay
 from tests.training.ledger_runs import KEY, X, Y, assert_same_state, mlp, mlp_fitness, run, strategy
 
 pytestmark = pytest.mark.optimised  # bits, as users get them
@@ -236,9 +236,9 @@ WIDE = """
 import sys
 import jax, jax.numpy as jnp, optax
 from tests.training.ledger_runs import X, Y, assert_same_state, mlp, run, strategy
-from eggroll.training.ledger import Generation, Reader
+from eggroll.training.ledger.reader import Generation, Reader
 from eggroll.training.optimizers import named
-from eggroll.training.rebuilding import Replay
+from eggroll.training.ledger.rebuilding import Replay
 for i, sigma in enumerate((0.1, optax.exponential_decay(jnp.float64(0.1), 3, 0.5))):
     path = f"{sys.argv[1]}/{i}.bin"
     base, es = mlp(jnp.float64), strategy(sigma=sigma, optimizer=named("adam", learning_rate=0.01))

@@ -13,8 +13,8 @@ from jax.sharding import AbstractMesh
 from jax.sharding import PartitionSpec as P
 
 from eggroll.training.errors import RunError
-from eggroll.training.ledger_mesh import laid_out, mesh_difference, mesh_like
-from eggroll.training.rebuilding import replay
+from eggroll.training.ledger.mesh import laid_out, mesh_difference, mesh_like
+from eggroll.training.ledger.rebuilding import replay
 from tests.training.ledger_runs import mlp, run
 
 pytestmark = pytest.mark.optimised  # bits, as users get them

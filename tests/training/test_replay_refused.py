@@ -17,11 +17,11 @@ import pytest
 from eggroll.training.errors import RunError
 from eggroll.training.folder.arrays import by_path, save_arrays
 from eggroll.training.folder.layout import INITIAL
-from eggroll.training.ledger import Reader, Settings, summarize
-from eggroll.training.ledger_format import GENERATION, MAGIC, SETTINGS, first_digest, pack
+from eggroll.training.ledger.format import GENERATION, MAGIC, SETTINGS, first_digest, pack
+from eggroll.training.ledger.reader import Reader, Settings, summarize
+from eggroll.training.ledger.rebuilding import Replay, replay
+from eggroll.training.ledger.replay_files import describe, replay_files, verify
 from eggroll.training.optimizers import named
-from eggroll.training.rebuilding import Replay, replay
-from eggroll.training.replay_command import describe, replay_files, verify
 from tests.training.ledger_runs import assert_same_state, boundaries, mlp, run, strategy
 
 
@@ -221,7 +221,7 @@ def test_verify(made, tmp_path):
 FRESH = """
 import sys
 import numpy as np
-from eggroll.training.replay_command import replay_files
+from eggroll.training.ledger.replay_files import replay_files
 done = replay_files(sys.argv[1], sys.argv[1], sys.argv[2])
 assert done.inexact == 0, done
 """

@@ -14,9 +14,9 @@ from eggroll.engine.paths import leaf_paths
 from eggroll.training.errors import RunError
 from eggroll.training.folder.arrays import by_path, save_arrays
 from eggroll.training.folder.layout import LEDGER
-from eggroll.training.ledger import Summary, summarize
-from eggroll.training.ledger_base import digests, joint_digest, load_arrays
-from eggroll.training.rebuilding import RUN, Replay
+from eggroll.training.ledger.base import digests, joint_digest, load_arrays
+from eggroll.training.ledger.reader import Summary, summarize
+from eggroll.training.ledger.rebuilding import RUN, Replay
 
 
 @dataclass(frozen=True)

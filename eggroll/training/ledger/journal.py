@@ -15,10 +15,10 @@ from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.training.errors import RunError
 from eggroll.training.folder.layout import holds_records
-from eggroll.training.ledger import LedgerError, Reader
-from eggroll.training.ledger_base import digests
-from eggroll.training.ledger_format import GENERATION, MAGIC, SETTINGS, Generation, Settings, first_digest, pack
-from eggroll.training.ledger_settings import differences, settings_of
+from eggroll.training.ledger.base import digests
+from eggroll.training.ledger.format import GENERATION, MAGIC, SETTINGS, Generation, Settings, first_digest, pack
+from eggroll.training.ledger.reader import LedgerError, Reader
+from eggroll.training.ledger.settings import differences, settings_of
 
 _NEEDED = ("generation", "sigma", "fitness_mean", "gradient_norm", "update_norm", "fitness", "weights", "nonfinite")
 
@@ -52,7 +52,7 @@ class Journal:
 
     Example:
         >>> import jax, jax.numpy as jnp, eggroll, tempfile
-        >>> from eggroll.training.rebuilding import replay
+        >>> from eggroll.training.ledger.rebuilding import replay
         >>> from eggroll.training.optimizers import named
         >>> base, key = {"w": jnp.zeros((4, 3))}, jax.random.key(0)
         >>> es = eggroll.ES(population=8, optimizer=named("sgd", learning_rate=0.1))

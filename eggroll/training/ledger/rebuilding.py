@@ -26,13 +26,13 @@ from eggroll.strategy.state import State
 from eggroll.strategy.update.initial import placed_state
 from eggroll.strategy.update.optimizer import check_optimizer
 from eggroll.training.errors import RunError
-from eggroll.training.ledger import Reader, Settings
-from eggroll.training.ledger_base import check_base, in_order
-from eggroll.training.ledger_format import Generation as Record
-from eggroll.training.ledger_mesh import mesh_like
-from eggroll.training.ledger_settings import check_format, elsewhere, plan_from_json, population_of
+from eggroll.training.ledger.base import check_base, in_order
+from eggroll.training.ledger.format import Generation as Record
+from eggroll.training.ledger.mesh import mesh_like
+from eggroll.training.ledger.reader import Reader, Settings
+from eggroll.training.ledger.rebuilding_full_rank import full_rank_update
+from eggroll.training.ledger.settings import check_format, elsewhere, plan_from_json, population_of
 from eggroll.training.optimizers import NamedOptimizer, from_spec
-from eggroll.training.rebuilding_full_rank import full_rank_update
 
 Norms = dict[str, jax.Array]
 First = Callable[[Any, jax.Array], State]
@@ -77,7 +77,7 @@ def replay(
             not have, records that were altered, or settings of another version.
 
     Example:
-        See `eggroll.training.journal.Journal`.
+        See `eggroll.training.ledger.journal.Journal`.
     """
     made = Replay(base, ledger, optimizer=optimizer, mesh=mesh, sharding=sharding)
     state = made.run(generation, on_generation)

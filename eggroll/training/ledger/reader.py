@@ -9,7 +9,7 @@ from typing import BinaryIO, NoReturn
 
 from eggroll.training.errors import RunError
 from eggroll.training.folder.layout import LEDGER
-from eggroll.training.ledger_format import (
+from eggroll.training.ledger.format import (
     DIGEST,
     GENERATION,
     HEAD,

@@ -19,8 +19,8 @@ from eggroll.strategy.schedules import sigma_at
 from eggroll.training.errors import RunError
 from eggroll.training.folder.settings import NOTHING, compared
 from eggroll.training.folder.versions import version_of
-from eggroll.training.ledger_base import joint_digest
-from eggroll.training.ledger_mesh import laid_out, mesh_difference, mesh_to_json
+from eggroll.training.ledger.base import joint_digest
+from eggroll.training.ledger.mesh import laid_out, mesh_difference, mesh_to_json
 from eggroll.training.optimizers import spec_of, to_json
 
 FORMAT = 1
@@ -34,7 +34,7 @@ def settings_of(es: ES, key: jax.Array, base: Mapping[str, str], name: str | Non
     Args:
         es: the strategy; its plan is left out before its first generation.
         key: typed threefry key of the run.
-        base: path → digest, from `eggroll.training.ledger_base.digests`.
+        base: path → digest, from `eggroll.training.ledger.base.digests`.
         name: what the base is called, such as a model's name; or None.
 
     Returns:

@@ -13,8 +13,8 @@ from eggroll.strategy.noise.keys import generation_key
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.schedules import rate_at
 from eggroll.strategy.state import State
-from eggroll.training.ledger_format import Generation as Record
-from eggroll.training.ledger_settings import population_of
+from eggroll.training.ledger.format import Generation as Record
+from eggroll.training.ledger.settings import population_of
 from eggroll.training.optimizers import from_json
 
 

@@ -95,7 +95,7 @@ class Settings:
     """A settings record: what the generations after it have in common.
 
     Attributes:
-        content: see `eggroll.training.ledger_settings`.
+        content: see `eggroll.training.ledger.settings`.
         payload: the same as JSON, as it lies in the file.
     """
 

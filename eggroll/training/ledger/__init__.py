@@ -1,0 +1,1 @@
+"""The ledger: a generation as its key and a number per member, and parameters rebuilt from it."""
