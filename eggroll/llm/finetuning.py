@@ -36,8 +36,7 @@ from eggroll.training.optimizers import named
 from eggroll.training.options import UNDECIDING, SettingsError
 from eggroll.training.processes.deciding import first_decides
 from eggroll.training.progress import Shown
-from eggroll.training.result import Result
-from eggroll.training.stopping import EarlyStopping
+from eggroll.training.stopping import EarlyStopping, Result
 from eggroll.training.store import Saving
 
 SHOWN = Shown(

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
     from eggroll.training.metrics import read_metrics
     from eggroll.training.optimizers import named, schedule
     from eggroll.training.progress import Meter, Shown
-    from eggroll.training.result import Result
     from eggroll.training.steps import Compiled, Scored, Step
-    from eggroll.training.stopping import EarlyStopping
+    from eggroll.training.stopping import EarlyStopping, Result
     from eggroll.training.store import Saving
 
 __all__ = [
@@ -45,7 +44,7 @@ _FILES = {
     "Compiled": "eggroll.training.steps",
     "EarlyStopping": "eggroll.training.stopping",
     "Meter": "eggroll.training.progress",
-    "Result": "eggroll.training.result",
+    "Result": "eggroll.training.stopping",
     "RunError": "eggroll.training.errors",
     "Saving": "eggroll.training.store",
     "Scored": "eggroll.training.steps",

@@ -18,14 +18,12 @@ from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.data import Source, as_source
 from eggroll.training.errors import RunError
-from eggroll.training.measuring import check_measured, measured, plain
 from eggroll.training.metrics import Record
 from eggroll.training.opening import Opening
 from eggroll.training.processes.talk import gather
 from eggroll.training.progress import Meter
-from eggroll.training.result import Result
 from eggroll.training.steps import Compiled, Step
-from eggroll.training.stopping import EarlyStopping, StopRequest
+from eggroll.training.stopping import EarlyStopping, Result, StopRequest, check_measured, measured, plain
 from eggroll.training.store import Place, Saving, Store
 
 Evaluate = Callable[[State, Any], Mapping[str, float]]

@@ -11,6 +11,12 @@ from dataclasses import dataclass
 from types import FrameType, TracebackType
 from typing import Any
 
+import numpy as np
+
+from eggroll.strategy.state import State
+from eggroll.training.errors import RunError
+from eggroll.training.metrics import Record
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STDERR = 2
 STOPPING = b"\nstopping after this generation (Ctrl-C again: at once; --resume then goes on from the last checkpoint)\n"
@@ -117,3 +123,56 @@ class Seen:
     def _gain(self, stopping: EarlyStopping, value: float) -> float:
         assert self.best is not None
         return value - self.best if stopping.higher else self.best - value
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to.
+
+    Attributes:
+        state: the strategy's state; `state.params` are the trained parameters.
+        carry: the model's own state.
+        ended: `"finished"`, `"interrupted"`, `"interrupted at once"` (by a second Ctrl-C: nothing was saved any more),
+            `"out of time"`, `"out of data"`, `"stopped early"`, or what went wrong.
+        seconds: of all generations, also those before a resumption, compilation included.
+        resumed: the generation that the run went on from; 0 for one from the start.
+    """
+
+    state: State
+    carry: Any
+    ended: str
+    seconds: float
+    resumed: int
+
+    @property
+    def generation(self) -> int:
+        """Updates made."""
+        return int(self.state.generation)
+
+
+def plain(x: Any) -> Any:
+    """A number of the metrics as JSON can hold it: integers as they are, others with six digits."""
+    return int(x) if np.issubdtype(np.asarray(x).dtype, np.integer) else float(f"{float(x):.6g}")
+
+
+def measured(values: Mapping[str, Any], record: Record) -> Record:
+    """What an evaluation hook returned, as JSON can hold it."""
+    taken = sorted(values.keys() & (record.keys() | {"members_per_second", "seconds"}))
+    if taken:
+        raise RunError(
+            f"got {', '.join(taken)} from the evaluation hook; these names are the loop's own. Choose others."
+        )
+    return {name: x if isinstance(x, str | bool | int | None) else float(x) for name, x in values.items()}
+
+
+def check_measured(record: Record, score: str, stopping: EarlyStopping | None) -> None:
+    """Raises at the first measurement for names that it lacks: they would be waited for in vain."""
+    wanted = {"the score of saving=Saving(score=...)": score}
+    if stopping is not None:
+        wanted["the metric of early_stopping=EarlyStopping(...)"] = stopping.metric
+    for what, name in wanted.items():
+        if name not in record:
+            raise RunError(
+                f"got {name!r} as {what}, which the first measurement lacks; one of {', '.join(sorted(record))} is "
+                "required."
+            )

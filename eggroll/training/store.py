@@ -16,10 +16,9 @@ from eggroll.training.data import Position
 from eggroll.training.folder.layout import LEDGER
 from eggroll.training.ledger.journal import Journal
 from eggroll.training.ledger.reader import LedgerError
-from eggroll.training.metrics import MetricsFile, Record
+from eggroll.training.metrics import MetricsFile, Record, TensorBoard
 from eggroll.training.options import check_tensorboard
 from eggroll.training.stopping import Seen
-from eggroll.training.tensorboard import TensorBoard
 
 LOGGER = logging.getLogger("eggroll")
 

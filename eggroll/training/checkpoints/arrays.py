@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 from eggroll.training.checkpoints.leaves import Place
+from eggroll.training.checkpoints.small import SMALL_FILE
 from eggroll.training.errors import RunError
 
 SMALL = 1 << 28  # bytes: a copy on the host is nothing, and one file is written faster than a database
