@@ -31,7 +31,7 @@ from eggroll.llm.answering import Marker, decoding_of, open_model
 from eggroll.llm.decoding import generator, split
 from eggroll.llm.evaluation import Evaluator
 from eggroll.llm.finetuning import HELD_OUT
-from eggroll.llm.loading import LanguageModel
+from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.questions import Questions, chosen, questions, task_of
 from eggroll.llm.scoring import Scorers
 from eggroll.llm.settings import Asked

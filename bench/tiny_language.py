@@ -8,9 +8,9 @@ from flax import nnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from eggroll.llm.config import config_from
-from eggroll.llm.decoder import Decoder
-from eggroll.llm.loading import LanguageModel
+from eggroll.llm.model.config import config_from
+from eggroll.llm.model.decoder import Decoder
+from eggroll.llm.model.loading import LanguageModel
 
 PAD, END = "<pad>", "<end>"
 SIZES: dict[str, Any] = {

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 from eggroll.lazy import lazy
 
 if TYPE_CHECKING:
-    from eggroll.llm.config import DecoderConfig
-    from eggroll.llm.decoder import Decoder
     from eggroll.llm.decoding import Answers, Decoding, generator, split
     from eggroll.llm.evaluation import Evaluator, evaluate
     from eggroll.llm.finetuning import finetune
     from eggroll.llm.generation import generate, generate_plain
-    from eggroll.llm.loading import LanguageModel, load, save
+    from eggroll.llm.model.config import DecoderConfig
+    from eggroll.llm.model.decoder import Decoder
+    from eggroll.llm.model.loading import LanguageModel, load, save
     from eggroll.llm.scoring import Rewards, Scorers
     from eggroll.llm.settings import EvaluateSettings, FinetuneSettings, settings_for
     from eggroll.llm.step import Answered
@@ -50,13 +50,13 @@ __all__ = [
 _FILES = {
     "Answered": "eggroll.llm.step",
     "Answers": "eggroll.llm.decoding",
-    "Decoder": "eggroll.llm.decoder",
-    "DecoderConfig": "eggroll.llm.config",
+    "Decoder": "eggroll.llm.model.decoder",
+    "DecoderConfig": "eggroll.llm.model.config",
     "Decoding": "eggroll.llm.decoding",
     "EvaluateSettings": "eggroll.llm.settings",
     "Evaluator": "eggroll.llm.evaluation",
     "FinetuneSettings": "eggroll.llm.settings",
-    "LanguageModel": "eggroll.llm.loading",
+    "LanguageModel": "eggroll.llm.model.loading",
     "Problem": "eggroll.llm.tasks",
     "Rewards": "eggroll.llm.scoring",
     "Scorers": "eggroll.llm.scoring",
@@ -67,8 +67,8 @@ _FILES = {
     "generate": "eggroll.llm.generation",
     "generate_plain": "eggroll.llm.generation",
     "generator": "eggroll.llm.decoding",
-    "load": "eggroll.llm.loading",
-    "save": "eggroll.llm.loading",
+    "load": "eggroll.llm.model.loading",
+    "save": "eggroll.llm.model.loading",
     "settings_for": "eggroll.llm.settings",
     "split": "eggroll.llm.decoding",
     "task_named": "eggroll.llm.tasks",

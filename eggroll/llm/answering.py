@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from eggroll.llm.decoding import Decoding
-from eggroll.llm.loading import LanguageModel, load
+from eggroll.llm.model.loading import LanguageModel, load
 from eggroll.llm.model_folders import source_of
 from eggroll.llm.prompts import answer_texts
 from eggroll.llm.scoring import Rewards, Scorers

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from eggroll.llm.decoder import empty_cache
+from eggroll.llm.model.decoder import empty_cache
 from eggroll.llm.sampling import choose
 
 __all__ = ["Answers", "Decoding", "Generator", "generator", "row_keys", "split"]

@@ -13,7 +13,7 @@ import jax
 from eggroll.llm.answering import Marker, decoding_of, open_model, scorers_of
 from eggroll.llm.decoding import generator, split
 from eggroll.llm.evaluation import Evaluator, Measured
-from eggroll.llm.loading import LanguageModel
+from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.model_folders import write_model
 from eggroll.llm.questions import Questions, chosen, questions, task_of
 from eggroll.llm.run_facts import NAMES, digest_of, facts_of

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import jax
 
-from eggroll.llm.config import DecoderConfig
 from eggroll.llm.decoding import Decoding
+from eggroll.llm.model.config import DecoderConfig
 from eggroll.strategy.evaluate.chunking import ENOUGH_ROWS, near_divisor
 from eggroll.training.errors import RunError
 

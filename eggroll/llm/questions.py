@@ -16,7 +16,7 @@ from eggroll.llm.tasks.base import TooFewError
 from eggroll.training.options import SettingsError
 
 if TYPE_CHECKING:
-    from eggroll.llm.loading import LanguageModel
+    from eggroll.llm.model.loading import LanguageModel
 
 
 POOL = 1024  # training problems to draw from, unless the user says otherwise

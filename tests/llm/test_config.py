@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from eggroll.llm.config import DecoderConfig, Rope, config_from
+from eggroll.llm.model.config import DecoderConfig, Rope, config_from
 from eggroll.training.errors import RunError
 from tests.llm.families import LLAMA3, SETTINGS
 
@@ -83,7 +83,7 @@ def test_what_the_decoder_lacks_is_refused_by_name(family, change, message):
 
 
 def test_llama3s_frequencies_are_kept_scaled_or_between():
-    from eggroll.llm.rotary import frequencies
+    from eggroll.llm.model.rotary import frequencies
 
     rope = config_from(SETTINGS["llama3"]).rope
     plain, scaled = frequencies(Rope(rope.theta), 16), frequencies(rope, 16)

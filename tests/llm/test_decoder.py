@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 
 import eggroll
-from eggroll.llm.config import config_from
-from eggroll.llm.decoder import Decoder, empty_cache
+from eggroll.llm.model.config import config_from
+from eggroll.llm.model.decoder import Decoder, empty_cache
 from tests.llm.families import SETTINGS
 from tests.quick import quickest
 

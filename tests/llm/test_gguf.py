@@ -10,8 +10,8 @@ from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter, dequantize, quant
 from safetensors.numpy import load_file
 
 from eggroll import llm
-from eggroll.llm.gguf_file import settings_from
-from eggroll.llm.gguf_tokens import tokenizer_from
+from eggroll.llm.model.gguf_file import settings_from
+from eggroll.llm.model.gguf_tokens import tokenizer_from
 from eggroll.training.errors import RunError
 from tests.llm import tiny
 from tests.llm.families import LLAMA3

@@ -9,10 +9,10 @@ from flax import nnx
 
 import eggroll
 from eggroll.llm import memory
-from eggroll.llm.config import DecoderConfig
-from eggroll.llm.decoder import Decoder
 from eggroll.llm.decoding import Decoding, generator, split
 from eggroll.llm.memory import Need, answer_need, available, fit, in_words
+from eggroll.llm.model.config import DecoderConfig
+from eggroll.llm.model.decoder import Decoder
 from eggroll.strategy.members import Members
 from eggroll.training.errors import RunError
 

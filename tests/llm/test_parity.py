@@ -14,10 +14,10 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from eggroll import llm
-from eggroll.llm.config import config_from
-from eggroll.llm.decoder import empty_cache
-from eggroll.llm.loading import decoder_of
-from eggroll.llm.weights_hf import read_folder, write_file
+from eggroll.llm.model.config import config_from
+from eggroll.llm.model.decoder import empty_cache
+from eggroll.llm.model.loading import decoder_of
+from eggroll.llm.model.weights_hf import read_folder, write_file
 from tests.llm.families import SETTINGS
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,9 +13,9 @@ from flax import nnx
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from eggroll.llm.config import DecoderConfig, config_from
-from eggroll.llm.decoder import Decoder
-from eggroll.llm.loading import LanguageModel, decoder_of, save
+from eggroll.llm.model.config import DecoderConfig, config_from
+from eggroll.llm.model.decoder import Decoder
+from eggroll.llm.model.loading import LanguageModel, decoder_of, save
 from tests.llm.families import SETTINGS, VOCABULARY
 
 SPECIAL = ("<pad>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -12,9 +12,9 @@ import numpy as np
 from flax import nnx
 
 import eggroll
-from eggroll.llm.config import DecoderConfig
-from eggroll.llm.decoder import Decoder
 from eggroll.llm.decoding import Decoding, split
+from eggroll.llm.model.config import DecoderConfig
+from eggroll.llm.model.decoder import Decoder
 from eggroll.llm.prompts import Prompts, pad_left
 from eggroll.strategy.members import Members
 

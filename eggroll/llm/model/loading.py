@@ -13,10 +13,10 @@ import jax
 from flax import nnx
 
 from eggroll.extras import needed_for
-from eggroll.llm.config import DecoderConfig, config_from
-from eggroll.llm.decoder import Decoder
-from eggroll.llm.tokens import check_tokenizer, end_tokens, load_tokenizer, pad_token, save_tokenizer
-from eggroll.llm.weights_hf import read_folder, write_file
+from eggroll.llm.model.config import DecoderConfig, config_from
+from eggroll.llm.model.decoder import Decoder
+from eggroll.llm.model.tokens import check_tokenizer, end_tokens, load_tokenizer, pad_token, save_tokenizer
+from eggroll.llm.model.weights_hf import read_folder, write_file
 from eggroll.training.errors import RunError
 
 __all__ = ["LanguageModel", "load", "save"]
@@ -78,7 +78,7 @@ def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
     if path.is_file():
         if path.suffix != ".gguf":
             raise RunError(f"got the file {path}; a folder, a .gguf file or a hub id is required.")
-        from eggroll.llm.gguf_file import read_gguf
+        from eggroll.llm.model.gguf_file import read_gguf
 
         settings, generation, tokenizer, config, weights = read_gguf(path, dtype)
     else:

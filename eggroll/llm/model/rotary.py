@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.llm.config import Rope
+from eggroll.llm.model.config import Rope
 
 __all__ = ["angles", "frequencies", "rotate"]
 
@@ -15,8 +15,8 @@ def frequencies(rope: Rope, head_width: int) -> np.ndarray:
     """Radians per position `[head_width / 2]` float32, highest first: θ^(−2i/head_width), scaled as `rope` says.
 
     Example:
-        >>> from eggroll.llm.config import Rope
-        >>> from eggroll.llm.rotary import frequencies
+        >>> from eggroll.llm.model.config import Rope
+        >>> from eggroll.llm.model.rotary import frequencies
         >>> [round(float(f), 4) for f in frequencies(Rope(theta=10000.0), 8)]
         [1.0, 0.1, 0.01, 0.001]
 

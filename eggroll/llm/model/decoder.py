@@ -11,8 +11,8 @@ from einops import rearrange
 from flax import nnx
 from jax import lax
 
-from eggroll.llm.config import DecoderConfig
-from eggroll.llm.rotary import angles, rotate
+from eggroll.llm.model.config import DecoderConfig
+from eggroll.llm.model.rotary import angles, rotate
 
 __all__ = ["Cache", "Decoder", "empty_cache", "layer_shapes"]
 

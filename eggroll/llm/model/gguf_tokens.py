@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from eggroll.llm.quiet import transformers
+from eggroll.llm.model.quiet import transformers
 from eggroll.training.errors import RunError
 
 __all__ = ["tokenizer_from"]

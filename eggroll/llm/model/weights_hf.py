@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, for safetensors)
 import numpy as np
 
-from eggroll.llm.config import DecoderConfig
-from eggroll.llm.decoder import layer_shapes
+from eggroll.llm.model.config import DecoderConfig
+from eggroll.llm.model.decoder import layer_shapes
 from eggroll.training.errors import RunError
 
 __all__ = ["assemble", "check_shapes", "hf_names", "read_folder", "write_file"]
@@ -46,8 +46,8 @@ def hf_names(config: DecoderConfig) -> dict[tuple[str, ...], list[str]]:
     """Hugging Face's tensor names for each weight of the decoder: one for each layer, or one.
 
     Example:
-        >>> from eggroll.llm.config import DecoderConfig
-        >>> from eggroll.llm.weights_hf import hf_names
+        >>> from eggroll.llm.model.config import DecoderConfig
+        >>> from eggroll.llm.model.weights_hf import hf_names
         >>> config = DecoderConfig(64, 16, 32, layers=1, heads=4, key_value_heads=2, head_width=4)
         >>> hf_names(config)["layers", "query"]
         ['model.layers.0.self_attn.q_proj.weight']

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from eggroll.llm.config import DecoderConfig
-from eggroll.llm.quiet import transformers
+from eggroll.llm.model.config import DecoderConfig
+from eggroll.llm.model.quiet import transformers
 from eggroll.training.errors import RunError
 
 __all__ = ["check_tokenizer", "end_tokens", "load_tokenizer", "pad_token", "save_tokenizer"]

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from eggroll.extras import needed_for
-from eggroll.llm.config import DecoderConfig, Rope, config_from
-from eggroll.llm.gguf_tokens import tokenizer_from
-from eggroll.llm.rotary import frequencies
-from eggroll.llm.weights_hf import assemble, check_shapes, hf_names
+from eggroll.llm.model.config import DecoderConfig, Rope, config_from
+from eggroll.llm.model.gguf_tokens import tokenizer_from
+from eggroll.llm.model.rotary import frequencies
+from eggroll.llm.model.weights_hf import assemble, check_shapes, hf_names
 from eggroll.training.errors import RunError
 
 __all__ = ["read_gguf", "settings_from"]

@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
-from eggroll.llm.quiet import silent, transformers
+from eggroll.llm.model.quiet import silent, transformers
 from eggroll.training.errors import RunError
 
 __all__ = ["DecoderConfig", "Rope", "config_from"]
@@ -83,7 +83,7 @@ class DecoderConfig:
         sliding_rope: rotary positions of the sliding layers, if others than `rope`.
 
     Example:
-        >>> from eggroll.llm.config import DecoderConfig
+        >>> from eggroll.llm.model.config import DecoderConfig
         >>> DecoderConfig(vocabulary=64, width=16, hidden=32, layers=2, heads=4, key_value_heads=2, head_width=4).tied
         True
     """
@@ -131,7 +131,7 @@ def config_from(hf: Mapping[str, Any]) -> DecoderConfig:
         RunError: an architecture that the decoder does not know, or a setting that it lacks, by name.
 
     Example:
-        >>> from eggroll.llm.config import config_from
+        >>> from eggroll.llm.model.config import config_from
         >>> config = config_from({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4})
         >>> config.head_width, config.key_value_heads, config.rope.theta
         (16, 4, 10000.0)
@@ -188,7 +188,7 @@ def _refuse_what_is_lacking(hf: Mapping[str, Any], full: Mapping[str, Any]) -> N
         if full.get(name) not in off:
             raise RunError(
                 f"got {name}={full[name]!r} in the configuration of this {full['model_type']} model; the decoder does "
-                f"not compute that, only {name}={off[0]!r}. Choose another model, or add it to eggroll/llm/decoder.py."
+                f"not compute that, only {name}={off[0]!r}. Choose another model, or add it to eggroll/llm/model/decoder.py."
             )
     heads = [name for name in hf.get("architectures") or () if not name.endswith("ForCausalLM")]
     if heads:

@@ -1,0 +1,1 @@
+"""Language models: configurations, weights, tokenizers and the decoder."""
