@@ -28,8 +28,8 @@ from bench.options import Common
 from bench.report import Report
 from bench.timing import Timing, interleave
 from eggroll.llm import Decoder, DecoderConfig, Decoding, generator, load
-from eggroll.llm.decoding import split
-from eggroll.llm.memory import answer_need
+from eggroll.llm.answers.decoding import split
+from eggroll.llm.answers.memory import answer_need
 
 SIGMA = 0.001
 # SmolLM2-135M: huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, config.json.

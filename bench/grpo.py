@@ -28,7 +28,7 @@ from bench.options import Common
 from bench.report import Report
 from bench.tiny_language import tiny_language
 from eggroll.llm.answering import Marker, decoding_of, open_model
-from eggroll.llm.decoding import generator, split
+from eggroll.llm.answers.decoding import generator, split
 from eggroll.llm.evaluation import Evaluator
 from eggroll.llm.finetuning import HELD_OUT
 from eggroll.llm.model.loading import LanguageModel

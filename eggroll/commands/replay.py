@@ -53,7 +53,7 @@ def _base(command: Replay) -> tuple[Any, Callable[[Path, Any], None] | None]:
     if model is None:
         return command.base, None
     quiet_transformers()
-    from eggroll.llm.decoding import split
+    from eggroll.llm.answers.decoding import split
     from eggroll.training.ledger.replay_files import verify
 
     as_folder = command.out.suffix != ".npz"

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 from eggroll.lazy import lazy
 
 if TYPE_CHECKING:
-    from eggroll.llm.decoding import Answers, Decoding, generator, split
+    from eggroll.llm.answers.decoding import Answers, Decoding, generator, split
+    from eggroll.llm.answers.generation import generate, generate_plain
     from eggroll.llm.evaluation import Evaluator, evaluate
     from eggroll.llm.finetuning import finetune
-    from eggroll.llm.generation import generate, generate_plain
     from eggroll.llm.model.config import DecoderConfig
     from eggroll.llm.model.decoder import Decoder
     from eggroll.llm.model.loading import LanguageModel, load, save
@@ -49,10 +49,10 @@ __all__ = [
 # Names and the files that they come from, which are loaded when they are asked for.
 _FILES = {
     "Answered": "eggroll.llm.step",
-    "Answers": "eggroll.llm.decoding",
+    "Answers": "eggroll.llm.answers.decoding",
     "Decoder": "eggroll.llm.model.decoder",
     "DecoderConfig": "eggroll.llm.model.config",
-    "Decoding": "eggroll.llm.decoding",
+    "Decoding": "eggroll.llm.answers.decoding",
     "EvaluateSettings": "eggroll.llm.settings",
     "Evaluator": "eggroll.llm.evaluation",
     "FinetuneSettings": "eggroll.llm.settings",
@@ -64,13 +64,13 @@ _FILES = {
     "custom_task": "eggroll.llm.tasks",
     "evaluate": "eggroll.llm.evaluation",
     "finetune": "eggroll.llm.finetuning",
-    "generate": "eggroll.llm.generation",
-    "generate_plain": "eggroll.llm.generation",
-    "generator": "eggroll.llm.decoding",
+    "generate": "eggroll.llm.answers.generation",
+    "generate_plain": "eggroll.llm.answers.generation",
+    "generator": "eggroll.llm.answers.decoding",
     "load": "eggroll.llm.model.loading",
     "save": "eggroll.llm.model.loading",
     "settings_for": "eggroll.llm.settings",
-    "split": "eggroll.llm.decoding",
+    "split": "eggroll.llm.answers.decoding",
     "task_named": "eggroll.llm.tasks",
 }
 

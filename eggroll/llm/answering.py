@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 
-from eggroll.llm.decoding import Decoding
+from eggroll.llm.answers.decoding import Decoding
+from eggroll.llm.answers.prompts import answer_texts
 from eggroll.llm.model.loading import LanguageModel, load
 from eggroll.llm.model_folders import source_of
-from eggroll.llm.prompts import answer_texts
 from eggroll.llm.scoring import Rewards, Scorers
 from eggroll.llm.settings import Asked
 from eggroll.llm.tasks import Problem, Task

@@ -11,8 +11,8 @@ import jax
 import numpy as np
 
 from eggroll.llm.answering import Marker, decoding_of, open_model, scorers_of
-from eggroll.llm.decoding import Generator, generator, split
-from eggroll.llm.generation import generate_plain
+from eggroll.llm.answers.decoding import Generator, generator, split
+from eggroll.llm.answers.generation import generate_plain
 from eggroll.llm.model_folders import asked_as_in_its_run
 from eggroll.llm.questions import Questions, questions, task_of
 from eggroll.llm.scoring import settled

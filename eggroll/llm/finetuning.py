@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from eggroll.llm.answering import Marker, decoding_of, open_model, scorers_of
-from eggroll.llm.decoding import generator, split
+from eggroll.llm.answers.decoding import generator, split
 from eggroll.llm.evaluation import Evaluator, Measured
 from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.model_folders import write_model

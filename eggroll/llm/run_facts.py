@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from eggroll.llm.memory import available
+from eggroll.llm.answers.memory import available
 from eggroll.llm.model_folders import digest, run_options
 from eggroll.llm.questions import Questions
 from eggroll.llm.settings import FinetuneSettings

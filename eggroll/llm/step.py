@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.llm.answering import Marker
-from eggroll.llm.decoding import Answers, Generator
-from eggroll.llm.generation import explained, generate, population_fit
-from eggroll.llm.memory import Fit
-from eggroll.llm.prompts import Prompts
+from eggroll.llm.answers.decoding import Answers, Generator
+from eggroll.llm.answers.generation import explained, generate, population_fit
+from eggroll.llm.answers.memory import Fit
+from eggroll.llm.answers.prompts import Prompts
 from eggroll.llm.questions import Questions
 from eggroll.llm.scoring import Rewards, all_failed
 from eggroll.strategy.es import ES, Metrics

@@ -17,7 +17,7 @@ from bench import grpo
 from bench.grpo_loss import Batch, Objective, advantages, log_probabilities, row_objectives
 from bench.grpo_training import Grpo, Recipe
 from bench.tiny_language import tiny_language
-from eggroll.llm.decoding import Answers, Decoding, generator
+from eggroll.llm.answers.decoding import Answers, Decoding, generator
 from eggroll.llm.tasks import task_named
 from tests.llm import tiny
 from tests.llm.climbing import SIZES

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from eggroll.llm.answering import Marker
-from eggroll.llm.prompts import encode
+from eggroll.llm.answers.prompts import encode
 from eggroll.llm.questions import Questions
 from eggroll.llm.scoring import Rewards, settled
 from eggroll.llm.tasks import Problem

@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 
 from eggroll.engine import jax_compat
-from eggroll.llm import decoding
-from eggroll.llm.decoding import Decoding, generator, split
+from eggroll.llm.answers import decoding
+from eggroll.llm.answers.decoding import Decoding, generator, split
 from eggroll.llm.model.decoder import Decoder
 from tests.llm import tiny, truth
 from tests.quick import quickest

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 import eggroll
-from eggroll.llm.decoding import Answers, Decoding, generator
-from eggroll.llm.generation import explained, generate, generate_plain, population_fit
-from eggroll.llm.memory import in_words
-from eggroll.llm.prompts import Prompts
+from eggroll.llm.answers.decoding import Answers, Decoding, generator
+from eggroll.llm.answers.generation import explained, generate, generate_plain, population_fit
+from eggroll.llm.answers.memory import in_words
+from eggroll.llm.answers.prompts import Prompts
 from eggroll.training.errors import RunError
 from tests.llm import truth
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import eggroll
-from eggroll.llm.decoding import Decoding, generator, split
+from eggroll.llm.answers.decoding import Decoding, generator, split
 from eggroll.llm.evaluation import Evaluator
 from eggroll.llm.step import Answered, no_tokens
 from eggroll.training import fit, named

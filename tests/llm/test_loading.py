@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from eggroll import llm
+from eggroll.llm.answers.prompts import encode
 from eggroll.llm.model_folders import write_model
-from eggroll.llm.prompts import encode
 from eggroll.training.errors import RunError
 from tests.llm import tiny
 from tests.llm.hub import hub

@@ -8,9 +8,9 @@ import pytest
 from flax import nnx
 
 import eggroll
-from eggroll.llm import memory
-from eggroll.llm.decoding import Decoding, generator, split
-from eggroll.llm.memory import Need, answer_need, available, fit, in_words
+from eggroll.llm.answers import memory
+from eggroll.llm.answers.decoding import Decoding, generator, split
+from eggroll.llm.answers.memory import Need, answer_need, available, fit, in_words
 from eggroll.llm.model.config import DecoderConfig
 from eggroll.llm.model.decoder import Decoder
 from eggroll.strategy.members import Members

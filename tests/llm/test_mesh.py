@@ -10,8 +10,8 @@ import pytest
 
 PROGRAM = """
 import jax, numpy as np
-from eggroll.llm.generation import generate, population_fit
-from eggroll.llm.decoding import generator
+from eggroll.llm.answers.generation import generate, population_fit
+from eggroll.llm.answers.decoding import generator
 from tests.llm import truth
 
 mesh = jax.make_mesh((8,), ("population",))

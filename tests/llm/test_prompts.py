@@ -10,8 +10,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from eggroll.llm.decoding import Answers
-from eggroll.llm.prompts import answer_texts, encode
+from eggroll.llm.answers.decoding import Answers
+from eggroll.llm.answers.prompts import answer_texts, encode
 from eggroll.training.errors import RunError
 from tests.llm.tiny import tokenizer as byte_tokenizer
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from eggroll.llm.answers.prompts import Prompts
 from eggroll.llm.evaluation import Measured
-from eggroll.llm.prompts import Prompts
 from eggroll.llm.questions import Questions
 from eggroll.llm.samples import Samples
 from eggroll.llm.tasks import Problem

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eggroll.llm.sampling import allowed, choose, nucleus
+from eggroll.llm.answers.sampling import allowed, choose, nucleus
 
 LOGITS = np.array([2.0, -1.0, 0.5, 1.5, -3.0, 0.0, 1.0], np.float32)
 DRAWS = 20_000

@@ -12,10 +12,10 @@ import numpy as np
 from flax import nnx
 
 import eggroll
-from eggroll.llm.decoding import Decoding, split
+from eggroll.llm.answers.decoding import Decoding, split
+from eggroll.llm.answers.prompts import Prompts, pad_left
 from eggroll.llm.model.config import DecoderConfig
 from eggroll.llm.model.decoder import Decoder
-from eggroll.llm.prompts import Prompts, pad_left
 from eggroll.strategy.members import Members
 
 CONFIG = DecoderConfig(vocabulary=37, width=16, layers=2, heads=4, key_value_heads=2, hidden=24, head_width=8)

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eggroll.llm.decoding import Answers, Generator
-from eggroll.llm.memory import Fit, answer_need, fit, in_words
-from eggroll.llm.prompts import Prompts
+from eggroll.llm.answers.decoding import Answers, Generator
+from eggroll.llm.answers.memory import Fit, answer_need, fit, in_words
+from eggroll.llm.answers.prompts import Prompts
 from eggroll.strategy.full_rank_members import FullRankMembers
 from eggroll.strategy.members import Members
 from eggroll.training.errors import RunError
@@ -44,7 +44,7 @@ def generate(
         common: whether members draw with common random numbers (default), so that they differ by their weights alone;
             False: each with its own.
         budget: bytes that caches, logits, activations and noise may take on a device. Default None: what
-            `eggroll.llm.memory.available` says.
+            `eggroll.llm.answers.memory.available` says.
         chunk: members at once on a device. Default None: as many as fit; see `population_fit`.
 
     Returns:
@@ -57,8 +57,8 @@ def generate(
         >>> import jax, jax.numpy as jnp, eggroll
         >>> from flax import nnx
         >>> from eggroll.llm import Decoder, DecoderConfig, Decoding, generate, generator
-        >>> from eggroll.llm.decoding import split
-        >>> from eggroll.llm.prompts import pad_left
+        >>> from eggroll.llm.answers.decoding import split
+        >>> from eggroll.llm.answers.prompts import pad_left
         >>> sizes = {"vocabulary": 32, "width": 16, "hidden": 32, "layers": 2, "heads": 2, "key_value_heads": 1}
         >>> graphdef, params = split(Decoder(DecoderConfig(**sizes, head_width=8), rngs=nnx.Rngs(0)))
         >>> es = eggroll.ES(population=4)

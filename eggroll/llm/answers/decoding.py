@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from eggroll.llm.answers.sampling import choose
 from eggroll.llm.model.decoder import empty_cache
-from eggroll.llm.sampling import choose
 
 __all__ = ["Answers", "Decoding", "Generator", "generator", "row_keys", "split"]
 
@@ -142,7 +142,7 @@ def generator(model: nnx.Module | nnx.GraphDef, decoding: Decoding) -> Generator
     The same object comes back for the same model and decoding, so that it is compiled once.
 
     Args:
-        model: a decoder, or its graph definition from `eggroll.llm.decoding.split`.
+        model: a decoder, or its graph definition from `eggroll.llm.answers.decoding.split`.
         decoding: how tokens are chosen.
 
     Returns:
@@ -155,7 +155,7 @@ def generator(model: nnx.Module | nnx.GraphDef, decoding: Decoding) -> Generator
         >>> import jax, jax.numpy as jnp
         >>> from flax import nnx
         >>> from eggroll.llm import Decoder, DecoderConfig, Decoding, generator
-        >>> from eggroll.llm.decoding import split
+        >>> from eggroll.llm.answers.decoding import split
         >>> sizes = {"vocabulary": 32, "width": 16, "hidden": 32, "layers": 2, "heads": 2, "key_value_heads": 1}
         >>> graphdef, params = split(Decoder(DecoderConfig(**sizes, head_width=8), rngs=nnx.Rngs(0)))
         >>> fun = generator(graphdef, Decoding(max_tokens=5))

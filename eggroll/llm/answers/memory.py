@@ -10,7 +10,7 @@ from pathlib import Path
 
 import jax
 
-from eggroll.llm.decoding import Decoding
+from eggroll.llm.answers.decoding import Decoding
 from eggroll.llm.model.config import DecoderConfig
 from eggroll.strategy.evaluate.chunking import ENOUGH_ROWS, near_divisor
 from eggroll.training.errors import RunError

@@ -1,0 +1,1 @@
+"""Answers: prompts, sampling, and generation for all members at once."""
