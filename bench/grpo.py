@@ -33,7 +33,7 @@ from eggroll.llm.evaluation import Evaluator
 from eggroll.llm.finetuning import HELD_OUT
 from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.questions import Questions, chosen, questions, task_of
-from eggroll.llm.scoring import Scorers
+from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.settings import Asked
 from eggroll.llm.tasks import Task
 

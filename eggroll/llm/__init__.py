@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from eggroll.llm.model.config import DecoderConfig
     from eggroll.llm.model.decoder import Decoder
     from eggroll.llm.model.loading import LanguageModel, load, save
-    from eggroll.llm.scoring import Rewards, Scorers
+    from eggroll.llm.rewards.scoring import Rewards, Scorers
     from eggroll.llm.settings import EvaluateSettings, FinetuneSettings, settings_for
     from eggroll.llm.step import Answered
     from eggroll.llm.tasks import Problem, Task, custom_task, task_named
@@ -58,8 +58,8 @@ _FILES = {
     "FinetuneSettings": "eggroll.llm.settings",
     "LanguageModel": "eggroll.llm.model.loading",
     "Problem": "eggroll.llm.tasks",
-    "Rewards": "eggroll.llm.scoring",
-    "Scorers": "eggroll.llm.scoring",
+    "Rewards": "eggroll.llm.rewards.scoring",
+    "Scorers": "eggroll.llm.rewards.scoring",
     "Task": "eggroll.llm.tasks",
     "custom_task": "eggroll.llm.tasks",
     "evaluate": "eggroll.llm.evaluation",

@@ -15,7 +15,7 @@ from eggroll.llm.answers.decoding import Generator, generator, split
 from eggroll.llm.answers.generation import generate_plain
 from eggroll.llm.model_folders import asked_as_in_its_run
 from eggroll.llm.questions import Questions, questions, task_of
-from eggroll.llm.scoring import settled
+from eggroll.llm.rewards.scoring import settled
 from eggroll.llm.settings import EvaluateSettings, options_from
 from eggroll.training.errors import RunError
 

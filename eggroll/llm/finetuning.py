@@ -16,9 +16,9 @@ from eggroll.llm.evaluation import Evaluator, Measured
 from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.model_folders import write_model
 from eggroll.llm.questions import Questions, chosen, questions, task_of
+from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.run_facts import NAMES, digest_of, facts_of
 from eggroll.llm.samples import Samples
-from eggroll.llm.scoring import Scorers
 from eggroll.llm.settings import FinetuneSettings, options_from
 from eggroll.llm.step import Answered, no_tokens, tokens_in
 from eggroll.llm.tasks import Task

@@ -16,7 +16,7 @@ from eggroll.llm.answers.generation import explained, generate, population_fit
 from eggroll.llm.answers.memory import Fit
 from eggroll.llm.answers.prompts import Prompts
 from eggroll.llm.questions import Questions
-from eggroll.llm.scoring import Rewards, all_failed
+from eggroll.llm.rewards.scoring import Rewards, all_failed
 from eggroll.strategy.es import ES, Metrics
 from eggroll.strategy.state import State
 from eggroll.training.processes.scoring import local_members, score

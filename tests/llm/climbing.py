@@ -10,7 +10,7 @@ import numpy as np
 from eggroll.llm.answering import Marker
 from eggroll.llm.answers.prompts import encode
 from eggroll.llm.questions import Questions
-from eggroll.llm.scoring import Rewards, settled
+from eggroll.llm.rewards.scoring import Rewards, settled
 from eggroll.llm.tasks import Problem
 from tests.llm import tiny
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from eggroll.llm.scoring import Scorers
+from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import custom_task
 from eggroll.training.errors import RunError
 

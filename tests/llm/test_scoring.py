@@ -8,8 +8,8 @@ import re
 import numpy as np
 import pytest
 
-from eggroll.llm import scoring_call
-from eggroll.llm.scoring import Rewards, Scorers, settled
+from eggroll.llm.rewards import call as scoring_call
+from eggroll.llm.rewards.scoring import Rewards, Scorers, settled
 from eggroll.llm.tasks import Problem, task_named
 from eggroll.training.errors import RunError
 from tests.llm import hostile_rewards as hostile
@@ -117,7 +117,7 @@ def test_slow_rewards_are_shared_out(monkeypatch):
 
 def test_processes_hold_no_jax_and_leave_accelerators_alone():
     with Scorers(hostile.modules, workers=1) as scorers:
-        found = scorers.score(["jax", "flax", "transformers", "eggroll.llm.scoring_worker"], [ANY] * 4)
+        found = scorers.score(["jax", "flax", "transformers", "eggroll.llm.rewards.worker"], [ANY] * 4)
     assert found.values.tolist() == [0, 0, 0, 1]
     with Scorers(task_named("arithmetic").reward, workers=1), Scorers(hostile.environment, workers=1) as scorers:
         assert scorers.score(["JAX_PLATFORMS"], [Problem("", "cpu")]).values.tolist() == [1]

@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from eggroll.llm import scoring_processes
-from eggroll.llm.scoring import Scorers
+from eggroll.llm.rewards import processes as scoring_processes
+from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import Problem
 from eggroll.training.errors import RunError
 from tests.llm import hostile_rewards as hostile

@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 # No `if __name__ == "__main__"`, on purpose.
 PLAIN = """
-from eggroll.llm.scoring import Scorers
+from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import Problem, task_named
 from eggroll.training.errors import RunError
 print("once")
@@ -36,7 +36,7 @@ for reward in (mine, Task().reward):
 """
 BUSY = """
 import multiprocessing, sys, time
-from eggroll.llm.scoring import Scorers
+from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import Problem
 from tests.llm import hostile_rewards
 order, seconds = sys.argv[1:]

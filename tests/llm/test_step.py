@@ -14,7 +14,7 @@ import eggroll
 from eggroll.llm.answers.decoding import Decoding, generator, split
 from eggroll.llm.evaluation import Evaluator
 from eggroll.llm.finetuning import draw_key
-from eggroll.llm.scoring import Rewards
+from eggroll.llm.rewards.scoring import Rewards
 from eggroll.llm.step import Answered, no_tokens, settled_together, tokens_in, with_tokens
 from eggroll.llm.tasks import Problem
 from eggroll.training import RunError, named

@@ -7,8 +7,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 
 from eggroll.extras import needed_for
-from eggroll.llm import scoring_worker
-from eggroll.llm.scoring_processes import Spawning, interrupts_later
+from eggroll.llm.rewards import worker as scoring_worker
+from eggroll.llm.rewards.processes import Spawning, interrupts_later
 from eggroll.training.errors import RunError
 
 with needed_for("processes that score"):

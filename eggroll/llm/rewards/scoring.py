@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eggroll.llm.scoring_call import Call
-from eggroll.llm.scoring_pool import Processes
-from eggroll.llm.scoring_processes import pickled
+from eggroll.llm.rewards.call import Call
+from eggroll.llm.rewards.pool import Processes
+from eggroll.llm.rewards.processes import pickled
 from eggroll.llm.tasks.base import Problem
 from eggroll.training.errors import RunError
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from eggroll.extras import needed_for
-from eggroll.llm.scoring_pool import Processes
+from eggroll.llm.rewards.pool import Processes
 from eggroll.llm.tasks.base import Problem
 from eggroll.training.errors import RunError
 

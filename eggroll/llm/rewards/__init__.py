@@ -1,0 +1,1 @@
+"""Rewards: answers scored in processes that can be ended."""
