@@ -27,14 +27,14 @@ from bench.grpo_training import Grpo, Recipe
 from bench.options import Common
 from bench.report import Report
 from bench.tiny_language import tiny_language
-from eggroll.llm.answering import Marker, decoding_of, open_model
 from eggroll.llm.answers.decoding import generator, split
-from eggroll.llm.evaluation import Evaluator
-from eggroll.llm.finetuning import HELD_OUT
+from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model
+from eggroll.llm.finetuning.evaluation import Evaluator
+from eggroll.llm.finetuning.job import HELD_OUT
+from eggroll.llm.finetuning.questions import Questions, chosen, questions, task_of
+from eggroll.llm.finetuning.settings import Asked
 from eggroll.llm.model.loading import LanguageModel
-from eggroll.llm.questions import Questions, chosen, questions, task_of
 from eggroll.llm.rewards.scoring import Scorers
-from eggroll.llm.settings import Asked
 from eggroll.llm.tasks import Task
 
 

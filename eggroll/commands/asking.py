@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from eggroll.commands.common import choices
-from eggroll.llm.settings import Dtype
+from eggroll.llm.finetuning.settings import Dtype
 
 
 def unless(metavar: str, default: str) -> Any:

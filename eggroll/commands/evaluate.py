@@ -12,7 +12,7 @@ from rich.console import Console
 
 from eggroll.commands.asking import AskOptions, unless
 from eggroll.commands.common import given, quiet_transformers, say
-from eggroll.llm.settings import EvaluateSettings, Split
+from eggroll.llm.finetuning.settings import EvaluateSettings, Split
 from eggroll.training.folder.files import check_writable, write_text
 
 
@@ -44,9 +44,9 @@ def evaluate(command: Evaluate) -> int:
     if out is not None:
         check_writable(out)
     quiet_transformers()
-    from eggroll.llm.evaluation import evaluate as run
-    from eggroll.llm.model_folders import asked_as_in_its_run
-    from eggroll.llm.samples import samples_of, shown
+    from eggroll.llm.finetuning.evaluation import evaluate as run
+    from eggroll.llm.finetuning.model_folders import asked_as_in_its_run
+    from eggroll.llm.finetuning.samples import samples_of, shown
 
     settings = asked_as_in_its_run(settings)
     measured, asked = run(settings)

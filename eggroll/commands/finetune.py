@@ -20,7 +20,7 @@ from eggroll.commands.common import (
     say,
     say_end,
 )
-from eggroll.llm.settings import DEFAULTS, FinetuneSettings, Method, Optimizer, settings_for
+from eggroll.llm.finetuning.settings import DEFAULTS, FinetuneSettings, Method, Optimizer, settings_for
 from eggroll.training.folder.layout import check_kept, claimed
 
 
@@ -89,9 +89,9 @@ def _finetune(settings: FinetuneSettings) -> int:
     say(console, f"fine-tuning {settings.model} on {settings.label}, {what}, into {settings.folder}")
     # Only here, so that help, refusals and the line above do not wait for Flax and transformers.
     quiet_transformers()
-    from eggroll.llm.finetuning import SHOWN
-    from eggroll.llm.finetuning import finetune as run
-    from eggroll.llm.samples import shown
+    from eggroll.llm.finetuning.job import SHOWN
+    from eggroll.llm.finetuning.job import finetune as run
+    from eggroll.llm.finetuning.samples import shown
     from eggroll.training.progress import Meter
     from eggroll.training.stopping import StopRequest
 

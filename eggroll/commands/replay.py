@@ -47,7 +47,7 @@ def replay(command: Replay) -> int:
 
 def _base(command: Replay) -> tuple[Any, Callable[[Path, Any], None] | None]:
     """The base as `replay_files` takes it, and how its parameters are written."""
-    from eggroll.llm.model_folders import base_model, check_apart, check_replaceable, load_base, write_model
+    from eggroll.llm.finetuning.model_folders import base_model, check_apart, check_replaceable, load_base, write_model
 
     model = base_model(command.base)
     if model is None:

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from eggroll.llm.model_folders import asked_as_in_its_run
-from eggroll.llm.settings import EvaluateSettings
-from eggroll.llm.step import Answered
+from eggroll.llm.finetuning.model_folders import asked_as_in_its_run
+from eggroll.llm.finetuning.settings import EvaluateSettings
+from eggroll.llm.finetuning.step import Answered
 from eggroll.training import RunError, read_metrics
 from tests.cli.running import PNG, call, environment, spawn
 from tests.llm import tiny
@@ -218,7 +218,7 @@ def test_a_run_keeps_to_the_memory_it_began_with_and_to_its_prompts(
     prompts, whole = there / "prompts.jsonl", (there / "prompts.jsonl").read_text(encoding="utf-8")
     command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "kept", "--eval-every", "2")
     assert call(*command, "--generations", "2") == 0
-    monkeypatch.setattr("eggroll.llm.run_facts.available", lambda: 30_000.0)
+    monkeypatch.setattr("eggroll.llm.finetuning.run_facts.available", lambda: 30_000.0)
     prompts.write_text(whole + '\n{"prompt": "Write about 99.", "topic": "99"}', encoding="utf-8")
     try:
         assert call(*command, "--resume") == 2

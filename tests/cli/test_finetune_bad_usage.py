@@ -104,7 +104,7 @@ def test_other_settings_are_refused_before_the_model_is_loaded(
     def loading(*_: object) -> None:
         raise RunError("the model was opened")
 
-    monkeypatch.setattr("eggroll.llm.finetuning.open_model", loading)
+    monkeypatch.setattr("eggroll.llm.finetuning.job.open_model", loading)
     options = {"model": str(place / "base"), "task": "arithmetic", "out": tmp_path, "population": 16}
     before = settings_for("eggroll", **options).to_json()
     (tmp_path / "config.json").write_text(json.dumps({"options": before}), encoding="utf-8")

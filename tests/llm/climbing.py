@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from eggroll.llm.answering import Marker
 from eggroll.llm.answers.prompts import encode
-from eggroll.llm.questions import Questions
+from eggroll.llm.finetuning.answering import Marker
+from eggroll.llm.finetuning.questions import Questions
 from eggroll.llm.rewards.scoring import Rewards, settled
 from eggroll.llm.tasks import Problem
 from tests.llm import tiny

@@ -8,7 +8,14 @@ from typing import Any, get_args
 
 import pytest
 
-from eggroll.llm.settings import DEFAULTS, EvaluateSettings, FinetuneSettings, Method, options_from, settings_for
+from eggroll.llm.finetuning.settings import (
+    DEFAULTS,
+    EvaluateSettings,
+    FinetuneSettings,
+    Method,
+    options_from,
+    settings_for,
+)
 from eggroll.training.options import SettingsError
 
 ASKED: dict[str, Any] = {"model": "a folder", "task": "countdown"}

@@ -12,8 +12,8 @@ import pytest
 
 import eggroll
 from eggroll.llm.answers.decoding import Decoding, generator, split
-from eggroll.llm.evaluation import Evaluator
-from eggroll.llm.step import Answered, no_tokens
+from eggroll.llm.finetuning.evaluation import Evaluator
+from eggroll.llm.finetuning.step import Answered, no_tokens
 from eggroll.training import fit, named
 from tests.llm.climbing import asked, language, letters, marker
 from tests.quick import quickest

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from eggroll import llm
 from eggroll.llm.answers.prompts import encode
-from eggroll.llm.model_folders import write_model
+from eggroll.llm.finetuning.model_folders import write_model
 from eggroll.training.errors import RunError
 from tests.llm import tiny
 from tests.llm.hub import hub

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from eggroll.llm.questions import chosen, questions, task_of
-from eggroll.llm.settings import settings_for
+from eggroll.llm.finetuning.questions import chosen, questions, task_of
+from eggroll.llm.finetuning.settings import settings_for
 from eggroll.llm.tasks import Problem, task_named
 from eggroll.llm.tasks.base import Listed, too_few
 from eggroll.training import RunError

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from eggroll.llm.answers.prompts import Prompts
-from eggroll.llm.evaluation import Measured
-from eggroll.llm.questions import Questions
-from eggroll.llm.samples import Samples
+from eggroll.llm.finetuning.evaluation import Measured
+from eggroll.llm.finetuning.questions import Questions
+from eggroll.llm.finetuning.samples import Samples
 from eggroll.llm.tasks import Problem
 
 

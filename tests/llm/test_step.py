@@ -12,10 +12,10 @@ import pytest
 
 import eggroll
 from eggroll.llm.answers.decoding import Decoding, generator, split
-from eggroll.llm.evaluation import Evaluator
-from eggroll.llm.finetuning import draw_key
+from eggroll.llm.finetuning.evaluation import Evaluator
+from eggroll.llm.finetuning.job import draw_key
+from eggroll.llm.finetuning.step import Answered, no_tokens, settled_together, tokens_in, with_tokens
 from eggroll.llm.rewards.scoring import Rewards
-from eggroll.llm.step import Answered, no_tokens, settled_together, tokens_in, with_tokens
 from eggroll.llm.tasks import Problem
 from eggroll.training import RunError, named
 from tests.llm.climbing import InProcess, asked, language, letters, marker
@@ -103,7 +103,7 @@ def test_the_worst_reward_is_that_of_all_processes(monkeypatch: pytest.MonkeyPat
         return Rewards(np.array(values), int(lost.sum()), "it raised", lost)
 
     others = 0.25  # the least reward of another process
-    monkeypatch.setattr("eggroll.llm.step.gather", lambda value: np.array([value, others]))
+    monkeypatch.setattr("eggroll.llm.finetuning.step.gather", lambda value: np.array([value, others]))
     assert settled_together(rewards(0.5, np.nan)).tolist() == [0.5, 0.25]
     assert settled_together(rewards(np.nan, np.nan)).tolist() == [0.25, 0.25]  # one process alone may fail
     assert settled_together(rewards(0.5, np.nan), -1).tolist() == [0.5, -1]

@@ -10,10 +10,10 @@ import jax
 
 from eggroll.llm.answers.decoding import Decoding
 from eggroll.llm.answers.prompts import answer_texts
+from eggroll.llm.finetuning.model_folders import source_of
+from eggroll.llm.finetuning.settings import Asked
 from eggroll.llm.model.loading import LanguageModel, load
-from eggroll.llm.model_folders import source_of
 from eggroll.llm.rewards.scoring import Rewards, Scorers
-from eggroll.llm.settings import Asked
 from eggroll.llm.tasks import Problem, Task
 from eggroll.training.options import SettingsError
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eggroll.llm.evaluation import Measured
-from eggroll.llm.questions import Questions
+from eggroll.llm.finetuning.evaluation import Measured
+from eggroll.llm.finetuning.questions import Questions
 from eggroll.training.folder.files import write_text
 from eggroll.training.folder.layout import SAMPLES
 from eggroll.training.metrics import read_metrics

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.llm.answering import Marker
 from eggroll.llm.answers.decoding import Answers, Generator
 from eggroll.llm.answers.generation import explained, generate, population_fit
 from eggroll.llm.answers.memory import Fit
 from eggroll.llm.answers.prompts import Prompts
-from eggroll.llm.questions import Questions
+from eggroll.llm.finetuning.answering import Marker
+from eggroll.llm.finetuning.questions import Questions
 from eggroll.llm.rewards.scoring import Rewards, all_failed
 from eggroll.strategy.es import ES, Metrics
 from eggroll.strategy.state import State

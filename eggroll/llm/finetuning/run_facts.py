@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from eggroll.llm.answers.memory import available
-from eggroll.llm.model_folders import digest, run_options
-from eggroll.llm.questions import Questions
-from eggroll.llm.settings import FinetuneSettings
+from eggroll.llm.finetuning.model_folders import digest, run_options
+from eggroll.llm.finetuning.questions import Questions
+from eggroll.llm.finetuning.settings import FinetuneSettings
 from eggroll.training.folder.layout import holds_run
 from eggroll.training.processes.deciding import first_decides
 

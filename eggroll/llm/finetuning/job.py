@@ -10,17 +10,17 @@ from typing import Any
 
 import jax
 
-from eggroll.llm.answering import Marker, decoding_of, open_model, scorers_of
 from eggroll.llm.answers.decoding import generator, split
-from eggroll.llm.evaluation import Evaluator, Measured
+from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model, scorers_of
+from eggroll.llm.finetuning.evaluation import Evaluator, Measured
+from eggroll.llm.finetuning.model_folders import write_model
+from eggroll.llm.finetuning.questions import Questions, chosen, questions, task_of
+from eggroll.llm.finetuning.run_facts import NAMES, digest_of, facts_of
+from eggroll.llm.finetuning.samples import Samples
+from eggroll.llm.finetuning.settings import FinetuneSettings, options_from
+from eggroll.llm.finetuning.step import Answered, no_tokens, tokens_in
 from eggroll.llm.model.loading import LanguageModel
-from eggroll.llm.model_folders import write_model
-from eggroll.llm.questions import Questions, chosen, questions, task_of
 from eggroll.llm.rewards.scoring import Scorers
-from eggroll.llm.run_facts import NAMES, digest_of, facts_of
-from eggroll.llm.samples import Samples
-from eggroll.llm.settings import FinetuneSettings, options_from
-from eggroll.llm.step import Answered, no_tokens, tokens_in
 from eggroll.llm.tasks import Task
 from eggroll.strategy.es import ES
 from eggroll.strategy.state import State
@@ -103,7 +103,7 @@ def finetune(
     """Fine-tunes a model and writes the run folder, with the new model in its folder `model`.
 
     Args:
-        settings: from `eggroll.llm.settings.settings_for`.
+        settings: from `eggroll.llm.finetuning.settings.settings_for`.
         show: called with every line of the metrics, and first with the generation that it starts at.
         asked_to_stop: as in `eggroll.training.fit`.
 

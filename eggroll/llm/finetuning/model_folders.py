@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from eggroll.llm.finetuning.settings import Asked
 from eggroll.llm.model.loading import LanguageModel, load, save
-from eggroll.llm.settings import Asked
 from eggroll.training.errors import RunError
 from eggroll.training.folder.layout import CONFIG, MODEL, not_writable
 from eggroll.training.ledger.reader import Summary

@@ -1,0 +1,1 @@
+"""Fine-tuning: settings, questions, the generation, evaluation and the job as a whole."""
