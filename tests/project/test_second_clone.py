@@ -34,6 +34,6 @@ def test_it_imports_its_own_kernels(clone: Path) -> None:
 def test_it_tests_its_own_files(clone: Path, start: list[str]) -> None:
     # Both forms: `python -m pytest` puts the working directory on the path, `pytest` does not. A fixture of all tests
     # looks where everything was imported from.
-    command = [sys.executable, *start, "-n", "0", "-q", "-p", "no:cacheprovider", "tests/kernels/test_registry.py"]
+    command = [sys.executable, *start, "-n", "0", "-q", "-p", "no:cacheprovider", "tests/ops/test_registry.py"]
     done = subprocess.run(command, cwd=clone, capture_output=True, text=True)
     assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.training.test_checkpoints_faults import PRIVATE, ROOT, can_mount
+from tests.training.checkpoints.test_checkpoints_faults import PRIVATE, ROOT, can_mount
 
 
 @pytest.mark.slow

@@ -188,7 +188,8 @@ def _refuse_what_is_lacking(hf: Mapping[str, Any], full: Mapping[str, Any]) -> N
         if full.get(name) not in off:
             raise RunError(
                 f"got {name}={full[name]!r} in the configuration of this {full['model_type']} model; the decoder does "
-                f"not compute that, only {name}={off[0]!r}. Choose another model, or add it to eggroll/llm/model/decoder.py."
+                f"not compute that, only {name}={off[0]!r}. Choose another model, or add it to "
+                "eggroll/llm/model/decoder.py."
             )
     heads = [name for name in hf.get("architectures") or () if not name.endswith("ForCausalLM")]
     if heads:

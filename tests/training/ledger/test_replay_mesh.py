@@ -19,7 +19,7 @@ from tests.training.ledger_runs import mlp, run
 
 pytestmark = pytest.mark.optimised  # bits, as users get them
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 RECORDED = {
     "axes": [["population", 2], ["model", 4]],
     "sharding": [["a/b", [[], ["model"]]], ["c", [["data", "model"]]]],

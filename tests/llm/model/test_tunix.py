@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PYTHON = os.environ.get("EGGROLL_TUNIX_PYTHON")
 HOW = (
     "EGGROLL_TUNIX_PYTHON names no interpreter with google-tunix (it wants safetensors before 0.8, eggroll wants 0.8): "

@@ -20,7 +20,7 @@ from eggroll.llm.model.loading import decoder_of
 from eggroll.llm.model.weights_hf import read_folder, write_file
 from tests.llm.families import SETTINGS
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def loaded(family):

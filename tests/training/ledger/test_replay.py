@@ -256,7 +256,7 @@ def test_64_bits(tmp_path):
     """In a process of its own: the mode decides what everything is compiled to."""
     environment = os.environ | {"JAX_ENABLE_X64": "1"}
     command = [sys.executable, "-c", WIDE, str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2], env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], env=environment)
     assert done.returncode == 0, done.stderr
     with pytest.raises(RunError, match="jax_enable_x64"):
         replay(mlp(), tmp_path / "0.bin")

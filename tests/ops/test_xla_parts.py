@@ -13,7 +13,7 @@ from bench.kernel_truth import FLOAT32, seeded, update_truth
 from eggroll.kernels import rank_update
 from eggroll.ops import registry
 from eggroll.ops.xla_parts import rank_update_parts
-from tests.kernels.test_rank_update import SIZES, assert_matches, draw
+from tests.ops.test_rank_update import SIZES, assert_matches, draw
 
 pytestmark = pytest.mark.optimised  # bits, as users get them
 

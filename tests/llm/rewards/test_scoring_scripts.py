@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # No `if __name__ == "__main__"`, on purpose.
 PLAIN = """
 from eggroll.llm.rewards.scoring import Scorers

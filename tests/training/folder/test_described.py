@@ -19,7 +19,7 @@ from eggroll.training.folder.described import described, schedule_values
 from eggroll.training.folder.settings import check_same, differences
 from eggroll.training.optimizers import named
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SCALE = 2.0
 
 
@@ -72,7 +72,7 @@ def test_the_same_made_twice_is_the_same():
 
 
 def test_other_processes_agree():
-    code = "from tests.training.test_described import all_of_them; print(all_of_them())"
+    code = "from tests.training.folder.test_described import all_of_them; print(all_of_them())"
     env = os.environ | {"PYTHONHASHSEED": "7"}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=env, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == all_of_them()

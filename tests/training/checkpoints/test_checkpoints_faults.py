@@ -23,7 +23,7 @@ from eggroll.training.errors import RunError
 from eggroll.training.folder import integrity
 from tests.training.checkpoint_states import assert_same, small
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PRIVATE = ("unshare", "--map-root-user", "--mount")  # the mounts of such a process are its own, and end with it
 
 

@@ -24,7 +24,7 @@ from tests.strategy import sharded
 
 pytestmark = pytest.mark.optimised  # bits, as users get them
 
-ROOT = pathlib.Path(__file__).parents[2]
+ROOT = pathlib.Path(__file__).parents[3]
 QUICK = ("mlp,4x2,weights",)
 GRADIENTS = "gradients,2x4,members"
 BOTH = "members", "weights"
