@@ -19,11 +19,11 @@ import jax
 import numpy as np
 import tyro
 
-from bench.fresh import run_fresh
-from bench.inference import plain_inference
 from bench.model import QUICK_SECONDS, Options, Trained, network, points
-from bench.report import Report
-from bench.timing import interleave
+from bench.tools.fresh import run_fresh
+from bench.tools.inference import plain_inference
+from bench.tools.report import Report
+from bench.tools.timing import interleave
 
 LATER_STEPS = 3
 

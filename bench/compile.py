@@ -27,10 +27,10 @@ import optax
 import tyro
 
 import eggroll
-from bench.compile_limits import LEARNING_RATE, SIGMA, Built, plainest, plainest_low_rank
-from bench.networks import Network, deep_mlp, transformer
-from bench.options import Common
-from bench.report import Report
+from bench.tools.compile_limits import LEARNING_RATE, SIGMA, Built, plainest, plainest_low_rank
+from bench.tools.networks import Network, deep_mlp, transformer
+from bench.tools.options import Common
+from bench.tools.report import Report
 
 PHASES = ("trace", "lower", "compile")
 RATIOS = (

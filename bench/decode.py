@@ -24,9 +24,9 @@ import tyro
 from flax import nnx
 
 import eggroll
-from bench.options import Common
-from bench.report import Report
-from bench.timing import Timing, interleave
+from bench.tools.options import Common
+from bench.tools.report import Report
+from bench.tools.timing import Timing, interleave
 from eggroll.llm import Decoder, DecoderConfig, Decoding, generator, load
 from eggroll.llm.answers.decoding import split
 from eggroll.llm.answers.memory import answer_need

@@ -20,11 +20,11 @@ from typing import Any
 
 import tyro
 
-from bench.environment import device_slug
-from bench.finetune_curves import Curve, Point, panels, row, series, summary
-from bench.options import Common
-from bench.plots import draw
-from bench.report import RESULTS, Report
+from bench.tools.environment import device_slug
+from bench.tools.finetune_curves import Curve, Point, panels, row, series, summary
+from bench.tools.options import Common
+from bench.tools.plots import draw
+from bench.tools.report import RESULTS, Report
 
 STDERR = 2  # its file descriptor: a notebook's or a test's sys.stderr may have none
 
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not options.model:
             raise SystemExit("got no --model; a Hugging Face folder, a hub id or a GGUF file is required.")
         return _report(options)
-    from bench.tiny_language import tiny_language  # brings transformers, which a full run leaves to the command
+    from bench.tools.tiny_language import tiny_language  # brings transformers, which a full run leaves to the command
     from eggroll.llm import save
 
     with tempfile.TemporaryDirectory() as scratch:

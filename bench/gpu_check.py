@@ -4,7 +4,7 @@
 
 - environment: device, driver, versions;
 - check: every implementation of `lowrank_dot` and `rank_update` for this platform against float64, with a computed
-  bound, and its noise bit for bit (`bench.kernel_cases`), all implementations side by side;
+  bound, and its noise bit for bit (`bench.tools.kernel_cases`), all implementations side by side;
 - the speed of what does not crash: `bench.kernels` and `bench.layer` at the paper's width 8192 and population 1024 in
   bfloat16 and float32, `bench.roofline` at that width, `bench.model` for digits and transformer.
 
@@ -27,9 +27,9 @@ from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
 from typing import Any
 
-from bench.gpu_steps import FULL, QUICK, Budget, Step, run
-from bench.kernel_shapes import PAPER
-from bench.kernel_watch import watched
+from bench.tools.gpu_steps import FULL, QUICK, Budget, Step, run
+from bench.tools.kernel_shapes import PAPER
+from bench.tools.kernel_watch import watched
 
 # Exit statuses; 2 also where JAX or eggroll cannot be imported.
 WRONG, NO_DEVICE, FAILED = 1, 2, 3

@@ -1,6 +1,6 @@
 """What do the kernels become on an H200? Registers, spills and shared memory, by its compilers, without a GPU.
 
-Needs JAX's plugin for CUDA (see `bench.gpu_target`). `lowrank_dot` has two kernels, the thin product and the product.
+Needs JAX's plugin for CUDA (see `bench.tools.gpu_target`). `lowrank_dot` has two kernels, the thin product and the product.
 Seconds are of a call's whole compilation, once, on whatever machine this is.
 """
 
@@ -22,10 +22,10 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from bench.gpu_target import compiled, has_compiler
-from bench.kernel_shapes import PAPER, Shape
-from bench.options import Common
-from bench.report import Report
+from bench.tools.gpu_target import compiled, has_compiler
+from bench.tools.kernel_shapes import PAPER, Shape
+from bench.tools.options import Common
+from bench.tools.report import Report
 from eggroll.kernels import Seeded
 from eggroll.kernels.gpu_lowrank_dot import lowrank_dot_gpu
 from eggroll.kernels.gpu_rank_update import rank_update_gpu

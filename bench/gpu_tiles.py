@@ -15,14 +15,14 @@ import jax
 import jax.numpy as jnp
 import tyro
 
-from bench.kernel_candidates import INFERENCE, PRODUCT, Candidate, normal, products, weight
-from bench.kernel_shapes import PAPER, Shape
-from bench.kernel_truth import seeded
 from bench.kernels import working
-from bench.needs import Need
-from bench.options import Common
-from bench.report import Report
-from bench.timing import interleave
+from bench.tools.kernel_candidates import INFERENCE, PRODUCT, Candidate, normal, products, weight
+from bench.tools.kernel_shapes import PAPER, Shape
+from bench.tools.kernel_truth import seeded
+from bench.tools.needs import Need
+from bench.tools.options import Common
+from bench.tools.report import Report
+from bench.tools.timing import interleave
 from eggroll.kernels.gpu_lowrank_dot import lowrank_dot_gpu
 from eggroll.kernels.gpu_rank_update import rank_update_gpu
 from eggroll.kernels.tiling import GpuTiles

@@ -22,11 +22,11 @@ import jax
 import numpy as np
 import tyro
 
-from bench.grpo_loss import Objective
-from bench.grpo_training import Grpo, Recipe
-from bench.options import Common
-from bench.report import Report
-from bench.tiny_language import tiny_language
+from bench.tools.grpo_loss import Objective
+from bench.tools.grpo_training import Grpo, Recipe
+from bench.tools.options import Common
+from bench.tools.report import Report
+from bench.tools.tiny_language import tiny_language
 from eggroll.llm.answers.decoding import generator, split
 from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model
 from eggroll.llm.finetuning.evaluation import Evaluator

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bench.kernel_cases import OPERATIONS, Case, cases
+from bench.tools.kernel_cases import OPERATIONS, Case, cases
 
 BROKEN = 3  # exit status: nothing that this process computes can be trusted any more
 

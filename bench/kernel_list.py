@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import jax
 
-from bench.environment import describe
-from bench.kernel_cases import OPERATIONS
+from bench.tools.environment import describe
+from bench.tools.kernel_cases import OPERATIONS
 from eggroll.kernels import implementations
 
 

@@ -9,7 +9,7 @@ Of a layer with one row of input per member (arXiv 2511.16652, Fig. 7), every im
 
 Noise is on the fly (`Seeded` factors: keys alone) or given (factors are arrays). A full step is forward pass, fitness,
 z-scores, `rank_update` and SGD on a float32 weight. Beside each time stand the operations and bytes that it takes at
-least, with their formula (`bench.needs`): N members, U = N/2 units that share factors, K inputs, M outputs, rank r.
+least, with their formula (`bench.tools.needs`): N members, U = N/2 units that share factors, K inputs, M outputs, rank r.
 
 No step reaches inference's throughput: its update is a product of 2UrKM FLOP beside the forward's 2NKM, so that with
 pairs and rank 1 the limit is 1/1.5 = 66.7 %. `limit per cent` is that limit by count; `inference and update without
@@ -27,7 +27,7 @@ from typing import Any, Literal
 import jax
 import tyro
 
-from bench.kernel_candidates import (
+from bench.tools.kernel_candidates import (
     BOTH,
     FORWARD,
     INFERENCE,
@@ -39,12 +39,12 @@ from bench.kernel_candidates import (
     kernels,
     products,
 )
-from bench.kernel_shapes import PAPER, Shape
-from bench.limits import VECTOR
-from bench.needs import LEGEND
-from bench.options import Common
-from bench.report import Report
-from bench.timing import Timing, interleave
+from bench.tools.kernel_shapes import PAPER, Shape
+from bench.tools.limits import VECTOR
+from bench.tools.needs import LEGEND
+from bench.tools.options import Common
+from bench.tools.report import Report
+from bench.tools.timing import Timing, interleave
 from eggroll.kernels import implementations
 
 

@@ -10,7 +10,7 @@ The speed test of the paper (arXiv 2511.16652, Fig. 7): a square layer, one row 
 - two comparators for the forward pass: the same with given noise written by hand in `jnp`, and inference with one more
   pass over inputs and outputs without any noise, which is what memory alone asks of a correction.
 - full step: `es.step` with z-scored fitness and SGD, state in, state out; with given noise the same by hand.
-- full rank: OpenAI-ES, see `bench.full_rank`, for a population that fits; its times count per member.
+- full rank: OpenAI-ES, see `bench.tools.full_rank`, for a population that fits; its times count per member.
 
 On an accelerator the forward pass and the step that draw their noise are under `jax.jit`, as a training loop would be.
 
@@ -31,10 +31,10 @@ import optax
 import tyro
 
 from bench import full_rank
-from bench.linear import LEARNING_RATE, SIGMA, Layer, fitness, launched, one_more_pass, product, reduced
-from bench.options import Common
-from bench.report import Report
-from bench.timing import Timing, interleave
+from bench.tools.linear import LEARNING_RATE, SIGMA, Layer, fitness, launched, one_more_pass, product, reduced
+from bench.tools.options import Common
+from bench.tools.report import Report
+from bench.tools.timing import Timing, interleave
 from eggroll.kernels import rank_update
 
 INFERENCE, TO_FITNESS = "inference", "inference to fitness"

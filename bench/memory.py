@@ -24,11 +24,11 @@ import optax
 import tyro
 
 import eggroll
-from bench.fresh import run_fresh
-from bench.inference import plain_inference
-from bench.networks import NETWORKS, Network
-from bench.options import Common
-from bench.report import Report
+from bench.tools.fresh import run_fresh
+from bench.tools.inference import plain_inference
+from bench.tools.networks import NETWORKS, Network
+from bench.tools.options import Common
+from bench.tools.report import Report
 
 SIGMA, LEARNING_RATE, GENERATIONS = 0.01, 1e-3, 3
 QUICK_POPULATIONS, REFERENCE = (64, 1024), 1024

@@ -28,11 +28,11 @@ import optax
 import tyro
 
 import eggroll
-from bench.inference import limit, plain_inference
-from bench.networks import NETWORKS, Network
-from bench.options import Common
-from bench.report import Report
-from bench.timing import Timing, interleave
+from bench.tools.inference import limit, plain_inference
+from bench.tools.networks import NETWORKS, Network
+from bench.tools.options import Common
+from bench.tools.report import Report
+from bench.tools.timing import Timing, interleave
 
 SIGMA, LEARNING_RATE = 0.01, 1e-3
 QUICK_SECONDS = 2.0

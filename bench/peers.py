@@ -26,11 +26,11 @@ from typing import Any
 
 import tyro
 
-from bench.options import Common
 from bench.peer_adapters import ADAPTERS, WORKS, Candidate, LeftOut, Missing, Work, adapter
 from bench.peer_adapters.memory import Stopped, ask, available_bytes, request_for
-from bench.report import Report
-from bench.timing import Timing, interleave
+from bench.tools.options import Common
+from bench.tools.report import Report
+from bench.tools.timing import Timing, interleave
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import tyro
 from jax.sharding import AbstractMesh, PartitionSpec
 
-from bench.options import Common
-from bench.report import Report
+from bench.tools.options import Common
+from bench.tools.report import Report
 from eggroll.strategy.mesh.costs import MOMENTS, RATES, UpdateCost, update_cost
 from eggroll.strategy.mesh.placement import Placement, make_placement
 from eggroll.strategy.mesh.sharding import as_sharding

@@ -24,10 +24,10 @@ import jax
 import tyro
 
 from bench.layer import FORWARD, INFERENCE, STEP, low_rank_candidates
-from bench.linear import Layer
-from bench.options import Common
-from bench.report import Report
-from bench.timing import interleave
+from bench.tools.linear import Layer
+from bench.tools.options import Common
+from bench.tools.report import Report
+from bench.tools.timing import interleave
 
 KERNEL = re.compile(r"[a-z][a-z0-9_.-]*")  # on a host's threads, where the runtime's own events have other names
 AROUND = re.compile(r"(xla_metadata_call|jit_|cond|while|call)[\w.]*")  # events around kernels

@@ -24,11 +24,11 @@ from typing import Any
 import numpy as np
 import tyro
 
-from bench.environment import device_slug
-from bench.options import Common
-from bench.plots import draw
-from bench.report import RESULTS, Report
-from bench.training import Curve, Setting, Trainer, tune
+from bench.tools.environment import device_slug
+from bench.tools.options import Common
+from bench.tools.plots import draw
+from bench.tools.report import RESULTS, Report
+from bench.tools.training import Curve, Setting, Trainer, tune
 
 LEVELS = (0.8, 0.9, 0.95)  # test accuracies to reach
 TUNING_SEED = 1000

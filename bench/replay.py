@@ -19,10 +19,10 @@ import jax
 import tyro
 
 import eggroll
-from bench.networks import NETWORKS, Network
-from bench.options import Common
-from bench.report import Report
-from bench.timing import Timing, interleave
+from bench.tools.networks import NETWORKS, Network
+from bench.tools.options import Common
+from bench.tools.report import Report
+from bench.tools.timing import Timing, interleave
 from eggroll.training.ledger.format import generation_bytes
 from eggroll.training.ledger.journal import Journal
 from eggroll.training.ledger.reader import Generation, Reader

@@ -2,7 +2,7 @@
 
 First the limits, measured in turns with everything else: the best rate of matrix products (square and tall), of
 elementwise 32-bit operations, and of copying arrays of several sizes. Then, for every operation, the least that it
-needs (`bench.needs` counts FLOP, elementwise operations and bytes), the time that each limit asks for, of which the
+needs (`bench.tools.needs` counts FLOP, elementwise operations and bytes), the time that each limit asks for, of which the
 largest counts, and the time it takes. `bound by` says which limit that is: compute (matrix products or elementwise
 operations) or memory. Matrix and elementwise units count as working side by side, which a processor's do not. Copies of
 at least the operation's size give the bandwidth: what fits a cache may move faster than memory does.
@@ -19,11 +19,11 @@ import jax
 import tyro
 
 from bench import needs, operations
-from bench.limits import HIGHEST, VECTOR, Limits, limits, probes
-from bench.operations import Operation
-from bench.options import Common
-from bench.report import Report
-from bench.timing import Timing, interleave
+from bench.tools.limits import HIGHEST, VECTOR, Limits, limits, probes
+from bench.tools.operations import Operation
+from bench.tools.options import Common
+from bench.tools.report import Report
+from bench.tools.timing import Timing, interleave
 
 
 @dataclass(frozen=True)

@@ -26,12 +26,12 @@ import tyro
 from jax.sharding import Mesh
 
 import eggroll
-from bench.fresh import run_fresh
-from bench.networks import NETWORKS
-from bench.options import Common
-from bench.report import Report
-from bench.timing import interleave
-from eggroll.strategy.collectives import Collective, collectives, crossing
+from bench.tools.collectives import Collective, collectives, crossing
+from bench.tools.fresh import run_fresh
+from bench.tools.networks import NETWORKS
+from bench.tools.options import Common
+from bench.tools.report import Report
+from bench.tools.timing import interleave
 from eggroll.strategy.mesh.costs import RATES, update_cost
 
 SIGMA, LEARNING_RATE = 0.02, 1e-2

@@ -24,8 +24,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 import eggroll
-from bench.options import Common
-from bench.report import RESULTS, Report
+from bench.tools.options import Common
+from bench.tools.report import RESULTS, Report
 from eggroll.training import Compiled, Result, Saving, fit, named, replay, schedule
 from eggroll.training.folder.arrays import save_arrays
 

@@ -86,7 +86,7 @@ def _model(work: Work, key: Any) -> tuple[Any, Any]:
 
 def _fitness(work: Work) -> tuple[Any, int | None]:
     """Outputs to fitness, and the axis of the members in the inputs."""
-    from bench.linear import reduced
-    from bench.networks import log_likelihood
+    from bench.tools.linear import reduced
+    from bench.tools.networks import log_likelihood
 
     return (reduced, 0) if work.name == "layer" else (log_likelihood, None)

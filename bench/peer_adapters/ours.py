@@ -13,8 +13,8 @@ import optax
 
 import eggroll
 from bench import networks
-from bench.linear import Layer, fitness, product
 from bench.peer_adapters import Candidate, Work, distribution_version
+from bench.tools.linear import Layer, fitness, product
 
 NAME = "eggroll"
 GET = "pip install -e ."

@@ -45,8 +45,8 @@ def prepare(work: Work) -> Candidate:
     import jax
     import shardes
 
-    from bench.networks import log_likelihood
     from bench.peer_adapters.ours import inference, problem
+    from bench.tools.networks import log_likelihood
 
     task = problem(work)
     es = shardes.ShardedES(

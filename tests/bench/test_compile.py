@@ -9,8 +9,8 @@ import pytest
 import eggroll
 from bench import compile as bench_compile
 from bench.compile import Case, Options, cases, figures, phases, summary
-from bench.compile_limits import LEARNING_RATE, SIGMA, plainest, plainest_low_rank
-from bench.networks import deep_mlp, transformer
+from bench.tools.compile_limits import LEARNING_RATE, SIGMA, plainest, plainest_low_rank
+from bench.tools.networks import deep_mlp, transformer
 
 pytestmark = pytest.mark.measured
 

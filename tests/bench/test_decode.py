@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench import decode
-from bench.timing import Timing
+from bench.tools.timing import Timing
 
 
 def test_figures_come_from_the_times():

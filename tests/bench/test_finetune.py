@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bench import finetune
-from bench.finetune_curves import Curve, Point, mean_and_error, panels, row, series, shared_tokens, summary
-from bench.plots import draw
+from bench.tools.finetune_curves import Curve, Point, mean_and_error, panels, row, series, shared_tokens, summary
+from bench.tools.plots import draw
 
 
 def curve(method: str, seed: int, *points: tuple[int, float, float]) -> Curve:

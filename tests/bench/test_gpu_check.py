@@ -14,9 +14,9 @@ import pytest
 import tyro
 
 from bench import gpu_check, gpu_steps, kernel_watch
-from bench.gpu_steps import FULL, QUICK, Budget, Step, run
-from bench.kernel_shapes import PAPER
-from bench.networks import NETWORKS
+from bench.tools.gpu_steps import FULL, QUICK, Budget, Step, run
+from bench.tools.kernel_shapes import PAPER
+from bench.tools.networks import NETWORKS
 
 ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "bench" / "gpu_check.sh"

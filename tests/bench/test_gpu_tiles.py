@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench import gpu_tiles
-from bench.kernel_shapes import PAPER
+from bench.tools.kernel_shapes import PAPER
 from eggroll.kernels.tiling import GpuTiles
 
 SHARED_MEMORY = 227 << 10

@@ -14,9 +14,9 @@ from flax import nnx
 from jax.flatten_util import ravel_pytree
 
 from bench import grpo
-from bench.grpo_loss import Batch, Objective, advantages, log_probabilities, row_objectives
-from bench.grpo_training import Grpo, Recipe
-from bench.tiny_language import tiny_language
+from bench.tools.grpo_loss import Batch, Objective, advantages, log_probabilities, row_objectives
+from bench.tools.grpo_training import Grpo, Recipe
+from bench.tools.tiny_language import tiny_language
 from eggroll.llm.answers.decoding import Answers, Decoding, generator
 from eggroll.llm.tasks import task_named
 from tests.llm import tiny

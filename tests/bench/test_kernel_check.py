@@ -13,10 +13,10 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from bench import kernel_check
-from bench.kernel_cases import DTYPES, NOISE, OPERATIONS, Case, cases
 from bench.kernel_check import checked
-from bench.kernel_shapes import MIDDLE, PAPER, SMALL
-from bench.kernel_truth import dot_operands, dot_truth, update_operands, update_truth
+from bench.tools.kernel_cases import DTYPES, NOISE, OPERATIONS, Case, cases
+from bench.tools.kernel_shapes import MIDDLE, PAPER, SMALL
+from bench.tools.kernel_truth import dot_operands, dot_truth, update_operands, update_truth
 from eggroll.kernels import implementations
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from bench import kernel_candidates, kernels, needs
-from bench.kernel_candidates import BOTH, FORWARD, GIVEN, INFERENCE, ON_THE_FLY, PRODUCT, SQUARE, STEP, UPDATE
-from bench.kernel_shapes import PAPER, Shape
-from bench.kernel_truth import dot_truth, seeded, update_truth
-from bench.limits import HIGHEST, VECTOR
-from bench.linear import SIGMA
-from bench.needs import Need
-from bench.timing import Timing
+from bench.tools.kernel_candidates import BOTH, FORWARD, GIVEN, INFERENCE, ON_THE_FLY, PRODUCT, SQUARE, STEP, UPDATE
+from bench.tools.kernel_shapes import PAPER, Shape
+from bench.tools.kernel_truth import dot_truth, seeded, update_truth
+from bench.tools.limits import HIGHEST, VECTOR
+from bench.tools.linear import SIGMA
+from bench.tools.needs import Need
+from bench.tools.timing import Timing
 
 SMALL = Shape(units=3, signs=2, rows=1, depth=8, columns=8, rank=2)
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from bench import full_rank, layer
-from bench.linear import LEARNING_RATE, SIGMA, Layer, one_more_pass, product, reduced
-from bench.timing import Timing
+from bench.tools.linear import LEARNING_RATE, SIGMA, Layer, one_more_pass, product, reduced
+from bench.tools.timing import Timing
 
 
 def weights_of_members(small: Layer, noise: np.ndarray) -> np.ndarray:
@@ -78,7 +78,7 @@ def test_on_an_accelerator_the_same_is_under_jit(monkeypatch):
     small = Layer(width=8, population=6)
     there = layer.low_rank_candidates(small)
     wanted = there[layer.FORWARD](), there[layer.STEP]().params["kernel"]
-    monkeypatch.setattr("bench.linear.jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr("bench.tools.linear.jax.default_backend", lambda: "gpu")
     here = layer.low_rank_candidates(small)
     got = here[layer.FORWARD](), here[layer.STEP]().params["kernel"]
     for one, other in zip(got, wanted, strict=True):

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bench import memory
-from bench.fresh import run_fresh
+from bench.tools.fresh import run_fresh
 
 pytestmark = pytest.mark.measured
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from bench import chunks, model
-from bench.inference import chunked_inference, limit, plain_inference
-from bench.networks import NETWORKS
-from bench.timing import LEAST_ROUNDS, Timing, interleave
+from bench.tools.inference import chunked_inference, limit, plain_inference
+from bench.tools.networks import NETWORKS
+from bench.tools.timing import LEAST_ROUNDS, Timing, interleave
 from tests.quick import quickest
 
 TINY = ["--quick", "--networks", "digits", "--populations", "8", "--rows", "4"]

@@ -9,7 +9,7 @@ import pytest
 from bench import peers
 from bench.peer_adapters import ADAPTERS, Candidate, LeftOut, Missing, Work, adapter, checkout, memory
 from bench.peers import Options, Outcome
-from bench.timing import Timing
+from bench.tools.timing import Timing
 
 PATHS = ("HYPERSCALEES_PATH", "SHARDES_PATH", "EGGROLL_ES_PATH", "EGGROLL_ES_PYTHON")
 OTHERS = [name for name in ADAPTERS if not name.startswith("ours")]

@@ -7,9 +7,9 @@ import optax
 import pytest
 
 from bench import quality, training
-from bench.plots import draw
 from bench.quality import Case, Measured, Options, cases
-from bench.training import Curve, Point, Setting, Trainer, tune
+from bench.tools.plots import draw
+from bench.tools.training import Curve, Point, Setting, Trainer, tune
 from eggroll.recipes.classifier import Classifier
 from eggroll.recipes.data import digits, minibatches
 from eggroll.recipes.models import build

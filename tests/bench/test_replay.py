@@ -7,7 +7,7 @@ import json
 import pytest
 
 from bench import replay
-from bench.timing import Timing
+from bench.tools.timing import Timing
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""`bench.report`: the card, the kept file and the last line."""
+"""`bench.tools.report`: the card, the kept file and the last line."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from bench import report as reporting
-from bench.environment import describe, device_slug, processor
-from bench.options import Common
-from bench.report import Report
+from bench.tools.environment import describe, device_slug, processor
+from bench.tools.options import Common
+from bench.tools.report import Report
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import pytest
 
 import eggroll
 from bench import limits, needs, operations, roofline
-from bench.limits import HIGHEST, VECTOR, Limits, Probe
-from bench.linear import Layer
-from bench.operations import Operation
-from bench.timing import Timing
+from bench.tools.limits import HIGHEST, VECTOR, Limits, Probe
+from bench.tools.linear import Layer
+from bench.tools.operations import Operation
+from bench.tools.timing import Timing
 from eggroll.kernels import lowrank_dot, rank_update
 
 pytestmark = pytest.mark.optimised  # bits, as users get them

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bench import scaling
-from eggroll.strategy.collectives import Collective
+from bench.tools.collectives import Collective
 
 PAIRS = ((0, 1),)
 

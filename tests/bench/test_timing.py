@@ -1,11 +1,11 @@
-"""`bench.timing`: turns, repeats, medians and ratios."""
+"""`bench.tools.timing`: turns, repeats, medians and ratios."""
 
 from __future__ import annotations
 
 import jax.numpy as jnp
 import pytest
 
-from bench.timing import Ratio, Timing, interleave, medians
+from bench.tools.timing import Ratio, Timing, interleave, medians
 
 
 def test_candidates_take_turns_after_a_warm_up():
@@ -16,7 +16,7 @@ def test_candidates_take_turns_after_a_warm_up():
 
 def test_a_turn_is_filled_and_its_seconds_are_per_call(monkeypatch):
     clock, calls = [0.0], []
-    monkeypatch.setattr("bench.timing.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("bench.tools.timing.time.perf_counter", lambda: clock[0])
 
     def call() -> None:
         calls.append(0)
@@ -29,7 +29,7 @@ def test_a_turn_is_filled_and_its_seconds_are_per_call(monkeypatch):
 
 def test_results_are_waited_for(monkeypatch):
     waited = []
-    monkeypatch.setattr("bench.timing.jax.block_until_ready", waited.append)
+    monkeypatch.setattr("bench.tools.timing.jax.block_until_ready", waited.append)
     value = jnp.ones(2)
     interleave({"a": lambda: value}, rounds=2, least_seconds=0.0)
     assert len(waited) == 4 and all(x is value for x in waited)
@@ -37,9 +37,9 @@ def test_results_are_waited_for(monkeypatch):
 
 def test_on_an_accelerator_a_turn_waits_for_its_last_call(monkeypatch):
     clock, events = [0.0], []
-    monkeypatch.setattr("bench.timing.jax.default_backend", lambda: "gpu")
-    monkeypatch.setattr("bench.timing.jax.block_until_ready", lambda _: events.append("wait"))
-    monkeypatch.setattr("bench.timing.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("bench.tools.timing.jax.default_backend", lambda: "gpu")
+    monkeypatch.setattr("bench.tools.timing.jax.block_until_ready", lambda _: events.append("wait"))
+    monkeypatch.setattr("bench.tools.timing.time.perf_counter", lambda: clock[0])
 
     def call() -> None:
         events.append("call")

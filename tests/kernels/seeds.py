@@ -1,12 +1,12 @@
-"""What the tests of kernels share: the operands and truths of `bench.kernel_truth`, and devices that are not there."""
+"""What the tests of kernels share: the operands and truths of `bench.tools.kernel_truth`, and devices that are not there."""
 
 from __future__ import annotations
 
 import jax
 from jax.sharding import AbstractDevice, AbstractMesh
 
-from bench.gpu_target import on_gpu
-from bench.kernel_truth import dot_operands, dot_truth, seeded
+from bench.tools.gpu_target import on_gpu
+from bench.tools.kernel_truth import dot_operands, dot_truth, seeded
 
 __all__ = ["dot_operands", "dot_truth", "on_gpu", "on_tpu", "seeded"]
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import pytest
 
 from bench.gpu_compile import compiled_with_reports
-from bench.gpu_target import compiled, has_compiler
-from bench.kernel_calls import population_dot
-from bench.kernel_shapes import PAPER, SMALL, Shape
+from bench.tools.gpu_target import compiled, has_compiler
+from bench.tools.kernel_calls import population_dot
+from bench.tools.kernel_shapes import PAPER, SMALL, Shape
 from eggroll.kernels import Seeded, rank_update
 from eggroll.kernels.gpu_lowrank_dot import lowrank_dot_gpu
 from eggroll.kernels.gpu_rank_update import rank_update_gpu

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from bench.kernel_shapes import PAPER, SMALL, Shape
+from bench.tools.kernel_shapes import PAPER, SMALL, Shape
 from eggroll.kernels import Seeded, lowrank_dot, rank_update
 from eggroll.kernels.gpu_lowrank_dot import lowrank_dot_gpu
 from eggroll.kernels.gpu_rank_update import rank_update_gpu

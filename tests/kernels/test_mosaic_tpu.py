@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
-from bench.kernel_shapes import PAPER, SMALL, Shape
-from bench.kernel_truth import dot_tolerance, update_tolerance, update_truth
+from bench.tools.kernel_shapes import PAPER, SMALL, Shape
+from bench.tools.kernel_truth import dot_tolerance, update_tolerance, update_truth
 from eggroll.kernels import Seeded
 from eggroll.kernels.tiling import Tiles
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu

@@ -9,7 +9,7 @@ import jax
 import pytest
 from jax.sharding import SingleDeviceSharding
 
-from bench.kernel_shapes import PAPER, SMALL
+from bench.tools.kernel_shapes import PAPER, SMALL
 from eggroll.kernels import Seeded
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu

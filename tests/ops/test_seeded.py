@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench.kernel_shapes import Shape
+from bench.tools.kernel_shapes import Shape
 from eggroll.kernels import Seeded, lowrank_dot, rank_update
 from eggroll.ops import members, registry
 from eggroll.ops.noise import unpack, words_for

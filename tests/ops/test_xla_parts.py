@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.kernel_truth import FLOAT32, seeded, update_truth
+from bench.tools.kernel_truth import FLOAT32, seeded, update_truth
 from eggroll.kernels import rank_update
 from eggroll.ops import registry
 from eggroll.ops.xla_parts import rank_update_parts

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 import eggroll
-from eggroll.strategy.collectives import collectives, crossing
+from bench.tools.collectives import collectives, crossing
 from eggroll.strategy.mesh.sharding import AXIS
 
 KEY = jax.random.key(7, impl="threefry2x32")

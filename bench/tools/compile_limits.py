@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 import eggroll
-from bench.networks import Network
+from bench.tools.networks import Network
 
 SIGMA, LEARNING_RATE = 0.01, 1e-3
 MEMBERS = 4

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench import kernel_truth as truth
-from bench.kernel_calls import population_dot
-from bench.kernel_shapes import MIDDLE, PAPER, SMALL, Shape
+from bench.tools.kernel_calls import population_dot
+from bench.tools.kernel_shapes import MIDDLE, PAPER, SMALL, Shape
 from eggroll.kernels import Seeded, rank_update, unpack, words_for
 
 OPERATIONS = ("lowrank_dot", "rank_update")

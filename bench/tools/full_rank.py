@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
-from bench.linear import LEARNING_RATE, SIGMA, Layer, reduced
+from bench.tools.linear import LEARNING_RATE, SIGMA, Layer, reduced
 
 CHUNK_BYTES = 256 << 20  # of noise at once on an accelerator
 

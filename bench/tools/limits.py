@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bench.timing import Timing
+from bench.tools.timing import Timing
 
 HIGHEST = "float32 highest"  # products that keep all of float32; elsewhere a device may round the operands
 VECTOR = "elementwise"

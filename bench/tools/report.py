@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from bench.environment import describe, device_slug
+from bench.tools.environment import describe, device_slug
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 WIDTH = 180  # of the card in a file or a pipe

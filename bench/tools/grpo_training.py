@@ -13,7 +13,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from bench.grpo_loss import Batch, Objective, advantages, log_probabilities, loss
+from bench.tools.grpo_loss import Batch, Objective, advantages, log_probabilities, loss
 
 Generate = Callable[..., Any]  # from eggroll.llm.generator
 Score = Callable[[Any], np.ndarray]  # answers, the answers of a prompt side by side → rewards [rows]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bench.fresh import run_fresh
+from bench.tools.fresh import run_fresh
 
 LEAST_SHARE = 0.4  # of a step's seconds that has to be left for it to start
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from bench.limits import HIGHEST, VECTOR, Limits
+from bench.tools.limits import HIGHEST, VECTOR, Limits
 
 LEGEND = (
     "Every input is read once and every output written once; what is made on the way stays in registers or cache, and "

@@ -12,8 +12,8 @@ import optax
 
 import eggroll
 from bench import needs
-from bench.linear import LEARNING_RATE, SIGMA, Layer, fitness, launched
-from bench.needs import Need
+from bench.tools.linear import LEARNING_RATE, SIGMA, Layer, fitness, launched
+from bench.tools.needs import Need
 from eggroll.kernels import lowrank_dot, rank_update
 from eggroll.strategy.generation import Generation
 

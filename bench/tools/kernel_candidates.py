@@ -12,11 +12,11 @@ import jax.numpy as jnp
 from jax import lax
 
 from bench import needs
-from bench.kernel_calls import population_dot
-from bench.kernel_shapes import Shape
-from bench.kernel_truth import seeded
-from bench.linear import LEARNING_RATE, SIGMA, reduced
-from bench.needs import Need
+from bench.tools.kernel_calls import population_dot
+from bench.tools.kernel_shapes import Shape
+from bench.tools.kernel_truth import seeded
+from bench.tools.linear import LEARNING_RATE, SIGMA, reduced
+from bench.tools.needs import Need
 from eggroll.kernels import implementations, rank_update
 
 INFERENCE, PRODUCT, SQUARE = "inference", "product of update shape", "square product"

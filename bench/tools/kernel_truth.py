@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from bench.kernel_shapes import Shape
+from bench.tools.kernel_shapes import Shape
 from eggroll.kernels import Seeded
 
 FLOAT32 = float(np.finfo(np.float32).eps)

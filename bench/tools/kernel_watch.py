@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from bench.fresh import ROOT, child_environment
+from bench.tools.fresh import ROOT, child_environment
 
 WORKER = "bench.kernel_check"
 MOST_DEATHS = 4  # of an implementation's processes: each new one costs seconds, and more of the same says nothing new

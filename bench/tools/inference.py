@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 import eggroll
-from bench.networks import Network
+from bench.tools.networks import Network
 
 
 @dataclass(frozen=True)

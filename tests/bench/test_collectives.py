@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from eggroll.strategy.collectives import Collective, collectives, crossing
+from bench.tools.collectives import Collective, collectives, crossing
 
 MESH = AbstractMesh((2, 4), ("population", "model"))
 ROWS = ((0, 1, 2, 3), (4, 5, 6, 7))
