@@ -1,7 +1,7 @@
 """What do the kernels become on an H200? Registers, spills and shared memory, by its compilers, without a GPU.
 
-Needs JAX's plugin for CUDA (see `bench.tools.gpu_target`). `lowrank_dot` has two kernels, the thin product and the product.
-Seconds are of a call's whole compilation, once, on whatever machine this is.
+Needs JAX's plugin for CUDA (see `bench.tools.gpu_target`). `lowrank_dot` has two kernels, the thin product and the
+product. Seconds are of a call's whole compilation, once, on whatever machine this is.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ Of a layer with one row of input per member (arXiv 2511.16652, Fig. 7), every im
 
 Noise is on the fly (`Seeded` factors: keys alone) or given (factors are arrays). A full step is forward pass, fitness,
 z-scores, `rank_update` and SGD on a float32 weight. Beside each time stand the operations and bytes that it takes at
-least, with their formula (`bench.tools.needs`): N members, U = N/2 units that share factors, K inputs, M outputs, rank r.
+least, with their formula (`bench.tools.needs`): N members, U = N/2 units that share factors, K inputs, M outputs, rank
+r.
 
 No step reaches inference's throughput: its update is a product of 2UrKM FLOP beside the forward's 2NKM, so that with
 pairs and rank 1 the limit is 1/1.5 = 66.7 %. `limit per cent` is that limit by count; `inference and update without

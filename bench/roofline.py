@@ -2,8 +2,8 @@
 
 First the limits, measured in turns with everything else: the best rate of matrix products (square and tall), of
 elementwise 32-bit operations, and of copying arrays of several sizes. Then, for every operation, the least that it
-needs (`bench.tools.needs` counts FLOP, elementwise operations and bytes), the time that each limit asks for, of which the
-largest counts, and the time it takes. `bound by` says which limit that is: compute (matrix products or elementwise
+needs (`bench.tools.needs` counts FLOP, elementwise operations and bytes), the time that each limit asks for, of which
+the largest counts, and the time it takes. `bound by` says which limit that is: compute (matrix products or elementwise
 operations) or memory. Matrix and elementwise units count as working side by side, which a processor's do not. Copies of
 at least the operation's size give the bandwidth: what fits a cache may move faster than memory does.
 """

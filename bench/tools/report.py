@@ -15,7 +15,7 @@ from rich.table import Table
 
 from bench.tools.environment import describe, device_slug
 
-RESULTS = pathlib.Path(__file__).parent / "results"
+RESULTS = pathlib.Path(__file__).parents[1] / "results"
 WIDTH = 180  # of the card in a file or a pipe
 
 

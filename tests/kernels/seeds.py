@@ -1,4 +1,4 @@
-"""What the tests of kernels share: the operands and truths of `bench.tools.kernel_truth`, and devices that are not there."""
+"""What tests of kernels share: operands and truths of `bench.tools.kernel_truth`, and devices that are not there."""
 
 from __future__ import annotations
 

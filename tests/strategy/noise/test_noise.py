@@ -18,12 +18,9 @@ from tests.quick import quickest
 from tests.strategy.single_stream import dense_noise, draw, low_rank_factors, stream
 
 pytestmark = pytest.mark.optimised
-
 KEY = jax.random.key(0, impl="threefry2x32")
 LEAF = leaf_key(KEY, "dense/kernel")
-# A normal variable leaves ±Z_BOUND standard deviations with probability 6e-7: over the few dozen statistics
-# below, a right implementation fails for one seed in 50,000.
-Z_BOUND = 5.0
+Z_BOUND = 5.0  # standard deviations, left with probability 6e-7: over some dozen statistics, by one seed in 50,000
 
 
 def words(key: jax.Array) -> list[int]:
