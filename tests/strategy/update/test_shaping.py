@@ -106,10 +106,7 @@ def test_scale_free_shapings_bear_the_whole_range_of_float32(name, fitness):
     check(fitness, name, False, GROUPS)
 
 
-@given(
-    ulps=st.lists(st.integers(0, 3), min_size=SIZE, max_size=SIZE),
-    base=st.sampled_from([0.1, 1.0, -1e6, 3e-5]),
-)
+@given(ulps=st.lists(st.integers(0, 3), min_size=SIZE, max_size=SIZE), base=st.sampled_from([0.1, 1.0, -1e6, 3e-5]))
 def test_differences_of_a_few_ulp_are_not_drowned_by_the_mean(ulps, base):
     base = np.float32(base)
     fitness = base + np.asarray(ulps, np.float32) * np.spacing(base)
@@ -117,7 +114,6 @@ def test_differences_of_a_few_ulp_are_not_drowned_by_the_mean(ulps, base):
         check(fitness, name, False, GROUPS)
 
 
-@pytest.mark.first(12)
 @pytest.mark.parametrize("antithetic", [True, False])
 @pytest.mark.parametrize("name", [*NAMES, jnp.cos])
 @pytest.mark.parametrize("size", [2, 6, 1000])
