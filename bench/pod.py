@@ -18,7 +18,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from bench.tools.options import Common
 from bench.tools.report import Report
-from eggroll.strategy.mesh.costs import MOMENTS, RATES, UpdateCost, update_cost
+from bench.tools.update_costs import MOMENTS, RATES, UpdateCost, update_cost
 from eggroll.strategy.mesh.placement import Placement, make_placement
 from eggroll.strategy.mesh.sharding import as_sharding
 from eggroll.strategy.plan.leaves import Plan, make_plan

@@ -32,7 +32,7 @@ from bench.tools.networks import NETWORKS
 from bench.tools.options import Common
 from bench.tools.report import Report
 from bench.tools.timing import interleave
-from eggroll.strategy.mesh.costs import RATES, update_cost
+from bench.tools.update_costs import RATES, update_cost
 
 SIGMA, LEARNING_RATE = 0.02, 1e-2
 UPDATES = "members", "weights"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import jax
@@ -20,8 +19,7 @@ from eggroll.strategy.evaluate.inputs import InAxes, Rows, make_rows
 from eggroll.strategy.evaluate.tracing import check_covered, check_scalar, plan_for, split_aux, trace_member
 from eggroll.strategy.generation import Generation, moved_if
 from eggroll.strategy.members import Members, check_members
-from eggroll.strategy.mesh.costs import UpdateCost
-from eggroll.strategy.mesh.layout import cheapest, device_memory, update_costs
+from eggroll.strategy.mesh.layout import layout
 from eggroll.strategy.mesh.placement import for_mesh
 from eggroll.strategy.mesh.sharding import Sharding, as_sharding
 from eggroll.strategy.noise.keys import as_threefry, generation_key
@@ -64,7 +62,7 @@ class ES:
         sharding: how parameters are split over other axes of the mesh: a pytree as the parameters of `PartitionSpec` or
             `NamedSharding`, or `(pattern, PartitionSpec)` pairs by path. Default None: whole on every device.
         update: on a mesh, whether devices sum up their `"members"` or their part of all `"weights"`; `"auto"` (default)
-            takes the cheaper: see the attributes `update` and, where there was a choice, `update_costs`.
+            takes members, or weights where that does not fit a device: see the attribute `update`.
         fallback: `"warn"` (default), `"allow"` or `"error"` where a weight has to be made dense.
 
     Raises:
@@ -117,7 +115,6 @@ class ES:
         self.cache = CompiledCache()
         self._plans: dict[Any, Plan] = {}
         self.plan: Plan | None = None  # of the last generation that was told
-        self.update_costs: dict[str, UpdateCost] = {}
 
     def init(self, params: Any, key: jax.Array) -> State:
         """A fresh state.
@@ -156,9 +153,7 @@ class ES:
 
     def _choose_update(self, params: Any) -> None:
         if self.settings.update == "auto":
-            plan = partial(make_plan, params, None, rank=self.rank, rules=self.rules)
-            self.update_costs = update_costs(self.settings, plan, self.optimizer)
-            self.settings = replace(self.settings, update=cheapest(self.update_costs, device_memory()))
+            self.settings = replace(self.settings, update=layout(self.settings, params, self.optimizer))
 
     @property
     def update(self) -> str:

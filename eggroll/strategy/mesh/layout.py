@@ -1,55 +1,67 @@
-"""Which of the two layouts of the update a mesh gets: that which takes less time among those that fit."""
+"""Which of the two layouts of the update a mesh gets.
+
+An update is below one per cent of a generation, so time does not decide: `"members"`, which draws no noise twice,
+unless what it holds does not fit a device.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import optax
 
-from eggroll.strategy.mesh.compiler_costs import compiled
-from eggroll.strategy.mesh.costs import RATES, UpdateCost, update_cost
-from eggroll.strategy.mesh.placement import make_placement
-from eggroll.strategy.mesh.sharding import AXIS
-from eggroll.strategy.plan.leaves import Plan
+from eggroll.engine.lowrank import accumulator_dtype
+from eggroll.engine.paths import leaf_paths
+from eggroll.strategy.mesh.sharding import AXIS, axes_of
+from eggroll.strategy.plan.parameters import is_low
 from eggroll.strategy.population import Population
 
 
-def update_costs(
-    settings: Population, plan: Callable[[], Plan], optimizer: optax.GradientTransformationExtraArgs
-) -> dict[str, UpdateCost]:
-    """The costs of both layouts by the compiler's figures; none where there is nothing to choose.
+def layout(
+    settings: Population, params: Any, optimizer: optax.GradientTransformation, memory: float | None = None
+) -> str:
+    """`"weights"` where what an update by members holds does not fit a device, else `"members"`.
 
     Args:
         settings: the population and its mesh.
-        plan: makes the plan by shapes.
+        params: pytree of arrays or shapes.
         optimizer: that of the run.
-
-    Returns:
-        `"members"` and `"weights"` → cost; empty without a mesh, on one device, or without a plan by shapes.
+        memory: bytes that a device may use. Default None: as far as it tells.
     """
     if settings.mesh is None or settings.mesh.shape[AXIS] == 1:
-        return {}
+        return "members"
+    memory = _device_memory() if memory is None else memory
+    return "weights" if _held(settings, params, optimizer) > memory else "members"
+
+
+def _held(settings: Population, params: Any, optimizer: optax.GradientTransformation) -> float:
+    """Bytes on each device by members: weights, sums, master copies, and what the optimizer keeps beside them."""
+    leaves = [x for x in jax.tree.leaves(params) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating)]
+    wide = [jax.ShapeDtypeStruct(x.shape, accumulator_dtype(x.dtype)) for x in leaves]
     try:
-        leaves = plan().leaves
-    except ValueError:  # the function will tell; both layouts give the same result
-        return {}
-    rates = RATES.get(jax.default_backend(), RATES["gpu"])
-    figures = compiled(Plan(leaves), settings.distribution, optimizer)
-    found = {}
-    for update in ("members", "weights"):
-        placement = make_placement(settings.mesh, settings.sharding, update, leaves)
-        found[update] = update_cost(placement, Plan(leaves), settings, rates, figures)
-    return found
+        state = jax.eval_shape(optimizer.init, wide)
+    except Exception:  # one for parameters of another structure, or for none: `ES.init` says what is wrong
+        state = ()
+    kept = sum(_bytes(x) for x in jax.tree.leaves(state)) / max(sum(map(_bytes, wide)), 1)
+    assert settings.mesh is not None
+    specs = settings.sharding.specs(
+        leaf_paths(params), [tuple(x.shape) for x in jax.tree.leaves(params)], settings.mesh
+    )
+    total = 0.0
+    for x, spec in zip(jax.tree.leaves(params), specs, strict=True):
+        shards = math.prod(settings.mesh.shape[axis] for entry in spec for axis in axes_of(entry))
+        sums = 4 * math.prod(x.shape)
+        total += (_bytes(x) + sums * (1 + is_low(x) + kept)) / shards
+    return total
 
 
-def cheapest(costs: Mapping[str, UpdateCost], room: float = math.inf) -> str:
-    """The layout that takes least time among those that fit `room` bytes; `"members"` where there is no choice."""
-    return min(costs, key=lambda name: (costs[name].held > room, costs[name].seconds), default="members")
+def _bytes(x: Any) -> int:
+    return math.prod(x.shape) * x.dtype.itemsize
 
 
-def device_memory() -> float:
-    """Bytes that a device may use, as far as it tells."""
+def _device_memory() -> float:
+    """Bytes that a device may use; as many as one likes where it does not tell."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("bytes_limit") or math.inf

@@ -15,7 +15,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 import eggroll
-from eggroll.strategy.mesh.costs import RATES, update_cost
+from bench.tools.update_costs import RATES, update_cost
 from eggroll.strategy.mesh.placement import make_placement
 from eggroll.strategy.mesh.sharding import as_sharding
 from eggroll.strategy.plan.leaves import Plan

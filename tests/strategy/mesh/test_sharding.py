@@ -8,8 +8,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import eggroll
-from eggroll.strategy.mesh.costs import RATES, update_cost
-from eggroll.strategy.mesh.layout import cheapest, update_costs
+from bench.tools.update_costs import RATES, update_cost
+from eggroll.strategy.mesh.layout import layout
 from eggroll.strategy.mesh.placement import make_placement
 from eggroll.strategy.mesh.sharding import as_sharding
 from eggroll.strategy.noise.sampler import Sampler
@@ -127,21 +127,19 @@ def test_costs_of_one_matrix():
     assert (split.flops, split.crossing) == (members.flops / 4, members.crossing / 4)
 
 
-def test_the_choice_follows_the_population():
-    """Noise for all members is cheap while they are few; with many, adding up sums of fixed size is cheaper."""
-    mesh = AbstractMesh((16,), ("population",))
-    plan = make_plan({"w": jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16)}, None)
-
-    def choice(size):
-        placed = {u: make_placement(mesh, as_sharding(None, mesh), u, plan.leaves) for u in ("members", "weights")}
-        return cheapest({u: update_cost(p, plan, Population(size), RATES["tpu"]) for u, p in placed.items()}, room)
-
-    room = 1e12
-    assert choice(64) == "weights"
-    assert choice(1 << 22) == "members"
-    room = 10 * 4096**2  # of 18 bytes a parameter by members, of 3 by weights
-    assert choice(1 << 22) == "weights"
-    assert cheapest({}) == "members" and update_costs(Population(8), lambda: plan, optax.adam(0.1)) == {}
+def test_weights_are_summed_where_members_do_not_fit():
+    """By members a device holds 18 bytes of every bfloat16 parameter: itself, a sum, a master copy and two moments."""
+    size, adam = 4096 * 4096, optax.adam(0.1)
+    matrix = {"w": jax.ShapeDtypeStruct((4096, 4096), jnp.bfloat16)}
+    for mesh, sharding, need in ((("population",), None, 18), (("population", "model"), [("w", P("model"))], 18 / 4)):
+        wide = AbstractMesh((4,) * len(mesh), mesh)
+        settings = Population(64, sharding=as_sharding(sharding, wide))
+        object.__setattr__(settings, "mesh", wide)  # not of this machine's devices
+        assert layout(settings, matrix, adam, memory=(need + 0.1) * size) == "members"
+        assert layout(settings, matrix, adam, memory=(need - 0.1) * size) == "weights"
+        assert layout(settings, matrix, optax.sgd(0.1), memory=(need * 10 / 18 + 0.1) * size) == "members"
+        assert layout(settings, matrix, adam) == "members"  # a CPU does not tell its memory
+    assert layout(Population(64), matrix, adam, memory=0) == "members"  # one device
 
 
 def test_flops_are_the_compilers_for_one_chunk():

@@ -1,9 +1,7 @@
 """What an update costs each device of a mesh, summed by members or by weights: the sum of its parts.
 
-The figures of the parts (operations to draw a number, to add a chunk of noise, to change a parameter) are the
-compiler's (`compiler_costs`), or counted by hand here. How often a part runs, what crosses and what is held is
-arithmetic: XLA counts the body of a loop once, however often it runs, and its cost of a whole update is short by the
-number of chunks.
+The parts (operations to draw a number, to add a chunk of noise, to change a parameter by Adam) are counted by hand: XLA
+counts the body of a loop once, however often it runs, and its cost of a whole update is short by the number of chunks.
 """
 
 from __future__ import annotations
@@ -97,9 +95,7 @@ def counted(distribution: str) -> Figures:
     return Figures(number, CHANGE_OPERATIONS, MOMENTS, lambda leaf: 2 * math.prod(leaf.shape) * (leaf.rank or 1))
 
 
-def update_cost(
-    placement: Placement, plan: Plan, settings: Population, rates: Rates, figures: Figures | None = None
-) -> UpdateCost:
+def update_cost(placement: Placement, plan: Plan, settings: Population, rates: Rates) -> UpdateCost:
     """What one update costs each device in the layout of a placement.
 
     Args:
@@ -107,9 +103,8 @@ def update_cost(
         plan: how each is perturbed.
         settings: the population.
         rates: of a device.
-        figures: of the parts. Default None: counted by hand.
     """
-    figures = figures or counted(settings.distribution)
+    figures = counted(settings.distribution)
     total = np.zeros(6)
     for leaf, spec, part in zip(plan.leaves, placement.specs, placement.parts, strict=True):
         if leaf.kind in ("low_rank", "dense"):
