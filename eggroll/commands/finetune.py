@@ -20,7 +20,7 @@ from eggroll.commands.common import (
     say,
     say_end,
 )
-from eggroll.llm.finetuning.settings import DEFAULTS, FinetuneSettings, Method, Optimizer, settings_for
+from eggroll.llm.finetuning.settings import DEFAULTS, FinetuneSettings, Optimizer, settings_for
 from eggroll.training.folder.layout import check_kept, claimed
 
 
@@ -34,7 +34,7 @@ class Finetune:
     """
 
     ask: Annotated[AskOptions, tyro.conf.arg(name="")]
-    method: Method = FinetuneSettings.method
+    method: str = FinetuneSettings.method
     """EGGROLL (low-rank noise, large population), or full-rank noise (arXiv 2509.24372)."""
     population: Annotated[int | None, default_by(DEFAULTS, "population", "INT")] = None
     """Members in a generation."""

@@ -1,4 +1,4 @@
-"""`ES`: the evolution strategy as ask / apply / tell, and as one compiled step."""
+"""`ES`: low-rank noise, all members in one batched pass, updates by optax; every step one compiled call."""
 
 from __future__ import annotations
 
@@ -8,35 +8,32 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
 from eggroll.engine.checks import check_function
-from eggroll.engine.factored import abstract
 from eggroll.engine.fallback import Fallback
-from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.inputs import InAxes, Rows, make_rows
-from eggroll.strategy.evaluate.tracing import check_covered, check_scalar, plan_for, split_aux, trace_member
-from eggroll.strategy.generation import Generation, moved_if
-from eggroll.strategy.members import Members, check_members
+from eggroll.strategy.evaluate.tracing import Plans, check_covered, check_scalar, split_aux, trace_member
+from eggroll.strategy.generation import Generation, LowRankDraw, moved_if
+from eggroll.strategy.members import Members
 from eggroll.strategy.mesh.layout import layout
-from eggroll.strategy.mesh.placement import for_mesh
+from eggroll.strategy.mesh.placement import on_mesh
 from eggroll.strategy.mesh.sharding import Sharding, as_sharding
-from eggroll.strategy.noise.keys import as_threefry, generation_key
-from eggroll.strategy.plan.leaves import Plan, make_plan
-from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
+from eggroll.strategy.plan.leaves import Plan
+from eggroll.strategy.plan.rules import Rules, check_rank
 from eggroll.strategy.population import Population
-from eggroll.strategy.schedules import check_sigma, sigma_at
+from eggroll.strategy.protocol import Metrics, Norms, Strategy
+from eggroll.strategy.schedules import Sigma
 from eggroll.strategy.state import State, check_state
-from eggroll.strategy.update.fitness import as_float, check_fitness, raise_if_lost, summary
-from eggroll.strategy.update.initial import initial_state
+from eggroll.strategy.update.fitness import as_float, raise_if_lost, summary
+from eggroll.strategy.update.initial import initial_state, placed_state
 from eggroll.strategy.update.optimizer import check_optimizer
-from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
-
-Metrics = dict[str, Any]
+from eggroll.strategy.update.shaping import Shaping, shape_fitness
 
 
-class ES:
+class ES(Strategy):
     r"""Trains parameters by low-rank evolution: fitness in, optax updates out, no backpropagation.
 
     In every generation member `i` sees `W + σ·Aᵢ·Bᵢᵀ/√r`. Its fitness (maximised) is shaped into a weight `wᵢ`, and the
@@ -88,7 +85,7 @@ class ES:
         self,
         *,
         population: int = 1024,
-        sigma: float | Callable[[Any], Any] = 0.05,
+        sigma: Sigma = 0.05,
         rank: int = 1,
         optimizer: optax.GradientTransformation | None = None,
         shaping: Shaping = "zscore",
@@ -104,17 +101,11 @@ class ES:
         fallback: Fallback = "warn",
     ) -> None:
         members = population, antithetic, distribution, groups, chunk, mesh, fallback
-        self.settings = Population(*members, as_sharding(sharding, mesh), update)
-        check_sigma(sigma)
-        validate_shaping(shaping)
-        generation_key(jax.random.key(0), 0, noise_reuse)  # checks noise_reuse
-        self.population, self.groups = self.settings.size, self.settings.groups
-        self.sigma, self.rank, self.rules, self.shaping = sigma, check_rank(rank), as_rules(rules), shaping
-        self.noise_reuse = noise_reuse
+        settings = Population(*members, as_sharding(sharding, mesh), update)
+        super().__init__(settings, sigma=sigma, shaping=shaping, rules=rules, noise_reuse=noise_reuse)
+        self.rank = check_rank(rank)
         self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
-        self.cache = CompiledCache()
-        self._plans: dict[Any, Plan] = {}
-        self.plan: Plan | None = None  # of the last generation that was told
+        self._plans = Plans(settings, rank=self.rank, rules=self.rules)
 
     def init(self, params: Any, key: jax.Array) -> State:
         """A fresh state.
@@ -134,22 +125,17 @@ class ES:
         self._choose_update(params)
         return initial_state(params, key, self.optimizer, self.rules, self.settings)
 
+    def first(self, params: Any, plan: Plan, key: jax.Array) -> State:
+        """See `Strategy.first`; on the mesh, if there is one."""
+        frozen = [leaf.kind == "frozen" for leaf in plan.leaves]
+        return placed_state(on_mesh(params, self.settings), frozen, self.optimizer, key, self.settings)
+
     def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
         """The plan for parameters of these shapes; the first function seen decides it, for all later generations.
 
         Without a function, a plan by shapes alone, which later generations do not inherit.
         """
-        leaves, tree = jax.tree.flatten(params)
-        key = (tree, tuple((tuple(x.shape), str(x.dtype)) for x in leaves))
-        if key not in self._plans:
-            if fun is None or rows is None:
-                return make_plan(params, None, rank=self.rank, rules=self.rules)
-            shapes = jax.tree.map(abstract, params)
-            program = trace_member(fun, shapes, rows)
-            options = {"rank": self.rank, "rules": self.rules, "distribution": self.settings.distribution}
-            self._choose_update(shapes)
-            self._plans[key] = for_mesh(plan_for(program, shapes, rows, **options), self.settings)
-        return self._plans[key]
+        return self._plans.plan_for(params, fun, rows)
 
     def _choose_update(self, params: Any) -> None:
         if self.settings.update == "auto":
@@ -160,47 +146,36 @@ class ES:
         """The layout of the update on a mesh: `"members"`, `"weights"`, or `"auto"` before parameters were seen."""
         return self.settings.update
 
-    def ask(self, state: State) -> Members:
-        """The members of the next generation; nothing dense is built.
+    def options(self) -> dict[str, Any]:
+        """See `Strategy.options`."""
+        return {**super().options(), "rank": self.rank, "optimizer": self.optimizer}
 
-        Args:
-            state: the current state.
+    def draw(self, state: State) -> LowRankDraw:
+        """See `Strategy.draw`."""
+        self._choose_update(state.params)
+        made = "eggroll.ES", self.settings, self._key(state), self._sigma(state), self.cache
+        return LowRankDraw(*made, self._plans)
 
-        Returns:
-            Members to `apply` a function to, or to `materialize` one by one.
+    def follow(
+        self, plan: Plan, state: State, weights: jax.Array, *, loss: Any, sigma: Any, some: Any = True
+    ) -> tuple[State, Norms]:
+        """See `Strategy.follow`."""
+        generation = Generation(self.settings, plan, self._key(state), sigma)
+        return moved_if(some, self.optimizer, generation, state, weights, generation.words(), loss)
 
-        Raises:
-            TypeError: no `State`.
-        """
-        check_state(state)
-        return Members(self, state.params, state.generation, self._key(state), self._sigma(state))
+    def replayed(self, plan: Plan, sigma: float | None) -> Callable[..., tuple[State, Norms]]:
+        """See `Strategy.replayed`; compiled once."""
+
+        # `some` is an argument, so that the branch stays a branch and is compiled as the run's.
+        def update(state: State, weights: Any, loss: Any, recorded: Any, some: Any) -> tuple[State, Norms]:
+            return self.follow(plan, state, weights, loss=loss, sigma=recorded if sigma is None else sigma, some=some)
+
+        compiled = jax.jit(update)
+        return lambda state, weights, loss, recorded: compiled(state, weights, loss, recorded, np.True_)
 
     def tell(self, state: State, members: Members, fitness: Any) -> tuple[State, Metrics]:
-        """Updates the parameters from the members' fitness.
-
-        Args:
-            state: the state that `members` were asked from.
-            members: from `ask`; they decide the plan (rank and rules).
-            fitness: `[N]` real numbers, maximised; JAX, numpy or a list. A member whose fitness is not finite is
-                dropped with its pair, and counted.
-
-        Returns:
-            `(state, metrics)`. Metrics: `fitness_mean`, `fitness_best`, `fitness_worst`, `fitness_std` (over finite
-            fitness), `nonfinite` (members dropped), `gradient_norm`, `update_norm`, `sigma`, `generation`; and `[N]`
-            each, `fitness` and what shaping made of it, `weights`.
-
-        Raises:
-            TypeError: no `State`, no `Members`, or fitness that is not real numbers.
-            ValueError: fitness of another shape than `[N]` or deleted, members of another generation or run or with
-                other noise than this ES draws, or a sigma schedule that is not > 0.
-            FloatingPointError: no fitness is finite; the state is unchanged. Under `jit` nothing can be raised: the
-                state then stays as it is.
-        """
-        check_state(state)
-        check_members(members)
-        members.check_asked_from(self, state, self._key(state), self._sigma(state))
-        fitness = check_fitness(fitness, self.population)
-        self.plan = plan = members.plan
+        """See `Strategy.tell`; one compiled call."""
+        plan, fitness = self._told(state, members, fitness)
         state, metrics = self.cache(
             lambda state, fitness: self._update(self._generation(plan, state), state, fitness),
             ("tell", plan),
@@ -218,33 +193,15 @@ class ES:
         in_axes: InAxes = None,
         has_aux: bool = False,
     ) -> tuple[State, Metrics]:
-        """Ask, apply and tell in one compiled call.
+        """Ask, apply and tell in one compiled call; see `Strategy.step` for arguments, metrics and errors.
 
-        Pass the same `fitness_fn` object at every call: a new one is compiled anew.
-
-        Args:
-            state: the current state.
-            fitness_fn: `fitness_fn(params, *args)` → scalar fitness (maximised), or `(fitness, aux)` with `has_aux`.
-            *args: further arguments; arrays are traced, other leaves reach `fitness_fn` as they are, so a number that
-                changes in every generation should be an array.
-            in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
-                per group.
-            has_aux: whether `fitness_fn` returns auxiliary output; floating-point leaves are averaged over members with
-                finite fitness, others are the first member's.
-
-        Returns:
-            `(state, metrics)` as `tell`; also `metrics["chunk"]`, the members evaluated at once, and `metrics["aux"]`
-            with `has_aux`.
-
-        Raises:
-            TypeError: no `State`, or no function.
-            ValueError: a fitness that is not scalar, rows that fit neither population nor groups, or parameters that
-                the first function of this ES did not use.
-            FloatingPointError: as `tell`.
+        Pass the same `fitness_fn` object at every call: a new one is compiled anew. A function that uses parameters
+        which the first one of this ES did not use is a `ValueError`.
         """
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         rows = make_rows(args, in_axes, self.population, self.groups)
+        self._choose_update(state.params)
         self.plan = plan = self.plan_for(state.params, fitness_fn, rows)
         axes = rows.axes
 
@@ -280,9 +237,3 @@ class ES:
         sigma = as_float(jnp.asarray(generation.sigma))
         whole = {"fitness": fitness, "weights": weights, "sigma": sigma, "generation": state.generation}
         return new, generation.on_every_device({**metrics, **norms, **whole})
-
-    def _key(self, state: State) -> jax.Array:
-        return generation_key(as_threefry(state.key), state.generation, self.noise_reuse)
-
-    def _sigma(self, state: State) -> Any:
-        return sigma_at(self.sigma, state.generation)

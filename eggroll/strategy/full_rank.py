@@ -8,25 +8,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eggroll.engine.checks import check_function, is_traced
-from eggroll.strategy.es import ES, Metrics
-from eggroll.strategy.evaluate.inputs import InAxes, Rows
-from eggroll.strategy.evaluate.tracing import check_scalar_shape
-from eggroll.strategy.full_rank_generation import FullRankGeneration
-from eggroll.strategy.full_rank_members import FullRankMembers
-from eggroll.strategy.members import Members, check_members
+from eggroll.strategy.evaluate.inputs import Rows
+from eggroll.strategy.full_rank_generation import FullRankDraw, FullRankGeneration
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.dense import full_rank_plan
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.strategy.plan.rules import Rules
-from eggroll.strategy.schedules import Rate, check_rate, rate_at
-from eggroll.strategy.state import State, check_state
-from eggroll.strategy.update.fitness import as_float, check_fitness, raise_if_lost, summary
-from eggroll.strategy.update.shaping import Shaping, shape_fitness
+from eggroll.strategy.population import Population
+from eggroll.strategy.protocol import Norms, Strategy
+from eggroll.strategy.schedules import Rate, Sigma, check_rate, rate_at
+from eggroll.strategy.state import State
+from eggroll.strategy.update.shaping import Shaping
 
 
-class FullRankES(ES):
+class FullRankES(Strategy):
     r"""Trains parameters by full-rank evolution: fitness in, new parameters out, no backpropagation.
 
     In every generation member `i` sees `θ + σ·εᵢ`, with normal noise of its own for every number. Its fitness
@@ -77,7 +73,7 @@ class FullRankES(ES):
         self,
         *,
         population: int = 30,
-        sigma: float | Callable[[Any], Any] = 1e-3,
+        sigma: Sigma = 1e-3,
         learning_rate: Rate = None,
         shaping: Shaping = "zscore",
         antithetic: bool = False,
@@ -86,18 +82,8 @@ class FullRankES(ES):
         groups: int = 1,
         noise_reuse: int = 1,
     ) -> None:
-        super().__init__(
-            population=population,
-            sigma=sigma,
-            shaping=shaping,
-            antithetic=antithetic,
-            distribution=distribution,
-            rules=rules,
-            groups=groups,
-            noise_reuse=noise_reuse,
-            update="members",
-        )
-        self.rank = 0  # no factors
+        settings = Population(population, antithetic, distribution, groups)
+        super().__init__(settings, sigma=sigma, shaping=shaping, rules=rules, noise_reuse=noise_reuse)
         self.learning_rate = check_rate(learning_rate)
 
     def init(self, params: Any, key: jax.Array) -> State:
@@ -115,91 +101,29 @@ class FullRankES(ES):
             ValueError: no parameters, rules that match nothing or are low-rank, or two paths with the same hash.
         """
         params = as_arrays(params)
-        self.plan_for(params)
-        return first_full_rank_state(params, as_threefry(key))
+        return self.first(params, self.plan_for(params), as_threefry(key))
+
+    def first(self, params: Any, plan: Plan, key: jax.Array) -> State:
+        """See `Strategy.first`."""
+        return State(params, (), (), key, jnp.zeros((), jnp.int32))
 
     def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
         """The plan for these parameters, whatever the function."""
         return full_rank_plan(params, self.rules)
 
-    def ask(self, state: State) -> FullRankMembers:
-        """The members of the next generation; see `ES.ask`."""
-        check_state(state)
-        return FullRankMembers(self, state.params, state.generation, self._key(state), self._sigma(state))
+    def options(self) -> dict[str, Any]:
+        """See `Strategy.options`; no factors, and no optimizer."""
+        more = {"rank": 0, "optimizer": None, "method": self.method, "learning_rate": self.learning_rate}
+        return {**super().options(), **more}
 
-    def tell(self, state: State, members: Members, fitness: Any) -> tuple[State, Metrics]:
-        """Updates the parameters from the members' fitness; see `ES.tell` for arguments, metrics and errors."""
-        check_state(state)
-        check_members(members)
-        _check_full_rank(members)
-        members.check_asked_from(self, state, self._key(state), self._sigma(state))
-        fitness = check_fitness(fitness, self.population)
-        self.plan = plan = members.plan
-        sigma = self._sigma(state)
-        metrics = self.cache(self._shaped, "shaped", fitness, sigma)
-        metrics["generation"] = state.generation
-        raise_if_lost(metrics, self.population)
-        some = (metrics["nonfinite"] < self.population) & (metrics["sigma"] > 0) if is_traced(metrics) else True
-        sigma = sigma if is_traced(sigma) else float(sigma)
+    def draw(self, state: State) -> FullRankDraw:
+        """See `Strategy.draw`."""
+        made = self.settings, self._key(state), self._sigma(state), self.cache
+        return FullRankDraw("eggroll.FullRankES", *made, self.rules)
+
+    def follow(
+        self, plan: Plan, state: State, weights: jax.Array, *, loss: Any, sigma: Any, some: Any = True
+    ) -> tuple[State, Norms]:
+        """See `Strategy.follow`: by small compiled calls, parameter after parameter."""
         generation = FullRankGeneration(self.settings, plan, self._key(state), sigma)
-        rate = rate_at(self.learning_rate, sigma, state.generation)
-        state, norms = generation.moved(state, metrics["weights"], rate, some)
-        return state, {**metrics, **norms}
-
-    def step(
-        self,
-        state: State,
-        fitness_fn: Callable[..., Any],
-        *args: Any,
-        in_axes: InAxes = None,
-        has_aux: bool = False,
-    ) -> tuple[State, Metrics]:
-        """Ask, apply and tell, member after member; see `ES.step` for arguments, metrics and errors."""
-        check_state(state)
-        check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
-        members = self.ask(state)
-        outputs = members.apply(fitness_fn, *args, in_axes=in_axes)
-        check_scalar_shape(jax.tree.map(_of_one, outputs), has_aux, "fitness")
-        fitness, aux = outputs if has_aux else (outputs, ())
-        fitness = as_float(fitness)
-        state, metrics = self.tell(state, members, fitness)
-        metrics["chunk"] = jnp.int32(1)
-        return state, {**metrics, "aux": _averaged(aux, jnp.isfinite(fitness))} if has_aux else metrics
-
-    def _shaped(self, fitness: jax.Array, sigma: Any) -> Metrics:
-        weights, valid = shape_fitness(
-            fitness, shaping=self.shaping, antithetic=self.settings.antithetic, groups=self.groups
-        )
-        metrics = summary(fitness, valid)
-        return {**metrics, "fitness": fitness, "weights": weights, "sigma": as_float(jnp.asarray(sigma))}
-
-
-def first_full_rank_state(params: Any, key: jax.Array) -> State:
-    """The state of generation 0, of arrays and a typed threefry key."""
-    return State(params, (), (), key, jnp.zeros((), jnp.int32))
-
-
-def _of_one(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-
-
-@jax.jit
-def _averaged(aux: Any, finite: jax.Array) -> Any:
-    """Floating-point leaves averaged over members with finite fitness, of others the first member's."""
-
-    def one(x: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return x[0]
-        wide = as_float(x)
-        mask = finite.reshape(-1, *[1] * (x.ndim - 1))
-        return (jnp.where(mask, wide, 0).sum(0) / finite.sum().astype(wide.dtype)).astype(x.dtype)
-
-    return jax.tree.map(one, aux)
-
-
-def _check_full_rank(members: Members) -> None:
-    if not isinstance(members, FullRankMembers):
-        raise ValueError(
-            f"got {type(members).__name__} of an eggroll.ES for an eggroll.FullRankES: their noise is not what would "
-            "be summed up. Tell the ES that you asked."
-        )
+        return generation.moved(state, weights, rate_at(self.learning_rate, sigma, state.generation), some)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from eggroll.strategy.evaluate.inputs import Rows
+from eggroll.strategy.members import Draw
 from eggroll.strategy.noise.dense import perturbed, unit_keys
 from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.noise.sampler import check_noise_is_seen, member_sign
+from eggroll.strategy.plan.dense import full_rank_plan
 from eggroll.strategy.plan.leaves import Plan
+from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State
 from eggroll.strategy.update.dense import moved, summed
@@ -130,3 +136,51 @@ def _norms(sums: list[jax.Array], changes: list[jax.Array], scale: Any) -> dict[
         "gradient_norm": jnp.sqrt(sum(sums, jnp.float32(0))) / scale,
         "update_norm": jnp.sqrt(sum(changes, jnp.float32(0))),
     }
+
+
+@dataclass(frozen=True)
+class FullRankDraw(Draw):
+    """What `FullRankES` makes members of: dense parameters, one member's at a time.
+
+    Attributes:
+        rules: of the strategy.
+    """
+
+    rules: Rules
+    one_at_a_time = True
+
+    def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
+        """See `Draw.plan_for`."""
+        return full_rank_plan(params, self.rules)
+
+    def apply(self, plan: Plan, params: Any, fun: Callable[..., Any], rows: Rows, chunk: int | str | None) -> Any:
+        """See `Draw.apply`: one compiled call after the other, of any function of dense parameters."""
+        generation, size, axes = self._of(plan), self.settings.size, rows.axes
+
+        def run(params: Any, args: tuple, i: Any) -> Any:
+            rows = Rows(args, axes, size)
+            out = fun(params, *rows.merged([x[0] for x in rows.of_members(i, 1)]))
+            return jax.tree.map(lambda x: jnp.expand_dims(x, 0), out)  # never the parameters' own memory
+
+        outputs, buffers = [], generation.buffers(params)
+        for i in range(size):
+            own, buffers = generation.member(params, i, buffers)
+            outputs.append(self.cache(run, ("apply", fun, axes), own, rows.args, np.int32(i)))
+        return _joined(outputs)
+
+    def member(self, plan: Plan, params: Any, i: Any) -> Any:
+        """See `Draw.member`: what `apply` evaluates, bit for bit."""
+        generation = self._of(plan)
+        return generation.member(params, i, generation.buffers(params))[0]
+
+    def gradient(self, plan: Plan, params: Any, weights: jax.Array) -> Any:
+        """See `Draw.gradient`: `−1/(N·σ)·Σ wᵢ·εᵢ`."""
+        return self._of(plan).gradient(weights, params)
+
+    def _of(self, plan: Plan) -> FullRankGeneration:
+        return FullRankGeneration(self.settings, plan, self.key, self.sigma)
+
+
+@jax.jit
+def _joined(outputs: list[Any]) -> Any:
+    return jax.tree.map(lambda *each: jnp.concatenate(each), *outputs)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,12 +13,14 @@ import optax
 from jax.sharding import PartitionSpec
 
 from eggroll.engine.factored import Program
-from eggroll.engine.lowrank import accumulator_dtype
+from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
 from eggroll.strategy.evaluate.arrangement import Arrangement, arrange, may_copy
 from eggroll.strategy.evaluate.chunking import keep_words, remembered
 from eggroll.strategy.evaluate.inputs import Rows
 from eggroll.strategy.evaluate.loops import Evaluation
+from eggroll.strategy.evaluate.tracing import Plans, check_covered, trace_member
 from eggroll.strategy.evaluate.working_set import Need, member_need
+from eggroll.strategy.members import Draw
 from eggroll.strategy.mesh.placement import Placement, make_placement, place
 from eggroll.strategy.noise.sampler import Sampler, check_noise_is_seen, member_sign
 from eggroll.strategy.plan import parameters
@@ -231,3 +233,46 @@ def _norm(tree: Any) -> jax.Array:
     large = [x for x in leaves if x.size > JOINED]
     joined = [jnp.concatenate([x.astype(jnp.result_type(*small)) for x in small])] if small else []
     return jnp.asarray(optax.tree.norm(large + joined), jnp.float32)
+
+
+@dataclass(frozen=True)
+class LowRankDraw(Draw):
+    """What `ES` makes members of: all of them in one batched pass, in chunks.
+
+    Attributes:
+        plans: of the strategy.
+    """
+
+    plans: Plans
+
+    def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
+        """See `Draw.plan_for`."""
+        return self.plans.plan_for(params, fun, rows)
+
+    def apply(self, plan: Plan, params: Any, fun: Callable[..., Any], rows: Rows, chunk: int | str | None) -> Any:
+        """See `Draw.apply`."""
+        settings = self.settings if chunk is None else replace(self.settings, chunk=chunk)
+        axes = rows.axes
+
+        def run(params: Any, args: tuple, key: jax.Array, sigma: Any) -> Any:
+            rows = Rows(args, axes, settings.size)
+            program = trace_member(fun, params, rows)
+            check_covered(plan, program, params, rows)
+            generation = Generation(settings, plan, key, sigma)
+            return generation.evaluate(program, params, rows, lambda out: (out, ()))[0]
+
+        return self.cache(run, ("apply", fun, plan, axes, settings.chunk), params, rows.args, self.key, self.sigma)
+
+    def member(self, plan: Plan, params: Any, i: Any) -> Any:
+        """See `Draw.member`."""
+        settings = self.settings  # not self: what is compiled is kept, its arrays must not be
+
+        def run(params: Any, i: Any, key: jax.Array, sigma: Any) -> Any:
+            seen = Generation(settings, plan, key, sigma).member(params, i)
+            return jax.tree.map(lambda x: x.dense() if isinstance(x, LowRank) else x, seen, is_leaf=is_low_rank)
+
+        return self.cache(run, ("materialize", plan), params, jnp.asarray(i), self.key, self.sigma)
+
+    def gradient(self, plan: Plan, params: Any, weights: jax.Array) -> Any:
+        """See `Draw.gradient`."""
+        return Generation(self.settings, plan, self.key, self.sigma).gradient(weights, params)

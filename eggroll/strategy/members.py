@@ -3,23 +3,57 @@
 from __future__ import annotations
 
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import jax
 
 from eggroll.engine.checks import check_function, is_traced
-from eggroll.engine.lowrank import LowRank, is_low_rank
 from eggroll.engine.paths import leaf_paths
+from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.inputs import InAxes, Rows, make_rows
-from eggroll.strategy.evaluate.tracing import check_covered, trace_member
-from eggroll.strategy.generation import Generation
 from eggroll.strategy.plan.leaves import Plan
+from eggroll.strategy.population import Population
+from eggroll.strategy.state import State
 
-if TYPE_CHECKING:
-    from eggroll.strategy.es import ES, State
-    from eggroll.strategy.population import Population
+
+@dataclass(frozen=True)
+class Draw(ABC):
+    """What the members of one generation are made of: a subclass says how they are evaluated.
+
+    Attributes:
+        strategy: name of the class that draws them, for messages.
+        settings: who the members are.
+        key: typed threefry key of the generation's noise.
+        sigma: noise scale, a Python float or a traced scalar.
+        cache: of compiled functions, the strategy's.
+        one_at_a_time: whether a member's dense parameters are a copy, which is evaluated by itself.
+    """
+
+    strategy: str
+    settings: Population
+    key: jax.Array
+    sigma: Any
+    cache: CompiledCache
+    one_at_a_time: ClassVar[bool] = False
+
+    @abstractmethod
+    def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
+        """As `Strategy.plan_for`."""
+
+    @abstractmethod
+    def apply(self, plan: Plan, params: Any, fun: Callable[..., Any], rows: Rows, chunk: int | str | None) -> Any:
+        """The output of `fun` for every member; see `Members.apply`."""
+
+    @abstractmethod
+    def member(self, plan: Plan, params: Any, i: Any) -> Any:
+        """The dense parameters of member `i`."""
+
+    @abstractmethod
+    def gradient(self, plan: Plan, params: Any, weights: jax.Array) -> Any:
+        """The descent direction for shaped fitness `weights [N]`, float32 or wider."""
 
 
 class Members:
@@ -30,47 +64,51 @@ class Members:
         generation: the generation's number.
     """
 
-    def __init__(self, es: ES, params: Any, generation: Any, key: jax.Array, sigma: Any) -> None:
+    def __init__(self, params: Any, generation: Any, draw: Draw) -> None:
         self.params = params
         self.generation = generation
-        self._es = es
-        self._key = key
-        self._sigma = sigma
+        self._draw = draw
         self._plan: Plan | None = None
 
     def __len__(self) -> int:
-        return self._es.population
+        return self._draw.settings.size
 
     def __repr__(self) -> str:
         return f"Members(population={len(self)}, generation={self.generation})"
 
-    def check_asked_from(self, es: ES, state: State, key: jax.Array, sigma: Any) -> None:
-        """Raises unless these are members of the state's generation, as `es` draws them from `key` and `sigma`."""
-        if self._es is not es:
-            self._check_noise_of(es, sigma)
+    def check_asked_from(self, draw: Draw, state: State) -> None:
+        """Raises unless these are members of the state's generation, made of what `draw` makes them of."""
+        if self._draw.cache is not draw.cache:  # another strategy's
+            self._check_noise_of(draw)
         if self.params is not state.params:
             self._check_parameters_of(state)
-        if is_traced(state.generation, self.generation, self._key, key):
+        if is_traced(state.generation, self.generation, self._draw.key, draw.key):
             return
         if state.generation != self.generation:
             raise ValueError(
                 f"got members of generation {int(self.generation)} for a state of generation {int(state.generation)}; "
                 "ask again from the state that you tell."
             )
-        if self._key != key:
+        if self._draw.key != draw.key:
             raise ValueError(
                 "got members asked from a state with another key: their noise is not this state's; ask again from the "
                 "state that you tell."
             )
 
-    def _check_noise_of(self, es: ES, sigma: Any) -> None:
-        """Another ES, of whose settings those below decide the noise; rank and rules come with the members' plan."""
+    def _check_noise_of(self, draw: Draw) -> None:
+        """Of another strategy the settings below decide the noise; rank and rules come with the members' plan."""
+        if self._draw.strategy != draw.strategy:
+            raise ValueError(
+                f"got members of an {self._draw.strategy} for an {draw.strategy}: their noise is not what would be "
+                "summed up. Tell the ES that you asked."
+            )
         for name in ("size", "antithetic", "distribution"):
-            mine, other = getattr(self._es.settings, name), getattr(es.settings, name)
+            mine, other = getattr(self._draw.settings, name), getattr(draw.settings, name)
             if mine != other:
                 raise _other_noise("population" if name == "size" else name, mine, other)
-        if not is_traced(self._sigma, sigma) and self._sigma != sigma:
-            raise _other_noise("sigma", float(self._sigma), float(sigma))
+        mine, other = self._draw.sigma, draw.sigma
+        if not is_traced(mine, other) and mine != other:
+            raise _other_noise("sigma", float(mine), float(other))
 
     def _check_parameters_of(self, state: State) -> None:
         mine, other = _layout(self.params), _layout(state.params)
@@ -84,20 +122,24 @@ class Members:
     @property
     def settings(self) -> Population:
         """Who the members are, as their ES was told."""
-        return self._es.settings
+        return self._draw.settings
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether members are evaluated one after the other, each with a dense copy of the parameters."""
+        return self._draw.one_at_a_time
 
     @property
     def plan(self) -> Plan:
         """How each parameter is perturbed: fixed by the first function that is applied, else by the shapes."""
         if self._plan is None:
-            self._plan = self._es.plan_for(self.params)
+            self._plan = self._draw.plan_for(self.params)
         return self._plan
 
     def plan_for(self, fun: Callable[..., Any], *args: Any, in_axes: InAxes = None) -> Plan:
         """How each parameter is perturbed, as `apply` with these arguments decides it; nothing is evaluated."""
         if self._plan is None:
-            rows = make_rows(args, in_axes, self._es.population, self._es.groups)
-            self._plan = self._es.plan_for(self.params, fun, rows)
+            self._plan = self._draw.plan_for(self.params, fun, self._rows(args, in_axes))
         return self._plan
 
     def apply(self, fun: Callable[..., Any], *args: Any, in_axes: InAxes = None, chunk: int | str | None = None) -> Any:
@@ -108,7 +150,8 @@ class Members:
             *args: further arguments; arrays are traced, other leaves reach `fun` as they are.
             in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
                 per group.
-            chunk: members evaluated at once on a device, or `"auto"`. Default None: the chunk of the ES.
+            chunk: members evaluated at once on a device, or `"auto"`. Default None: the chunk of the ES. It says
+                nothing where members are evaluated one after the other.
 
         Returns:
             The output of `fun`, every leaf with a leading axis `population`.
@@ -126,18 +169,8 @@ class Members:
             (8, 5, 3)
         """
         check_function("fun", fun, "members.apply(fun, *args)")
-        es = self._es
-        plan, axes = self.plan_for(fun, *args, in_axes=in_axes), make_rows(args, in_axes, es.population, es.groups).axes
-        settings = es.settings if chunk is None else replace(es.settings, chunk=chunk)
-
-        def run(params: Any, args: tuple, key: jax.Array, sigma: Any) -> Any:
-            rows = Rows(args, axes, es.population)
-            program = trace_member(fun, params, rows)
-            check_covered(plan, program, params, rows)
-            generation = Generation(settings, plan, key, sigma)
-            return generation.evaluate(program, params, rows, lambda out: (out, ()))[0]
-
-        return es.cache(run, ("apply", fun, plan, axes, settings.chunk), self.params, args, self._key, self._sigma)
+        plan = self.plan_for(fun, *args, in_axes=in_axes)
+        return self._draw.apply(plan, self.params, fun, self._rows(args, in_axes), chunk)
 
     def materialize(self, i: Any) -> Any:
         """The dense parameters of member `i`, to inspect or ship; equal to what `apply` evaluates, up to rounding.
@@ -151,15 +184,14 @@ class Members:
         Raises:
             IndexError: there is no such member.
         """
-        i = self._checked(i)
-        settings, plan = self._es.settings, self.plan  # not self: what is compiled is kept, its parameters must not be
+        return self._draw.member(self.plan, self.params, self._checked(i))
 
-        def run(params: Any, i: Any, key: jax.Array, sigma: Any) -> Any:
-            seen = Generation(settings, plan, key, sigma).member(params, i)
-            return jax.tree.map(lambda x: x.dense() if isinstance(x, LowRank) else x, seen, is_leaf=is_low_rank)
+    def gradient(self, weights: jax.Array) -> Any:
+        """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ` for shaped fitness `weights [N]`, float32 or wider."""
+        return self._draw.gradient(self.plan, self.params, weights)
 
-        index = jax.numpy.asarray(i)
-        return self._es.cache(run, ("materialize", plan), self.params, index, self._key, self._sigma)
+    def _rows(self, args: tuple, in_axes: InAxes) -> Rows:
+        return make_rows(args, in_axes, self.settings.size, self.settings.groups)
 
     def _checked(self, i: Any) -> Any:
         """A member's number, known to be one unless it is traced."""
@@ -169,10 +201,6 @@ class Members:
         if not 0 <= i < len(self):
             raise IndexError(f"got member {i}; members are numbered 0 to {len(self) - 1}.")
         return i
-
-    def gradient(self, weights: jax.Array) -> Any:
-        """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ` for shaped fitness `weights [N]`, float32 or wider."""
-        return Generation(self._es.settings, self.plan, self._key, self._sigma).gradient(weights, self.params)
 
 
 def check_members(members: Any) -> None:

@@ -13,6 +13,8 @@ from jax.core import Tracer
 from eggroll.engine.checks import is_traced
 from eggroll.strategy.update.fitness import as_float
 
+Sigma = float | Callable[[Any], Any]  # a number > 0, or an optax schedule over generations
+
 
 def check_sigma(sigma: Any) -> None:
     """Raises unless sigma is a positive number (its value at generation 0, for a schedule)."""
@@ -27,7 +29,7 @@ def check_sigma(sigma: Any) -> None:
         )
 
 
-def sigma_at(sigma: float | Callable[[Any], Any], generation: Any) -> Any:
+def sigma_at(sigma: Sigma, generation: Any) -> Any:
     """Sigma of a generation: a Python float where the schedule gives a number, else a floating-point scalar.
 
     The barrier keeps the schedule's arithmetic apart from the update's: whoever knows only the value, as a ledger does,

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from eggroll.strategy.es import ES, Metrics
+from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.data import Source, as_source
@@ -33,7 +33,7 @@ STOPPED_EARLY, AT_ONCE = "stopped early", "interrupted at once"
 
 
 def fit(
-    es: ES,
+    es: Strategy,
     state: State,
     fitness: Callable[..., Any] | Step,
     data: Any = None,
@@ -161,7 +161,7 @@ def _check_fresh(state: State, saving: Saving) -> None:
 
 @dataclass
 class _Loop:
-    es: ES
+    es: Strategy
     step: Step
     source: Source
     store: Store | None

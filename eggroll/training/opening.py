@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from eggroll.strategy.es import ES
+from eggroll.strategy.protocol import Strategy
 from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
@@ -46,7 +46,7 @@ class Opening:
     """
 
     folder: Path
-    es: ES
+    es: Strategy
     saving: Saving
     settings: Mapping[str, Any]
     may_change: frozenset[str]

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from eggroll.strategy.es import ES, Metrics
+from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
@@ -108,7 +108,7 @@ class Store:
     def __init__(
         self,
         folder: Path,
-        es: ES,
+        es: Strategy,
         saving: Saving,
         *,
         begun: Place,
@@ -127,7 +127,7 @@ class Store:
                 self._open_logs(opened, folder, es, begun, changed)
             self._open = opened.pop_all()
 
-    def _open_logs(self, opened: ExitStack, folder: Path, es: ES, begun: Place, changed: bool) -> None:
+    def _open_logs(self, opened: ExitStack, folder: Path, es: Strategy, begun: Place, changed: bool) -> None:
         after, enter = self.place.generation, opened.enter_context
         self._logs.append(enter(MetricsFile(folder, after=after)))
         if self._saving.tensorboard:
@@ -137,7 +137,7 @@ class Store:
             if self._journal is not None:
                 enter(self._journal)
 
-    def _opened_journal(self, path: Path, es: ES, begun: Place, changed: bool) -> Journal | None:
+    def _opened_journal(self, path: Path, es: Strategy, begun: Place, changed: bool) -> Journal | None:
         """The ledger, gone on with; None if it cannot be, and that is forced."""
         after = self.place.generation
         options: dict[str, Any] = {"base_name": self._saving.base, "after": after, "changed": changed}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 import eggroll
-from eggroll.strategy import full_rank_members
+from eggroll.strategy import full_rank_generation
 from eggroll.strategy.full_rank_generation import FullRankGeneration
 from eggroll.strategy.noise.dense import block_size, perturbed
 from eggroll.strategy.update.dense import moved
@@ -54,7 +54,7 @@ def test_one_copy_lives_while_members_are_evaluated(monkeypatch: pytest.MonkeyPa
             seen.append(_live() - before)
             return made
 
-    monkeypatch.setattr(full_rank_members, "FullRankGeneration", Watched)
+    monkeypatch.setattr(full_rank_generation, "FullRankGeneration", Watched)
     outputs = es.ask(state).apply(lambda params: params["w0"][0].sum())
     assert len(seen) == 5
     assert max(seen) < 1.1 * model

@@ -15,7 +15,6 @@ from flax import nnx
 from eggroll.llm.answers.decoding import Answers, Generator
 from eggroll.llm.answers.memory import Fit, answer_need, fit, in_words
 from eggroll.llm.answers.prompts import Prompts
-from eggroll.strategy.full_rank_members import FullRankMembers
 from eggroll.strategy.members import Members
 from eggroll.training.errors import RunError
 
@@ -109,7 +108,7 @@ def _fit(
     settings, params = members.settings, members.params
     prompts, time, itemsize = rows[1].shape[-1], rows[0].shape[-1], _itemsize(params)
     config = _config(generator, params)
-    if isinstance(members, FullRankMembers):  # one at a time, whatever is asked for
+    if members.one_at_a_time:  # whatever is asked for
         # The perturbed copy is there as long as the member is.
         need = replace(answer_need(config, generator.decoding, time, itemsize=itemsize), noise=_size(params))
         return fit(need, members=1, prompts=prompts, budget=budget, unit=1)

@@ -22,7 +22,8 @@ from eggroll.llm.finetuning.step import Answered, no_tokens, tokens_in
 from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import Task
-from eggroll.strategy.es import ES
+from eggroll.strategy.methods import method_named
+from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.curve import Drawn, draw_curve
@@ -79,17 +80,16 @@ class Outcome:
     failed: int = 0
 
 
-def strategy(settings: FinetuneSettings) -> ES:
+def strategy(settings: FinetuneSettings) -> Strategy:
     """The evolution strategy of a run."""
+    made = method_named(settings.method).strategy()
     options: dict[str, Any] = {"population": settings.population, "sigma": settings.sigma, "groups": settings.parts}
+    options |= {"rank": settings.rank, "learning_rate": settings.rate, "fallback": "error"}
     options["shaping"] = "group" if settings.parts > 1 else "zscore"
+    if made.takes("optimizer"):
+        options["optimizer"] = named(settings.optimizer, learning_rate=settings.rate)
     try:
-        if settings.method == "full-rank":
-            from eggroll.strategy.full_rank import FullRankES
-
-            return FullRankES(learning_rate=settings.rate, **options)
-        optimizer = named(settings.optimizer, learning_rate=settings.rate)
-        return ES(rank=settings.rank, optimizer=optimizer, fallback="error", **options)
+        return made.from_options(options)
     except ValueError as why:
         raise SettingsError(str(why)) from why
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from eggroll.strategy.methods import METHODS, method_named
 from eggroll.training.options import RunSettings, SettingsError, check_choice, check_count, check_pairs, check_positive
 
-Method = Literal["eggroll", "full-rank"]
 Optimizer = Literal["sgd", "adam"]
 Dtype = Literal["float32", "bfloat16"]
 Split = Literal["test", "train"]
@@ -140,7 +140,7 @@ class FinetuneSettings(Asked, RunSettings):
         samples: held-out prompts whose answers are written down and shown.
     """
 
-    method: Method = "eggroll"
+    method: str = "eggroll"
     population: int = 256
     rank: int = 1
     sigma: float = 2e-3
@@ -164,22 +164,17 @@ class FinetuneSettings(Asked, RunSettings):
 
     @property
     def rate(self) -> float:
-        """The learning rate: as given, or one whose update is a sixth of the noise in size.
-
-        Where rewards tell nothing, an update of `"sgd"` is as large as `η/(σ²·√N)` of the noise.
-        """
+        """The learning rate: as given, or the method's own."""
         if self.learning_rate is not None:
             return self.learning_rate
-        if self.method == "full-rank":
-            return self.sigma / 2
-        return self.sigma / 20 if self.optimizer == "adam" else self.sigma**2 * self.population**0.5 / 6
+        return method_named(self.method).rate(self.sigma, self.population, self.optimizer)
 
     @property
     def parts(self) -> int:
         """Groups of members."""
         if self.groups is not None:
             return self.groups
-        return self.prompts if self.method == "eggroll" else 1
+        return self.prompts if method_named(self.method).grouped else 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,10 +202,16 @@ class EvaluateSettings(Asked):
             check_count(name, getattr(self, name), number)
 
 
-DEFAULTS: dict[str, FinetuneSettings] = {
-    "eggroll": FinetuneSettings(),
-    "full-rank": FinetuneSettings(method="full-rank", population=30, sigma=1e-3),
-}
+def defaults(method: str) -> FinetuneSettings:
+    """What a method is started with; raises `SettingsError` for one that is not known."""
+    if method not in METHODS:
+        names = ", ".join(map(repr, METHODS))
+        raise SettingsError(f"got method={method!r}; one of {names} is required.")
+    own = METHODS[method]
+    return FinetuneSettings(method=method, population=own.population, sigma=own.sigma)
+
+
+DEFAULTS = {name: defaults(name) for name in METHODS}  # for the command's help
 
 
 def settings_for(method: str = "eggroll", **given: Any) -> FinetuneSettings:
@@ -230,8 +231,7 @@ def settings_for(method: str = "eggroll", **given: Any) -> FinetuneSettings:
         >>> settings_for("full-rank", model="folder", task="conciseness").rate
         0.0005
     """
-    check_choice("method", method, Method)
-    settings = replace(DEFAULTS[method], **{name: value for name, value in given.items() if value is not None})
+    settings = replace(defaults(method), **{name: value for name, value in given.items() if value is not None})
     check_choice("optimizer", settings.optimizer, Optimizer)
     settings.check_asked()
     _check_used(settings, given)
@@ -246,20 +246,22 @@ def settings_for(method: str = "eggroll", **given: Any) -> FinetuneSettings:
 
 def _check_used(settings: FinetuneSettings, given: Mapping[str, Any]) -> None:
     """What is given has to matter, or a comparison would be of something else than was asked for."""
+    method = METHODS[settings.method]
     for name in ("rank", "optimizer", "chunk"):
-        if settings.method == "full-rank" and given.get(name) is not None:
+        if name not in method.takes and given.get(name) is not None:
             raise SettingsError(
-                f"got {name}={given[name]!r} for method='full-rank', which has dense noise, its own update, and one "
-                "member at a time; leave it out, or use --method eggroll."
+                f"got {name}={given[name]!r} for method={method.name!r}, which has {method.lacks}; leave it out, or "
+                "use --method eggroll."
             )
 
 
 def _check_groups(settings: FinetuneSettings) -> None:
     """Members and prompts have to be divided evenly, and pairs stay together."""
     groups, population, prompts = settings.parts, settings.population, settings.prompts
-    if settings.method == "eggroll":
+    pairs = METHODS[settings.method].pairs
+    if pairs:
         check_pairs(population)
-    unit = 2 if settings.method == "eggroll" or groups > 1 else 1
+    unit = 2 if pairs or groups > 1 else 1
     if population % (groups * unit):
         each = "an even number" if unit == 2 else "the same number"
         raise SettingsError(

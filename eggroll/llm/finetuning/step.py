@@ -17,7 +17,7 @@ from eggroll.llm.answers.prompts import Prompts
 from eggroll.llm.finetuning.answering import Marker
 from eggroll.llm.finetuning.questions import Questions
 from eggroll.llm.rewards.scoring import Rewards, all_failed
-from eggroll.strategy.es import ES, Metrics
+from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
 from eggroll.training.processes.scoring import local_members, score
 from eggroll.training.processes.talk import gather
@@ -59,7 +59,7 @@ class Answered(Step):
         self._at_once: dict[str, Any] = {"budget": budget, "chunk": chunk}
         self._told = False  # of an error
 
-    def __call__(self, es: ES, state: State, carry: Any, batch: tuple[Questions]) -> tuple[State, Any, Metrics]:
+    def __call__(self, es: Strategy, state: State, carry: Any, batch: tuple[Questions]) -> tuple[State, Any, Metrics]:
         """One generation; `carry` is from `no_tokens`."""
         start, (asked,) = time.perf_counter(), batch
         members = es.ask(state)
@@ -82,7 +82,7 @@ class Answered(Step):
         }
         return state, carry, {**metrics, **measured}
 
-    def check(self, es: ES, state: State, asked: Questions) -> Fit:
+    def check(self, es: Strategy, state: State, asked: Questions) -> Fit:
         """What is done at once; nothing is evaluated.
 
         Raises:
@@ -91,7 +91,7 @@ class Answered(Step):
         """
         return population_fit(es.ask(state), self._generator, in_groups(asked.prompts, es.groups), **self._at_once)
 
-    def _fitness(self, es: ES, asked: Questions, answers: Answers, *, first: bool) -> tuple[np.ndarray, int]:
+    def _fitness(self, es: Strategy, asked: Questions, answers: Answers, *, first: bool) -> tuple[np.ndarray, int]:
         """Mean reward of every member, and how many answers had none; each process scores the members it holds."""
         own, each = len(asked) // es.groups, es.population // es.groups
         mine, here = local_members(answers)

@@ -18,9 +18,11 @@ from eggroll.engine.paths import leaf_paths
 from eggroll.engine.usage import discover
 from eggroll.ops import Choice
 from eggroll.strategy.evaluate.inputs import Rows
+from eggroll.strategy.mesh.placement import for_mesh
 from eggroll.strategy.noise.sampler import Sampler, member_sign
 from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.plan.rules import Rules
+from eggroll.strategy.population import Population
 
 
 def trace_member(fun: Callable[..., Any], params: Any, rows: Rows) -> Program:
@@ -145,3 +147,25 @@ def dry_run(program: Program, plan: Plan, params: Any, rows: Rows, distribution:
     words = jax.ShapeDtypeStruct((UNITS, sampler.streams.words), jnp.uint32)
     found = map(Choice.in_scope, jax_compat.name_stacks(jax.make_jaxpr(run)(words, params, own)))
     return DryRun(policy.records, [choice for choice in found if choice and choice.name])
+
+
+class Plans:
+    """Plans by the parameters' shapes: the first function seen decides, for all later generations of a strategy."""
+
+    def __init__(self, settings: Population, *, rank: int, rules: Rules) -> None:
+        self._settings, self._rank, self._rules = settings, rank, rules
+        self._known: dict[Any, Plan] = {}
+
+    def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
+        """The plan; without a function one by shapes alone, which later generations do not inherit."""
+        leaves, tree = jax.tree.flatten(params)
+        key = (tree, tuple((tuple(x.shape), str(x.dtype)) for x in leaves))
+        if key not in self._known:
+            if fun is None or rows is None:
+                return make_plan(params, None, rank=self._rank, rules=self._rules)
+            shapes = jax.tree.map(abstract, params)
+            program = trace_member(fun, shapes, rows)
+            options: dict[str, Any] = {"rank": self._rank, "rules": self._rules}
+            plan = plan_for(program, shapes, rows, distribution=self._settings.distribution, **options)
+            self._known[key] = for_mesh(plan, self._settings)
+        return self._known[key]

@@ -7,17 +7,17 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from eggroll.strategy.es import ES
-from eggroll.strategy.full_rank import FullRankES
+from eggroll.strategy.protocol import Strategy
 from eggroll.training.errors import RunError
 from eggroll.training.folder.described import FUNCTION, VALUES, described, schedule_values
 
 LINE = 80  # characters of a value that is shown as it is
 MOST = 8  # differences that are told
+SCHEDULES = ("sigma", "learning_rate")  # settings that may be one
 NOTHING = object()  # in place of a setting that is not there
 
 
-def describe(es: ES) -> dict[str, Any]:
+def describe(es: Strategy) -> dict[str, Any]:
     """The settings of a strategy that decide its numbers, as JSON can hold them.
 
     Example:
@@ -25,29 +25,15 @@ def describe(es: ES) -> dict[str, Any]:
         >>> describe(eggroll.ES(population=4, sigma=0.1))["population"]
         4
     """
-    who = es.settings
-    found = {
-        "population": who.size,
-        "sigma": es.sigma if isinstance(es.sigma, int | float) else _schedule(es.sigma),
-        "rank": es.rank,
-        "distribution": who.distribution,
-        "shaping": es.shaping if isinstance(es.shaping, str) else described(es.shaping),
-        "antithetic": who.antithetic,
-        "groups": who.groups,
-        "noise_reuse": es.noise_reuse,
-        "chunk": who.chunk,  # sums over other parts round otherwise
-        "rules": [[pattern, str(rule)] for pattern, rule in es.rules],
-        "optimizer": described(es.optimizer),
-    }
-    if isinstance(es, FullRankES):
-        rate = es.learning_rate
-        found |= {"method": es.method, "learning_rate": _schedule(rate) if callable(rate) else rate}
-    return found
+    return {name: _described(name, value) for name, value in es.options().items()}
 
 
-def _schedule(rate: Any) -> dict[str, Any]:
-    """By its values too, which other versions of a library share."""
-    return {"schedule": described(rate), VALUES: schedule_values(rate)}
+def _described(name: str, value: Any) -> Any:
+    if name == "rules":
+        return [[pattern, str(rule)] for pattern, rule in value]
+    if name in SCHEDULES and callable(value):  # by its values too, which other versions of a library share
+        return {"schedule": described(value), VALUES: schedule_values(value)}
+    return value if value is None or isinstance(value, str | int | float) else described(value)
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,6 +75,8 @@ def compared(name: str, was: Any, now: Any, code: bool = True) -> list[str]:
         >>> compared("rank", 1, NOTHING)
         ['rank: 1 → nothing']
     """
+    if name == "optimizer" and now is None:  # earlier versions wrote one down for full-rank ES, which never used it
+        return []
     if was == now or _undescribed(was, now) or (not code and (_is_function(was) or _is_function(now))):
         return []
     if isinstance(was, Mapping) and isinstance(now, Mapping) and _kind(was) == _kind(now):

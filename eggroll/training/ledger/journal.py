@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import jax
 import numpy as np
 
-from eggroll.strategy.es import ES
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.parameters import as_arrays
+from eggroll.strategy.protocol import Strategy
 from eggroll.training.errors import RunError
 from eggroll.training.folder.layout import holds_records
 from eggroll.training.ledger.base import digests
@@ -69,7 +69,7 @@ class Journal:
     def __init__(
         self,
         path: Path | str,
-        es: ES,
+        es: Strategy,
         base: Any,
         *,
         key: jax.Array,

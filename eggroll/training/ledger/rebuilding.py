@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,27 +14,20 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from eggroll.strategy.full_rank import FullRankES, first_full_rank_state
-from eggroll.strategy.generation import Generation, moved_if
-from eggroll.strategy.mesh.placement import on_mesh
 from eggroll.strategy.mesh.sharding import Sharding
-from eggroll.strategy.noise.keys import as_threefry, generation_key
+from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.leaves import Plan
-from eggroll.strategy.population import Population
+from eggroll.strategy.protocol import Norms, Strategy
 from eggroll.strategy.state import State
-from eggroll.strategy.update.initial import placed_state
 from eggroll.strategy.update.optimizer import check_optimizer
 from eggroll.training.errors import RunError
 from eggroll.training.ledger.base import check_base, in_order
 from eggroll.training.ledger.format import Generation as Record
 from eggroll.training.ledger.mesh import mesh_like
 from eggroll.training.ledger.reader import Reader, Settings
-from eggroll.training.ledger.rebuilding_full_rank import full_rank_update
-from eggroll.training.ledger.settings import check_format, elsewhere, plan_from_json, population_of
+from eggroll.training.ledger.settings import check_format, elsewhere, plan_from_json, strategy_of
 from eggroll.training.optimizers import NamedOptimizer, from_spec
 
-Norms = dict[str, jax.Array]
-First = Callable[[Any, jax.Array], State]
 Update = Callable[[State, Record], tuple[State, Norms]]
 LOGGER = logging.getLogger("eggroll")
 RUN = "run"  # a mesh like that of the run
@@ -145,7 +137,8 @@ class Replay:
         try:
             check_format(content)
             plan = plan_from_json(content["plan"])
-            first, self.update = self._of_method(content, plan)
+            es = self._strategy(content)
+            self.update = _from_record(es.replayed(plan, content["sigma"]), es.population)
             key, recorded = np.array(content["key"], np.uint32), content["base"]
         except RunError:
             raise
@@ -157,32 +150,20 @@ class Replay:
         if self.state is None:
             params = in_order(self._base, plan)
             check_base(params, plan, recorded)
-            self.state = first(params, _key(key))
+            self.state = es.first(params, plan, _key(key))
         if self._plan is not None:
-            _check_fits(self.state, self._plan, plan, first, self.generations)
+            _check_fits(self.state, self._plan, plan, es, self.generations)
         self._base, self._plan = None, plan
 
-    def _of_method(self, content: Mapping[str, Any], plan: Plan) -> tuple[First, Update]:
-        """How the run's method begins, and how it updates."""
-        method = content.get("method")
-        if method == FullRankES.method:
-            if self._given is not None:
-                raise RunError(f"got optimizer={self._given!r}; full-rank ES has none. Leave optimizer out.")
-            self._note(elsewhere(content))
-            return first_full_rank_state, _from_record(full_rank_update(content, plan), content["population"])
-        if method is not None:
-            raise ValueError(f"the method {method!r}")
-        optimizer, population = self._optimizer(content["optimizer"]), self._population(content)
-        self._note(elsewhere(content, population))
-        options: dict[str, Any] = {"frozen": _frozen(plan), "optimizer": optimizer, "settings": population}
-        first = partial(placed_state, **options)
-        update = _update(content, plan, optimizer, population)
-        return lambda params, key: first(on_mesh(params, population), key=key), update
-
-    def _population(self, content: Mapping[str, Any]) -> Population:
+    def _strategy(self, content: Mapping[str, Any]) -> Strategy:
+        """The run's, on the replay's mesh."""
         if isinstance(self._mesh, str):  # at the first settings: later ones go on with the state of these
             self._mesh = mesh_like(content.get("mesh"))
-        return population_of(content, self._mesh, self._sharding)
+        es = strategy_of(content, self._optimizer, self._mesh, self._sharding)
+        if self._given is not None and not es.takes("optimizer"):
+            raise RunError(f"got optimizer={self._given!r}; {es.method} ES has none. Leave optimizer out.")
+        self._note(elsewhere(content, es.settings))
+        return es
 
     def _note(self, differences: list[str]) -> None:
         self.elsewhere += [line for line in differences if line not in self.elsewhere]
@@ -218,28 +199,8 @@ class Replay:
         self.inexact += not exact
 
 
-def _update(
-    content: Mapping[str, Any], plan: Plan, optimizer: optax.GradientTransformationExtraArgs, population: Population
-) -> Update:
-    """The second half of `ES.step`, compiled once."""
-    constant, noise_reuse = content["sigma"], content["noise_reuse"]
-
-    # `some` is an argument, so that the branch stays a branch and is compiled as the run's.
-    def update(state: State, weights: Any, loss: Any, sigma: Any, some: Any) -> tuple[State, Norms]:
-        key = generation_key(state.key, state.generation, noise_reuse)
-        made = Generation(population, plan, key, sigma if constant is None else constant)
-        return moved_if(some, optimizer, made, state, weights, made.words(), loss)
-
-    compiled = jax.jit(update)
-
-    def moved(state: State, record: Record) -> tuple[State, Norms]:
-        return compiled(state, record.weights, record.loss, record.sigma, np.True_)
-
-    return _from_record(moved, population.size)
-
-
-def _from_record(moved: Update, population: int) -> Update:
-    """`moved`, for records that fit the settings, with their key."""
+def _from_record(update: Callable[..., tuple[State, Norms]], population: int) -> Update:
+    """`update`, for records that fit the settings, with their key."""
 
     def from_record(state: State, record: Record) -> tuple[State, Norms]:
         if len(record.weights) != population:
@@ -249,17 +210,17 @@ def _from_record(moved: Update, population: int) -> Update:
             )
         if record.key.tolist() != np.asarray(jax.random.key_data(state.key)).tolist():
             state = replace(state, key=_key(record.key))
-        return moved(state, record)
+        return update(state, record.weights, record.loss, record.sigma)
 
     return from_record
 
 
-def _check_fits(state: Any, before: Plan, plan: Plan, first: First, at: int) -> None:
+def _check_fits(state: Any, before: Plan, plan: Plan, es: Strategy, at: int) -> None:
     """Raises RunError where changed settings cannot go on with the state of those before."""
     same = [(leaf.path, leaf.shape, leaf.dtype) for leaf in before.leaves]
     fits = same == [(leaf.path, leaf.shape, leaf.dtype) for leaf in plan.leaves] and _frozen(before) == _frozen(plan)
     if fits:
-        new = jax.eval_shape(lambda p: _beside(first(p, state.key)), state.params)
+        new = jax.eval_shape(lambda p: _beside(es.first(p, plan, state.key)), state.params)
         fits = jax.tree.map(_layout, new) == jax.tree.map(_layout, _beside(state))
     if not fits:
         raise RunError(

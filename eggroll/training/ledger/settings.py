@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any, get_args
 
 import jax
 import numpy as np
+import optax
 from jax.sharding import Mesh
 
-from eggroll.strategy.es import ES
-from eggroll.strategy.full_rank import FullRankES
 from eggroll.strategy.mesh.sharding import Sharding
+from eggroll.strategy.methods import METHODS
 from eggroll.strategy.plan.leaves import Kind, LeafPlan, Plan
 from eggroll.strategy.population import AXIS, Population
+from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.schedules import sigma_at
 from eggroll.training.errors import RunError
 from eggroll.training.folder.settings import NOTHING, compared
 from eggroll.training.folder.versions import version_of
 from eggroll.training.ledger.base import joint_digest
 from eggroll.training.ledger.mesh import laid_out, mesh_difference, mesh_to_json
-from eggroll.training.optimizers import spec_of, to_json
+from eggroll.training.optimizers import from_json, spec_of, to_json
 
 FORMAT = 1
+NOT_KEPT = ("rules", "chunk")  # the plan says what rules made; a chunk's sums are evaluated
+DECODED = ("shaping", "sigma", "optimizer", "mesh", "sharding", "update")  # from the settings otherwise, or not at all
 ENVIRONMENT = ("versions", "platform", "devices", "mesh")  # may change in a run without anyone having asked for it
 PACKAGES = {"eggroll": "eggroll-jax", "jax": "jax", "jaxlib": "jaxlib", "optax": "optax"}
 
 
-def settings_of(es: ES, key: jax.Array, base: Mapping[str, str], name: str | None) -> dict[str, Any]:
+def settings_of(es: Strategy, key: jax.Array, base: Mapping[str, str], name: str | None) -> dict[str, Any]:
     """The content of a settings record.
 
     Args:
@@ -38,48 +41,78 @@ def settings_of(es: ES, key: jax.Array, base: Mapping[str, str], name: str | Non
         name: what the base is called, such as a model's name; or None.
 
     Returns:
-        `format`, `population`, `antithetic`, `distribution`, `groups`, `noise_reuse`, `sigma` (None: in every record),
-        `rank`, `shaping`, `key`, `optimizer` (None: to be given again), `plan`, `base`, `x64`, `versions`, `platform`,
-        `devices` and `mesh` (None: no mesh); for full-rank ES also `method` and `learning_rate` (None: half of sigma).
+        `format`, the strategy's options but its rules, which are in the plan, and its chunk (`sigma` None: in every
+        record; `optimizer` None: to be given again; other functions by their names), `key`, `plan`, `base`, `x64`,
+        `versions`, `platform`, `devices` and `mesh` (None: no mesh).
 
     Raises:
-        RunError: a learning rate of full-rank ES that a ledger cannot hold.
+        RunError: an option that a ledger cannot hold.
     """
-    pop = es.settings
     paths = list(base) if es.plan is None else [leaf.path for leaf in es.plan.leaves]
+    options = {each: value for each, value in es.options().items() if each not in NOT_KEPT}
     return {
         "format": FORMAT,
-        "population": pop.size,
-        "antithetic": pop.antithetic,
-        "distribution": pop.distribution,
-        "groups": pop.groups,
-        "noise_reuse": int(es.noise_reuse),
-        "sigma": _constant(es.sigma),
-        "rank": int(es.rank),
-        "shaping": es.shaping if isinstance(es.shaping, str) else f"custom: {getattr(es.shaping, '__qualname__', '')}",
+        **{each: _recorded(each, value) for each, value in options.items()},
         "key": np.asarray(jax.random.key_data(key)).tolist(),
-        "optimizer": spec_of(es.optimizer),
         "plan": None if es.plan is None else plan_to_json(es.plan),
         "base": {"name": name, "digest": joint_digest(base, paths), "parameters": [base[path] for path in paths]},
         "x64": _x64(),
         "versions": _versions(),
         "platform": jax.default_backend(),
-        "devices": 1 if pop.mesh is None else int(pop.mesh.shape[AXIS]),
-        "mesh": mesh_to_json(pop),
-        **_of_method(es),
+        "devices": 1 if es.settings.mesh is None else int(es.settings.mesh.shape[AXIS]),
+        "mesh": mesh_to_json(es.settings),
     }
 
 
-def _of_method(es: ES) -> dict[str, Any]:
-    if not isinstance(es, FullRankES):
-        return {}
+def _recorded(name: str, value: Any) -> Any:
+    if name == "sigma":
+        return _constant(value)
+    if name == "shaping":  # its results, the weights, are in every record
+        return value if isinstance(value, str) else f"custom: {getattr(value, '__qualname__', '')}"
+    if name == "optimizer":
+        return None if value is None else spec_of(value)
     try:
-        return {"method": es.method, "learning_rate": to_json("learning_rate", es.learning_rate)}
+        return to_json(name, value)
     except TypeError as why:
         raise RunError(
-            "got a learning rate that a ledger cannot hold: a function. Use eggroll.training.schedule(...), such as "
-            'schedule("cosine_decay_schedule", init_value=5e-4, decay_steps=100), or write no ledger.'
+            f"got a {name.replace('_', ' ')} that a ledger cannot hold: a function. Use eggroll.training.schedule"
+            '(...), such as schedule("cosine_decay_schedule", init_value=5e-4, decay_steps=100), or write no ledger.'
         ) from why
+
+
+def strategy_of(
+    content: Mapping[str, Any],
+    optimizer: Callable[[Any], optax.GradientTransformation],
+    mesh: Mesh | None = None,
+    sharding: Sharding = None,
+) -> Strategy:
+    """The strategy that wrote the settings, laid out on `mesh` as the run was as far as that has its axes.
+
+    What decides no update is as it happens to be: shaping, rules and chunk.
+
+    Args:
+        content: the settings.
+        optimizer: makes the optimizer from what the settings hold of it; called if the strategy has one.
+        mesh: of the replay.
+        sharding: of the replay.
+
+    Raises:
+        KeyError: settings that are missing.
+        ValueError: a method that is not known, or settings that do not fit together.
+    """
+    name = content.get("method", "eggroll")
+    if name not in METHODS:
+        raise ValueError(f"the method {name!r}")
+    cls = METHODS[name].strategy()
+    options = {each: from_json(value) for each, value in content.items() if cls.takes(each) and each not in DECODED}
+    options |= {each: content[each] for each in ("population", "antithetic", "distribution", "groups", "noise_reuse")}
+    if cls.takes("optimizer"):
+        options["optimizer"] = optimizer(content["optimizer"])
+    if cls.takes("mesh"):
+        rules, update = laid_out(content.get("mesh"), mesh, sharding)
+        options |= {"mesh": mesh, "sharding": rules, "update": update}
+    sigma = content["sigma"]
+    return cls.from_options({**options, "sigma": 1.0 if sigma is None else sigma})
 
 
 def _constant(sigma: Any) -> float | None:
@@ -145,15 +178,6 @@ def plan_from_json(leaves: Any) -> Plan:
         if plans[-1].kind not in get_args(Kind):
             raise ValueError(f"a parameter that is {plans[-1].kind!r}")
     return Plan(tuple(plans))
-
-
-def population_of(content: Mapping[str, Any], mesh: Mesh | None = None, sharding: Sharding = None) -> Population:
-    """Who the members were, laid out on `mesh` as the run's were as far as that has its axes."""
-    names = "antithetic", "distribution", "groups"
-    rules, update = laid_out(content.get("mesh"), mesh, sharding)
-    return Population(
-        content["population"], **{name: content[name] for name in names}, mesh=mesh, sharding=rules, update=update
-    )
 
 
 def elsewhere(content: Mapping[str, Any], population: Population | None = None) -> list[str]:

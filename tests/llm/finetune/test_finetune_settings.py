@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from eggroll.llm.finetuning.settings import (
-    DEFAULTS,
     EvaluateSettings,
     FinetuneSettings,
-    Method,
     options_from,
     settings_for,
 )
+from eggroll.strategy.methods import METHODS
 from eggroll.training.options import SettingsError
 
 ASKED: dict[str, Any] = {"model": "a folder", "task": "countdown"}
@@ -60,10 +59,10 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-@pytest.mark.parametrize("method", get_args(Method))
+@pytest.mark.parametrize("method", METHODS)
 def test_the_defaults_are_those_of_the_method(method: str) -> None:
     settings = settings_for(method, **ASKED, rank=None)
-    assert settings.population == DEFAULTS[method].population
+    assert settings.population == METHODS[method].population
     assert settings.name == f"countdown-{method}" and settings.folder == Path("runs") / settings.name
 
 

@@ -1,0 +1,264 @@
+"""What a strategy is: how its members are drawn, and how their fitness moves the parameters.
+
+`ES` and `FullRankES` are two. Another one is a class over `Strategy` with `init`, `first`, `plan_for`, `draw` and
+`follow`, and a `Method` in `eggroll.strategy.methods.METHODS`: then it trains, saves, resumes, replays and fine-tunes
+as these do.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, Self
+
+import jax
+import jax.numpy as jnp
+
+from eggroll.engine.checks import check_function, is_traced
+from eggroll.strategy.evaluate.compiled import CompiledCache
+from eggroll.strategy.evaluate.inputs import InAxes, Rows
+from eggroll.strategy.evaluate.tracing import check_scalar_shape
+from eggroll.strategy.members import Draw, Members, check_members
+from eggroll.strategy.noise.keys import as_threefry, generation_key
+from eggroll.strategy.plan.leaves import Plan
+from eggroll.strategy.plan.rules import Rules, as_rules
+from eggroll.strategy.population import Population
+from eggroll.strategy.schedules import Sigma, check_sigma, sigma_at
+from eggroll.strategy.state import State, check_state
+from eggroll.strategy.update.fitness import as_float, check_fitness, raise_if_lost, summary
+from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
+
+Metrics = dict[str, Any]
+Norms = dict[str, jax.Array]  # "gradient_norm" and "update_norm"
+
+
+class Strategy(ABC):
+    """An evolution strategy: ask / apply / tell, and `step`, the three in one.
+
+    Args:
+        settings: who the members are.
+        sigma: noise scale, or an optax schedule over generations.
+        shaping: see `ES`.
+        rules: `(pattern, rule)` pairs by path.
+        noise_reuse: successive generations with the same noise.
+
+    Attributes:
+        method: its name in ledgers and configurations, a key of `eggroll.strategy.methods.METHODS`.
+        plan: of the last generation that was told; None before.
+
+    Raises:
+        ValueError: settings that do not fit together.
+    """
+
+    method: ClassVar[str]
+
+    def __init__(self, settings: Population, *, sigma: Sigma, shaping: Shaping, rules: Rules, noise_reuse: int) -> None:
+        check_sigma(sigma)
+        validate_shaping(shaping)
+        generation_key(jax.random.key(0), 0, noise_reuse)  # checks noise_reuse
+        self.settings = settings
+        self.population, self.groups = settings.size, settings.groups
+        self.sigma, self.shaping, self.rules, self.noise_reuse = sigma, shaping, as_rules(rules), noise_reuse
+        self.cache = CompiledCache()
+        self.plan: Plan | None = None
+
+    @abstractmethod
+    def init(self, params: Any, key: jax.Array) -> State:
+        """A fresh state of parameters and a key; what does not fit raises."""
+
+    @abstractmethod
+    def first(self, params: Any, plan: Plan, key: jax.Array) -> State:
+        """The state of generation 0 for a plan that is known, of arrays and a typed threefry key, as `init` made it."""
+
+    @abstractmethod
+    def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
+        """How each parameter is perturbed, for a function of the parameters where one is known."""
+
+    @abstractmethod
+    def draw(self, state: State) -> Draw:
+        """What the members of the next generation are made of."""
+
+    @abstractmethod
+    def follow(
+        self, plan: Plan, state: State, weights: jax.Array, *, loss: Any, sigma: Any, some: Any = True
+    ) -> tuple[State, Norms]:
+        """The second half of a generation: the state after its update, and the norms of gradient and update.
+
+        Args:
+            plan: how each parameter is perturbed.
+            state: before the update; its key and generation name the noise.
+            weights: `[N]`, shaped fitness.
+            loss: what an optimizer that watches it is told: minus the mean fitness.
+            sigma: noise scale of this generation.
+            some: False where there is nothing to follow, and the state is to stay as it is.
+        """
+
+    def options(self) -> dict[str, Any]:
+        """Every setting that decides numbers, by the name that `__init__` has for it: what a run writes down.
+
+        What is compared when a run goes on, and what a ledger needs for a replay. Numbers, names, rules, and functions
+        (schedules, shaping, optimizers), which are described by what they compute.
+        """
+        who = self.settings
+        return {
+            "population": who.size,
+            "sigma": self.sigma,
+            "distribution": who.distribution,
+            "shaping": self.shaping,
+            "antithetic": who.antithetic,
+            "groups": who.groups,
+            "noise_reuse": int(self.noise_reuse),
+            "chunk": who.chunk,  # sums over other parts round otherwise
+            "rules": self.rules,
+        }
+
+    @classmethod
+    def takes(cls, name: str) -> bool:
+        """Whether there is a setting of that name."""
+        return name in inspect.signature(cls).parameters
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """A strategy of those settings that it takes."""
+        return cls(**{name: value for name, value in options.items() if cls.takes(name)})
+
+    def replayed(self, plan: Plan, sigma: float | None) -> Callable[..., tuple[State, Norms]]:
+        """`(state, weights, loss, sigma) → (state, norms)` as `tell` updates, from numbers that a ledger recorded.
+
+        Args:
+            plan: the ledger's.
+            sigma: constant over the run; None: as recorded.
+        """
+
+        def update(state: State, weights: Any, loss: Any, recorded: Any) -> tuple[State, Norms]:
+            own = float(recorded) if sigma is None else sigma
+            return self.follow(plan, state, jnp.asarray(weights), loss=loss, sigma=own)
+
+        return update
+
+    def ask(self, state: State) -> Members:
+        """The members of the next generation; nothing dense is built.
+
+        Args:
+            state: the current state.
+
+        Returns:
+            Members to `apply` a function to, or to `materialize` one by one.
+
+        Raises:
+            TypeError: no `State`.
+        """
+        check_state(state)
+        return Members(state.params, state.generation, self.draw(state))
+
+    def tell(self, state: State, members: Members, fitness: Any) -> tuple[State, Metrics]:
+        """Updates the parameters from the members' fitness.
+
+        Args:
+            state: the state that `members` were asked from.
+            members: from `ask`; they decide the plan (rank and rules).
+            fitness: `[N]` real numbers, maximised; JAX, numpy or a list. A member whose fitness is not finite is
+                dropped with its pair, and counted.
+
+        Returns:
+            `(state, metrics)`. Metrics: `fitness_mean`, `fitness_best`, `fitness_worst`, `fitness_std` (over finite
+            fitness), `nonfinite` (members dropped), `gradient_norm`, `update_norm`, `sigma`, `generation`; and `[N]`
+            each, `fitness` and what shaping made of it, `weights`.
+
+        Raises:
+            TypeError: no `State`, no `Members`, or fitness that is not real numbers.
+            ValueError: fitness of another shape than `[N]` or deleted, members of another generation or run or with
+                other noise than this strategy draws, or a sigma schedule that is not > 0.
+            FloatingPointError: no fitness is finite; the state is unchanged. Under `jit` nothing can be raised: the
+                state then stays as it is.
+        """
+        plan, fitness = self._told(state, members, fitness)
+        sigma = self._sigma(state)
+        metrics = self.cache(self._shaped, "shaped", fitness, sigma)
+        metrics["generation"] = state.generation
+        raise_if_lost(metrics, self.population)
+        some = (metrics["nonfinite"] < self.population) & (metrics["sigma"] > 0) if is_traced(metrics) else True
+        sigma = sigma if is_traced(sigma) else float(sigma)
+        loss = -metrics["fitness_mean"]
+        state, norms = self.follow(plan, state, metrics["weights"], loss=loss, sigma=sigma, some=some)
+        return state, {**metrics, **norms}
+
+    def step(
+        self,
+        state: State,
+        fitness_fn: Callable[..., Any],
+        *args: Any,
+        in_axes: InAxes = None,
+        has_aux: bool = False,
+    ) -> tuple[State, Metrics]:
+        """Ask, apply and tell.
+
+        Args:
+            state: the current state.
+            fitness_fn: `fitness_fn(params, *args)` → scalar fitness (maximised), or `(fitness, aux)` with `has_aux`.
+            *args: further arguments; arrays are traced, other leaves reach `fitness_fn` as they are, so a number that
+                changes in every generation should be an array.
+            in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
+                per group.
+            has_aux: whether `fitness_fn` returns auxiliary output; floating-point leaves are averaged over members with
+                finite fitness, others are the first member's.
+
+        Returns:
+            `(state, metrics)` as `tell`; also `metrics["chunk"]`, the members evaluated at once, and `metrics["aux"]`
+            with `has_aux`.
+
+        Raises:
+            TypeError: no `State`, or no function.
+            ValueError: a fitness that is not scalar, or rows that fit neither population nor groups.
+            FloatingPointError: as `tell`.
+        """
+        check_state(state)
+        check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
+        members = self.ask(state)
+        outputs = members.apply(fitness_fn, *args, in_axes=in_axes)
+        check_scalar_shape(jax.tree.map(_of_one, outputs), has_aux, "fitness")
+        fitness, aux = outputs if has_aux else (outputs, ())
+        fitness = as_float(fitness)
+        state, metrics = self.tell(state, members, fitness)
+        metrics["chunk"] = jnp.int32(1 if members.one_at_a_time else self.population)
+        return state, {**metrics, "aux": _averaged(aux, jnp.isfinite(fitness))} if has_aux else metrics
+
+    def _told(self, state: State, members: Members, fitness: Any) -> tuple[Plan, Any]:
+        """The plan of the members and their fitness, once both are known to belong to the state."""
+        check_state(state)
+        check_members(members)
+        members.check_asked_from(self.draw(state), state)
+        fitness = check_fitness(fitness, self.population)
+        self.plan = members.plan
+        return self.plan, fitness
+
+    def _shaped(self, fitness: jax.Array, sigma: Any) -> Metrics:
+        antithetic = self.settings.antithetic
+        weights, valid = shape_fitness(fitness, shaping=self.shaping, antithetic=antithetic, groups=self.groups)
+        metrics = summary(fitness, valid)
+        return {**metrics, "fitness": fitness, "weights": weights, "sigma": as_float(jnp.asarray(sigma))}
+
+    def _key(self, state: State) -> jax.Array:
+        return generation_key(as_threefry(state.key), state.generation, self.noise_reuse)
+
+    def _sigma(self, state: State) -> Any:
+        return sigma_at(self.sigma, state.generation)
+
+
+def _of_one(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+
+
+@jax.jit
+def _averaged(aux: Any, finite: jax.Array) -> Any:
+    """Floating-point leaves averaged over members with finite fitness, of others the first member's."""
+
+    def one(x: jax.Array) -> jax.Array:
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            return x[0]
+        wide = as_float(x)
+        mask = finite.reshape(-1, *[1] * (x.ndim - 1))
+        return (jnp.where(mask, wide, 0).sum(0) / finite.sum().astype(wide.dtype)).astype(x.dtype)
+
+    return jax.tree.map(one, aux)
