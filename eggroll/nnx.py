@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import is_traced
 from eggroll.strategy import value_and_grad as gradient
 from eggroll.strategy.explain import Explanation
 from eggroll.strategy.explain import explain as explain_function
 from eggroll.strategy.noise.keys import as_threefry
+from eggroll.strategy.signatures import ExplainOptions, ModelOptions, OfModel
 
 __all__ = ["explain", "grad", "value_and_grad"]
 
 
+Value = tuple[jax.Array, nnx.State]
+ValueAux = tuple[tuple[jax.Array, PyTree], nnx.State]
+GradAux = tuple[nnx.State, PyTree]
+
+
+@overload
 def value_and_grad(
-    loss_fn: Callable[..., Any], *, wrt: Any = nnx.Param, share_rngs: bool = True, **options: Any
-) -> Callable[..., Any]:
+    loss_fn: Function, *, has_aux: Literal[False] = False, **options: Unpack[ModelOptions]
+) -> OfModel[Value]: ...
+@overload
+def value_and_grad(
+    loss_fn: Function, *, has_aux: Literal[True], **options: Unpack[ModelOptions]
+) -> OfModel[ValueAux]: ...
+def value_and_grad(loss_fn: Function, *, wrt: Any = nnx.Param, share_rngs: bool = True, **options: Any) -> OfModel[Any]:
     """Estimates loss and gradient of an unmodified NNX model from forward passes alone.
 
     Only the variables that `wrt` selects are perturbed. Other state (batch statistics, RNG streams, caches) passes
@@ -69,8 +81,7 @@ def value_and_grad(
             f"got argnums={options['argnums']!r}; the model is the first argument here, and `wrt` selects its "
             "variables: instead of argnums=nnx.DiffState(0, nnx.LoRAParam) pass wrt=nnx.LoRAParam, as to nnx.Optimizer."
         )
-    has_aux = options.pop("has_aux", False)
-    in_axes = options.pop("in_axes", None)
+    has_aux, in_axes = options.pop("has_aux", False), options.pop("in_axes", None)
 
     def pure(params: Any, rest: Any, keys: Any, split: _Split, args: tuple, kwargs: dict[str, Any]) -> Any:
         before = _by_path(rest)  # the merged model may share its variables, which the loss function changes
@@ -96,7 +107,13 @@ def value_and_grad(
     return value_and_grad_fun
 
 
-def grad(loss_fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+@overload
+def grad(
+    loss_fn: Function, *, has_aux: Literal[False] = False, **options: Unpack[ModelOptions]
+) -> OfModel[nnx.State]: ...
+@overload
+def grad(loss_fn: Function, *, has_aux: Literal[True], **options: Unpack[ModelOptions]) -> OfModel[GradAux]: ...
+def grad(loss_fn: Function, **options: Any) -> OfModel[Any]:
     """Estimates the gradient of an unmodified NNX model; `value_and_grad` without the value.
 
     Args:
@@ -124,7 +141,9 @@ def grad(loss_fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     return grad_fun
 
 
-def explain(fun: Callable[..., Any], model: Any, *args: Any, wrt: Any = nnx.Param, **options: Any) -> Explanation:
+def explain(
+    fun: Function, model: nnx.Pytree, *args: Any, wrt: Any = nnx.Param, **options: Unpack[ExplainOptions]
+) -> Explanation:
     """Says how `fun(model, *args)` uses each parameter of an NNX model, and what noise each gets.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from eggroll.engine.lowrank import Perturbed, Term
 
 # By primitive: how it acts on perturbed values. `eggroll.engine.rules` fills it, which `eggroll.engine` imports.
 RULES: dict[str, Callable[..., list[Any]]] = {}
+
+Out = TypeVar("Out")
 
 
 class Observer(Protocol):

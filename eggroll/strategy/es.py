@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from eggroll.engine.annotations import Chunk, Function, Numbers, PyTree
 from eggroll.engine.checks import check_function
 from eggroll.engine.fallback import Fallback
 from eggroll.strategy.evaluate.inputs import InAxes, Rows, make_rows
@@ -25,11 +26,11 @@ from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, check_rank
 from eggroll.strategy.population import Population
 from eggroll.strategy.protocol import Metrics, Norms, Strategy
-from eggroll.strategy.schedules import Sigma
 from eggroll.strategy.state import State, check_state
 from eggroll.strategy.update.fitness import as_float, raise_if_lost, summary
 from eggroll.strategy.update.initial import initial_state, placed_state
 from eggroll.strategy.update.optimizer import check_optimizer
+from eggroll.strategy.update.schedules import Sigma
 from eggroll.strategy.update.shaping import Shaping, shape_fitness
 
 
@@ -94,10 +95,10 @@ class ES(Strategy):
         rules: Rules = (),
         groups: int = 1,
         noise_reuse: int = 1,
-        chunk: int | str = "auto",
+        chunk: Chunk = "auto",
         mesh: Mesh | None = None,
         sharding: Sharding = None,
-        update: str = "auto",
+        update: Literal["auto", "members", "weights"] = "auto",
         fallback: Fallback = "warn",
     ) -> None:
         members = population, antithetic, distribution, groups, chunk, mesh, fallback
@@ -107,7 +108,7 @@ class ES(Strategy):
         self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
         self._plans = Plans(settings, rank=self.rank, rules=self.rules)
 
-    def init(self, params: Any, key: jax.Array) -> State:
+    def init(self, params: PyTree, key: jax.Array) -> State:
         """A fresh state.
 
         Args:
@@ -125,19 +126,19 @@ class ES(Strategy):
         self._choose_update(params)
         return initial_state(params, key, self.optimizer, self.rules, self.settings)
 
-    def first(self, params: Any, plan: Plan, key: jax.Array) -> State:
+    def first(self, params: PyTree, plan: Plan, key: jax.Array) -> State:
         """See `Strategy.first`; on the mesh, if there is one."""
         frozen = [leaf.kind == "frozen" for leaf in plan.leaves]
         return placed_state(on_mesh(params, self.settings), frozen, self.optimizer, key, self.settings)
 
-    def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
+    def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
         """The plan for parameters of these shapes; the first function seen decides it, for all later generations.
 
         Without a function, a plan by shapes alone, which later generations do not inherit.
         """
         return self._plans.plan_for(params, fun, rows)
 
-    def _choose_update(self, params: Any) -> None:
+    def _choose_update(self, params: PyTree) -> None:
         if self.settings.update == "auto":
             self.settings = replace(self.settings, update=layout(self.settings, params, self.optimizer))
 
@@ -173,7 +174,7 @@ class ES(Strategy):
         compiled = jax.jit(update)
         return lambda state, weights, loss, recorded: compiled(state, weights, loss, recorded, np.True_)
 
-    def tell(self, state: State, members: Members, fitness: Any) -> tuple[State, Metrics]:
+    def tell(self, state: State, members: Members, fitness: Numbers) -> tuple[State, Metrics]:
         """See `Strategy.tell`; one compiled call."""
         plan, fitness = self._told(state, members, fitness)
         state, metrics = self.cache(
@@ -188,7 +189,7 @@ class ES(Strategy):
     def step(
         self,
         state: State,
-        fitness_fn: Callable[..., Any],
+        fitness_fn: Function,
         *args: Any,
         in_axes: InAxes = None,
         has_aux: bool = False,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
+from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import check_function
 from eggroll.engine.factored import abstract
 from eggroll.engine.fallback import DenseFallback
@@ -104,8 +105,8 @@ def _axes(axes: Any) -> str:
 
 
 def explain(
-    fun: Callable[..., Any],
-    params: Any,
+    fun: Function,
+    params: PyTree,
     *args: Any,
     rank: int = 1,
     rules: Rules = (),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from eggroll.engine.annotations import Function, PyTree
 from eggroll.strategy.evaluate.inputs import Rows
 from eggroll.strategy.full_rank_generation import FullRankDraw, FullRankGeneration
 from eggroll.strategy.noise.keys import as_threefry
@@ -17,8 +17,8 @@ from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.protocol import Norms, Strategy
-from eggroll.strategy.schedules import Rate, Sigma, check_rate, rate_at
 from eggroll.strategy.state import State
+from eggroll.strategy.update.schedules import Rate, Sigma, check_rate, rate_at
 from eggroll.strategy.update.shaping import Shaping
 
 
@@ -86,7 +86,7 @@ class FullRankES(Strategy):
         super().__init__(settings, sigma=sigma, shaping=shaping, rules=rules, noise_reuse=noise_reuse)
         self.learning_rate = check_rate(learning_rate)
 
-    def init(self, params: Any, key: jax.Array) -> State:
+    def init(self, params: PyTree, key: jax.Array) -> State:
         """A fresh state, without master copies or an optimizer's state.
 
         Args:
@@ -103,11 +103,11 @@ class FullRankES(Strategy):
         params = as_arrays(params)
         return self.first(params, self.plan_for(params), as_threefry(key))
 
-    def first(self, params: Any, plan: Plan, key: jax.Array) -> State:
+    def first(self, params: PyTree, plan: Plan, key: jax.Array) -> State:
         """See `Strategy.first`."""
         return State(params, (), (), key, jnp.zeros((), jnp.int32))
 
-    def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
+    def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
         """The plan for these parameters, whatever the function."""
         return full_rank_plan(params, self.rules)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eggroll.engine.annotations import Chunk, Function, PyTree
 from eggroll.strategy.evaluate.inputs import Rows
 from eggroll.strategy.members import Draw
 from eggroll.strategy.noise.dense import perturbed, unit_keys
@@ -51,12 +51,12 @@ class FullRankGeneration:
     def _keys(self) -> list[jax.Array]:
         return unit_keys(self.key, self.plan, self.population.units)
 
-    def buffers(self, params: Any) -> list[Any]:
+    def buffers(self, params: PyTree) -> list[Any]:
         """Memory for a member's parameters: an array for each that has noise, else None."""
         each = zip(self.plan.leaves, jax.tree.leaves(params), strict=True)
         return [jnp.zeros_like(p) if leaf.kind == "dense" else None for leaf, p in each]
 
-    def member(self, params: Any, i: Any, buffers: list[Any]) -> tuple[Any, list[Any]]:
+    def member(self, params: PyTree, i: Any, buffers: list[Any]) -> tuple[Any, list[Any]]:
         """The dense parameters of member `i`.
 
         Args:
@@ -107,7 +107,7 @@ class FullRankGeneration:
         generation = state.generation + jnp.asarray(some).astype(jnp.int32)
         return State(tree.unflatten(new), state.master, state.opt_state, state.key, generation), norms
 
-    def gradient(self, weights: jax.Array, params: Any) -> Any:
+    def gradient(self, weights: jax.Array, params: PyTree) -> Any:
         """The descent direction `−1/(N·σ)·Σ wᵢ·εᵢ`, float32 or wider; zeros where there is no noise."""
         leaves, tree = jax.tree.flatten(params)
         out = []
@@ -149,15 +149,15 @@ class FullRankDraw(Draw):
     rules: Rules
     one_at_a_time = True
 
-    def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
+    def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
         """See `Draw.plan_for`."""
         return full_rank_plan(params, self.rules)
 
-    def apply(self, plan: Plan, params: Any, fun: Callable[..., Any], rows: Rows, chunk: int | str | None) -> Any:
+    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> Any:
         """See `Draw.apply`: one compiled call after the other, of any function of dense parameters."""
         generation, size, axes = self._of(plan), self.settings.size, rows.axes
 
-        def run(params: Any, args: tuple, i: Any) -> Any:
+        def run(params: PyTree, args: tuple, i: Any) -> Any:
             rows = Rows(args, axes, size)
             out = fun(params, *rows.merged([x[0] for x in rows.of_members(i, 1)]))
             return jax.tree.map(lambda x: jnp.expand_dims(x, 0), out)  # never the parameters' own memory
@@ -168,12 +168,12 @@ class FullRankDraw(Draw):
             outputs.append(self.cache(run, ("apply", fun, axes), own, rows.args, np.int32(i)))
         return _joined(outputs)
 
-    def member(self, plan: Plan, params: Any, i: Any) -> Any:
+    def member(self, plan: Plan, params: PyTree, i: Any) -> Any:
         """See `Draw.member`: what `apply` evaluates, bit for bit."""
         generation = self._of(plan)
         return generation.member(params, i, generation.buffers(params))[0]
 
-    def gradient(self, plan: Plan, params: Any, weights: jax.Array) -> Any:
+    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> Any:
         """See `Draw.gradient`: `−1/(N·σ)·Σ wᵢ·εᵢ`."""
         return self._of(plan).gradient(weights, params)
 

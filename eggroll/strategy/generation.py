@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
+from eggroll.engine.annotations import Chunk, Function, PyTree
 from eggroll.engine.factored import Program
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
 from eggroll.strategy.evaluate.arrangement import Arrangement, arrange, may_copy
@@ -71,7 +72,7 @@ class Generation:
         """Under `jit`, `tree` whole on every device of the mesh, so that every process can read it."""
         return tree if self.placement is None else self.placement.whole(tree)
 
-    def member(self, params: Any, member: Any) -> Any:
+    def member(self, params: PyTree, member: Any) -> Any:
         """`params` as member `member` sees them, with `LowRank` leaves."""
         signs = self.population.signs
         words = self.sampler.streams.draw(self.key, jnp.reshape(member // signs, 1))
@@ -96,7 +97,7 @@ class Generation:
         mesh = self.population.mesh
         return 1 if mesh is None else mesh.shape[AXIS]
 
-    def arrangement(self, program: Program, params: Any, rows: Rows) -> Arrangement:
+    def arrangement(self, program: Program, params: PyTree, rows: Rows) -> Arrangement:
         """How many units are evaluated at once on a device, and whether their members share noise."""
         pop, sampler = self.population, self.sampler
         if pop.chunk != "auto" and not may_copy(pop, sampler):
@@ -111,7 +112,7 @@ class Generation:
     def evaluate(
         self,
         program: Program,
-        params: Any,
+        params: PyTree,
         rows: Rows,
         split: Callable[[Any], tuple[Any, Any]],
         arrangement: Arrangement | None = None,
@@ -137,7 +138,7 @@ class Generation:
             return run.on_mesh(self.placement, params, rows, self.key, self.sigma, words)
         return run.everywhere(params, rows, self.key, self.sigma, words)
 
-    def gradient(self, weights: jax.Array, params: Any, words: jax.Array | None = None) -> Any:
+    def gradient(self, weights: jax.Array, params: PyTree, words: jax.Array | None = None) -> Any:
         """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ`, float32 or wider; zeros where nothing is perturbed.
 
         Args:
@@ -245,16 +246,16 @@ class LowRankDraw(Draw):
 
     plans: Plans
 
-    def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
+    def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
         """See `Draw.plan_for`."""
         return self.plans.plan_for(params, fun, rows)
 
-    def apply(self, plan: Plan, params: Any, fun: Callable[..., Any], rows: Rows, chunk: int | str | None) -> Any:
+    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> Any:
         """See `Draw.apply`."""
         settings = self.settings if chunk is None else replace(self.settings, chunk=chunk)
         axes = rows.axes
 
-        def run(params: Any, args: tuple, key: jax.Array, sigma: Any) -> Any:
+        def run(params: PyTree, args: tuple, key: jax.Array, sigma: Any) -> Any:
             rows = Rows(args, axes, settings.size)
             program = trace_member(fun, params, rows)
             check_covered(plan, program, params, rows)
@@ -263,16 +264,16 @@ class LowRankDraw(Draw):
 
         return self.cache(run, ("apply", fun, plan, axes, settings.chunk), params, rows.args, self.key, self.sigma)
 
-    def member(self, plan: Plan, params: Any, i: Any) -> Any:
+    def member(self, plan: Plan, params: PyTree, i: Any) -> Any:
         """See `Draw.member`."""
         settings = self.settings  # not self: what is compiled is kept, its arrays must not be
 
-        def run(params: Any, i: Any, key: jax.Array, sigma: Any) -> Any:
+        def run(params: PyTree, i: Any, key: jax.Array, sigma: Any) -> Any:
             seen = Generation(settings, plan, key, sigma).member(params, i)
             return jax.tree.map(lambda x: x.dense() if isinstance(x, LowRank) else x, seen, is_leaf=is_low_rank)
 
         return self.cache(run, ("materialize", plan), params, jnp.asarray(i), self.key, self.sigma)
 
-    def gradient(self, plan: Plan, params: Any, weights: jax.Array) -> Any:
+    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> Any:
         """See `Draw.gradient`."""
         return Generation(self.settings, plan, self.key, self.sigma).gradient(weights, params)

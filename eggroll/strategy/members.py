@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import jax
 
+from eggroll.engine.annotations import Chunk, Function, PyTree
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.compiled import CompiledCache
@@ -40,19 +40,19 @@ class Draw(ABC):
     one_at_a_time: ClassVar[bool] = False
 
     @abstractmethod
-    def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
+    def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
         """As `Strategy.plan_for`."""
 
     @abstractmethod
-    def apply(self, plan: Plan, params: Any, fun: Callable[..., Any], rows: Rows, chunk: int | str | None) -> Any:
+    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> Any:
         """The output of `fun` for every member; see `Members.apply`."""
 
     @abstractmethod
-    def member(self, plan: Plan, params: Any, i: Any) -> Any:
+    def member(self, plan: Plan, params: PyTree, i: Any) -> Any:
         """The dense parameters of member `i`."""
 
     @abstractmethod
-    def gradient(self, plan: Plan, params: Any, weights: jax.Array) -> Any:
+    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> Any:
         """The descent direction for shaped fitness `weights [N]`, float32 or wider."""
 
 
@@ -64,7 +64,7 @@ class Members:
         generation: the generation's number.
     """
 
-    def __init__(self, params: Any, generation: Any, draw: Draw) -> None:
+    def __init__(self, params: PyTree, generation: Any, draw: Draw) -> None:
         self.params = params
         self.generation = generation
         self._draw = draw
@@ -136,13 +136,13 @@ class Members:
             self._plan = self._draw.plan_for(self.params)
         return self._plan
 
-    def plan_for(self, fun: Callable[..., Any], *args: Any, in_axes: InAxes = None) -> Plan:
+    def plan_for(self, fun: Function, *args: Any, in_axes: InAxes = None) -> Plan:
         """How each parameter is perturbed, as `apply` with these arguments decides it; nothing is evaluated."""
         if self._plan is None:
             self._plan = self._draw.plan_for(self.params, fun, self._rows(args, in_axes))
         return self._plan
 
-    def apply(self, fun: Callable[..., Any], *args: Any, in_axes: InAxes = None, chunk: int | str | None = None) -> Any:
+    def apply(self, fun: Function, *args: Any, in_axes: InAxes = None, chunk: Chunk | None = None) -> PyTree:
         """Evaluates `fun(params, *args)` for every member, in compiled chunks.
 
         Args:
@@ -172,7 +172,7 @@ class Members:
         plan = self.plan_for(fun, *args, in_axes=in_axes)
         return self._draw.apply(plan, self.params, fun, self._rows(args, in_axes), chunk)
 
-    def materialize(self, i: Any) -> Any:
+    def materialize(self, i: int | jax.Array) -> PyTree:
         """The dense parameters of member `i`, to inspect or ship; equal to what `apply` evaluates, up to rounding.
 
         Args:
@@ -193,7 +193,7 @@ class Members:
     def _rows(self, args: tuple, in_axes: InAxes) -> Rows:
         return make_rows(args, in_axes, self.settings.size, self.settings.groups)
 
-    def _checked(self, i: Any) -> Any:
+    def _checked(self, i: int | jax.Array) -> int | jax.Array:
         """A member's number, known to be one unless it is traced."""
         if is_traced(i):
             return i
@@ -219,6 +219,6 @@ def _other_noise(name: str, mine: Any, other: Any) -> ValueError:
     )
 
 
-def _layout(params: Any) -> dict[str, tuple[tuple[int, ...], str]]:
+def _layout(params: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:
     leaves = zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
     return {path: (tuple(leaf.shape), str(leaf.dtype)) for path, leaf in leaves}

@@ -7,6 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from eggroll.engine.annotations import Chunk
 from eggroll.engine.checks import as_count
 from eggroll.engine.fallback import Fallback, check_fallback
 from eggroll.ops import check_distribution
@@ -27,7 +28,7 @@ class Population:
     antithetic: bool = True
     distribution: str = "rademacher"
     groups: int = 1
-    chunk: int | str = "auto"
+    chunk: Chunk = "auto"
     mesh: Mesh | None = None
     fallback: Fallback = "warn"
     sharding: Any = None

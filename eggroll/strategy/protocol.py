@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 
+from eggroll.engine.annotations import Function, Numbers, PyTree
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.inputs import InAxes, Rows
@@ -24,9 +25,9 @@ from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
-from eggroll.strategy.schedules import Sigma, check_sigma, sigma_at
 from eggroll.strategy.state import State, check_state
 from eggroll.strategy.update.fitness import as_float, check_fitness, raise_if_lost, summary
+from eggroll.strategy.update.schedules import Sigma, check_sigma, sigma_at
 from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
 
 Metrics = dict[str, Any]
@@ -64,15 +65,15 @@ class Strategy(ABC):
         self.plan: Plan | None = None
 
     @abstractmethod
-    def init(self, params: Any, key: jax.Array) -> State:
+    def init(self, params: PyTree, key: jax.Array) -> State:
         """A fresh state of parameters and a key; what does not fit raises."""
 
     @abstractmethod
-    def first(self, params: Any, plan: Plan, key: jax.Array) -> State:
+    def first(self, params: PyTree, plan: Plan, key: jax.Array) -> State:
         """The state of generation 0 for a plan that is known, of arrays and a typed threefry key, as `init` made it."""
 
     @abstractmethod
-    def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
+    def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
         """How each parameter is perturbed, for a function of the parameters where one is known."""
 
     @abstractmethod
@@ -152,7 +153,7 @@ class Strategy(ABC):
         check_state(state)
         return Members(state.params, state.generation, self.draw(state))
 
-    def tell(self, state: State, members: Members, fitness: Any) -> tuple[State, Metrics]:
+    def tell(self, state: State, members: Members, fitness: Numbers) -> tuple[State, Metrics]:
         """Updates the parameters from the members' fitness.
 
         Args:
@@ -187,7 +188,7 @@ class Strategy(ABC):
     def step(
         self,
         state: State,
-        fitness_fn: Callable[..., Any],
+        fitness_fn: Function,
         *args: Any,
         in_axes: InAxes = None,
         has_aux: bool = False,

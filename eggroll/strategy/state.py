@@ -7,6 +7,8 @@ from typing import Any
 
 import jax
 
+from eggroll.engine.annotations import PyTree
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -21,9 +23,9 @@ class State:
         generation: int32 scalar, the number of updates made.
     """
 
-    params: Any
+    params: PyTree
     master: tuple[jax.Array, ...]
-    opt_state: Any
+    opt_state: PyTree
     key: jax.Array
     generation: jax.Array
 

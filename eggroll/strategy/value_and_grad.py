@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from eggroll.engine.annotations import Chunk, Function, PyTree
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.engine.fallback import Fallback
 from eggroll.strategy.evaluate.compiled import CompiledCache
@@ -20,13 +20,22 @@ from eggroll.strategy.mesh.sharding import Sharding
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population
-from eggroll.strategy.schedules import check_sigma
+from eggroll.strategy.signatures import Grad, GradAux, GradientOptions, ValueAndGrad, ValueAuxAndGrad
 from eggroll.strategy.update.fitness import as_float, nothing_finite
+from eggroll.strategy.update.schedules import check_sigma
 from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
 
 
+@overload
 def value_and_grad(
-    loss_fn: Callable[..., Any],
+    loss_fn: Function, *, has_aux: Literal[False] = False, **options: Unpack[GradientOptions]
+) -> ValueAndGrad: ...
+@overload
+def value_and_grad(
+    loss_fn: Function, *, has_aux: Literal[True], **options: Unpack[GradientOptions]
+) -> ValueAuxAndGrad: ...
+def value_and_grad(
+    loss_fn: Function,
     *,
     population: int,
     sigma: float,
@@ -36,13 +45,13 @@ def value_and_grad(
     distribution: str = "rademacher",
     shaping: Shaping = "none",
     rules: Rules = (),
-    chunk: int | str = "auto",
+    chunk: Chunk = "auto",
     mesh: Mesh | None = None,
     sharding: Sharding = None,
     in_axes: InAxes = None,
     groups: int = 1,
     fallback: Fallback = "warn",
-) -> Callable[..., Any]:
+) -> ValueAndGrad | ValueAuxAndGrad:
     r"""Estimates the value and the gradient of a loss from forward passes alone.
 
     Every member `i` sees `W + σ·Aᵢ·Bᵢᵀ/√r`; with fitness `f = −loss` and mean-centred weights `w` the gradient is
@@ -111,10 +120,10 @@ def value_and_grad(
     validate_shaping(shaping)
     cache = CompiledCache()
 
-    def with_kwargs(params: Any, kwargs: dict[str, Any], *args: Any) -> Any:
+    def with_kwargs(params: PyTree, kwargs: dict[str, Any], *args: Any) -> Any:
         return loss_fn(params, *args, **kwargs)
 
-    def estimate(params: Any, kwargs: dict[str, Any], args: tuple, key: Any) -> tuple[Any, Any, Any, Any]:
+    def estimate(params: PyTree, kwargs: dict[str, Any], args: tuple, key: jax.Array) -> tuple[PyTree, ...]:
         rows = make_rows(args, in_axes, members.size, members.groups).after(kwargs)
         program = trace_member(with_kwargs, params, rows)
         check_scalar(program, has_aux, "loss")
@@ -129,7 +138,7 @@ def value_and_grad(
         some = valid.any()
         return jnp.where(some, _mean_loss(fitness, losses.dtype), jnp.nan), some, aux, grads
 
-    def value_and_grad_fun(params: Any, *args: Any, key: Any, **kwargs: Any) -> Any:
+    def value_and_grad_fun(params: PyTree, *args: Any, key: jax.Array, **kwargs: Any) -> Any:
         as_threefry(key)
         value, some, aux, grads = cache(estimate, None, on_mesh(params, members), kwargs, args, key)
         if not is_traced(some) and not some:
@@ -139,7 +148,11 @@ def value_and_grad(
     return value_and_grad_fun
 
 
-def grad(loss_fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+@overload
+def grad(loss_fn: Function, *, has_aux: Literal[False] = False, **options: Unpack[GradientOptions]) -> Grad: ...
+@overload
+def grad(loss_fn: Function, *, has_aux: Literal[True], **options: Unpack[GradientOptions]) -> GradAux: ...
+def grad(loss_fn: Function, **options: Any) -> Grad | GradAux:
     """Estimates the gradient of a loss from forward passes alone; `value_and_grad` without the value.
 
     Args:
@@ -158,7 +171,7 @@ def grad(loss_fn: Callable[..., Any], **options: Any) -> Callable[..., Any]:
     both = value_and_grad(loss_fn, **options)
     has_aux = options.get("has_aux", False)
 
-    def grad_fun(params: Any, *args: Any, key: Any, **kwargs: Any) -> Any:
+    def grad_fun(params: PyTree, *args: Any, key: jax.Array, **kwargs: Any) -> Any:
         value, grads = both(params, *args, key=key, **kwargs)
         return (grads, value[1]) if has_aux else grads
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from eggroll.training.errors import RunError
 
 Position = Any  # JSON
+Data = Iterable[Any] | Callable[[int], Any] | None  # what a user passes
 
 
 class Source(Protocol):
@@ -27,7 +28,7 @@ class Source(Protocol):
         ...
 
 
-def as_source(data: Any) -> Source:
+def as_source(data: Data) -> Source:
     """The source for what a user passes as data.
 
     Args:

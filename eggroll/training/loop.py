@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from eggroll.engine.annotations import Function, PyTree
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
 from eggroll.training import processes
-from eggroll.training.data import Source, as_source
+from eggroll.training.data import Data, Source, as_source
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
 from eggroll.training.opening import Opening
@@ -26,7 +27,7 @@ from eggroll.training.steps import Compiled, Step
 from eggroll.training.stopping import EarlyStopping, Result, StopRequest, check_measured, measured, plain
 from eggroll.training.store import Place, Saving, Store
 
-Evaluate = Callable[[State, Any], Mapping[str, float]]
+Evaluate = Callable[[State, PyTree], Mapping[str, float]]
 RECORDED = ("fitness_mean", "fitness_best", "fitness_worst", "fitness_std", "gradient_norm", "update_norm", "sigma")
 FINISHED, INTERRUPTED, OUT_OF_TIME, OUT_OF_DATA = "finished", "interrupted", "out of time", "out of data"
 STOPPED_EARLY, AT_ONCE = "stopped early", "interrupted at once"
@@ -35,11 +36,11 @@ STOPPED_EARLY, AT_ONCE = "stopped early", "interrupted at once"
 def fit(
     es: Strategy,
     state: State,
-    fitness: Callable[..., Any] | Step,
-    data: Any = None,
+    fitness: Function | Step,
+    data: Data = None,
     *,
     generations: int,
-    carry: Any = (),
+    carry: PyTree = (),
     folder: Path | str | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -50,7 +51,7 @@ def fit(
     evaluate: Evaluate | None = None,
     evaluate_every: int = 10,
     early_stopping: EarlyStopping | None = None,
-    until: Callable[[State, Any], bool] | None = None,
+    until: Callable[[State, PyTree], bool] | None = None,
     seconds: float | None = None,
     started: Callable[[int], None] | None = None,
     show: Callable[[Record], None] | None = None,
@@ -166,7 +167,7 @@ class _Loop:
     source: Source
     store: Store | None
     generations: int
-    until: Callable[[State, Any], bool] | None
+    until: Callable[[State, PyTree], bool] | None
     evaluate: Evaluate | None
     evaluate_every: int
     early_stopping: EarlyStopping | None
@@ -219,7 +220,7 @@ class _Loop:
         stopping = self.early_stopping
         return STOPPED_EARLY if stopping is not None and self.place.seen.since >= stopping.patience else None
 
-    def _enough(self, state: State, carry: Any) -> bool:
+    def _enough(self, state: State, carry: PyTree) -> bool:
         return self.until is not None and self.until(state, carry)
 
     def _save_last(self) -> None:
@@ -254,7 +255,7 @@ class _Loop:
             self.store.reached(self.place)
         return ended
 
-    def _record(self, state: State, carry: Any, metrics: Metrics) -> Record:
+    def _record(self, state: State, carry: PyTree, metrics: Metrics) -> Record:
         generation = int(state.generation)
         numbers = {name: plain(metrics[name]) for name in RECORDED}
         record = {"generation": generation, **numbers, "nonfinite": int(metrics["nonfinite"])}

@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
+from eggroll.engine.annotations import Function
 from eggroll.strategy.evaluate.inputs import InAxes
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
@@ -49,7 +50,7 @@ class Compiled(Step):
         1
     """
 
-    def __init__(self, fitness_fn: Callable[..., Any], *, carries: bool = False, in_axes: InAxes = None) -> None:
+    def __init__(self, fitness_fn: Function, *, carries: bool = False, in_axes: InAxes = None) -> None:
         self._fitness_fn, self._carries, self._in_axes = fitness_fn, carries, in_axes
 
     def __call__(self, es: Strategy, state: State, carry: Any, batch: tuple) -> tuple[State, Any, Metrics]:
@@ -84,7 +85,7 @@ class Scored(Step):
 
     recorded = ("scorer_errors",)
 
-    def __init__(self, fun: Callable[..., Any], scorer: Callable[..., float], *, in_axes: InAxes = None) -> None:
+    def __init__(self, fun: Function, scorer: Callable[..., float], *, in_axes: InAxes = None) -> None:
         self._fun, self._scorer, self._in_axes = fun, scorer, in_axes
         self._told = False  # of an error
 

@@ -42,7 +42,8 @@ def describe(name: str, value: Any) -> Iterator[str]:
         yield f"{name} (module)"
     elif inspect.isclass(value):
         yield name + signature(value)
-        for member, inner in vars(value).items():
+        own = [base for base in inspect.getmro(value) if base.__module__.startswith("eggroll")]  # and what it inherits
+        for member, inner in {name: each for base in reversed(own) for name, each in vars(base).items()}.items():
             if not member.startswith("_"):
                 inner = inner.__func__ if isinstance(inner, classmethod | staticmethod) else inner
                 yield f"{name}.{member}" + (signature(inner) if inspect.isfunction(inner) else "")

@@ -1,4 +1,4 @@
-"""The protocol holds: a strategy of a test's own trains, saves, resumes, replays and fine-tunes, nothing else changed."""
+"""The protocol holds: a strategy of a test's own trains, saves, resumes, replays and fine-tunes; nothing else knows."""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.sampling import choose
 from eggroll.llm.model.decoder import empty_cache
 
@@ -101,7 +102,7 @@ class Generator:
     def __repr__(self) -> str:
         return f"Generator({self.decoding})"
 
-    def __call__(self, params: Any, tokens: jax.Array, start: jax.Array, key: jax.Array | None = None) -> Answers:
+    def __call__(self, params: PyTree, tokens: jax.Array, start: jax.Array, key: jax.Array | None = None) -> Answers:
         """Answers to the prompts `tokens [batch, time]`, of which row `i` starts after `start[i]` pads.
 
         Args:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import Answers, Generator
 from eggroll.llm.answers.memory import Fit, answer_need, fit, in_words
 from eggroll.llm.answers.prompts import Prompts
@@ -78,7 +79,7 @@ def generate(
 
 
 def generate_plain(
-    params: Any, generator: Generator, prompts: Prompts, *, key: jax.Array | None = None, budget: float | None = None
+    params: PyTree, generator: Generator, prompts: Prompts, *, key: jax.Array | None = None, budget: float | None = None
 ) -> Answers:
     """Answers of one model: as `generate`, without members: `tokens [prompts, max_tokens]`, `length [prompts]`."""
     need = answer_need(
@@ -178,13 +179,13 @@ def _keys(generator: Generator, key: jax.Array | None, shape: tuple[int, ...], p
     return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(int(np.prod(shape)))).reshape(shape)
 
 
-def _config(generator: Generator, params: Any) -> Any:
+def _config(generator: Generator, params: PyTree) -> Any:
     return nnx.merge(generator.graphdef, params).config
 
 
-def _size(params: Any) -> int:
+def _size(params: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(params))
 
 
-def _itemsize(params: Any) -> int:
+def _itemsize(params: PyTree) -> int:
     return jax.tree.leaves(params)[0].dtype.itemsize

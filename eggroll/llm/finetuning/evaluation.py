@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import Generator, generator, split
 from eggroll.llm.answers.generation import generate_plain
 from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model, scorers_of
@@ -96,7 +97,7 @@ class Evaluator:
         self._generator, self._asked, self._marker = generator, asked, marker
         self._options: dict[str, Any] = {"key": key, "budget": budget}
 
-    def __call__(self, params: Any) -> Measured:
+    def __call__(self, params: PyTree) -> Measured:
         """How these parameters do."""
         start = time.perf_counter()
         answers = jax.device_get(generate_plain(params, self._generator, self._asked.prompts, **self._options))

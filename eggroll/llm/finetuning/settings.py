@@ -205,10 +205,8 @@ class EvaluateSettings(Asked):
 def defaults(method: str) -> FinetuneSettings:
     """What a method is started with; raises `SettingsError` for one that is not known."""
     if method not in METHODS:
-        names = ", ".join(map(repr, METHODS))
-        raise SettingsError(f"got method={method!r}; one of {names} is required.")
-    own = METHODS[method]
-    return FinetuneSettings(method=method, population=own.population, sigma=own.sigma)
+        raise SettingsError(f"got method={method!r}; one of {', '.join(map(repr, METHODS))} is required.")
+    return FinetuneSettings(method=method, population=METHODS[method].population, sigma=METHODS[method].sigma)
 
 
 DEFAULTS = {name: defaults(name) for name in METHODS}  # for the command's help

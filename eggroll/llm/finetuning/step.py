@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import Answers, Generator
 from eggroll.llm.answers.generation import explained, generate, population_fit
 from eggroll.llm.answers.memory import Fit
@@ -138,12 +139,12 @@ def no_tokens() -> np.ndarray:
     return np.zeros(2, np.int32)
 
 
-def with_tokens(carry: Any, more: int) -> np.ndarray:
+def with_tokens(carry: PyTree, more: int) -> np.ndarray:
     """The carry after `more` tokens."""
     return np.array(divmod(tokens_in(carry) + more, BASE), np.int32)
 
 
-def tokens_in(carry: Any) -> int:
+def tokens_in(carry: PyTree) -> int:
     """Tokens of generated answers so far, stop tokens included.
 
     Example:

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 from flax import nnx
 
+from eggroll.engine.annotations import PyTree
 from eggroll.extras import needed_for
 from eggroll.llm.model.config import DecoderConfig, config_from
 from eggroll.llm.model.decoder import Decoder
@@ -98,7 +99,7 @@ def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
 
 
 @needed_for("language models")
-def save(language: LanguageModel, folder: str | Path, params: Any = None) -> None:
+def save(language: LanguageModel, folder: str | Path, params: PyTree = None) -> None:
     """Writes a Hugging Face folder, which `load` and transformers read: weights, configuration, tokenizer.
 
     Args:

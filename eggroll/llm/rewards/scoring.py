@@ -67,7 +67,7 @@ class Scorers:
 
     def __init__(
         self,
-        reward: Callable[[str, Problem], Any],
+        reward: Callable[[str, Problem], float],
         *,
         workers: int | None = None,
         seconds: float = 10.0,

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from eggroll.engine.annotations import PyTree
 from eggroll.extras import check_installed
 from eggroll.training.checkpoints.arrays import Arrays, explained
 from eggroll.training.checkpoints.folder import CheckpointFolder
@@ -34,7 +35,7 @@ class Checkpoint:
     """
 
     generation: int
-    state: Any
+    state: PyTree
     record: dict[str, Any]
     skipped: tuple[Damaged, ...] = ()
 
@@ -77,7 +78,7 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._head: int | None = None  # the generation saved or restored last: what is later belongs to another history
 
-    def save(self, generation: int, state: Any, record: Mapping[str, Any], *, score: float | None = None) -> None:
+    def save(self, generation: int, state: PyTree, record: Mapping[str, Any], *, score: float | None = None) -> None:
         """Saves a state; returns once its arrays are copied, so that the next generation may donate them.
 
         Later generations than this one, left by the history before a `restore`, are removed once it is whole.
@@ -158,7 +159,7 @@ class Checkpoints:
         """
         return self._disk.best()
 
-    def restore(self, like: Any, *, generation: int | None = None) -> Checkpoint | None:
+    def restore(self, like: PyTree, *, generation: int | None = None) -> Checkpoint | None:
         """Reads the newest whole checkpoint, or that of one generation.
 
         Args:

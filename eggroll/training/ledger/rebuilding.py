@@ -14,6 +14,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from eggroll.engine.annotations import PyTree
 from eggroll.strategy.mesh.sharding import Sharding
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.leaves import Plan
@@ -35,12 +36,12 @@ TOLERANCE = 1e-2  # between norms of the same update on two platforms, which are
 
 
 def replay(
-    base: Any,
+    base: PyTree,
     ledger: Path | str,
     *,
     optimizer: optax.GradientTransformation | None = None,
     generation: int | None = None,
-    on_generation: Callable[[State], Any] | None = None,
+    on_generation: Callable[[State], object] | None = None,
     mesh: Mesh | str | None = None,
     sharding: Sharding = None,
 ) -> State:
@@ -91,7 +92,7 @@ class Replay:
 
     def __init__(
         self,
-        base: Any,
+        base: PyTree,
         ledger: Path | str,
         *,
         optimizer: optax.GradientTransformation | None = None,
@@ -108,7 +109,7 @@ class Replay:
         self._plan: Plan | None = None
         self.update: Update
 
-    def run(self, generation: int | None = None, on_generation: Callable[[State], Any] | None = None) -> State:
+    def run(self, generation: int | None = None, on_generation: Callable[[State], object] | None = None) -> State:
         """The state after `generation` updates, or after all of them; see `replay`."""
         if generation is not None and generation < 0:
             raise RunError(f"got generation={generation}; a number of updates, at least 0, is required.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from eggroll.engine.annotations import Schedule
 from eggroll.engine.checks import is_traced
 from eggroll.strategy.update.fitness import as_float
 
-Sigma = float | Callable[[Any], Any]  # a number > 0, or an optax schedule over generations
+Sigma = float | Schedule  # a number > 0, or one for every generation
 
 
 def check_sigma(sigma: Any) -> None:
@@ -36,17 +36,20 @@ def sigma_at(sigma: Sigma, generation: Any) -> Any:
     gets the same bits.
     """
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
-        value = sigma(generation) if callable(sigma) else float(sigma)
+        value: Any = sigma(generation) if callable(sigma) else float(sigma)
     return jax.lax.optimization_barrier(as_float(value)) if isinstance(value, jax.Array) else float(value)
 
 
-Rate = float | Callable[[Any], Any] | None
+Rate = float | Schedule | None
 
 
 def check_rate(rate: Any) -> Rate:
     """Raises unless the learning rate is None, a positive number, or a schedule that is not negative at first."""
-    if rate is None or callable(rate):
-        return rate
+    if rate is None:
+        return None
+    if callable(rate):
+        schedule: Any = rate
+        return schedule
     number = isinstance(rate, int | float | np.number | np.ndarray | jax.Array) and not isinstance(rate, bool)
     if not number or jnp.ndim(rate) != 0 or not 0 < float(rate) < float("inf"):
         raise ValueError(
@@ -62,8 +65,8 @@ def rate_at(rate: Rate, sigma: Any, generation: Any) -> Any:
         return sigma / 2
     if not callable(rate):
         return float(rate)
-    if is_traced(generation):
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
+    with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
+        if is_traced(generation):
             return as_float(jnp.asarray(rate(generation)))
-    with jax.numpy_dtype_promotion("standard"):
-        return float(rate(int(generation)))
+        value: Any = rate(int(generation))
+    return float(value)
