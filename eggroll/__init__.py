@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from eggroll import moved
 from eggroll.lazy import lazy
+
+moved.install()
 
 if TYPE_CHECKING:
     from eggroll import engine as engine

@@ -17,6 +17,7 @@ MOST_FILES = 12  # of a room, its `__init__.py` apart
 # it. What has no line of its own belongs to the package that it lies in.
 FLOW = (
     "eggroll.lazy",
+    "eggroll.moved",
     "eggroll.training.errors",
     "eggroll.extras",
     "eggroll.ops",

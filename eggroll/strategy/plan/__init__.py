@@ -1,1 +1,10 @@
 """The plan: which parameter is perturbed, and how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from eggroll.moved import names_of
+
+if not TYPE_CHECKING:
+    __getattr__ = names_of(__name__)

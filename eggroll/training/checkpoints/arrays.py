@@ -18,8 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from eggroll.training.checkpoints.leaves import Place
-from eggroll.training.checkpoints.small import SMALL_FILE
+from eggroll.training.checkpoints.leaves import SMALL_FILE, Place
 from eggroll.training.errors import RunError
 
 SMALL = 1 << 28  # bytes: a copy on the host is nothing, and one file is written faster than a database

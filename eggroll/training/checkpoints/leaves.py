@@ -13,6 +13,7 @@ import numpy as np
 from eggroll.engine.paths import leaf_paths
 from eggroll.training.errors import RunError
 
+SMALL_FILE = "arrays.npz"  # of a checkpoint that is one file
 _SHOWN = 10
 
 

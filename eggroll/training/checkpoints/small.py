@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp
 
+from eggroll.training.checkpoints.leaves import SMALL_FILE
 from eggroll.training.folder.arrays import write_npz
-
-SMALL_FILE = "arrays.npz"
 
 
 class NpzHandler(ocp.AsyncCheckpointHandler):
