@@ -1,6 +1,6 @@
 """What is asked of Orbax: write a dictionary of arrays in the background, and read it back onto any mesh.
 
-Small states are one `.npz` file (`checkpoints_small`), large ones and those of several processes TensorStore's.
+Small states are one `.npz` file (`small`), large ones and those of several processes TensorStore's.
 """
 
 from __future__ import annotations
