@@ -15,7 +15,7 @@ from eggroll.strategy import value_and_grad as gradient
 from eggroll.strategy.explain import Explanation
 from eggroll.strategy.explain import explain as explain_function
 from eggroll.strategy.noise.keys import as_threefry
-from eggroll.strategy.signatures import ExplainOptions, ModelOptions, OfModel
+from eggroll.strategy.value_and_grad import ExplainOptions, ModelOptions, OfModel
 
 __all__ = ["explain", "grad", "value_and_grad"]
 

@@ -1,4 +1,4 @@
-"""Every bench starts: `--quick` where that takes moments, else what it says of itself."""
+"""Every bench starts and says what it asks; its `--quick` run is among the slow tests."""
 
 from __future__ import annotations
 

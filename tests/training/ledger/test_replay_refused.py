@@ -174,8 +174,8 @@ def test_nothing_that_reads_files_executes_them():
         if re.search(r"import pickle|allow_pickle=True|(?<![\w.])(eval|exec)\(|torch.load|joblib", text):
             found.append(file.relative_to(package).as_posix())
     # These hand a reward over to processes of their own.
-    assert [name for name in found if not name.startswith("llm/scoring")] == []
-    assert "llm/scoring_worker.py" in found  # or the search finds nothing at all
+    assert [name for name in found if not name.startswith("llm/rewards/")] == []
+    assert "llm/rewards/worker.py" in found  # or the search finds nothing at all
 
 
 def test_files_to_file(made, tmp_path):
