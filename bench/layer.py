@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import optax
 import tyro
 
-from bench import full_rank
+from bench.tools import full_rank
 from bench.tools.linear import LEARNING_RATE, SIGMA, Layer, fitness, launched, one_more_pass, product, reduced
 from bench.tools.options import Common
 from bench.tools.report import Report

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import jax
 import tyro
 
-from bench import needs, operations
+from bench.tools import needs, operations
 from bench.tools.limits import HIGHEST, VECTOR, Limits, limits, probes
 from bench.tools.operations import Operation
 from bench.tools.options import Common

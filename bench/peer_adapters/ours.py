@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import optax
 
 import eggroll
-from bench import networks
 from bench.peer_adapters import Candidate, Work, distribution_version
+from bench.tools import networks
 from bench.tools.linear import Layer, fitness, product
 
 NAME = "eggroll"

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from bench import needs
+from bench.tools import needs
 from bench.tools.kernel_calls import population_dot
 from bench.tools.kernel_shapes import Shape
 from bench.tools.kernel_truth import seeded

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench import kernel_truth as truth
+from bench.tools import kernel_truth as truth
 from bench.tools.kernel_calls import population_dot
 from bench.tools.kernel_shapes import MIDDLE, PAPER, SMALL, Shape
 from eggroll.kernels import Seeded, rank_update, unpack, words_for

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
-from bench import transformer as causal
+from bench.tools import transformer as causal
 from eggroll.recipes.data import digits as load_digits
 from eggroll.recipes.models import MLP
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 
 import eggroll
-from bench import needs
+from bench.tools import needs
 from bench.tools.linear import LEARNING_RATE, SIGMA, Layer, fitness, launched
 from bench.tools.needs import Need
 from eggroll.kernels import lowrank_dot, rank_update

@@ -13,7 +13,8 @@ import textwrap
 import pytest
 import tyro
 
-from bench import gpu_check, gpu_steps, kernel_watch
+from bench import gpu_check
+from bench.tools import gpu_steps, kernel_watch
 from bench.tools.gpu_steps import FULL, QUICK, Budget, Step, run
 from bench.tools.kernel_shapes import PAPER
 from bench.tools.networks import NETWORKS

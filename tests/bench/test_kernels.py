@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import kernel_candidates, kernels, needs
+from bench import kernels
+from bench.tools import kernel_candidates, needs
 from bench.tools.kernel_candidates import BOTH, FORWARD, GIVEN, INFERENCE, ON_THE_FLY, PRODUCT, SQUARE, STEP, UPDATE
 from bench.tools.kernel_shapes import PAPER, Shape
 from bench.tools.kernel_truth import dot_truth, seeded, update_truth

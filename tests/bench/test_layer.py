@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import full_rank, layer
+from bench import layer
+from bench.tools import full_rank
 from bench.tools.linear import LEARNING_RATE, SIGMA, Layer, one_more_pass, product, reduced
 from bench.tools.timing import Timing
 

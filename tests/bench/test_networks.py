@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import networks, transformer
+from bench.tools import networks, transformer
 
 SMALL = {"depth": 3, "width": 32}
 

@@ -6,8 +6,9 @@ import jax.numpy as jnp
 import optax
 import pytest
 
-from bench import quality, training
+from bench import quality
 from bench.quality import Case, Measured, Options, cases
+from bench.tools import training
 from bench.tools.plots import draw
 from bench.tools.training import Curve, Point, Setting, Trainer, tune
 from eggroll.recipes.classifier import Classifier

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bench import report as reporting
+from bench.tools import report as reporting
 from bench.tools.environment import describe, device_slug, processor
 from bench.tools.options import Common
 from bench.tools.report import Report

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 import eggroll
-from bench import limits, needs, operations, roofline
+from bench import roofline
+from bench.tools import limits, needs, operations
 from bench.tools.limits import HIGHEST, VECTOR, Limits, Probe
 from bench.tools.linear import Layer
 from bench.tools.operations import Operation
