@@ -64,8 +64,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for platform in ("gpu", "tpu"):
         if item.get_closest_marker(platform) and jax.default_backend() != platform:
             pytest.skip(f"needs a {platform.upper()}, JAX runs on {jax.default_backend()} here")
-    optimised, measured = (item.get_closest_marker(name) is not None for name in ("optimised", "measured"))
-    compile_with(optimisations=optimised or measured, cache=not measured)
+    marked = {mark.name for mark in item.iter_markers()}
+    compile_with(optimisations=bool(marked & {"optimised", "measured"}), cache=not marked & {"measured", "killing"})
 
 
 def compile_with(*, optimisations: bool, cache: bool) -> None:

@@ -17,7 +17,7 @@ import pytest
 from tests.cli.running import COMMAND, PATIENCE, arrays, environment, spawn
 from tests.training.problems import left_by
 
-pytestmark = pytest.mark.optimised  # bits, as users get them
+pytestmark = [pytest.mark.optimised, pytest.mark.killing]  # bits, as users get them
 
 KILLS = 20
 IN_START = 5  # of them before the first generation: imports, restoring, compilation

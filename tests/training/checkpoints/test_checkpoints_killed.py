@@ -15,6 +15,8 @@ import pytest
 from eggroll.training.checkpoints.manager import Checkpoints
 from tests.training.checkpoint_states import assert_same, small
 
+pytestmark = pytest.mark.killing
+
 ROOT = Path(__file__).parents[3]
 MOMENTS = {  # and the newest generation that has to be there then; the child dies in its fourth save
     "before Orbax begins": 3,

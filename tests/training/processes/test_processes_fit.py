@@ -17,6 +17,8 @@ from tests.training.problems import begin, left_by, run, usual
 from tests.training.process_fit_job import LAST
 from tests.training.process_launch import Ended, launch
 
+pytestmark = pytest.mark.killing
+
 JOB = "tests.training.process_fit_job"
 LOST = "What was saved is whole: start again with --resume, on the processes that are left or on more."
 

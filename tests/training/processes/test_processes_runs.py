@@ -119,6 +119,7 @@ def test_it_resumes_on_others(stopped, alone, tmp_path, processes):
         assert_same_parameters(end.log["params"], alone["params"])
 
 
+@pytest.mark.killing
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("processes", "victim"),
@@ -156,6 +157,7 @@ def test_a_process_that_ends_early_stops_the_others(tmp_path, first):
     assert LOST in ended[1 - first].stderr
 
 
+@pytest.mark.killing
 @pytest.mark.slow
 def test_a_process_that_no_longer_answers_stops_the_others(tmp_path):
     spec = {"coordinator": f"localhost:{free_port()}", "lost_after": 10, "signals": {"3": [1, "SIGSTOP"]}}
