@@ -95,11 +95,11 @@ def refuse_what_is_not_accepted(given: Mapping[str, Any], full: Mapping[str, Any
     kind = full["model_type"]
     read = READ | READ_OF.get(kind, set())
     every = {**given, **full}
-    for name in every.keys() & OFF.keys() - read:
-        if every[name] not in OFF[name]:
+    for name, off in OFF.items():
+        if name not in read and every.get(name, off[0]) not in off:
             raise RunError(
                 f"got {name}={every[name]!r} in the configuration of this {kind} model; the decoder does "
-                f"not compute that, only {name}={OFF[name][0]!r}. Choose another model, or add it to "
+                f"not compute that, only {name}={off[0]!r}. Choose another model, or add it to "
                 "eggroll/llm/model/decoder.py."
             )
     known = read | OFF.keys() | NEUTRAL | _of_all_models()
