@@ -12,7 +12,8 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +23,27 @@ from jax.typing import DTypeLike
 
 from eggroll.ops.normal import standard_normal
 
-DISTRIBUTIONS = ("rademacher", "normal")
 
-WIDTH = {"rademacher": 1, "normal": 16}  # random bits a number
+@dataclass(frozen=True)
+class Distribution:
+    """How random bits become numbers of zero mean and unit variance; entered in `DISTRIBUTIONS` by its name.
+
+    Args:
+        name: what users, ledgers and `Seeded` call it.
+        bits: random bits a number: 1, 2, 4, 8, 16 or 32, so that no number lies in two words.
+        numbers: uint32 fields of so many bits, of any shape, and a dtype → numbers of that dtype, those of float32
+            rounded.
+        integers: True if the numbers are integers from −127 to 127, which every signed or floating-point dtype holds.
+
+    Example:
+        >>> DISTRIBUTIONS["rademacher"].bits, DISTRIBUTIONS["rademacher"].integers
+        (1, True)
+    """
+
+    name: str
+    bits: int
+    numbers: Callable[[jax.Array, np.dtype], jax.Array]
+    integers: bool = False
 
 
 def check_distribution(name: str) -> None:
@@ -59,7 +78,7 @@ def words_for(size: int, distribution: str) -> int:
         (2, 17)
     """
     check_distribution(distribution)
-    return -(-size * WIDTH[distribution] // 32)
+    return -(-size * DISTRIBUTIONS[distribution].bits // 32)
 
 
 def unpack(
@@ -97,7 +116,7 @@ def unpack(
     full = (*shape, *members) if members_last else (*members, *shape)
     if math.prod(shape) == 0:
         return jnp.zeros(full, dtype)
-    fields = _fields(words, math.prod(shape), WIDTH[distribution], members_last).reshape(full)
+    fields = _fields(words, math.prod(shape), DISTRIBUTIONS[distribution].bits, members_last).reshape(full)
     return as_numbers(fields, distribution, dtype)
 
 
@@ -120,7 +139,7 @@ def unpack_flat(words: jax.Array, size: int, distribution: str, dtype: DTypeLike
         >>> unpack_flat(jnp.array([0b00100111], "uint32"), 4, "rademacher", "float32").tolist()
         [-1.0, -1.0, -1.0, 1.0]
     """
-    width = WIDTH[distribution]
+    width = DISTRIBUTIONS[distribution].bits
     shifts, mask = np.arange(0, 32, width, dtype=np.uint32), jnp.uint32(2**width - 1)
     if len(shifts) == 2:  # put together, not broadcast: XLA would fuse that into the transposition, number by number
         fields = jnp.stack([(words >> shift) & mask for shift in shifts])
@@ -130,16 +149,17 @@ def unpack_flat(words: jax.Array, size: int, distribution: str, dtype: DTypeLike
 
 
 def as_numbers(fields: jax.Array, distribution: str, dtype: DTypeLike) -> jax.Array:
-    """Noise of `dtype` from uint32 groups of `WIDTH[distribution]` random bits, of any shape."""
-    return (_rademacher if distribution == "rademacher" else _normal)(fields, jnp.dtype(dtype))
+    """Noise of `dtype` from uint32 groups of the distribution's number of random bits, of any shape."""
+    return DISTRIBUTIONS[distribution].numbers(fields, jnp.dtype(dtype))
 
 
 def _check_dtype(dtype: np.dtype, distribution: str) -> None:
     if jnp.issubdtype(dtype, jnp.floating):
         return
-    if distribution == "rademacher" and jnp.issubdtype(dtype, jnp.signedinteger):
+    integers = DISTRIBUTIONS[distribution].integers
+    if integers and jnp.issubdtype(dtype, jnp.signedinteger):
         return
-    allowed = "floating-point or signed integer" if distribution == "rademacher" else "floating-point"
+    allowed = "floating-point or signed integer" if integers else "floating-point"
     raise TypeError(f"got dtype {dtype} for {distribution} noise; a {allowed} dtype is required; use float32")
 
 
@@ -154,6 +174,12 @@ def _normal(bits: jax.Array, dtype: np.dtype) -> jax.Array:
         # Inside a fusion XLA may skip the trip float32 → bfloat16 → float32; it never skips this rounding.
         noise = lax.reduce_precision(noise, info.nexp, info.nmant)
     return noise.astype(dtype)
+
+
+DISTRIBUTIONS = {
+    known.name: known
+    for known in (Distribution("rademacher", 1, _rademacher, integers=True), Distribution("normal", 16, _normal))
+}
 
 
 def _fields(words: jax.Array, size: int, width: int, members_last: bool) -> jax.Array:

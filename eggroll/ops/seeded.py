@@ -12,7 +12,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from eggroll.ops.noise import check_distribution, unpack, words_for
+from eggroll.ops.noise import DISTRIBUTIONS, check_distribution, unpack, words_for
 from eggroll.ops.registry import REFERENCE, Choice
 from eggroll.ops.threefry import threefry2x32
 
@@ -61,7 +61,7 @@ class Seeded:
     def astype(self, dtype: DTypeLike) -> Seeded | jax.Array:
         """The numbers of another dtype: still a key where drawing them in it is the same as casting them."""
         narrower = jnp.finfo(dtype).bits <= jnp.finfo(self.dtype).bits
-        if self.distribution == "rademacher" or (narrower and jnp.dtype(self.dtype) == jnp.float32):
+        if DISTRIBUTIONS[self.distribution].integers or (narrower and jnp.dtype(self.dtype) == jnp.float32):
             return replace(self, dtype=str(jnp.dtype(dtype)))
         return as_array(self).astype(dtype)
 

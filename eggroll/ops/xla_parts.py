@@ -1,7 +1,7 @@
 """`rank_update` for XLA on GPUs with tensor cores: as one product of bfloat16 numbers.
 
 XLA multiplies float32 at highest precision without tensor cores: on an H200 at 67 TFLOP/s, where bfloat16 makes 989.
-Three bfloat16 numbers hold a float32 one, so that three products do for ±1, six for any float32 noise.
+Three bfloat16 numbers hold a float32 one, so that three products do for integers such as ±1, six for any float32 noise.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from eggroll.ops.noise import DISTRIBUTIONS
 from eggroll.ops.registry import register
 from eggroll.ops.seeded import Factor, Seeded, as_array
 
@@ -24,7 +25,8 @@ def rank_update_parts(
     _check_supported(weights, left, right, accumulator)
     # As in the other kernels, one rounding of each weight's product with noise of half precision.
     half = isinstance(left, Seeded) and jnp.dtype(left.dtype) == jnp.bfloat16
-    exact = jnp.dtype(right.dtype) == jnp.bfloat16 or (isinstance(right, Seeded) and right.distribution == "rademacher")
+    integers = isinstance(right, Seeded) and DISTRIBUTIONS[right.distribution].integers
+    exact = jnp.dtype(right.dtype) == jnp.bfloat16 or integers
     weighted = weights.astype(jnp.float32)[:, None, None] * as_array(left).astype(jnp.float32)
     a, b = _parts(weighted, 1 if half else PARTS), _parts(as_array(right).astype(jnp.float32), 1 if exact else PARTS)
     # 2⁻⁸ for each step of i and of j: beyond the third of them nothing is left of float32.

@@ -17,7 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from eggroll.ops.noise import WIDTH
+from eggroll.ops.noise import DISTRIBUTIONS
 from eggroll.ops.normal import standard_normal
 from eggroll.ops.seeded import Seeded
 from eggroll.ops.threefry import threefry2x32
@@ -25,6 +25,7 @@ from eggroll.ops.threefry import threefry2x32
 from .hopper import LINES, ROWS, SPREAD, WHOLE, load
 
 GROUP = 64  # columns that are made at once
+MADE = ("rademacher", "normal")  # what `times` multiplies by
 LARGEST_SHARED_RANK = 4  # up to it a word serves several columns, above it each column makes its own
 
 _SIGN = np.uint32(1 << 31)
@@ -33,6 +34,8 @@ _SIGN = np.uint32(1 << 31)
 def check_noise(*factors: Seeded) -> None:
     """Raises NotImplementedError for noise that is not made here."""
     for factor in factors:
+        if factor.distribution not in MADE:
+            raise NotImplementedError(f"{factor.distribution} noise: {' or '.join(MADE)}")
         if factor.distribution == "normal" and jnp.dtype(factor.dtype) not in (jnp.float32, jnp.bfloat16):
             raise NotImplementedError(f"normal noise of {jnp.dtype(factor.dtype)}: float32 or bfloat16")
 
@@ -136,7 +139,7 @@ class Noise:
 
     def turns(self) -> tuple[int, int]:
         """In how many turns the ranks are made, and how many a turn."""
-        rank, each = self.factor.rank, 32 // WIDTH[self.factor.distribution]
+        rank, each = self.factor.rank, 32 // DISTRIBUTIONS[self.factor.distribution].bits
         if self.words is not None or each % rank == 0:
             return 1, rank
         return (rank // each, each) if rank % each == 0 else (rank, 1)
@@ -164,7 +167,7 @@ class Noise:
         return result
 
     def _own(self, start: int, first_rank: Any, count: int) -> list[jax.Array]:
-        width, rank = WIDTH[self.factor.distribution], self.factor.rank
+        width, rank = DISTRIBUTIONS[self.factor.distribution].bits, self.factor.rank
         each = np.uint32(32 // width)  # numbers a word
         keys = [across(load(self.keys.at[half, _half(0)], LINES)) for half in (0, 1)]
         place = (_unsigned(self.first) + np.uint32(start) + _columns()) * np.uint32(rank) + _unsigned(first_rank)
@@ -183,6 +186,8 @@ def times(value: jax.Array, bits: jax.Array, factor: Seeded) -> jax.Array:
     """`value` (float32) times the noise that `bits` stand for."""
     if factor.distribution == "rademacher":
         return _as_float(_as_bits(value) ^ (bits & _SIGN))
+    if factor.distribution != "normal":
+        raise NotImplementedError(f"{factor.distribution} noise: {' or '.join(MADE)}")
     # Without a barrier XLA, which compiles what the interpreter does, fuses for minutes.
     noise = standard_normal(lax.optimization_barrier(bits))
     return value * (noise if jnp.dtype(factor.dtype) == jnp.float32 else rounded(noise))

@@ -212,9 +212,9 @@ def _step(step: Any, steps: int, fill: Any, total: Any, own: Any, *, a: Any, b: 
 
 def _weighted(scales: jax.Array, bits: jax.Array, factor: Seeded, count: int) -> list[jax.Array]:
     """Parts of each unit's weight times its noise, `[64, GROUP]`."""
-    if factor.distribution == "normal":
-        return _parts(times(across(scales), bits, factor), count)
-    return [times(across(part), bits, factor) for part in _parts(scales, count)]  # so a weight is parted once
+    if factor.distribution == "rademacher":  # a sign: so a weight is parted once
+        return [times(across(part), bits, factor) for part in _parts(scales, count)]
+    return _parts(times(across(scales), bits, factor), count)
 
 
 def _parts(value: jax.Array, count: int) -> list[jax.Array]:

@@ -17,7 +17,7 @@ from eggroll.ops.seeded import Factor, Seeded, need_seeds
 
 from .tiling import Tiles
 from .tpu_chip import chip
-from .tpu_noise import tile
+from .tpu_noise import check_noise, tile
 
 LARGEST_RANK = 16
 OWN_ROWS = 128  # rows of a member that fill a tile; with fewer, members share tiles and every row makes its own noise
@@ -40,6 +40,7 @@ def lowrank_dot_tpu(
     """All members at once: `x [M, R, K]`, keys `[U, 2]` with `M/U` members each, `scale [M]` → `[M, R, N]`."""
     left, right = need_seeds(left, right, LARGEST_RANK)
     check_supported(x, w, precision, preferred_element_type)
+    check_noise(left, right)
     members, rows, depth = x.shape
     signs = members // left.key.shape[0]
     if rows < OWN_ROWS:

@@ -12,11 +12,19 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eggroll.ops.noise import WIDTH, as_numbers
+from eggroll.ops.noise import DISTRIBUTIONS, as_numbers
 from eggroll.ops.seeded import Seeded
 from eggroll.ops.threefry import threefry2x32
 
 LANES, SUBLANES = 128, 8  # of a register
+MADE = ("rademacher", "normal")  # what Mosaic is known to compile, bit for bit
+
+
+def check_noise(*factors: Seeded) -> None:
+    """Raises NotImplementedError for noise that is not made here."""
+    for factor in factors:
+        if factor.distribution not in MADE:
+            raise NotImplementedError(f"{factor.distribution} noise: {' or '.join(MADE)}")
 
 
 def tile(keys: jax.Array, first: Any, columns: int, factor: Seeded) -> list[jax.Array]:
@@ -34,9 +42,9 @@ def tile(keys: jax.Array, first: Any, columns: int, factor: Seeded) -> list[jax.
     if keys.shape[0] == 1:  # gathers want whole registers
         return [numbers[:1] for numbers in tile(jnp.broadcast_to(keys, (SUBLANES, 2)), first, columns, factor)]
     groups = range(columns // LANES)
-    make = _shared_words if factor.rank * WIDTH[factor.distribution] < 32 else _own_words
+    make = _shared_words if factor.rank * DISTRIBUTIONS[factor.distribution].bits < 32 else _own_words
     fields = make(keys, jnp.asarray(first, jnp.int32) // LANES, len(groups), factor)
-    dtype = jnp.float32 if factor.distribution == "rademacher" else factor.dtype  # ±1 is exact in any
+    dtype = jnp.float32 if DISTRIBUTIONS[factor.distribution].integers else factor.dtype  # which any dtype holds
     return [
         as_numbers(jnp.concatenate(of_rank, axis=1), factor.distribution, dtype).astype(jnp.float32)
         for of_rank in zip(*fields, strict=True)
@@ -45,7 +53,7 @@ def tile(keys: jax.Array, first: Any, columns: int, factor: Seeded) -> list[jax.
 
 def _shared_words(keys: jax.Array, group: Any, groups: int, factor: Seeded) -> list[list[jax.Array]]:
     """Several columns share a word: `fields[group][rank]`."""
-    width, rank = WIDTH[factor.distribution], factor.rank
+    width, rank = DISTRIBUTIONS[factor.distribution].bits, factor.rank
     numbers = 32 // width
     span = LANES * rank // numbers  # words of a group
     together = LANES // span  # groups whose words fill the lanes
@@ -65,7 +73,7 @@ def _shared_words(keys: jax.Array, group: Any, groups: int, factor: Seeded) -> l
 
 def _own_words(keys: jax.Array, group: Any, groups: int, factor: Seeded) -> list[list[jax.Array]]:
     """A column has one word or more of its own: `fields[group][rank]`."""
-    width, rank = WIDTH[factor.distribution], factor.rank
+    width, rank = DISTRIBUTIONS[factor.distribution].bits, factor.rank
     numbers = 32 // width
     fields = []
     for own in range(groups):

@@ -17,7 +17,7 @@ from eggroll.ops.seeded import Factor, Seeded, need_seeds
 from .tiling import Tiles
 from .tpu_chip import chip
 from .tpu_lowrank_dot import LARGEST_RANK
-from .tpu_noise import tile
+from .tpu_noise import check_noise, tile
 
 LEAST = Tiles(rows=128, columns=128, depth=16)
 PREFERRED = Tiles(rows=512, columns=512, depth=256)  # for any chip: operands are made, not read, and 4 MB hold a tile
@@ -36,6 +36,7 @@ def rank_update_tpu(
     """`accumulator + Σ_u weights[u]·A_u·B_uᵀ`, `[m, n]` float32, for keys `[U, 2]`."""
     left, right = need_seeds(left, right, LARGEST_RANK)
     check_supported(weights, left, accumulator)
+    check_noise(left, right)
     tiles = (tiles or PREFERRED).fitted(left.size, right.size, weights.shape[0], least=LEAST)
     units = weights.shape[0]
     grid = pl.cdiv(left.size, tiles.rows), pl.cdiv(right.size, tiles.columns), pl.cdiv(units, tiles.depth)

@@ -7,6 +7,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
+from eggroll.llm.model.accepted import refuse_what_is_not_accepted, refuse_what_rotary_positions_lack
 from eggroll.llm.model.quiet import silent, transformers
 from eggroll.training.errors import RunError
 
@@ -20,18 +21,7 @@ ARCHITECTURES = {
 }
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
 ROPES = ("default", "linear", "llama3")
-
-# Settings that change what a model computes and that the decoder lacks; each with the values that mean "off".
-OFF: dict[str, tuple[Any, ...]] = {
-    "attention_bias": (False, None),
-    "mlp_bias": (False, None),
-    "attn_logit_softcapping": (None,),
-    "final_logit_softcapping": (None,),
-    "use_bidirectional_attention": (False, None),
-    "quantization_config": (None,),
-    "add_cross_attention": (False, None),
-    "is_encoder_decoder": (False, None),
-}
+LAYER_TYPES = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
@@ -128,7 +118,7 @@ def config_from(hf: Mapping[str, Any]) -> DecoderConfig:
         The decoder's configuration.
 
     Raises:
-        RunError: an architecture that the decoder does not know, or a setting that it lacks, by name.
+        RunError: an architecture that the decoder does not know, or a setting that it lacks or does not know, by name.
 
     Example:
         >>> from eggroll.llm.model.config import config_from
@@ -184,23 +174,17 @@ def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_what_is_lacking(hf: Mapping[str, Any], full: Mapping[str, Any]) -> None:
-    for name, off in OFF.items():
-        if full.get(name) not in off:
-            raise RunError(
-                f"got {name}={full[name]!r} in the configuration of this {full['model_type']} model; the decoder does "
-                f"not compute that, only {name}={off[0]!r}. Choose another model, or add it to "
-                "eggroll/llm/model/decoder.py."
-            )
+    refuse_what_is_not_accepted(hf, full)
     heads = [name for name in hf.get("architectures") or () if not name.endswith("ForCausalLM")]
     if heads:
         raise RunError(f"got a model of the class {heads[0]}; a language model (…ForCausalLM) is required.")
-    unknown = set(full.get("layer_types") or ()) - {"full_attention", "sliding_attention"}
+    unknown = set(full.get("layer_types") or ()) - LAYER_TYPES
     if unknown:
         raise RunError(f"got layer_types {sorted(unknown)}; known are full_attention and sliding_attention.")
 
 
 def _activation(full: Mapping[str, Any]) -> str:
-    name = full.get("hidden_activation") or full.get("hidden_act")
+    name = full["hidden_activation" if full["model_type"] == "gemma3_text" else "hidden_act"]
     if name not in ACTIVATIONS:
         raise RunError(f"got the activation {name!r}; known are {', '.join(ACTIVATIONS)}.")
     return str(name)
@@ -209,12 +193,17 @@ def _activation(full: Mapping[str, Any]) -> str:
 def _ropes(full: Mapping[str, Any]) -> dict[str, Rope]:
     """Rotary positions by type of layer; under "" those of all layers."""
     given = full.get("rope_parameters") or {}
-    if any(isinstance(value, Mapping) for value in given.values()):
-        return {name: _rope(value) for name, value in given.items() if isinstance(value, Mapping)}
-    return {"": _rope(given)}
+    types = {name: value for name, value in given.items() if isinstance(value, Mapping)}
+    if types:
+        # transformers itself puts these two beside the types of layers where the model has not all of them.
+        beside = {"rope_type": "default", "rope_theta": None}
+        rest = {name: value for name, value in given.items() if name not in beside or value != beside[name]}
+        refuse_what_rotary_positions_lack(rest, full["model_type"], LAYER_TYPES)
+        return {name: _rope(value, full["model_type"]) for name, value in types.items()}
+    return {"": _rope(given, full["model_type"])}
 
 
-def _rope(given: Mapping[str, Any]) -> Rope:
+def _rope(given: Mapping[str, Any], model: str) -> Rope:
     kind = given.get("rope_type") or given.get("type") or "default"
     if kind not in ROPES:
         raise RunError(
@@ -224,6 +213,7 @@ def _rope(given: Mapping[str, Any]) -> Rope:
         raise RunError(
             f"got partial_rotary_factor={given['partial_rotary_factor']}; the decoder rotates whole heads, so 1.0."
         )
+    refuse_what_rotary_positions_lack(given, model)
     theta = float(given.get("rope_theta") or Rope.theta)
     if kind == "default":
         return Rope(theta)

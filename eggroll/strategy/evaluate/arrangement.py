@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 
 from eggroll.engine import jax_compat
+from eggroll.ops.noise import DISTRIBUTIONS
 from eggroll.strategy.evaluate.chunking import FEW_BYTES, auto_units
 from eggroll.strategy.evaluate.working_set import Need
 from eggroll.strategy.noise.sampler import Sampler
@@ -36,7 +37,7 @@ def may_copy(population: Population, sampler: Sampler) -> bool:
     return (
         jax.default_backend() == "cpu"
         and jax_compat.CORRECTIONS_ARE_FREE
-        and population.distribution == "rademacher"  # bytes
+        and DISTRIBUTIONS[population.distribution].integers  # bytes
         and all(leaf.rank == 1 for leaf in leaves if leaf.kind == "low_rank")
         and not any(sampler.seeded(leaf) for leaf in leaves)
     )

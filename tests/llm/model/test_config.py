@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
-from eggroll.llm.model.config import DecoderConfig, Rope, config_from
+from eggroll.llm.model.config import ARCHITECTURES, DecoderConfig, Rope, config_from
 from eggroll.training.errors import RunError
 from tests.llm.families import LLAMA3, SETTINGS
 
@@ -73,6 +74,17 @@ REFUSED = [
     ("llama", {"num_key_value_heads": 3}, "4 query heads and 3 heads of keys"),
     ("llama", {"head_dim": 5}, r"heads of 5 features|even rotary dimension"),
     ("llama", {"hidden_size": "wide"}, "does not accept"),
+    ("llama", {"pretraining_tp": 2}, "pretraining_tp=2"),
+    ("llama", {"sliding_window": 8}, "sliding_window=8"),
+    ("llama", {"layer_types": ["sliding_attention"] * 2}, "layer_types=['sliding_attention'"),
+    ("llama", {"rope_interleaved": True}, "rope_interleaved=True"),
+    ("qwen2", {"dual_chunk_attention_config": {"chunk_size": 8}}, "dual_chunk_attention_config"),
+    ("qwen3", {"num_experts": 4, "moe_intermediate_size": 8}, "moe_intermediate_size=8, num_experts=4"),
+    ("qwen2", {"query_pre_attn_scalar": 24}, "query_pre_attn_scalar=24"),
+    ("gemma3", {"hidden_act": "silu"}, "hidden_act='silu'"),
+    ("gemma3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+    ("qwen2", {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 1]}}, "mrope_section=[1, 1]"),
+    ("gemma3", {"rope_parameters": {"full_attention": {}, "chunked_attention": {}}}, "chunked_attention={}"),
 ]
 
 
@@ -80,6 +92,40 @@ REFUSED = [
 def test_what_the_decoder_lacks_is_refused_by_name(family, change, message):
     with pytest.raises(RunError, match=message.replace("[", r"\[")):
         config_from(SETTINGS[family] | change)
+
+
+@pytest.mark.parametrize("family", SETTINGS)
+def test_a_setting_that_nobody_knows_is_refused_by_name(family):
+    with pytest.raises(RunError, match="got qk_norm=True in the configuration of this"):
+        config_from(SETTINGS[family] | {"qk_norm": True})
+
+
+# What the families' own files have besides what transformers writes for all models.
+OF_FILES: dict[str, dict[str, Any]] = {
+    "llama": {"pretraining_tp": 1, "is_llama_config": True, "rope_interleaved": False, "tokenizer_class": "L"},
+    "qwen2": {"use_mrope": False, "max_window_layers": 28, "use_sliding_window": False, "sliding_window": 131072},
+    "qwen3": {"attention_bias": False, "max_window_layers": 28, "sliding_window": None},
+    "gemma3_text": {"cache_implementation": "hybrid", "sliding_window_pattern": 6, "_sliding_window_pattern": 6},
+}
+OF_ALL = {"torch_dtype": "bfloat16", "use_cache": True, "attention_dropout": 0.1, "temperature": 0.7, "num_labels": 3}
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_defaults_and_what_changes_nothing_are_accepted(kind):
+    from transformers import AutoConfig
+
+    plain = config_from({"model_type": kind})
+    assert config_from({"model_type": kind, "num_hidden_layers": 2}).layers == 2  # no full layer in Gemma's
+    assert config_from(AutoConfig.for_model(kind).to_dict()) == plain
+    assert config_from({"model_type": kind, **OF_FILES[kind], **OF_ALL}) == plain
+
+
+def test_a_family_that_is_only_named_does_not_lose_its_window(monkeypatch):
+    """Its default has one, in no file: the decoder reads windows of the families that it knows to have them."""
+    monkeypatch.setitem(ARCHITECTURES, "mistral", "Mistral")
+    for given in ({}, {"sliding_window": 8}):
+        with pytest.raises(RunError, match="got sliding_window="):
+            config_from({"model_type": "mistral", **given})
 
 
 def test_llama3s_frequencies_are_kept_scaled_or_between():

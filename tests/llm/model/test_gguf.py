@@ -72,8 +72,10 @@ def metadata(writer, kind, settings):
 
 def write(path, kind, family, *, quantised=None, change=lambda tensors: tensors, **sizes):
     """A GGUF file of a tiny model, and the Hugging Face folder that it was made of."""
-    settings = tiny.SETTINGS[family] | {"rope_local_base_freq": 10000.0} | {"rope_scaling": None, "layer_types": None}
-    settings |= {"query_pre_attn_scalar": settings.get("head_dim", 4)} | sizes
+    settings = tiny.SETTINGS[family] | {"rope_scaling": None, "layer_types": None}
+    if kind == "gemma3":
+        settings |= {"rope_local_base_freq": 10000.0, "query_pre_attn_scalar": settings["head_dim"]}
+    settings |= sizes
     tiny.folder(path / "hf", family, **settings)
     file = path / "model.gguf"
     writer = GGUFWriter(file, kind)
