@@ -83,7 +83,7 @@ def value_and_grad(loss_fn: Function, *, wrt: Any = nnx.Param, share_rngs: bool 
         )
     has_aux, in_axes = options.pop("has_aux", False), options.pop("in_axes", None)
 
-    def pure(params: Any, rest: Any, keys: Any, split: _Split, args: tuple, kwargs: dict[str, Any]) -> Any:
+    def pure(params: PyTree, rest: PyTree, keys: Any, split: _Split, args: tuple, kwargs: dict[str, Any]) -> Any:
         before = _by_path(rest)  # the merged model may share its variables, which the loss function changes
         nodes = split.merge(params, _with_keys(rest, keys))
         args, kwargs = _filled((args, kwargs), nodes)
@@ -166,7 +166,7 @@ def explain(
     nodes, args = _taken_out(model, args)
     split, params, rest = _Split.of(nodes, wrt)
 
-    def pure(params: Any, rest: Any, split: _Split, args: tuple) -> Any:
+    def pure(params: PyTree, rest: PyTree, split: _Split, args: tuple) -> Any:
         nodes = split.merge(params, rest)
         return fun(nodes[0], *_filled(args, nodes))
 
@@ -232,7 +232,7 @@ class _Split:
             raise ValueError(f"got wrt={wrt!r}, which selects no variable of the model.")
         return _Split(graphdef, wrt), params[0], rest
 
-    def merge(self, params: Any, rest: Any) -> tuple:
+    def merge(self, params: PyTree, rest: PyTree) -> tuple:
         """The model and the other objects."""
         return nnx.merge(self.graphdef, nnx.State({0: params}), rest)
 
@@ -270,19 +270,19 @@ def _by_path(state: Any) -> dict[Any, Any]:
     return dict(jax.tree_util.tree_leaves_with_path(state))
 
 
-def _changed(before: dict[Any, Any], new: Any) -> Any:
+def _changed(before: dict[Any, Any], new: PyTree) -> Any:
     """The new state, None where it is the very same array: a mean over members would be that but for rounding."""
     return jax.tree_util.tree_map_with_path(lambda path, x: None if x is before.get(path) else x, new)
 
 
-def _with_unchanged(old: Any, changed: Any) -> Any:
+def _with_unchanged(old: PyTree, changed: Any) -> Any:
     """What `_changed` was made of, with the old arrays where nothing changed."""
     before = _by_path(old)
     fill = lambda path, x: before[path] if x is None else x  # noqa: E731
     return jax.tree_util.tree_map_with_path(fill, changed, is_leaf=lambda x: x is None)
 
 
-def _kept_if(lost: jax.Array, old: Any, new: Any) -> Any:
+def _kept_if(lost: jax.Array, old: PyTree, new: PyTree) -> Any:
     """The new state, or the old one where there is one of the same shape and no member's loss was finite."""
     before = _by_path(old)
 
@@ -293,7 +293,7 @@ def _kept_if(lost: jax.Array, old: Any, new: Any) -> Any:
     return jax.tree_util.tree_map_with_path(one, new)
 
 
-def _member_keys(rest: Any, population: int, antithetic: bool, key: jax.Array) -> list[jax.Array]:
+def _member_keys(rest: PyTree, population: int, antithetic: bool, key: jax.Array) -> list[jax.Array]:
     """One key per member for every RNG stream; a pair shares its own."""
     pair = jnp.arange(population) // (2 if antithetic else 1)
     seed = jax.random.bits(as_threefry(key), (), "uint32")

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from eggroll.engine import jax_compat
+from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.fallback import Fallback, Policy, check_fallback
 from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import LowRank, Perturbed, Source, as_perturbed, is_low_rank
@@ -42,7 +43,7 @@ class Program:
         return self.out_tree.unflatten([jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals])
 
 
-def partition(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any], Any]:
+def partition(tree: PyTree) -> tuple[list[Any], Callable[[Sequence[Any]], Any], Any]:
     """Splits a pytree into array leaves, a function that puts (other) arrays back, and the structure.
 
     `LowRank` and `Perturbed` count as one array. Leaves that are not arrays (strings, None, Python numbers and
@@ -58,7 +59,7 @@ def partition(tree: Any) -> tuple[list[Any], Callable[[Sequence[Any]], Any], Any
     return [leaf for leaf, d in zip(leaves, dynamic, strict=True) if d], merge, structure
 
 
-def trace(fun: Callable[..., Any], args: tuple, kwargs: dict[str, Any] | None = None) -> Program:
+def trace(fun: Function, args: tuple, kwargs: dict[str, Any] | None = None) -> Program:
     """Traces `fun(*args, **kwargs)` on the shapes of its arrays."""
     arrays, merge, in_tree = partition((args, kwargs or {}))
     out_trees: list[Any] = []
@@ -91,9 +92,7 @@ def _is_array(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | LowRank | Perturbed)
 
 
-def factored(
-    fun: Callable[..., Any], *, fallback: Fallback = "warn", population: int | None = None
-) -> Callable[..., Any]:
+def factored(fun: Function, *, fallback: Fallback = "warn", population: int | None = None) -> Function:
     """Makes `fun` accept parameters of which some leaves are `LowRank`, without forming the dense weights.
 
     The result equals `fun` on `leaf.dense()` to rounding. `fun` is traced once per call and its jaxpr is walked:
@@ -135,7 +134,7 @@ def factored(
     return factored_fun
 
 
-def _named(tree: Any, population: int | None) -> Any:
+def _named(tree: PyTree, population: int | None) -> Any:
     """The same arguments, where a `LowRank` without a source takes its path inside its argument for a name."""
 
     def name(keys: tuple, leaf: Any) -> Any:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 from eggroll.engine import jax_compat
+from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.lowrank import Perturbed, Term
 
 Fallback = Literal["warn", "allow", "error"]
@@ -64,7 +65,7 @@ class Policy:
     def __post_init__(self) -> None:
         check_fallback(self.mode)
 
-    def report(self, value: Perturbed, term: Term, eqn: Any, reason: str) -> None:
+    def report(self, value: Perturbed, term: Term, eqn: JaxprEqn | None, reason: str) -> None:
         """Records that `term` of `value` is about to be made dense for `eqn`."""
         members = term.source.members
         size = value.base.size * value.dtype.itemsize * (members or 1)
@@ -85,5 +86,5 @@ def check_fallback(mode: str) -> None:
         raise ValueError(f"fallback={mode!r}: use one of {', '.join(map(repr, get_args(Fallback)))}.")
 
 
-def _place(eqn: Any) -> tuple[str, str]:
+def _place(eqn: JaxprEqn) -> tuple[str, str]:
     return eqn.primitive.name, jax_compat.source_line(eqn)

@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from eggroll.engine import jax_compat
+from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.fallback import Policy, Unsupported
 from eggroll.engine.lowrank import Perturbed, Term
 
@@ -21,10 +22,10 @@ Out = TypeVar("Out")
 class Observer(Protocol):
     """Told how parameters are used; given only while usage is being discovered."""
 
-    def product(self, eqn: Any, value: Perturbed, contracted: Sequence[int], batch: Sequence[int]) -> None:
+    def product(self, eqn: JaxprEqn, value: Perturbed, contracted: Sequence[int], batch: Sequence[int]) -> None:
         """`value` enters a product which sums over `contracted` and pairs up `batch` axes."""
 
-    def dense(self, eqn: Any | None, value: Perturbed) -> None:
+    def dense(self, eqn: JaxprEqn | None, value: Perturbed) -> None:
         """`value` is used where only its dense form will do."""
 
 
@@ -55,7 +56,7 @@ class Interpreter:
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]
 
-    def _apply(self, eqn: Any, args: list[Any]) -> list[Any]:
+    def _apply(self, eqn: JaxprEqn, args: list[Any]) -> list[Any]:
         if not any(isinstance(a, Perturbed) for a in args):
             outs = jax_compat.bind(eqn, args)
             if eqn.primitive.name == "broadcast_in_dim":
@@ -71,11 +72,11 @@ class Interpreter:
                 reason = str(why)
         return jax_compat.bind(eqn, [self.dense(a, eqn, reason) for a in args])
 
-    def base(self, eqn: Any, args: Sequence[Any]) -> Any:
+    def base(self, eqn: JaxprEqn, args: Sequence[Any]) -> Any:
         """The equation applied to the bases: the product or reshaping that all members share."""
         return jax_compat.bind(eqn, [a.base if isinstance(a, Perturbed) else a for a in args])[0]
 
-    def dense(self, value: Any, eqn: Any | None, reason: str) -> Any:
+    def dense(self, value: Any, eqn: JaxprEqn | None, reason: str) -> Any:
         """The dense form of a value, reported to the policy; other values pass through."""
         if not isinstance(value, Perturbed):
             return value
@@ -97,13 +98,13 @@ class Interpreter:
         finally:
             self._silent = before
 
-    def product(self, eqn: Any, value: Perturbed, contracted: Sequence[int], batch: Sequence[int]) -> bool:
+    def product(self, eqn: JaxprEqn, value: Perturbed, contracted: Sequence[int], batch: Sequence[int]) -> bool:
         """True where a product only has to be reported (discovery)."""
         if self.observer is not None and not self._silent:
             self.observer.product(eqn, value, contracted, batch)
         return self.observer is not None
 
-    def _note_broadcast(self, eqn: Any, operand: Any, out: Any) -> None:
+    def _note_broadcast(self, eqn: JaxprEqn, operand: Any, out: Any) -> None:
         dims = eqn.params["broadcast_dimensions"]
         inner = self.varying(operand)
         axes = frozenset(dims[i] for i in inner if np.shape(operand)[i] != 1)

@@ -7,7 +7,7 @@ Supported: JAX 0.10.2 to 0.12. What moved in that range: `ClosedJaxpr` became an
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from jax._src import distributed, source_info_util, xla_bridge
 from jax._src.interpreters import partial_eval
 from jax.experimental.scheduling_groups import xla_metadata_call
 from jax.extend import core as jex
+
+from eggroll.engine.annotations import Function, JaxprEqn
 
 Literal = jex.Literal
 
@@ -38,7 +40,7 @@ def scan_counts(params: dict[str, Any]) -> tuple[int, int]:
     return len(consts), len(carry)
 
 
-def bind(eqn: Any, args: Sequence[Any]) -> list[Any]:
+def bind(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Evaluates an equation on `args`, keeping its source line, name stack and context."""
     params = eqn.primitive.get_bind_params(eqn.params)
     with source_context(eqn):
@@ -47,7 +49,7 @@ def bind(eqn: Any, args: Sequence[Any]) -> list[Any]:
     return list(outs) if eqn.primitive.multiple_results else [outs]
 
 
-def source_context(eqn: Any) -> Any:
+def source_context(eqn: JaxprEqn) -> Any:
     """A context in which new operations carry the source line and name of `eqn`."""
     from contextlib import ExitStack
 
@@ -61,12 +63,12 @@ def source_context(eqn: Any) -> Any:
     return stack
 
 
-def call_apart(fun: Callable[..., Any], *args: Any) -> Any:
+def call_apart(fun: Function, *args: Any) -> Any:
     """`fun(*args)` as a call that XLA does not inline, so that nothing is fused across it."""
     return xla_metadata_call(fun, inlineable="false")(*args)
 
 
-def source_line(eqn: Any) -> str:
+def source_line(eqn: JaxprEqn) -> str:
     """`file:line (function)` of the user's code that made the equation.
 
     JAX keeps none for its own functions that are jitted; then it is the line of the call around them.
@@ -96,7 +98,7 @@ def abstract(value: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
 
 
-def inner_jaxprs(eqn: Any) -> list[Any]:
+def inner_jaxprs(eqn: JaxprEqn) -> list[Any]:
     """The jaxprs that an equation calls."""
     return list(jex.jaxprs_in_params(eqn.params))
 

@@ -8,8 +8,10 @@ from typing import Any
 
 import jax
 
+from eggroll.engine.annotations import PyTree
 
-def leaf_paths(params: Any) -> list[str]:
+
+def leaf_paths(params: PyTree) -> list[str]:
     """The path of each leaf: keys, attributes and indices joined by `/`; the `.value` of Flax's boxes is left out.
 
     Example:

@@ -10,6 +10,7 @@ import jax
 from jax import lax
 
 from eggroll.engine import jax_compat
+from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.factored import Program, abstract, partition
 from eggroll.engine.fallback import Policy
 from eggroll.engine.interpreter import Interpreter
@@ -51,7 +52,7 @@ class UsageObserver:
     def __init__(self) -> None:
         self.uses: list[Use] = []
 
-    def product(self, eqn: Any, value: Perturbed, contracted: Sequence[int], batch: Sequence[int]) -> None:
+    def product(self, eqn: JaxprEqn, value: Perturbed, contracted: Sequence[int], batch: Sequence[int]) -> None:
         """A contraction: its summed axes are one side, its free axes the other."""
         for term in value.terms:
             if _is_broadcast_addend(value, term):
@@ -59,14 +60,14 @@ class UsageObserver:
             else:
                 self._record(eqn, value, term, "product", set(contracted), set(batch))
 
-    def dense(self, eqn: Any | None, value: Perturbed) -> None:
+    def dense(self, eqn: JaxprEqn | None, value: Perturbed) -> None:
         """Any other use; after a lookup, the looked-up axes are one side."""
         for term in value.terms:
             self._record(eqn, value, term, "lookup" if term.looked_up else "elementwise")
 
     def _record(
         self,
-        eqn: Any | None,
+        eqn: JaxprEqn | None,
         value: Perturbed,
         term: Term,
         kind: Kind,

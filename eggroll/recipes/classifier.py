@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from eggroll.engine.annotations import PyTree
+
 
 class Classifier:
     """Parameters, state and pure functions of an NNX classifier.
@@ -38,21 +40,21 @@ class Classifier:
         self._training, self._evaluating = nnx.graphdef(training), nnx.graphdef(evaluating)
         self._right = jax.jit(self._count_right)
 
-    def fitness(self, params: Any, state: Any, inputs: Any, labels: Any) -> tuple[jax.Array, Any]:
+    def fitness(self, params: PyTree, state: Any, inputs: Any, labels: Any) -> tuple[jax.Array, Any]:
         """Negative mean cross entropy in training mode, and the state as the model leaves it."""
         # A copy, because outside jit the model would write its new state into the variables of `state`.
         model = nnx.merge(self._training, params, state, copy=True)
         losses = optax.softmax_cross_entropy_with_integer_labels(model(inputs), labels)
         return -losses.mean(), nnx.state(model, nnx.Not(nnx.Param))
 
-    def accuracy(self, params: Any, state: Any, inputs: Any, labels: Any) -> float:
+    def accuracy(self, params: PyTree, state: Any, inputs: Any, labels: Any) -> float:
         """Share of right answers in evaluation mode, 0 to 1."""
         return int(self._right(params, state, inputs, labels)) / len(labels)
 
-    def model(self, params: Any, state: Any) -> nnx.Module:
+    def model(self, params: PyTree, state: Any) -> nnx.Module:
         """The module again, in evaluation mode."""
         return nnx.merge(self._evaluating, params, state, copy=True)
 
-    def _count_right(self, params: Any, state: Any, inputs: Any, labels: Any) -> jax.Array:
+    def _count_right(self, params: PyTree, state: Any, inputs: Any, labels: Any) -> jax.Array:
         logits = self.model(params, state)(inputs)  # type: ignore[operator]
         return jnp.sum(jnp.argmax(logits, axis=-1) == labels)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from eggroll.engine.annotations import PyTree
 from eggroll.recipes.classifier import Classifier
 from eggroll.recipes.data import digits, minibatches
 from eggroll.recipes.models import build
@@ -99,11 +99,11 @@ class Task:
         for chosen in minibatches(len(data.train_labels), settings.batch_size, settings.seed):
             yield jnp.asarray(data.train_images[chosen]), jnp.asarray(data.train_labels[chosen])
 
-    def accuracy(self, params: Any, model_state: Any) -> float:
+    def accuracy(self, params: PyTree, model_state: PyTree) -> float:
         """Share of the test images that the network, unperturbed, classifies rightly."""
         return self.classifier.accuracy(params, model_state, self._data.test_images, self._data.test_labels)
 
-    def evaluate(self, state: State, model_state: Any) -> dict[str, float]:
+    def evaluate(self, state: State, model_state: PyTree) -> dict[str, float]:
         """What is added to some records of the metrics."""
         return {"test_accuracy": round(self.accuracy(state.params, model_state), 6)}
 

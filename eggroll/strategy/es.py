@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from eggroll.engine.annotations import Chunk, Function, Numbers, PyTree
+from eggroll.engine.annotations import Chunk, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function
 from eggroll.engine.fallback import Fallback
 from eggroll.strategy.evaluate.inputs import InAxes, Rows, make_rows
@@ -158,7 +158,7 @@ class ES(Strategy):
         return LowRankDraw(*made, self._plans)
 
     def follow(
-        self, plan: Plan, state: State, weights: jax.Array, *, loss: Any, sigma: Any, some: Any = True
+        self, plan: Plan, state: State, weights: jax.Array, *, loss: Any, sigma: Scalar, some: Any = True
     ) -> tuple[State, Norms]:
         """See `Strategy.follow`."""
         generation = Generation(self.settings, plan, self._key(state), sigma)

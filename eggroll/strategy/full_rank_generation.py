@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.engine.annotations import Chunk, Function, PyTree
+from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
 from eggroll.strategy.evaluate.inputs import Rows
 from eggroll.strategy.members import Draw
 from eggroll.strategy.noise.dense import perturbed, unit_keys
@@ -42,7 +42,7 @@ class FullRankGeneration:
     population: Population
     plan: Plan
     key: jax.Array
-    sigma: Any
+    sigma: Scalar
 
     def __post_init__(self) -> None:
         check_noise_is_seen(self.plan, self.sigma)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from eggroll.engine.annotations import Chunk, Function, PyTree
+from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
 from eggroll.engine.factored import Program
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
 from eggroll.strategy.evaluate.arrangement import Arrangement, arrange, may_copy
@@ -52,7 +52,7 @@ class Generation:
     population: Population
     plan: Plan
     key: jax.Array
-    sigma: Any
+    sigma: Scalar
 
     def __post_init__(self) -> None:
         check_noise_is_seen(self.plan, self.sigma)
@@ -68,7 +68,7 @@ class Generation:
         pop = self.population
         return pop.mesh and make_placement(pop.mesh, pop.sharding, pop.update, self.plan.leaves)
 
-    def on_every_device(self, tree: Any) -> Any:
+    def on_every_device(self, tree: PyTree) -> Any:
         """Under `jit`, `tree` whole on every device of the mesh, so that every process can read it."""
         return tree if self.placement is None else self.placement.whole(tree)
 
@@ -161,7 +161,7 @@ class Generation:
         return tree.unflatten(gradient if placement is None else placement.pinned(gradient, placement.update_specs))
 
 
-def _or_zeros(gradient: Any, param: Any) -> jax.Array:
+def _or_zeros(gradient: PyTree, param: Any) -> jax.Array:
     if gradient is not None:
         return gradient
     floating = jnp.issubdtype(param.dtype, jnp.floating)
@@ -221,13 +221,13 @@ def _held(generation: Generation, state: State) -> State:
     return state if placement is None else place(state, placement.of_state(state))
 
 
-def _norm_of_split(tree: Any) -> jax.Array:
+def _norm_of_split(tree: PyTree) -> jax.Array:
     """The norm of leaves that may be split over devices, each squared where it lies."""
     leaves = [x.astype(accumulator_dtype(x.dtype)) for x in jax.tree.leaves(tree)]
     return jnp.asarray(optax.tree.norm(leaves), jnp.float32)
 
 
-def _norm(tree: Any) -> jax.Array:
+def _norm(tree: PyTree) -> jax.Array:
     """The norm of all leaves together; small ones are joined first: each reduction is a kernel to compile."""
     leaves = [x.astype(accumulator_dtype(x.dtype)).ravel() for x in jax.tree.leaves(tree)]
     small = [x for x in leaves if x.size <= JOINED]
@@ -255,7 +255,7 @@ class LowRankDraw(Draw):
         settings = self.settings if chunk is None else replace(self.settings, chunk=chunk)
         axes = rows.axes
 
-        def run(params: PyTree, args: tuple, key: jax.Array, sigma: Any) -> Any:
+        def run(params: PyTree, args: tuple, key: jax.Array, sigma: Scalar) -> Any:
             rows = Rows(args, axes, settings.size)
             program = trace_member(fun, params, rows)
             check_covered(plan, program, params, rows)
@@ -268,7 +268,7 @@ class LowRankDraw(Draw):
         """See `Draw.member`."""
         settings = self.settings  # not self: what is compiled is kept, its arrays must not be
 
-        def run(params: PyTree, i: Any, key: jax.Array, sigma: Any) -> Any:
+        def run(params: PyTree, i: Any, key: jax.Array, sigma: Scalar) -> Any:
             seen = Generation(settings, plan, key, sigma).member(params, i)
             return jax.tree.map(lambda x: x.dense() if isinstance(x, LowRank) else x, seen, is_leaf=is_low_rank)
 

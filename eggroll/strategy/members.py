@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from eggroll.engine.annotations import Chunk, Function, PyTree
+from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.compiled import CompiledCache
@@ -35,7 +35,7 @@ class Draw(ABC):
     strategy: str
     settings: Population
     key: jax.Array
-    sigma: Any
+    sigma: Scalar
     cache: CompiledCache
     one_at_a_time: ClassVar[bool] = False
 

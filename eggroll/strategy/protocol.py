@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from eggroll.engine.annotations import Function, Numbers, PyTree
+from eggroll.engine.annotations import Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.inputs import InAxes, Rows
@@ -82,7 +82,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def follow(
-        self, plan: Plan, state: State, weights: jax.Array, *, loss: Any, sigma: Any, some: Any = True
+        self, plan: Plan, state: State, weights: jax.Array, *, loss: Any, sigma: Scalar, some: Any = True
     ) -> tuple[State, Norms]:
         """The second half of a generation: the state after its update, and the norms of gradient and update.
 
@@ -234,7 +234,7 @@ class Strategy(ABC):
         self.plan = members.plan
         return self.plan, fitness
 
-    def _shaped(self, fitness: jax.Array, sigma: Any) -> Metrics:
+    def _shaped(self, fitness: jax.Array, sigma: Scalar) -> Metrics:
         antithetic = self.settings.antithetic
         weights, valid = shape_fitness(fitness, shaping=self.shaping, antithetic=antithetic, groups=self.groups)
         metrics = summary(fitness, valid)
@@ -252,7 +252,7 @@ def _of_one(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 @jax.jit
-def _averaged(aux: Any, finite: jax.Array) -> Any:
+def _averaged(aux: PyTree, finite: jax.Array) -> Any:
     """Floating-point leaves averaged over members with finite fitness, of others the first member's."""
 
     def one(x: jax.Array) -> jax.Array:

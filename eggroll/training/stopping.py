@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from eggroll.engine.annotations import PyTree
 from eggroll.strategy.state import State
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
@@ -139,7 +140,7 @@ class Result:
     """
 
     state: State
-    carry: Any
+    carry: PyTree
     ended: str
     seconds: float
     resumed: int

@@ -8,17 +8,18 @@ from typing import Any
 import jax
 
 from eggroll.engine import jax_compat
+from eggroll.engine.annotations import Function, JaxprEqn
 from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import Perturbed
 
 
-def inline(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def inline(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Evaluates the callee in place."""
     jaxpr = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
     return ctx.evaluate(jaxpr, args)
 
 
-def remat(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def remat(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Re-emitted through `jax.checkpoint`, so that derivatives through the base still rematerialise."""
     params = eqn.params
 
@@ -28,7 +29,7 @@ def remat(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     return _forwarding(ctx, params["jaxpr"], args, wrap)
 
 
-def custom_derivative(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def custom_derivative(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """The function itself is walked; its own derivative rule knows only dense weights, so differentiating raises."""
     name = eqn.primitive.name
     paths = sorted({t.source.path for a in args if isinstance(a, Perturbed) for t in a.terms})
@@ -49,7 +50,7 @@ def custom_derivative(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[A
     return _forwarding(ctx, eqn.params["call_jaxpr"], args, wrap)
 
 
-def _forwarding(ctx: Interpreter, jaxpr: Any, args: Sequence[Any], wrap: Callable[..., Any]) -> list[Any]:
+def _forwarding(ctx: Interpreter, jaxpr: Any, args: Sequence[Any], wrap: Function) -> list[Any]:
     """Calls, but hands inputs that the callee returns unchanged straight on: loops look for identity."""
     handed_on: dict[int, int] = {}
 

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.fallback import Unsupported
 from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term, accumulator_dtype
@@ -16,7 +17,7 @@ from eggroll.ops import Seeded, as_array, lowrank_dot
 UNROLLED_RANK = 4  # up to here, a sum of outer products fuses into the base product's consumer and beats a dot
 
 
-def dot_general(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def dot_general(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """`x·(W + Σ f₁⊗f₂) = x·W + Σ (x·f₁)·f₂`, for any dimension numbers, the weight on either side."""
     if eqn.params.get("out_sharding") is not None:
         raise Unsupported("a product with an explicit output sharding")
@@ -43,7 +44,7 @@ def _given_up(args: Sequence[Any], discovering: bool) -> int | None:
     return None if discovering else min((0, 1), key=lambda s: args[s].base.size)
 
 
-def _product(ctx: Interpreter, eqn: Any, args: Sequence[Any], side: int) -> Array:
+def _product(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any], side: int) -> Array:
     weight, x = args[side], args[1 - side]
     if (out := _canonical(eqn, x, weight, side)) is not None:
         return out
@@ -56,7 +57,7 @@ def _product(ctx: Interpreter, eqn: Any, args: Sequence[Any], side: int) -> Arra
     return total.astype(base.dtype)
 
 
-def _canonical(eqn: Any, x: Any, weight: Perturbed, side: int) -> Array | None:
+def _canonical(eqn: JaxprEqn, x: Any, weight: Perturbed, side: int) -> Array | None:
     """The layout of dense layers, `x [..., K] · W [K, N]`, goes to the kernel, which takes floating-point inputs.
 
     `K` and `N` may be several axes each, such as heads and their depth, where the factors are keys.
@@ -93,7 +94,7 @@ def _canonical(eqn: Any, x: Any, weight: Perturbed, side: int) -> Array | None:
 class _Labels:
     """Names the axes of a product as einsum does: weight axes first, then the free axes of `x`, then the rank."""
 
-    def __init__(self, eqn: Any, args: Sequence[Any], side: int) -> None:
+    def __init__(self, eqn: JaxprEqn, args: Sequence[Any], side: int) -> None:
         contract, batch = eqn.params["dimension_numbers"]
         weight, x = args[side], args[1 - side]
         ndim = len(weight.shape)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from eggroll.engine import jax_compat
+from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import Factor, Perturbed, Term
 
@@ -18,7 +19,7 @@ CARRY = "a loop carry that the body changes"
 STACKED = "stacked output of a scan"
 
 
-def scan(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def scan(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Perturbed inputs travel as factors; a carry that the body hands on unchanged becomes a constant."""
     n_consts, n_carry = jax_compat.scan_counts(eqn.params)
     jaxpr, consts = eqn.params["jaxpr"], args[:n_consts]
@@ -109,7 +110,7 @@ def _merge(moving: Sequence[Any], fixed: dict[int, Any], n: int) -> list[Any]:
     return [fixed[i] if i in fixed else next(rest) for i in range(n)]
 
 
-def while_loop(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def while_loop(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Constants are captured; carries are treated as in scan."""
     n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
     cond_consts, body_consts = args[:n_cond], args[n_cond : n_cond + n_body]
@@ -132,7 +133,7 @@ def while_loop(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     return _merge(lax.while_loop(proceed, step, moving), fixed, len(init))
 
 
-def cond(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def cond(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Every branch is walked; an output stays factored where all branches factor it alike, or hand on one operand."""
     index, *operands = args
     index = ctx.dense(index, eqn, "a branch chosen by a perturbed value")

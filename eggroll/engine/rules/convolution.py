@@ -9,12 +9,13 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.fallback import Unsupported
 from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term, accumulator_dtype
 
 
-def conv_general_dilated(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def conv_general_dilated(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """A convolution is linear in its kernel: `conv(x, K + l⊗r) = conv(x, K) + conv(x, l)·r`.
 
     Holds for any strides, padding and dilation of input (transposed convolution) or kernel. With feature groups, `l`
@@ -48,7 +49,7 @@ def _split(term: Term, out_axis: int) -> tuple[Factor, Factor | None]:
 
 @dataclass(frozen=True)
 class _Correction:
-    eqn: Any
+    eqn: JaxprEqn
     kernel_shape: Sequence[int]
     filters: Factor
     mix: Factor | None

@@ -10,6 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.fallback import Unsupported
 from eggroll.engine.interpreter import Interpreter, map_terms
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
@@ -20,7 +21,7 @@ def on_own_axes(f: Factor, change: Callable[[Array, Sequence[int]], Array]) -> F
     return f.with_array(change(f.array, f.axes))
 
 
-def slice_(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def slice_(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Slices each factor along the axes it owns."""
     (value,) = args
     start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
@@ -32,7 +33,7 @@ def slice_(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     return map_terms(value, ctx.base(eqn, args), lambda t: t.map(lambda f: on_own_axes(f, pick)))
 
 
-def split(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def split(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """One slice per section."""
     from eggroll.engine import jax_compat
 
@@ -51,7 +52,7 @@ def split(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     return [value.map(base, lambda t, cut=cut: t.map(cut)) for base, cut in zip(bases, cuts, strict=True)]
 
 
-def unstack(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def unstack(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """One part for each position along an axis, which goes."""
     from eggroll.engine import jax_compat
 
@@ -66,7 +67,7 @@ def unstack(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     return [value.map(base, partial(Term.map, change=partial(part, i))) for i, base in enumerate(bases)]
 
 
-def dynamic_slice(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def dynamic_slice(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Slices each factor at the start indices of the axes it owns; they clamp as the base's do."""
     value, *starts = args
     if not isinstance(value, Perturbed) or any(isinstance(s, Perturbed) for s in starts):
@@ -108,7 +109,7 @@ def _looked_up(before: Term, axes: Sequence[int], after: Term) -> Term:
     return replace(after, looked_up=before.looked_up.union(*found))
 
 
-def gather(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def gather(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Looks each factor up at its own index columns.
 
     Rows out of bounds get the fill value from the base and zero from the factors. Embedded rows are activations, so
@@ -129,7 +130,7 @@ def gather(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     return [out.dense() if ctx.observer is None and activation else out]
 
 
-def _indexed(eqn: Any, shape: Sequence[int]) -> tuple[int, ...]:
+def _indexed(eqn: JaxprEqn, shape: Sequence[int]) -> tuple[int, ...]:
     """The axes that the indices choose from; a window as large as its axis leaves no choice once it is clamped."""
     axes, sizes = eqn.params["dimension_numbers"].start_index_map, eqn.params["slice_sizes"]
     if eqn.params["mode"] == lax.GatherScatterMode.FILL_OR_DROP:
@@ -139,7 +140,7 @@ def _indexed(eqn: Any, shape: Sequence[int]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Lookup:
-    eqn: Any
+    eqn: JaxprEqn
     indices: Array
     operand: Perturbed
     indexed_axes: Sequence[int]

@@ -9,16 +9,17 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import Factor, Perturbed, Term
 
 
-def concatenate(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def concatenate(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Joins factor by factor along a batch axis; else each part becomes a term that is zero outside its range."""
     return [_join(ctx, eqn, list(args), eqn.params["dimension"])]
 
 
-def stack(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def stack(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """A concatenation along a new axis of size one."""
     axis = eqn.params["axis"]
     return [_join(ctx, eqn, [_with_new_axis(a, axis) for a in args], axis, original=args)]
@@ -31,7 +32,9 @@ def _with_new_axis(value: Any, axis: int) -> Any:
     return value.map(jnp.expand_dims(value.base, axis), lambda t: t.map(lambda f: f.relabel(shift)))
 
 
-def _join(ctx: Interpreter, eqn: Any, parts: list[Any], axis: int, original: Sequence[Any] | None = None) -> Perturbed:
+def _join(
+    ctx: Interpreter, eqn: JaxprEqn, parts: list[Any], axis: int, original: Sequence[Any] | None = None
+) -> Perturbed:
     base = ctx.base(eqn, parts if original is None else original)
     whole = _factorwise(parts, axis)
     if whole is not None:

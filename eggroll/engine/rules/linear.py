@@ -11,34 +11,35 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.fallback import Unsupported
 from eggroll.engine.interpreter import Interpreter, map_terms
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
 
 
-def copy(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def copy(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """The value itself."""
     return list(args)
 
 
-def stop_gradient(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def stop_gradient(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Stops the gradient of the base and of the factors."""
     return [jax.tree.map(lax.stop_gradient, args[0])]
 
 
-def sharding_constraint(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def sharding_constraint(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Asked of the base; the factors are small, and the compiler places them."""
     (value,) = args
     return map_terms(value, ctx.base(eqn, args), lambda t: t)
 
 
-def neg(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def neg(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Changes the sign of one factor of each term."""
     (value,) = args
     return map_terms(value, ctx.base(eqn, args), lambda t: t.scaled(lax.neg))
 
 
-def convert_element_type(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def convert_element_type(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Casts base and factors between floating-point types."""
     (value,) = args
     dtype = eqn.params["new_dtype"]
@@ -51,7 +52,7 @@ def _cast(f: Factor, dtype: Any) -> Factor:
     return f.with_array(f.numbers.astype(dtype))
 
 
-def mul(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def mul(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Multiplies by a scalar, or by an array that is constant along all but one factor's axes."""
     _refuse_options(eqn)
     lhs, rhs = args
@@ -60,7 +61,7 @@ def mul(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     return [_scaled(ctx, eqn, args, int(second), jnp.multiply)]
 
 
-def div(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def div(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Divides by a scalar, or by an array that is constant along all but one factor's axes."""
     _refuse_options(eqn)
     if not isinstance(args[0], Perturbed):
@@ -104,14 +105,14 @@ def _along(other: Any, axes: Sequence[int], dtype: Any, varying: frozenset[int])
     return lax.squeeze(compact, [a for a in range(other.ndim) if a not in axes])[..., None]
 
 
-def add(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def add(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Adds bases; the terms of both sides stand side by side."""
     _refuse_options(eqn)
     lhs, rhs = (_addends(eqn, args, a) for a in args)
     return [Perturbed(ctx.base(eqn, args), (*lhs, *rhs))]
 
 
-def sub(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def sub(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Adds the negative."""
     _refuse_options(eqn)
     lhs, rhs = (_addends(eqn, args, a) for a in args)
@@ -133,7 +134,7 @@ def _addends(eqn: Any, args: Sequence[Any], value: Any) -> tuple[Term, ...]:
     return tuple(replace(t, added=True) for t in terms)
 
 
-def _refuse_options(eqn: Any) -> None:
+def _refuse_options(eqn: JaxprEqn) -> None:
     """Newer JAX gives arithmetic equations options such as `out_dtype`; only their defaults are understood."""
     given = [k for k, v in eqn.params.items() if v is not None]
     if given:

@@ -9,19 +9,20 @@ from typing import Any
 
 from jax import lax
 
+from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.fallback import Unsupported
 from eggroll.engine.interpreter import Interpreter, map_terms
 from eggroll.engine.lowrank import Factor, Term
 
 
-def transpose(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def transpose(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Axis `a` moves to where the permutation puts it."""
     (value,) = args
     new_axis = {old: new for new, old in enumerate(eqn.params["permutation"])}
     return map_terms(value, ctx.base(eqn, args), lambda t: t.map(lambda f: f.relabel(new_axis)))
 
 
-def squeeze(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def squeeze(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Axes of size one go; the others close ranks."""
     (value,) = args
     gone = eqn.params["dimensions"]
@@ -36,7 +37,7 @@ def squeeze(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     return map_terms(value, ctx.base(eqn, args), lambda t: t.map(change))
 
 
-def broadcast_in_dim(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def broadcast_in_dim(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """New axes, and axes grown from size one, belong to no factor."""
     value, *dynamic = args
     if dynamic or eqn.params.get("sharding") is not None:
@@ -46,7 +47,7 @@ def broadcast_in_dim(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[An
     return map_terms(value, ctx.base(eqn, args), lambda t: t.map(lambda f: f.squeeze(sizes).relabel(out_axis)))
 
 
-def rev(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def rev(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Reverses the owned axes of each factor."""
     (value,) = args
     dims = eqn.params["dimensions"]
@@ -58,7 +59,7 @@ def rev(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
     return map_terms(value, ctx.base(eqn, args), lambda t: t.map(change))
 
 
-def reshape(ctx: Interpreter, eqn: Any, args: Sequence[Any]) -> list[Any]:
+def reshape(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Splits and merges axes of one factor; merging axes of two factors has no factored form."""
     value, *dynamic = args
     if dynamic or eqn.params.get("dimensions") is not None or eqn.params.get("sharding") is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import generator, split
 from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model, scorers_of
 from eggroll.llm.finetuning.evaluation import Evaluator, Measured
@@ -220,7 +221,7 @@ class Run:
         settings = self.settings
         return (self.train.take(chosen(len(self.train), settings.prompts, generation, settings.seed)),)
 
-    def _enough(self, state: State, carry: Any) -> bool:
+    def _enough(self, state: State, carry: PyTree) -> bool:
         budget = self.settings.token_budget
         return budget is not None and tokens_in(carry) >= budget
 
@@ -236,7 +237,7 @@ class Run:
         self.before = first.numbers()
         self._first = None if goes_on else first  # the samples of a run that goes on stay
 
-    def _evaluate(self, state: State, carry: Any) -> dict[str, float]:
+    def _evaluate(self, state: State, carry: PyTree) -> dict[str, float]:
         """What is added to some records of the metrics."""
         generation, measured = int(state.generation), self.measure(state.params)
         self._last = generation, measured
@@ -266,7 +267,7 @@ class Run:
             tensorboard=settings.tensorboard,
         )
 
-    def _write(self, params: Any, after: Measured, generation: int, tokens: int, ended: str) -> None:
+    def _write(self, params: PyTree, after: Measured, generation: int, tokens: int, ended: str) -> None:
         """The model, the evaluation and the picture."""
         settings, folder = self.settings, self.settings.folder
         write_model(self.language, folder / MODEL, params)

@@ -60,7 +60,9 @@ class Answered(Step):
         self._at_once: dict[str, Any] = {"budget": budget, "chunk": chunk}
         self._told = False  # of an error
 
-    def __call__(self, es: Strategy, state: State, carry: Any, batch: tuple[Questions]) -> tuple[State, Any, Metrics]:
+    def __call__(
+        self, es: Strategy, state: State, carry: PyTree, batch: tuple[Questions]
+    ) -> tuple[State, Any, Metrics]:
         """One generation; `carry` is from `no_tokens`."""
         start, (asked,) = time.perf_counter(), batch
         members = es.ask(state)

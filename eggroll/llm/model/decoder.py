@@ -11,6 +11,7 @@ from einops import rearrange
 from flax import nnx
 from jax import lax
 
+from eggroll.engine.annotations import PyTree
 from eggroll.llm.model.config import DecoderConfig
 from eggroll.llm.model.rotary import angles, rotate
 
@@ -152,7 +153,7 @@ class Decoder(nnx.Module):
         weights = {name: getattr(self.layers, name)[...] for name in layer_shapes(config)}
         layers = (np.arange(config.layers), np.array(config.sliding or (False,) * config.layers))
 
-        def layer(carry: Any, inputs: Any) -> tuple[Any, None]:
+        def layer(carry: PyTree, inputs: Any) -> tuple[Any, None]:
             (x, cache), (index, sliding, block) = carry, inputs
             seen, sin, cos = choose(sliding)
             query, key, value = _project(config, block, x, sin, cos)

@@ -156,7 +156,7 @@ def write_json(file: Path, value: Any) -> None:
     file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _plain(params: Any) -> dict[str, Any]:
+def _plain(params: PyTree) -> dict[str, Any]:
     """Arrays in nested dictionaries, from a state or module state of NNX or from what has its structure."""
     return nnx.to_pure_dict(params) if isinstance(params, nnx.State) else dict(params)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Any
 
 import jax
 
+from eggroll.engine.annotations import Function
 from eggroll.engine.factored import partition
 
 KEPT = 64  # compiled variants; a function made anew at every call must not fill the memory
@@ -17,9 +18,9 @@ class CompiledCache:
     """Compiles `fun(*args)` once per structure, non-array leaves and `static` key; arrays are traced."""
 
     def __init__(self) -> None:
-        self._variants: OrderedDict[Hashable, Callable[..., Any]] = OrderedDict()
+        self._variants: OrderedDict[Hashable, Function] = OrderedDict()
 
-    def __call__(self, fun: Callable[..., Any], static: Hashable, *args: Any) -> Any:
+    def __call__(self, fun: Function, static: Hashable, *args: Any) -> Any:
         """Calls `fun(*args)` compiled; `static` names everything else that `fun` depends on."""
         arrays, merge, structure = partition(args)
         leaves = jax.tree.leaves(merge([None] * len(arrays)), is_leaf=lambda x: x is None)

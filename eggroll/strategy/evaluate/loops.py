@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from eggroll.engine.annotations import PyTree, Scalar
 from eggroll.engine.factored import Program, partition
 from eggroll.engine.fallback import Policy
 from eggroll.engine.interpreter import Interpreter
@@ -47,13 +48,13 @@ class Evaluation:
     split: Callable[[Any], tuple[Any, Any]]
     arrangement: Arrangement
 
-    def everywhere(self, params: Any, rows: Rows, key: jax.Array, sigma: Any, words: Any) -> tuple[Any, Any]:
+    def everywhere(self, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: Any) -> tuple[Any, Any]:
         """All members on the current device."""
         kept, totals = self._units(params, rows, key, sigma, words, 0, self.population.units)
         return kept, self._mean(totals, params, rows)
 
     def on_mesh(
-        self, placement: Placement, params: Any, rows: Rows, key: jax.Array, sigma: Any, words: Any
+        self, placement: Placement, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: Any
     ) -> tuple[Any, Any]:
         """Each device evaluates its share of the units; of the outputs only averages cross `"population"`."""
         mesh = placement.mesh
@@ -78,7 +79,7 @@ class Evaluation:
         return kept, placement.whole(self._mean(totals, params, rows))
 
     def _units(
-        self, params: Any, rows: Rows, key: jax.Array, sigma: Any, words: Any, start: Any, n: int
+        self, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: Any, start: Any, n: int
     ) -> tuple[Any, Totals]:
         """(kept outputs `[n·signs, ...]`, totals of the averaged outputs) of `n` units from `start` on."""
         signs = self.population.signs
@@ -103,10 +104,10 @@ class Evaluation:
 
         return _in_chunks(chunk, n, min(self.arrangement.units, n))
 
-    def _mean(self, totals: Totals, params: Any, rows: Rows) -> Any:
+    def _mean(self, totals: Totals, params: PyTree, rows: Rows) -> Any:
         """Sums to means, in the dtypes that one member's output has."""
 
-        def one(params: Any, args: tuple) -> Any:
+        def one(params: PyTree, args: tuple) -> Any:
             return self.split(self.program.evaluate(Interpreter(Policy("allow")), (params, *args)))[1]
 
         arrays, merge, _ = partition((params, rows.abstract()))

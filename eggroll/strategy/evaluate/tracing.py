@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from eggroll.engine import jax_compat
+from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.factored import Program, abstract, partition, trace
 from eggroll.engine.fallback import DenseFallback, Policy
 from eggroll.engine.interpreter import Interpreter
@@ -25,19 +26,19 @@ from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import Population
 
 
-def trace_member(fun: Callable[..., Any], params: Any, rows: Rows) -> Program:
+def trace_member(fun: Function, params: PyTree, rows: Rows) -> Program:
     """Traces `fun(params, *args)` as one member sees it."""
     return trace(fun, (params, *rows.abstract()))
 
 
-def plan_for(program: Program, params: Any, rows: Rows, *, rank: int, rules: Rules, distribution: str) -> Plan:
+def plan_for(program: Program, params: PyTree, rows: Rows, *, rank: int, rules: Rules, distribution: str) -> Plan:
     """Discovers how the program uses the parameters and decides their perturbation."""
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
     plan = make_plan(params, uses, rank=rank, rules=rules)
     return for_kernels(program, plan, jax.tree.map(abstract, params), rows, distribution)
 
 
-def check_covered(plan: Plan, program: Program, params: Any, rows: Rows) -> None:
+def check_covered(plan: Plan, program: Program, params: PyTree, rows: Rows) -> None:
     """Raises if the program reads parameters that the plan, made for an earlier function, holds for unused."""
     idle = [leaf.path for leaf in plan.leaves if leaf.kind == "unused" and math.prod(leaf.shape)]
     if not idle:
@@ -56,7 +57,7 @@ def check_scalar(program: Program, has_aux: bool, what: str) -> None:
     check_scalar_shape(program.out_shape, has_aux, what)
 
 
-def check_scalar_shape(out: Any, has_aux: bool, what: str) -> None:
+def check_scalar_shape(out: PyTree, has_aux: bool, what: str) -> None:
     """Raises unless a function that returns these shapes returns a real scalar, or `(scalar, aux)`."""
     if has_aux and not (isinstance(out, tuple) and len(out) == 2):
         raise TypeError(f"has_aux=True requires the function to return ({what}, aux); got {_describe(out)}.")
@@ -73,7 +74,7 @@ def check_scalar_shape(out: Any, has_aux: bool, what: str) -> None:
         raise TypeError(f"the {what} must be real; got {value.dtype}. Take its real part or its modulus.")
 
 
-def _describe(tree: Any) -> str:
+def _describe(tree: PyTree) -> str:
     return str(jax.tree.structure(tree)) + " of shapes " + str([x.shape for x in jax.tree.leaves(tree)])
 
 
@@ -101,7 +102,7 @@ class DryRun(NamedTuple):
         return tuple(dict.fromkeys(choice.implementation for choice in self.choices if choice.name == path))
 
 
-def for_kernels(program: Program, plan: Plan, params: Any, rows: Rows, distribution: str) -> Plan:
+def for_kernels(program: Program, plan: Plan, params: PyTree, rows: Rows, distribution: str) -> Plan:
     """The plan, in which only those factors stay keys that nothing but kernels uses.
 
     Anything else would draw them anew at every use: at every turn of a loop, where arrays are drawn once.
@@ -114,7 +115,7 @@ def for_kernels(program: Program, plan: Plan, params: Any, rows: Rows, distribut
     return Plan(tuple(replace(leaf, matrix=None) if leaf.path in drawn else leaf for leaf in plan.leaves))
 
 
-def dry_run(program: Program, plan: Plan, params: Any, rows: Rows, distribution: str, members: int | None) -> DryRun:
+def dry_run(program: Program, plan: Plan, params: PyTree, rows: Rows, distribution: str, members: int | None) -> DryRun:
     """Traces the evaluation of two pairs.
 
     Args:
@@ -136,7 +137,7 @@ def dry_run(program: Program, plan: Plan, params: Any, rows: Rows, distribution:
     ]
     axes = [None if axis is None else 0 for axis in rows.axes]
 
-    def run(words: jax.Array, params: Any, args: list[Any]) -> Any:
+    def run(words: jax.Array, params: PyTree, args: list[Any]) -> Any:
         def member(noise: Any, index: Any, args: list[Any]) -> Any:
             seen = sampler.perturb(params, noise, member_sign(index), 1.0)
             return program.evaluate(Interpreter(policy), (seen, *merge(args)))
@@ -156,7 +157,7 @@ class Plans:
         self._settings, self._rank, self._rules = settings, rank, rules
         self._known: dict[Any, Plan] = {}
 
-    def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Plan:
+    def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
         """The plan; without a function one by shapes alone, which later generations do not inherit."""
         leaves, tree = jax.tree.flatten(params)
         key = (tree, tuple((tuple(x.shape), str(x.dtype)) for x in leaves))

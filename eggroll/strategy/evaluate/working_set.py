@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from eggroll.engine import jax_compat
+from eggroll.engine.annotations import JaxprEqn, PyTree
 from eggroll.engine.factored import Program, abstract, partition
 from eggroll.engine.fallback import Policy
 from eggroll.engine.interpreter import Interpreter
@@ -43,7 +44,7 @@ class Need(NamedTuple):
         return Need(max(self.bytes, other.bytes), flops, rows, columns, loops)
 
 
-def member_need(sampler: Sampler, program: Program, params: Any, rows: Rows) -> Need:
+def member_need(sampler: Sampler, program: Program, params: PyTree, rows: Rows) -> Need:
     """What one member more costs while it is evaluated.
 
     Base weights, whatever is made of them alone, and base products on shared inputs are the same for every member; a
@@ -121,7 +122,7 @@ def _shared_product(eqn: Any, known: dict[Any, int]) -> Need:
     return Need(0, numbers * summed, numbers // max(columns, 1), frozenset((columns,)))
 
 
-def _walk_inner(eqn: Any, jaxpr: Any, known: dict[Any, int]) -> Need:
+def _walk_inner(eqn: JaxprEqn, jaxpr: Any, known: dict[Any, int]) -> Need:
     """The largest operation inside a call, a branch or a step of a loop."""
     inputs = jax_compat.open_jaxpr(jaxpr)[0].invars
     # Predicates, and constants of a loop's condition, come first and are no inputs of this jaxpr.

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import optax
 
+from eggroll.engine.annotations import PyTree
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.mesh.sharding import AXIS, axes_of
@@ -20,7 +21,7 @@ from eggroll.strategy.population import Population
 
 
 def layout(
-    settings: Population, params: Any, optimizer: optax.GradientTransformation, memory: float | None = None
+    settings: Population, params: PyTree, optimizer: optax.GradientTransformation, memory: float | None = None
 ) -> str:
     """`"weights"` where what an update by members holds does not fit a device, else `"members"`.
 
@@ -36,7 +37,7 @@ def layout(
     return "weights" if _held(settings, params, optimizer) > memory else "members"
 
 
-def _held(settings: Population, params: Any, optimizer: optax.GradientTransformation) -> float:
+def _held(settings: Population, params: PyTree, optimizer: optax.GradientTransformation) -> float:
     """Bytes on each device by members: weights, sums, master copies, and what the optimizer keeps beside them."""
     leaves = [x for x in jax.tree.leaves(params) if jax.numpy.issubdtype(x.dtype, jax.numpy.floating)]
     wide = [jax.ShapeDtypeStruct(x.shape, accumulator_dtype(x.dtype)) for x in leaves]

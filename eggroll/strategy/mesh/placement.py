@@ -15,6 +15,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from eggroll.engine.annotations import PyTree
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.mesh.sharding import AXIS, ShardingRules, axes_of, is_split
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
@@ -65,12 +66,12 @@ class Placement:
             for x, spec in zip(leaves, specs, strict=True)
         ]
 
-    def pinned_tree(self, tree: Any, params: Any, specs: Sequence[PartitionSpec]) -> Any:
+    def pinned_tree(self, tree: PyTree, params: PyTree, specs: Sequence[PartitionSpec]) -> Any:
         """The same for a pytree as `params`."""
         structure = jax.tree.structure(params)
         return structure.unflatten(self.pinned(structure.flatten_up_to(tree), specs))
 
-    def whole(self, tree: Any) -> Any:
+    def whole(self, tree: PyTree) -> Any:
         """`tree`, under `jit`, whole on every device: every process can read it."""
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self.on(PartitionSpec())), tree)
 
@@ -84,7 +85,7 @@ class Placement:
         where = structure.unflatten(map(self.on, self.specs)), master, self.of_optimizer(state.params, state.opt_state)
         return State(*where, key=whole, generation=whole)
 
-    def of_optimizer(self, params: Any, opt_state: Any) -> Any:
+    def of_optimizer(self, params: PyTree, opt_state: PyTree) -> Any:
         """Shardings of an optimizer's state: of a leaf at a parameter's path, with its shape, the parameter's."""
         keyed = jax.tree_util.tree_leaves_with_path(params)
         known = {keys: (tuple(x.shape), spec) for (keys, x), spec in zip(keyed, self.update_specs, strict=True)}
@@ -122,7 +123,7 @@ def make_placement(mesh: Mesh, rules: ShardingRules, update: str, leaves: Sequen
     return Placement(mesh, specs, tuple(parts), tuple(leaf.kind == "frozen" for leaf in leaves))
 
 
-def on_mesh(params: Any, settings: Population) -> Any:
+def on_mesh(params: PyTree, settings: Population) -> Any:
     """Parameters as arrays, on the mesh of the settings where there is one."""
     if settings.mesh is None:
         return as_arrays(params)
@@ -161,7 +162,7 @@ def _with_population(spec: PartitionSpec, part: int | None) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def place(tree: Any, shardings: Any) -> Any:
+def place(tree: PyTree, shardings: Any) -> Any:
     """Arrays, or numbers of NumPy's, as global arrays of these shardings; under a trace they are held to them."""
     return jax.tree.map(_place, tree, shardings)
 

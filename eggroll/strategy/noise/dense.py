@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from eggroll.engine.annotations import PyTree
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.engine.paths import path_hash
 from eggroll.ops import unpack_flat, words_for
@@ -62,7 +63,7 @@ def noise_block(key: jax.Array, start: Any, count: int, distribution: str, dtype
     return unpack_flat(words, count, distribution, dtype)
 
 
-def over_blocks(step: Callable[[Any, Any, int], Any], carry: Any, size: int) -> Any:
+def over_blocks(step: Callable[[Any, Any, int], Any], carry: PyTree, size: int) -> Any:
     """`step(carry, start, count)` over a parameter's elements, block after block.
 
     Args:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.core import Tracer
 
+from eggroll.engine.annotations import PyTree, Scalar
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
 from eggroll.ops import kernel_for
 from eggroll.strategy.noise.sides import Side, sides
@@ -95,7 +96,7 @@ class Sampler:
         """Noise of one unit, without the axis of units, from its `[1, W]` words."""
         return jax.tree.map(lambda x: jnp.squeeze(x, 0), self.draw(words))
 
-    def perturb(self, params: Any, noise: Noise, sign: Any, sigma: Any) -> Any:
+    def perturb(self, params: PyTree, noise: Noise, sign: Any, sigma: Scalar) -> Any:
         """`params` with `LowRank` leaves where the plan says so: `W + sign·σ·c·A·Bᵀ/√r`."""
         leaves, tree = jax.tree.flatten(params)
         seen = [
@@ -104,7 +105,7 @@ class Sampler:
         ]
         return tree.unflatten(seen)
 
-    def _perturb_leaf(self, leaf: LeafPlan, value: Any, noise: Any, sign: Any, sigma: Any) -> Any:
+    def _perturb_leaf(self, leaf: LeafPlan, value: Any, noise: Any, sign: Any, sigma: Scalar) -> Any:
         scale = noise_scale(leaf, sigma)
         if leaf.kind == "low_rank":
             source = Source(leaf.path, self.members)
@@ -117,12 +118,12 @@ class Sampler:
         return value
 
 
-def noise_scale(leaf: LeafPlan, sigma: Any) -> Any:
+def noise_scale(leaf: LeafPlan, sigma: Scalar) -> Any:
     """σ·c for dense noise, σ·c/√r for factors; a Python float stays one, to be exact in float64."""
     return sigma * leaf.sigma_scale / math.sqrt(leaf.rank or 1)
 
 
-def check_noise_is_seen(plan: Plan, sigma: Any) -> None:
+def check_noise_is_seen(plan: Plan, sigma: Scalar) -> None:
     """Raises `ValueError` where a sigma known beforehand is zero in a parameter's dtype: all members would be alike."""
     if isinstance(sigma, Tracer):
         return

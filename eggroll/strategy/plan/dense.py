@@ -7,12 +7,13 @@ from typing import Any
 
 import jax
 
+from eggroll.engine.annotations import PyTree
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.plan.leaves import LeafPlan, Plan, check_params, check_something_moves
 from eggroll.strategy.plan.rules import FrozenRule, LowRankRule, Rule, Rules
 
 
-def full_rank_plan(params: Any, rules: Rules) -> Plan:
+def full_rank_plan(params: PyTree, rules: Rules) -> Plan:
     """Decides which parameters have noise.
 
     Args:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from eggroll.engine.annotations import PyTree
 from eggroll.engine.paths import leaf_paths, path_hash
 from eggroll.engine.usage import Use
 from eggroll.strategy.plan.rules import DenseRule, FrozenRule, LowRankRule, Rule, Rules, check_rank, match_rules
@@ -79,7 +80,7 @@ class Plan:
         return sum(leaf.numbers for leaf in self.leaves)
 
 
-def make_plan(params: Any, uses: Mapping[str, Sequence[Use]] | None, *, rank: int = 1, rules: Rules = ()) -> Plan:
+def make_plan(params: PyTree, uses: Mapping[str, Sequence[Use]] | None, *, rank: int = 1, rules: Rules = ()) -> Plan:
     """Decides the perturbation of every parameter.
 
     A rule by path decides first. Otherwise the parameter's first product or lookup says which axes each factor owns;
@@ -113,7 +114,7 @@ def make_plan(params: Any, uses: Mapping[str, Sequence[Use]] | None, *, rank: in
     return Plan(tuple(plans))
 
 
-def check_params(params: Any, rules: Rules = ()) -> dict[str, Rule]:
+def check_params(params: PyTree, rules: Rules = ()) -> dict[str, Rule]:
     """Checks what can be checked without a function, and matches the rules.
 
     Returns:

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from eggroll.engine.annotations import PyTree
 from eggroll.engine.lowrank import accumulator_dtype
 
 
-def as_arrays(params: Any) -> Any:
+def as_arrays(params: PyTree) -> Any:
     """Parameters as JAX arrays; Python numbers would otherwise be part of the function."""
     check_no_module(params)
     return jax.tree.map(_as_array, params)
@@ -30,7 +31,7 @@ def _as_array(leaf: Any) -> jax.Array:
     return array.astype(array.dtype) if getattr(jax.typeof(array), "weak_type", False) else array
 
 
-def check_no_module(params: Any) -> None:
+def check_no_module(params: PyTree) -> None:
     """Raises `TypeError` for a Flax NNX module, whose batch statistics and RNG streams are no parameters."""
     for leaf in jax.tree.leaves(params, is_leaf=_is_nnx_module):
         if _is_nnx_module(leaf):
@@ -49,7 +50,7 @@ def _is_nnx_module(x: Any) -> bool:
 # Frozen parameters are kept from the optimizer: it makes no state for them, and its weight decay leaves them alone.
 
 
-def without(tree: Any, frozen: Sequence[bool]) -> Any:
+def without(tree: PyTree, frozen: Sequence[bool]) -> Any:
     """`tree` with None, which is no leaf, in place of the frozen leaves.
 
     Args:
@@ -67,7 +68,7 @@ def without(tree: Any, frozen: Sequence[bool]) -> Any:
     return structure.unflatten([None if still else leaf for leaf, still in zip(leaves, frozen, strict=True)])
 
 
-def put_back(moving: Any, tree: Any, frozen: Sequence[bool]) -> Any:
+def put_back(moving: Any, tree: PyTree, frozen: Sequence[bool]) -> Any:
     """The inverse of `without`: `moving` with the frozen leaves of `tree` in their places.
 
     Example:
@@ -87,18 +88,18 @@ def is_low(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating) and accumulator_dtype(leaf.dtype) != leaf.dtype
 
 
-def master_copies(params: Any) -> tuple[jax.Array, ...]:
+def master_copies(params: PyTree) -> tuple[jax.Array, ...]:
     """Float32 copies of the leaves of lower precision, in order."""
     return tuple(p.astype(jnp.float32) for p in jax.tree.leaves(params) if is_low(p))
 
 
-def full(params: Any, master: tuple[jax.Array, ...]) -> Any:
+def full(params: PyTree, master: tuple[jax.Array, ...]) -> Any:
     """`params` with the master copies in place of the leaves of lower precision."""
     copies = iter(master)
     return jax.tree.map(lambda p: next(copies) if is_low(p) else p, params)
 
 
-def rounded(moved: Any, like: Any) -> tuple[Any, tuple[jax.Array, ...]]:
+def rounded(moved: Any, like: PyTree) -> tuple[Any, tuple[jax.Array, ...]]:
     """Updated full-precision parameters, back to the dtypes of `like`, and their new master copies."""
     params = jax.tree.map(lambda m, p: m.astype(p.dtype), moved, like)
     pairs = zip(jax.tree.leaves(moved), jax.tree.leaves(like), strict=True)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from eggroll.engine.annotations import PyTree
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy.noise.dense import noise_block, numbers, over_blocks, raw
 from eggroll.strategy.plan.parameters import is_low
@@ -39,7 +40,7 @@ def moved(
     wide, flat = accumulator_dtype(param.dtype), raw(param)
     rate = jnp.asarray(rate).astype(wide)
 
-    def put(carry: Any, start: Any, count: int) -> Any:
+    def put(carry: PyTree, start: Any, count: int) -> Any:
         out, sums, changes = carry
         total = _sum(keys, weights.astype(wide), start, count, distribution)
         change = total * rate
@@ -54,7 +55,7 @@ def moved(
 
 
 @partial(jax.jit, static_argnames=("distribution", "like"))
-def summed(keys: jax.Array, weights: jax.Array, rate: Any, *, distribution: str, like: Any) -> jax.Array:
+def summed(keys: jax.Array, weights: jax.Array, rate: Any, *, distribution: str, like: PyTree) -> jax.Array:
     """`rate·Σ wᵤ·εᵤ` for a parameter of the shape and dtype of `like`; for the other arguments see `moved`."""
     wide, size = accumulator_dtype(like.dtype), int(np.prod(like.shape, dtype=np.int64))
     rate = jnp.asarray(rate).astype(wide)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from eggroll.engine.annotations import PyTree
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.mesh.placement import Placement, make_placement, on_mesh, place
 from eggroll.strategy.noise.keys import as_threefry
@@ -23,7 +23,7 @@ from eggroll.strategy.update.optimizer import init_optimizer
 
 
 def initial_state(
-    params: Any, key: jax.Array, optimizer: optax.GradientTransformationExtraArgs, rules: Rules, settings: Population
+    params: PyTree, key: jax.Array, optimizer: optax.GradientTransformationExtraArgs, rules: Rules, settings: Population
 ) -> State:
     """A fresh state, on the mesh of the settings if there is one; see `ES.init`."""
     check_no_module(params)
@@ -35,7 +35,7 @@ def initial_state(
 
 
 def placed_state(
-    params: Any,
+    params: PyTree,
     frozen: Sequence[bool],
     optimizer: optax.GradientTransformationExtraArgs,
     key: jax.Array,
@@ -54,7 +54,7 @@ def placed_state(
 
 
 def first_state(
-    params: Any, frozen: Sequence[bool], optimizer: optax.GradientTransformationExtraArgs, key: jax.Array
+    params: PyTree, frozen: Sequence[bool], optimizer: optax.GradientTransformationExtraArgs, key: jax.Array
 ) -> State:
     """The state of generation 0, where its arrays happen to lie.
 
@@ -73,7 +73,7 @@ def first_state(
     return State(params, master, opt_state, key, jnp.zeros((), jnp.int32))
 
 
-def _placement(params: Any, still: Sequence[bool], settings: Population) -> Placement:
+def _placement(params: PyTree, still: Sequence[bool], settings: Population) -> Placement:
     leaves = [
         LeafPlan(path, tuple(x.shape), str(x.dtype), "frozen" if fixed else "dense")
         for path, x, fixed in zip(leaf_paths(params), jax.tree.leaves(params), still, strict=True)

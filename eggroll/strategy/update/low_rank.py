@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
+from eggroll.engine.annotations import Function, PyTree, Scalar
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.ops import Seeded, rank_update
 from eggroll.strategy.evaluate.chunking import units_per_update
@@ -166,14 +167,14 @@ def _held(placement: Placement, specs: Sequence[PartitionSpec]) -> Held:
     return held
 
 
-def _mapped(placement: Placement, local: Callable[..., Any], in_specs: Any, out_specs: Any) -> Callable[..., Any]:
+def _mapped(placement: Placement, local: Function, in_specs: Any, out_specs: Any) -> Function:
     names = set(placement.manual)
     return jax.shard_map(
         local, mesh=placement.mesh, in_specs=in_specs, out_specs=out_specs, axis_names=names, check_vma=False
     )
 
 
-def fold_chunks(step: Callable[[Any, Any, int], Any], carry: Any, n: int, size: int) -> Any:
+def fold_chunks(step: Callable[[Any, Any, int], Any], carry: PyTree, n: int, size: int) -> Any:
     """`step(carry, first, count)` over whole chunks under scan, then over what is left."""
     whole = n // size
     if whole > 1:
@@ -252,7 +253,7 @@ def _as_matrices(factor: jax.Array, stacks: int) -> jax.Array:
     return factor.reshape(*factor.shape[: stacks + 1], -1, factor.shape[-1])
 
 
-def descent(plan: Plan, sums: Sequence[Any], population: int, sigma: Any) -> list[jax.Array | None]:
+def descent(plan: Plan, sums: Sequence[Any], population: int, sigma: Scalar) -> list[jax.Array | None]:
     """The descent direction from the finished sums: the scale of `jax.grad`, the sign of a loss's gradient."""
     out = []
     for leaf, total in zip(plan.leaves, sums, strict=True):

@@ -8,6 +8,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from eggroll.engine.annotations import PyTree
+
 
 def check_optimizer(optimizer: Any) -> optax.GradientTransformationExtraArgs:
     """The optimizer, able to take the loss (the negative mean fitness) as schedules on plateaus do."""
@@ -20,7 +22,7 @@ def check_optimizer(optimizer: Any) -> optax.GradientTransformationExtraArgs:
     return optax.with_extra_args_support(optimizer)
 
 
-def init_optimizer(optimizer: optax.GradientTransformationExtraArgs, params: Any) -> Any:
+def init_optimizer(optimizer: optax.GradientTransformationExtraArgs, params: PyTree) -> Any:
     """The optimizer's state for `params`, once a dry run has shown that it can do with what it will be given.
 
     Raises:
@@ -40,7 +42,7 @@ def init_optimizer(optimizer: optax.GradientTransformationExtraArgs, params: Any
 
 
 def updates(
-    optimizer: optax.GradientTransformationExtraArgs, gradient: Any, state: Any, params: Any, loss: Any
+    optimizer: optax.GradientTransformationExtraArgs, gradient: PyTree, state: Any, params: PyTree, loss: Any
 ) -> tuple[Any, Any]:
     """`(updates, new state)`."""
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eggroll.engine.annotations import PyTree
 from eggroll.engine.paths import leaf_paths
 from eggroll.training.errors import RunError
 
@@ -36,7 +37,7 @@ def flatten(state: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     return plain, table
 
 
-def check_fits(table: Sequence[Mapping[str, Any]], like: Any, where: str) -> None:
+def check_fits(table: Sequence[Mapping[str, Any]], like: PyTree, where: str) -> None:
     """Raises `RunError`, with the paths, if what `table` describes is not what `like` asks for."""
     saved = {row["path"]: _kind(row) for row in table}
     asked = {row["path"]: _kind(row) for row in map(_row, _paths(like), jax.tree.leaves(like))}
@@ -68,14 +69,14 @@ class Place:
     sharding: Any
 
 
-def places(table: Sequence[Mapping[str, Any]], like: Any) -> dict[str, Place]:
+def places(table: Sequence[Mapping[str, Any]], like: PyTree) -> dict[str, Place]:
     """For each array of `flatten`, what to read it as."""
     leaves = dict(zip(_paths(like), jax.tree.leaves(like), strict=True))
     wanted = [(row["path"], leaves[row["path"]]) for row in table if 0 not in row["shape"]]
     return {path: Place(np.dtype(np.uint32 if _is_key(x) else x.dtype), _read_with(x)) for path, x in wanted}
 
 
-def unflatten(arrays: Mapping[str, Any], table: Sequence[Mapping[str, Any]], like: Any) -> Any:
+def unflatten(arrays: Mapping[str, Any], table: Sequence[Mapping[str, Any]], like: PyTree) -> Any:
     """The pytree of `flatten` in the structure of `like`, each leaf where the leaf of `like` lies."""
     rows = {row["path"]: row for row in table}
     leaves, structure = jax.tree.flatten(like)
@@ -83,7 +84,7 @@ def unflatten(arrays: Mapping[str, Any], table: Sequence[Mapping[str, Any]], lik
     return jax.tree.unflatten(structure, back)
 
 
-def _paths(tree: Any) -> list[str]:
+def _paths(tree: PyTree) -> list[str]:
     short = leaf_paths(tree)
     if len(set(short)) == len(short):
         return short
@@ -120,18 +121,18 @@ def _default() -> Any:
     return jnp.zeros(()).sharding
 
 
-def _sharding(like: Any) -> Any:
+def _sharding(like: PyTree) -> Any:
     """Where the leaf of `like` lies; None if JAX puts things there unasked, in which case they can still move."""
     sharding = getattr(like, "sharding", None)
     return None if sharding == _default() else sharding
 
 
-def _read_with(like: Any) -> Any:
+def _read_with(like: PyTree) -> Any:
     sharding = _sharding(like)
     return sharding if jax.process_count() == 1 or sharding is None or not sharding.is_fully_addressable else None
 
 
-def _back(array: Any, row: Mapping[str, Any], like: Any) -> Any:
+def _back(array: Any, row: Mapping[str, Any], like: PyTree) -> Any:
     if array is None:
         array = np.zeros(row["shape"], like.dtype)
     if isinstance(like, np.generic):

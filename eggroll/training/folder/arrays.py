@@ -10,11 +10,12 @@ from typing import IO, Any
 import jax
 import numpy as np
 
+from eggroll.engine.annotations import PyTree
 from eggroll.engine.paths import leaf_paths
 from eggroll.training.folder.files import whole_file
 
 
-def by_path(tree: Any) -> dict[str, np.ndarray]:
+def by_path(tree: PyTree) -> dict[str, np.ndarray]:
     """The leaves as NumPy arrays, under the paths by which `eggroll explain` names them.
 
     Example:

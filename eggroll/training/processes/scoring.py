@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from eggroll.engine.annotations import Function, PyTree
 from eggroll.training.errors import RunError
 from eggroll.training.processes.talk import count, gather
 
@@ -28,7 +29,7 @@ class Scores(NamedTuple):
     error: str
 
 
-def local_members(outputs: Any) -> tuple[np.ndarray, Any]:
+def local_members(outputs: PyTree) -> tuple[np.ndarray, Any]:
     """The members for which this process answers, and their outputs.
 
     A member that several processes hold is one process's alone, so that all together have every member once.
@@ -53,7 +54,7 @@ def local_members(outputs: Any) -> tuple[np.ndarray, Any]:
     return mine, jax.tree.map(lambda leaf: _rows(leaf, mine), outputs)
 
 
-def score(outputs: Any, scorer: Callable[..., Any], *, numbered: bool = False) -> Scores:
+def score(outputs: PyTree, scorer: Function, *, numbered: bool = False) -> Scores:
     """Scores every member in the process that holds its output, and gathers the numbers.
 
     `8·N` bytes reach each process, and one byte a member more for what failed.
@@ -116,7 +117,7 @@ def _first(errors: dict[int, Exception]) -> tuple[str, Exception | None]:
     return said, error if int(numbers[first]) == member else None
 
 
-def _shares(outputs: Any) -> list[np.ndarray]:
+def _shares(outputs: PyTree) -> list[np.ndarray]:
     """The members of each process. Every process finds the same answer by itself: shardings are known to all."""
     leaves = jax.tree.leaves(outputs)
     sizes = {np.shape(leaf)[:1] for leaf in leaves}
