@@ -48,6 +48,13 @@ LLAMA_3 = {
     "original_max_position_embeddings": 8192,
 }
 DIVISORS = "rope_freqs.weight"
+# What is read of the metadata `llama.…`, and what changes nothing.
+METADATA = {
+    *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.layer_norm_rms_epsilon"),
+    *("embedding_length", "feed_forward_length", "block_count", "context_length"),
+    *("rope.freq_base", "rope.scaling.type", "rope.scaling.factor"),
+    *("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"),
+}
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -71,6 +78,7 @@ def read_gguf(file: Path, dtype: str | None = None) -> tuple[dict[str, Any], dic
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     try:
         settings = settings_from(fields, tied="output.weight" not in tensors)
+        _refuse_what_is_not_read(file, fields, settings)
     except TypeError as error:
         raise RunError(
             f"{file} lacks metadata that its architecture needs ({error}); convert the model again."
@@ -141,6 +149,32 @@ def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
         if f"tokenizer.ggml.{theirs}_token_id" in fields:
             settings[f"{ours}_token_id"] = fields[f"tokenizer.ggml.{theirs}_token_id"]
     return settings
+
+
+def _refuse_what_is_not_read(file: Path, fields: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Metadata of the architecture that is neither read nor known to change nothing may change what is computed."""
+    kind = fields["general.architecture"]
+    allowed = {
+        "rope.dimension_count": [settings["head_dim"]],
+        "attention.value_length": [settings["head_dim"]],
+        "attention.causal": [True],
+        "rope.scaling.attn_factor": [1.0],
+        "expert_count": [0],
+        "expert_used_count": [0],
+    }
+    if kind == "gemma3":
+        pattern = [bool((i + 1) % 6) for i in range(settings["num_hidden_layers"])]
+        allowed["attention.sliding_window"] = [settings["sliding_window"]]
+        allowed["attention.sliding_window_pattern"] = [6, pattern]
+        allowed["rope.freq_base_swa"] = [settings["rope_local_base_freq"]]
+    for name, found in fields.items():
+        own = name.removeprefix(f"{kind}.")
+        if own != name and own not in METADATA and found not in allowed.get(own, []):
+            only = " or ".join(map(repr, allowed.get(own, ()))) or "files without it"
+            raise RunError(
+                f"{file} has {name}={found!r}, which the decoder does not compute; {only} is required: load that model "
+                "from its Hugging Face folder, or choose another."
+            )
 
 
 def _gguf_name(name: str, config: DecoderConfig) -> str:
