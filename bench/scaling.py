@@ -116,8 +116,8 @@ def parts(found: list[Collective], population: int) -> dict[str, int]:
 
 def theory(es: eggroll.ES, state: eggroll.State) -> dict[str, float]:
     """What has to cross where there is more than one device."""
-    placement = es._generation(es.ask(state).plan, state).placement
-    (plan,) = es._plans.values()
+    plan = es.ask(state).plan  # of the step that was compiled: plans are remembered by the parameters' shapes
+    placement = es._generation(plan, state).placement
     assert placement is not None
     apart = placement.mesh.size > 1
     cost = update_cost(placement, plan, es.settings, RATES["cpu"])
