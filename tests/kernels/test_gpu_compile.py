@@ -23,6 +23,7 @@ CASES = [
 SHARED_MEMORY = 227 << 10  # of a block
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.measured,
     pytest.mark.skipif(not has_compiler(), reason="the compiler is in jax-cuda13-plugin and jax-cuda13-pjrt"),
 ]
 Spec = jax.ShapeDtypeStruct

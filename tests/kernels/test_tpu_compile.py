@@ -19,6 +19,7 @@ KINDS = {"v5e:2x2": "TPU v5 lite", "v6e:2x2": "TPU v6 lite"}
 SHAPES = [*SMALL[1:], PAPER]
 pytestmark = [
     pytest.mark.slow,
+    pytest.mark.measured,
     pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the compiler is in jax[tpu]"),
 ]
 

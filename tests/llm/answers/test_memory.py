@@ -13,8 +13,9 @@ from eggroll.llm.answers.decoding import Decoding, generator, split
 from eggroll.llm.answers.memory import Need, answer_need, available, fit, in_words
 from eggroll.llm.model.config import DecoderConfig
 from eggroll.llm.model.decoder import Decoder
-from eggroll.strategy.members import Members
 from eggroll.training.errors import RunError
+
+pytestmark = pytest.mark.measured
 
 CONFIG = DecoderConfig(vocabulary=2048, width=128, layers=6, heads=4, key_value_heads=2, hidden=384, head_width=32)
 MEMBERS, PROMPTS, TIME, DECODING = 8, 8, 32, Decoding(17)
@@ -33,7 +34,7 @@ def test_the_estimate_of_a_population_is_near_what_its_program_takes():
     plans = []
 
     def run(params, key):
-        members = Members(es, params, 0, key, 0.01)
+        members = es.ask(eggroll.State(params, (), (), key, jnp.int32(0)))
         out = members.apply(fun, tokens, start, in_axes=0)
         plans.append(members.plan)
         return out

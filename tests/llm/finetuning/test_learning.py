@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -30,11 +29,6 @@ STRATEGIES: dict[str, Any] = {
     ),
     "full-rank": lambda: eggroll.FullRankES(population=30, sigma=0.1, learning_rate=0.4),
 }
-
-
-@pytest.fixture(autouse=True)
-def _compiled_quickly() -> Iterator[None]:
-    yield
 
 
 @cache

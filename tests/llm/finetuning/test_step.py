@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -21,11 +20,6 @@ from eggroll.training import RunError, named
 from tests.llm.climbing import InProcess, asked, language, letters, marker
 
 MAX_TOKENS, N = 4, 8
-
-
-@pytest.fixture(autouse=True)
-def _compiled_quickly() -> Iterator[None]:
-    yield
 
 
 @cache
