@@ -1,7 +1,7 @@
 """Which of the two layouts of the update a mesh gets.
 
-An update is below one per cent of a generation, so time does not decide: `"members"`, which draws no noise twice,
-unless what it holds does not fit a device.
+By `"members"`, which draws no noise twice, unless what that holds does not fit a device. Which of the two takes less
+time depends on the links between devices, which nobody tells: a user who has measured it names the layout.
 """
 
 from __future__ import annotations
