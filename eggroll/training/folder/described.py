@@ -115,11 +115,12 @@ def _results(function: Any, values: Callable[[], Mapping[str, Any]]) -> dict[str
         if not isinstance(device := _tried(lambda: jax.local_devices(backend="cpu")[0]), type):
             context.enter_context(jax.default_device(device))  # its rounding is what is compared
         context.enter_context(jax.default_matmul_precision("highest"))
+        context.enter_context(np.errstate(all="ignore"))  # what overflows is a result, too
         context.enter_context(jax.numpy_dtype_promotion("standard"))  # optax mixes int32 counts with floats
         try:
             return {FUNCTION: _name(function), VALUES: dict(values())}
         except Exception as why:
-            return {FUNCTION: _name(function), UNSEEN: f"{type(why).__name__}: {str(why).splitlines()[0]:.100}"}
+            return {FUNCTION: _name(function), UNSEEN: f"{type(why).__name__}: {str(why).partition(chr(10))[0]:.100}"}
 
 
 def _weights(shaping: Any, members: int) -> dict[str, str]:
@@ -157,7 +158,7 @@ def _moves(optimizer: optax.GradientTransformationExtraArgs, params: PyTree) -> 
         state = after
     by_path = zip(leaf_paths(params), zip(*told.values(), strict=True), strict=True) if told else ()
     found: dict[str, Any] = {path: ", ".join(each) for path, each in by_path}
-    far = {f"update {at}": _together(update(1.0, inputs[0], _at(before, at))[0]) for at in GENERATIONS if at > step}
+    far = {f"update {at}": _together(update(1.0, inputs[0], _at(before, at))[0]) for at in GENERATIONS if at > len(SIZES)}
     last = _together(update(math.nan, inputs[0], before)[0])
     return {"moving": " ".join(map(str, told)), **found, **far, "not a number": str(last)}
 
