@@ -158,7 +158,9 @@ def _moves(optimizer: optax.GradientTransformationExtraArgs, params: PyTree) -> 
         state = after
     by_path = zip(leaf_paths(params), zip(*told.values(), strict=True), strict=True) if told else ()
     found: dict[str, Any] = {path: ", ".join(each) for path, each in by_path}
-    far = {f"update {at}": _together(update(1.0, inputs[0], _at(before, at))[0]) for at in GENERATIONS if at > len(SIZES)}
+    far = {
+        f"update {at}": _together(update(1.0, inputs[0], _at(before, at))[0]) for at in GENERATIONS if at > len(SIZES)
+    }
     last = _together(update(math.nan, inputs[0], before)[0])
     return {"moving": " ".join(map(str, told)), **found, **far, "not a number": str(last)}
 

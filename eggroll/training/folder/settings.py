@@ -83,12 +83,10 @@ def compared(name: str, was: Any, now: Any) -> list[str]:
         >>> compared("rank", 1, NOTHING)
         ['rank: 1 → nothing']
     """
-    if name == "optimizer" and now is None:  # earlier versions wrote one down for full-rank ES, which never used it
-        return []
     if was == now or unseen(name, was, now):
         return []
     if isinstance(was, Mapping) and isinstance(now, Mapping):
-        if VALUES in was and VALUES in now:
+        if _tried(was) and _tried(now):
             return _other_results(name, was, now)
         if _kind(was) == _kind(now):
             inner = [(_joined(name, key), was.get(key, NOTHING), now.get(key, NOTHING)) for key in {**was, **now}]
@@ -114,6 +112,10 @@ def _other_results(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) ->
     return [*lines, *other[:SHOWN], *more]
 
 
+def _tried(value: Mapping[str, Any]) -> bool:
+    return isinstance(value.get(VALUES), Mapping) and (FUNCTION in value or SCHEDULE in value)
+
+
 def _arguments(value: Mapping[str, Any]) -> bool:
     return "arguments" in value.get(SCHEDULE, {})
 
@@ -123,7 +125,9 @@ def unseen(name: str, was: Any, now: Any) -> bool:
 
     It could not be tried, or an earlier version wrote it down, which described functions by their code.
     """
-    if not isinstance(now, Mapping) or not (UNSEEN in now or VALUES in now):
+    if name == "optimizer" and now is None:  # earlier versions wrote one down for full-rank ES, which never used it
+        return isinstance(was, Mapping) and "init" in was
+    if not isinstance(now, Mapping) or not (UNSEEN in now or _tried(now)):
         return False
     if not isinstance(was, Mapping):
         return was == "a function" or str(was).startswith("schedule, ") or (was is None and name == "optimizer")
@@ -180,7 +184,7 @@ def check_same(
     was, es = before.get("strategy", {}), now.get("strategy", {})
     for name in es:
         if name in was and unseen(name, was[name], es[name]):
-            why = es[name].get(UNSEEN, "an earlier version wrote it down otherwise")
+            why = (es[name] or {}).get(UNSEEN, "an earlier version wrote it down otherwise")
             LOGGER.warning("resuming with the same %s as far as names tell, not compared by results: %s", name, why)
     changed = list(dict.fromkeys([*differences(was, es), *differences(*options)]))
     if changed and not force:

@@ -28,6 +28,7 @@ FORMAT = 1
 NOT_KEPT = ("rules", "chunk")  # the plan says what rules made; a chunk's sums are evaluated
 DECODED = ("shaping", "sigma", "optimizer", "mesh", "sharding", "update")  # from the settings otherwise, or not at all
 ENVIRONMENT = ("versions", "platform", "devices", "mesh")  # may change in a run without anyone having asked for it
+CUSTOM = "custom: "  # before the name of a shaping of one's own
 PACKAGES = ("eggroll", "jax", "jaxlib", "optax")
 
 
@@ -68,7 +69,7 @@ def _recorded(name: str, value: Any) -> Any:
     if name == "sigma":
         return _constant(value)
     if name == "shaping":  # its results, the weights, are in every record
-        return value if isinstance(value, str) else f"custom: {getattr(value, '__qualname__', '')}"
+        return value if isinstance(value, str) else CUSTOM + getattr(value, "__qualname__", "")
     if name == "optimizer":
         return None if value is None else spec_of(value)
     try:
@@ -130,6 +131,9 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         ['rank: 1 → 2']
     """
     kept = [{name: x for name, x in each.items() if name not in ("base", "plan", *ENVIRONMENT)} for each in (old, new)]
+    for content in kept:
+        if content.get("shaping", "").startswith(CUSTOM):  # its name says nothing: a configuration has its results
+            del content["shaping"]
     plans = old.get("plan"), new.get("plan")
     if None not in plans:
         for content, plan in zip(kept, plans, strict=True):

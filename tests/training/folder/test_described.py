@@ -1,4 +1,4 @@
-"""Functions of a run are the same if they compute the same, however written and wherever they lie, and told apart if not."""
+"""Functions of a run are told apart by what they compute, and by nothing else."""
 
 from __future__ import annotations
 
@@ -30,6 +30,10 @@ MEMBERS = 8
 
 def cosine(steps=100):
     return optax.cosine_decay_schedule(0.1, steps)
+
+
+def linear(steps):
+    return schedule("linear_schedule", init_value=0.1, end_value=0.01, transition_steps=steps)
 
 
 def drop(at):
@@ -71,7 +75,11 @@ OPTIMIZERS = {
     "gathering": (gathered(optax.sgd(0.1), 4), gathered(optax.sgd(0.1), 5), "optimizer.values.moving: 3 7"),
     "inside": (gathered(optax.sgd(drop(20)), 16), gathered(optax.sgd(drop(30)), 16), "optimizer.values.update 20: "),
     "not a number": (optax.sgd(0.1), optax.chain(optax.zero_nans(), optax.sgd(0.1)), "values.not a number: nan → 0.0"),
-    "arguments": (named("sgd", learning_rate=0.1), named("sgd", learning_rate=0.2), "optimizer.learning_rate: 0.1 → 0.2"),
+    "arguments": (
+        named("sgd", learning_rate=0.1),
+        named("sgd", learning_rate=0.2),
+        "optimizer.learning_rate: 0.1 → 0.2",
+    ),
     "name": (named("sgd", learning_rate=0.1), named("lion", learning_rate=0.1), "sgd(learning_rate=0.1) → lion(learn"),
 }
 SHAPINGS = {
@@ -95,10 +103,7 @@ SCHEDULES = {
     "with Python's if": (lambda g: 0.1 if g < 5 else 0.2, lambda g: 0.1 if g < 6 else 0.2, "sigma.values.5: 0.2 → 0.1"),
     "a list": (lambda g: [0.1, 0.2][g], lambda g: [0.1, 0.2, 0.3][g], "sigma.values.2: IndexError → 0.3"),
     "infinite": (lambda g: 1.0 / g, lambda g: 1.0 / jnp.maximum(g, 1), "sigma.values.0: inf → 1.0"),
-    "arguments": tuple(
-        schedule("linear_schedule", init_value=0.1, end_value=0.01, transition_steps=n) for n in (100, 50)
-    )
-    + ("sigma.transition_steps: 100 → 50",),
+    "arguments": (linear(100), linear(50), "sigma.transition_steps: 100 → 50"),
 }
 APART = [
     *(pytest.param("optimizer", *case, id=f"optimizer {name}") for name, case in OPTIMIZERS.items()),
@@ -123,8 +128,12 @@ def moved_elsewhere(tmp_path, source):
     return found.made
 
 
-SHIFTED = "import jax.numpy as jnp\ndef made(fitness):\n\n    # otherwise\n    return jnp.subtract(fitness, jnp.mean(fitness))"
-SCHEDULED = "import optax\nmade = lambda count: optax.cosine_decay_schedule(\n    init_value=0.1, decay_steps=100)(count)"
+SHIFTED = (
+    "import jax.numpy as jnp\ndef made(fitness):\n    # otherwise\n    return jnp.subtract(fitness, jnp.mean(fitness))"
+)
+SCHEDULED = (
+    "import optax\nmade = lambda count: optax.cosine_decay_schedule(\n    init_value=0.1, decay_steps=100)(count)"
+)
 ADAM = Path(optax.sgd.__code__.co_filename).read_text(encoding="utf-8") + "\nmade = sgd(0.1, momentum=0.9)\n"
 EQUAL = {
     "shaping elsewhere": ("shaping", lambda f: f - f.mean(), SHIFTED),
@@ -135,7 +144,11 @@ EQUAL = {
     "jit": ("shaping", ranks, jax.jit(ranks)),
     "schedule by name": ("sigma", cosine(), schedule("cosine_decay_schedule", init_value=0.1, decay_steps=100)),
     "written out": ("optimizer", optax.sgd(0.1, 0.9), optax.chain(optax.trace(0.9), optax.scale(-0.1))),
-    "mask of all": ("optimizer", optax.sgd(0.1), optax.masked(optax.sgd(0.1), lambda p: jax.tree.map(lambda _: True, p))),
+    "mask of all": (
+        "optimizer",
+        optax.sgd(0.1),
+        optax.masked(optax.sgd(0.1), lambda p: jax.tree.map(lambda _: True, p)),
+    ),
     "label by function": (
         "optimizer",
         by_name(b="x", w="y"),
@@ -174,7 +187,9 @@ def test_rounding_is_no_difference():
 def test_a_large_model_is_cut_and_its_names_stay(monkeypatch):
     monkeypatch.setattr(module, "LARGE", 1000)
     large = {"b": jax.ShapeDtypeStruct((5,), np.float32), "w": jax.ShapeDtypeStruct((9, 10**6, 10**6), np.float32)}
-    one, other = (described("optimizer", by_name(**labels), large, 8) for labels in ({"b": "x", "w": "y"}, {"b": "y", "w": "y"}))
+    one, other = (
+        described("optimizer", by_name(**labels), large, 8) for labels in ({"b": "x", "w": "y"}, {"b": "y", "w": "y"})
+    )
     assert one[VALUES]["w"] == other[VALUES]["w"] and one[VALUES]["b"] != other[VALUES]["b"]
 
 
@@ -198,9 +213,19 @@ def test_what_cannot_be_tried_is_compared_by_name_and_said(caplog):
 def test_what_an_older_version_wrote_down_is_compared_by_name_and_said(caplog):
     code = {"function": "tests.ranks", "code": "fef2051640f1255d"}
     walk = {"init": {"function": "optax.chain.init_fn"}, "update": {"function": "optax.chain.update_fn"}}
-    olds = [{"optimizer": walk, "shaping": code}, {"optimizer": None, "shaping": "a function", "sigma": "schedule, 0.1 at"}]
-    now = {"strategy": {name: of(name, x) for name, x in (("optimizer", optax.sgd(1.0)), ("shaping", ranks), ("sigma", cosine()))}}
-    olds[0]["sigma"] = {"schedule": {"function": "optax.schedule", "steps": 100}, "values": {"0": 0.1, "10": 0.0975528255}}
+    olds = [
+        {"optimizer": walk, "shaping": code},
+        {"optimizer": None, "shaping": "a function", "sigma": "schedule, 0.1 at"},
+    ]
+    now = {
+        "strategy": {
+            name: of(name, x) for name, x in (("optimizer", optax.sgd(1.0)), ("shaping", ranks), ("sigma", cosine()))
+        }
+    }
+    olds[0]["sigma"] = {
+        "schedule": {"function": "optax.schedule", "steps": 100},
+        "values": {"0": 0.1, "10": 0.0975528255},
+    }
     for old in olds:
         caplog.clear()
         with caplog.at_level(logging.WARNING, "eggroll"):
@@ -209,7 +234,10 @@ def test_what_an_older_version_wrote_down_is_compared_by_name_and_said(caplog):
     for change, line in (
         ({"shaping": {**code, "function": "tests.others"}}, "shaping: tests.others → tests.ranks"),
         ({"sigma": {"schedule": {"function": "optax.x"}, "values": {"10": 0.08}}}, "sigma.values.10: 0.08 → 0.0975"),
-        ({"optimizer": {"name": "sgd", "arguments": {"learning_rate": 1.0}}}, r"optimizer: sgd\(learning_rate=1.0\) → "),
+        (
+            {"optimizer": {"name": "sgd", "arguments": {"learning_rate": 1.0}}},
+            r"optimizer: sgd\(learning_rate=1.0\) → ",
+        ),
     ):
         with pytest.raises(RunError, match=line):
             check_same({"strategy": {**olds[0], **change}}, now, force=False)
