@@ -158,11 +158,10 @@ def _moves(optimizer: optax.GradientTransformationExtraArgs, params: PyTree) -> 
         state = after
     by_path = zip(leaf_paths(params), zip(*told.values(), strict=True), strict=True) if told else ()
     found: dict[str, Any] = {path: ", ".join(each) for path, each in by_path}
-    far = {
-        f"update {at}": _together(update(1.0, inputs[0], _at(before, at))[0]) for at in GENERATIONS if at > len(SIZES)
-    }
+    for at in GENERATIONS[len(SIZES) :]:
+        found[f"update {at}"] = _together(update(1.0, inputs[0], _at(before, at))[0])
     last = _together(update(math.nan, inputs[0], before)[0])
-    return {"moving": " ".join(map(str, told)), **found, **far, "not a number": str(last)}
+    return {"moved at": " ".join(map(str, told)), **found, "not a number": str(last)}
 
 
 def _inputs(params: PyTree) -> list[tuple[PyTree, PyTree]]:
@@ -203,16 +202,16 @@ def _even(size: int, seed: int) -> np.ndarray:
 def _summary(array: Any) -> str:
     """A weighted mean, in which order and signs are seen, and the root of the mean square."""
     x = np.asarray(array).astype(np.float64).reshape(-1)
-    weighted = float(np.dot(x, 0.5 + _even(x.size, 1))) / max(x.size, 1)
-    return f"{weighted:.7g} {_norm(x):.7g}"
+    return f"{(x * (0.5 + _even(x.size, 1))).sum() / max(x.size, 1):.7g} {_norm(x):.7g}"
+
+
+def _norm(array: Any) -> float:
+    x = np.asarray(array).astype(np.float64)
+    return math.sqrt((x * x).sum() / max(x.size, 1))
 
 
 def _together(moved: PyTree) -> Any:
-    return _number(sum(_norm(np.asarray(u).astype(np.float64)) for u in jax.tree.leaves(moved)))
-
-
-def _norm(x: np.ndarray) -> float:
-    return float(np.sqrt(np.dot(x.reshape(-1), x.reshape(-1)) / max(x.size, 1)))
+    return _number(sum(map(_norm, jax.tree.leaves(moved))))
 
 
 def _number(x: float) -> float | str:

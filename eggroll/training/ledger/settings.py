@@ -134,11 +134,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     for content in kept:
         if content.get("shaping", "").startswith(CUSTOM):  # its name says nothing: a configuration has its results
             del content["shaping"]
-    plans = old.get("plan"), new.get("plan")
-    if None not in plans:
-        for content, plan in zip(kept, plans, strict=True):
-            content |= {"parameters": [leaf["path"] for leaf in plan]}
-            content |= {f"the plan of {leaf['path']}": leaf for leaf in plan}
+    known = all(content.get("plan") for content in (old, new))
+    for content, plan in zip(kept, (old.get("plan"), new.get("plan")), strict=True) if known else ():
+        content["parameters"] = [leaf["path"] for leaf in plan or ()]
+        content |= {f"the plan of {leaf['path']}": leaf for leaf in plan or ()}
     return folder.differences(*kept)
 
 

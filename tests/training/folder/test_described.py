@@ -72,7 +72,7 @@ OPTIMIZERS = {
     "names": (by_name(b="x", w="y"), by_name(b="y", w="x"), "optimizer.values.b: "),
     "mask": (optax.sgd(0.1), optax.masked(optax.sgd(0.1), {"b": True, "w": False}), "optimizer.values.w: "),
     "a step far away": (optax.sgd(drop(1500)), optax.sgd(drop(2000)), "optimizer.values.update 1500: "),
-    "gathering": (gathered(optax.sgd(0.1), 4), gathered(optax.sgd(0.1), 5), "optimizer.values.moving: 3 7"),
+    "gathering": (gathered(optax.sgd(0.1), 4), gathered(optax.sgd(0.1), 5), "optimizer.values.moved at: 3 7"),
     "inside": (gathered(optax.sgd(drop(20)), 16), gathered(optax.sgd(drop(30)), 16), "optimizer.values.update 20: "),
     "not a number": (optax.sgd(0.1), optax.chain(optax.zero_nans(), optax.sgd(0.1)), "values.not a number: nan → 0.0"),
     "arguments": (
