@@ -14,23 +14,26 @@ from jax.sharding import Mesh
 
 from eggroll.engine.annotations import Chunk, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function
-from eggroll.engine.fallback import Fallback
-from eggroll.strategy.evaluate.inputs import InAxes, Rows, make_rows
-from eggroll.strategy.evaluate.tracing import Plans, check_covered, check_scalar, split_aux, trace_member
+from eggroll.engine.interpreter import Fallback
+from eggroll.strategy.evaluate.tracing import (
+    InAxes,
+    Plans,
+    Rows,
+    check_covered,
+    check_scalar,
+    make_rows,
+    split_aux,
+    trace_member,
+)
 from eggroll.strategy.generation import Generation, LowRankDraw, moved_if
 from eggroll.strategy.members import Members
-from eggroll.strategy.mesh.layout import layout
-from eggroll.strategy.mesh.placement import on_mesh
-from eggroll.strategy.mesh.sharding import Sharding, as_sharding
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, check_rank
-from eggroll.strategy.population import Population
+from eggroll.strategy.population import Population, Sharding, as_sharding, layout
 from eggroll.strategy.protocol import Metrics, Norms, Strategy
-from eggroll.strategy.state import State, check_state
+from eggroll.strategy.state import State, check_state, on_mesh
 from eggroll.strategy.update.fitness import as_float, raise_if_lost, summary
-from eggroll.strategy.update.initial import initial_state, placed_state
-from eggroll.strategy.update.optimizer import check_optimizer
-from eggroll.strategy.update.schedules import Sigma
+from eggroll.strategy.update.optimizer import Sigma, check_optimizer, initial_state, placed_state
 from eggroll.strategy.update.shaping import Shaping, shape_fitness
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.strategy.update.statistics import Spread, centre, spreads
+from eggroll.strategy.update.fitness import Spread, centre, spreads
 
 Shaping = str | Callable[[jax.Array], jax.Array]
 
