@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from eggroll.engine.checks import leaf_paths
+from eggroll.engine.paths import leaf_paths
 from eggroll.recipes.models import build
 from eggroll.training.folder.arrays import by_path
 from eggroll.training.folder.layout import CONFIG, PARAMETERS

@@ -13,9 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from eggroll.engine.annotations import Function, PyTree
-from eggroll.engine.checks import check_function, leaf_paths
+from eggroll.engine.checks import check_function
 from eggroll.engine.factored import Use, abstract, discover
 from eggroll.engine.interpreter import DenseFallback
+from eggroll.engine.paths import leaf_paths
 from eggroll.ops import check_distribution
 from eggroll.strategy.evaluate.tracing import DryRun, InAxes, dry_run, for_kernels, make_rows, trace_member
 from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan

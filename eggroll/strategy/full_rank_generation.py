@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
-from eggroll.engine.checks import leaf_paths
+from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.tracing import Rows
 from eggroll.strategy.members import Draw
 from eggroll.strategy.noise.dense import perturbed, unit_keys

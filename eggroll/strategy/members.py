@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 import jax
 
 from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
-from eggroll.engine.checks import check_function, is_traced, leaf_paths
+from eggroll.engine.checks import check_function, is_traced
+from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.loops import CompiledCache
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, make_rows
 from eggroll.strategy.plan.leaves import Plan

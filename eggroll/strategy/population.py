@@ -13,9 +13,10 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eggroll.engine.annotations import Chunk, PyTree
-from eggroll.engine.checks import as_count, leaf_paths, path_name
+from eggroll.engine.checks import as_count
 from eggroll.engine.interpreter import Fallback, check_fallback
 from eggroll.engine.lowrank import accumulator_dtype
+from eggroll.engine.paths import leaf_paths, path_name
 from eggroll.ops import check_distribution
 from eggroll.strategy.plan.parameters import is_low
 from eggroll.strategy.plan.rules import compile_pattern, unused_pattern

@@ -16,7 +16,7 @@ from jax.core import Tracer
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eggroll.engine.annotations import PyTree
-from eggroll.engine.checks import leaf_paths
+from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
 from eggroll.strategy.plan.parameters import as_arrays, check_no_module, is_low
 from eggroll.strategy.population import AXIS, Population, ShardingRules, axes_of, is_split

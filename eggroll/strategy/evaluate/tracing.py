@@ -13,9 +13,9 @@ from jax import lax
 
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import Function, PyTree
-from eggroll.engine.checks import leaf_paths
 from eggroll.engine.factored import Program, abstract, discover, partition, trace
 from eggroll.engine.interpreter import DenseFallback, Interpreter, Policy
+from eggroll.engine.paths import leaf_paths
 from eggroll.ops import Choice
 from eggroll.strategy.noise.sampler import Sampler, member_sign
 from eggroll.strategy.plan.leaves import Plan, make_plan

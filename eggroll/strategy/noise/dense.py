@@ -16,8 +16,8 @@ import numpy as np
 from jax import lax
 
 from eggroll.engine.annotations import PyTree
-from eggroll.engine.checks import path_hash
 from eggroll.engine.lowrank import accumulator_dtype
+from eggroll.engine.paths import path_hash
 from eggroll.ops import unpack_flat, words_for
 from eggroll.strategy.noise.keys import folded, words_from
 from eggroll.strategy.noise.streams import DENSE

@@ -19,8 +19,8 @@ import numpy as np
 from jax import lax
 from jax.extend.random import threefry2x32_p
 
-from eggroll.engine.checks import path_hash
 from eggroll.engine.jax_compat import call_apart
+from eggroll.engine.paths import path_hash
 from eggroll.ops import threefry2x32
 
 Halves = tuple[Any, Any]  # of keys, or of a block: uint32 arrays

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from eggroll.engine.checks import path_hash
+from eggroll.engine.paths import path_hash
 from eggroll.ops import Seeded, unpack, words_for
 from eggroll.strategy.noise.keys import columns_of, folded, words
 from eggroll.strategy.plan.leaves import LeafPlan

@@ -13,7 +13,8 @@ import optax
 from jax.core import Tracer
 
 from eggroll.engine.annotations import PyTree, Schedule
-from eggroll.engine.checks import is_traced, leaf_paths
+from eggroll.engine.checks import is_traced
+from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.leaves import LeafPlan, check_params
 from eggroll.strategy.plan.parameters import check_no_module, full, master_copies, without

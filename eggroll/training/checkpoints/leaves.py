@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine.annotations import PyTree
-from eggroll.engine.checks import leaf_paths
+from eggroll.engine.paths import leaf_paths
 from eggroll.training.errors import RunError
 
 SMALL_FILE = "arrays.npz"  # of a checkpoint that is one file

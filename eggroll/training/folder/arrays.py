@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from eggroll.engine.annotations import PyTree
-from eggroll.engine.checks import leaf_paths
+from eggroll.engine.paths import leaf_paths
 from eggroll.training.folder.files import whole_file
 
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.engine.checks import leaf_paths
+from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.training.errors import RunError

@@ -10,7 +10,7 @@ from typing import Any
 
 import jax
 
-from eggroll.engine.checks import leaf_paths
+from eggroll.engine.paths import leaf_paths
 from eggroll.training.errors import RunError
 from eggroll.training.folder.arrays import by_path, save_arrays
 from eggroll.training.folder.layout import LEDGER

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from eggroll.engine.checks import leaf_paths
 from eggroll.engine.factored import discover, trace
+from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.chunking import OTHER, OWN, largest_operations, member_need
 from eggroll.strategy.evaluate.tracing import make_rows
 from eggroll.strategy.noise.sampler import Sampler

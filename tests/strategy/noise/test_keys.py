@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eggroll.engine.checks import path_hash
+from eggroll.engine.paths import path_hash
 from eggroll.strategy.noise.keys import as_threefry, generation_key, leaf_key
 
 KEY = jax.random.key(0, impl="threefry2x32")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import eggroll
-from eggroll.engine.checks import path_hash
+from eggroll.engine.paths import path_hash
 from eggroll.strategy.plan.leaves import make_plan
 from tests.strategy.common import KEY, X, Y, assert_same_bits, es, fitness, loss, params
 

@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.special import erfinv
 
-from eggroll.engine.checks import path_hash
+from eggroll.engine.paths import path_hash
 from eggroll.ops.noise import DISTRIBUTIONS, check_distribution, unpack, words_for
 from eggroll.strategy.noise.keys import as_threefry, generation_key, leaf_key
 from eggroll.strategy.noise.streams import LONG, Stream, Streams

@@ -8,7 +8,7 @@ import pytest
 from jax import lax
 
 import eggroll
-from eggroll.engine.checks import leaf_paths
+from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.plan.leaves import check_params, full_rank, make_plan
 from tests.strategy.common import KEY, es
 
