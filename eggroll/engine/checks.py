@@ -40,5 +40,6 @@ def check_function(name: str, fun: object, usage: str) -> None:
 def is_traced(*trees: Any) -> bool:
     """True while a transformation traces these values, when nothing can be checked or raised by value."""
     import jax
+    from jax.core import Tracer
 
-    return any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(trees))
+    return any(isinstance(x, Tracer) for x in jax.tree.leaves(trees))

@@ -10,10 +10,8 @@ import jax
 import numpy as np
 from jax import lax
 
-from eggroll.engine import (
-    jax_compat,
-    rules,  # noqa: F401  they fill the interpreter's table
-)
+import eggroll.engine.rules  # noqa: F401  they fill the interpreter's table
+from eggroll.engine import jax_compat
 from eggroll.engine.annotations import Function, JaxprEqn, PyTree
 from eggroll.engine.interpreter import Fallback, Interpreter, Policy, check_fallback
 from eggroll.engine.lowrank import Factor, LowRank, Perturbed, Source, Term, as_perturbed, is_low_rank

@@ -76,7 +76,9 @@ class Policy:
         """Records that `term` of `value` is about to be made dense for `eqn`."""
         members = term.source.members
         size = value.base.size * value.dtype.itemsize * (members or 1)
-        name, line = ("the output", "the end of the function") if eqn is None else _place(eqn)
+        name, line = "the output", "the end of the function"
+        if eqn is not None:
+            name, line = eqn.primitive.name, jax_compat.source_line(eqn)
         record = DenseFallback(term.source.path, name, line, reason, size, members)
         if record in self.records:
             return
@@ -91,10 +93,6 @@ def check_fallback(mode: str) -> None:
     """Raises ValueError unless `mode` names a policy."""
     if mode not in get_args(Fallback):
         raise ValueError(f"fallback={mode!r}: use one of {', '.join(map(repr, get_args(Fallback)))}.")
-
-
-def _place(eqn: JaxprEqn) -> tuple[str, str]:
-    return eqn.primitive.name, jax_compat.source_line(eqn)
 
 
 # By primitive: how it acts on perturbed values. `eggroll.engine.rules` fills it, which `eggroll.engine` imports.
@@ -198,8 +196,3 @@ class Interpreter:
         """Axes along which a plain array may vary, as far as its own broadcast tells."""
         known = self._varying.get(id(value))
         return known[1] if known else frozenset(range(np.ndim(value)))
-
-
-def map_terms(value: Perturbed, base: Any, change: Callable[[Term], Term]) -> list[Any]:
-    """The usual end of a rule with one output: a new base, every term changed."""
-    return [value.map(base, change)]

@@ -250,16 +250,16 @@ def _check_seeds(operation: str, left: Factor, right: Factor) -> None:
         seed.check(name)
     kinds = {(seed.distribution, jnp.dtype(seed.dtype)) for seed in seeds.values()}
     if len(seeds) == 1 or len(kinds) > 1:
+        got = [
+            f"Seeded ({f.distribution}, {jnp.dtype(f.dtype)})"
+            if isinstance(f, Seeded)
+            else f"an array {[*jnp.shape(f)]}"
+            for f in (left, right)
+        ]
         raise ValueError(
-            f"{operation} got left {_described(left)} and right {_described(right)}; both must be arrays, or both "
-            "Seeded of one distribution and dtype: call .array() on a Seeded to make it an array"
+            f"{operation} got left {got[0]} and right {got[1]}; both must be arrays, or both Seeded of one distribution "
+            "and dtype: call .array() on a Seeded to make it an array"
         )
-
-
-def _described(factor: Any) -> str:
-    if isinstance(factor, Seeded):
-        return f"Seeded ({factor.distribution}, {jnp.dtype(factor.dtype)})"
-    return f"an array {list(jnp.shape(factor))}"
 
 
 def _check_lowrank_dot(x: _Shape, w: _Shape, left: _Shape, right: _Shape) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,14 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
-from eggroll.engine.interpreter import Interpreter, Unsupported, map_terms
+from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
-
-
-def on_own_axes(f: Factor, change: Callable[[Array, Sequence[int]], Array]) -> Factor:
-    """Applies `change(array, axes)` to a factor; the rank axis stays last."""
-    return f.with_array(change(f.array, f.axes))
 
 
 def slice_(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -26,16 +22,14 @@ def slice_(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
     stride = eqn.params["strides"] or (1,) * len(start)
 
-    def pick(array: Array, axes: Sequence[int]) -> Array:
-        return array[tuple(slice(start[a], limit[a], stride[a]) for a in axes)]
+    def pick(f: Factor) -> Factor:
+        return f.with_array(f.array[tuple(slice(start[a], limit[a], stride[a]) for a in f.axes)])
 
-    return map_terms(value, ctx.base(eqn, args), lambda t: t.map(lambda f: on_own_axes(f, pick)))
+    return [value.map(ctx.base(eqn, args), lambda t: t.map(pick))]
 
 
 def split(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """One slice per section."""
-    from eggroll.engine import jax_compat
-
     (value,) = args
     axis, sizes = eqn.params["axis"], [int(n) for n in eqn.params["sizes"]]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -53,8 +47,6 @@ def split(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
 
 def unstack(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """One part for each position along an axis, which goes."""
-    from eggroll.engine import jax_compat
-
     (value,) = args
     axis = eqn.params["axis"]
 
@@ -75,16 +67,14 @@ def dynamic_slice(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[
     starts = starts[: len(sizes)]
     rows = [a for a, n in enumerate(sizes) if n == 1 and value.shape[a] != 1]
 
-    def pick(array: Array, axes: Sequence[int]) -> Array:
-        for i, a in enumerate(axes):
+    def pick(f: Factor) -> Factor:
+        array = f.array
+        for i, a in enumerate(f.axes):
             if sizes[a] != value.shape[a]:
                 array = lax.dynamic_slice_in_dim(array, starts[a], sizes[a], axis=i)
-        return array
+        return f.with_array(array)
 
-    def change(term: Term) -> Term:
-        return _looked_up(term, rows, term.map(lambda f: on_own_axes(f, pick)))
-
-    out = value.map(ctx.base(eqn, args), change)
+    out = value.map(ctx.base(eqn, args), lambda t: _looked_up(t, rows, t.map(pick)))
     return [out.dense() if ctx.observer is None and _is_activation(value, rows, sizes) else out]
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import lax
 
 from eggroll.engine.annotations import JaxprEqn
-from eggroll.engine.interpreter import Interpreter, Unsupported, map_terms
+from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
 
 
@@ -21,7 +21,7 @@ def transpose(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]
     """Axis `a` moves to where the permutation puts it."""
     (value,) = args
     new_axis = {old: new for new, old in enumerate(eqn.params["permutation"])}
-    return map_terms(value, ctx.base(eqn, args), lambda t: t.map(lambda f: f.relabel(new_axis)))
+    return [value.map(ctx.base(eqn, args), lambda t: t.map(lambda f: f.relabel(new_axis)))]
 
 
 def squeeze(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -36,7 +36,7 @@ def squeeze(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
         axes = tuple(new_axis[a] for a in f.axes if a not in gone)
         return f.with_array(lax.squeeze(f.array, drop), axes=axes)
 
-    return map_terms(value, ctx.base(eqn, args), lambda t: t.map(change))
+    return [value.map(ctx.base(eqn, args), lambda t: t.map(change))]
 
 
 def broadcast_in_dim(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -46,7 +46,7 @@ def broadcast_in_dim(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> li
         raise Unsupported("broadcast with a dynamic shape or an explicit sharding")
     out_axis = dict(enumerate(eqn.params["broadcast_dimensions"]))
     sizes = value.shape
-    return map_terms(value, ctx.base(eqn, args), lambda t: t.map(lambda f: f.squeeze(sizes).relabel(out_axis)))
+    return [value.map(ctx.base(eqn, args), lambda t: t.map(lambda f: f.squeeze(sizes).relabel(out_axis)))]
 
 
 def rev(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -58,7 +58,7 @@ def rev(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
         own = tuple(f.position(a) for a in dims if a in f.axes)
         return f.with_array(lax.rev(f.array, own))
 
-    return map_terms(value, ctx.base(eqn, args), lambda t: t.map(change))
+    return [value.map(ctx.base(eqn, args), lambda t: t.map(change))]
 
 
 def reshape(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -142,13 +142,13 @@ def stop_gradient(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[
 def sharding_constraint(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Asked of the base; the factors are small, and the compiler places them."""
     (value,) = args
-    return map_terms(value, ctx.base(eqn, args), lambda t: t)
+    return [value.map(ctx.base(eqn, args), lambda t: t)]
 
 
 def neg(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Changes the sign of one factor of each term."""
     (value,) = args
-    return map_terms(value, ctx.base(eqn, args), lambda t: t.scaled(lax.neg))
+    return [value.map(ctx.base(eqn, args), lambda t: t.scaled(lax.neg))]
 
 
 def convert_element_type(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -157,11 +157,7 @@ def convert_element_type(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -
     dtype = eqn.params["new_dtype"]
     if not jnp.issubdtype(dtype, jnp.floating) or eqn.params.get("sharding") is not None:
         raise Unsupported(f"a cast to {dtype} is not linear, or carries a sharding")
-    return map_terms(value, ctx.base(eqn, args), lambda t: t.map(lambda f: _cast(f, dtype)))
-
-
-def _cast(f: Factor, dtype: Any) -> Factor:
-    return f.with_array(f.numbers.astype(dtype))
+    return [value.map(ctx.base(eqn, args), lambda t: t.map(lambda f: f.with_array(f.numbers.astype(dtype))))]
 
 
 def mul(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:

@@ -249,10 +249,7 @@ class Arrangement(NamedTuple):
 
 
 def may_copy(population: Population, sampler: Sampler) -> bool:
-    """Whether noise of a member's own, as bytes, can pay at all, whatever the function.
-
-    It needs rank 1 and no kernel in every parameter: what a fusion cannot take would be widened in memory.
-    """
+    """Whether noise of a member's own can pay at all; what an epilogue cannot take would be widened in memory."""
     leaves = sampler.plan.leaves
     return (
         jax.default_backend() == "cpu"
@@ -266,11 +263,8 @@ def may_copy(population: Population, sampler: Sampler) -> bool:
 def arrange(population: Population, sampler: Sampler, need: Need, units: int) -> Arrangement:
     """The arrangement of a function that needs so much for a member, for `units` units on each device.
 
-    XLA's CPU library (of JAX 0.10) puts a rank-1 correction into the product's own epilogue where inputs, factors and
-    outputs are plain matrices `[members, n]`. A factor that two members share is a broadcast, which keeps it out: the
-    outputs are then written, read and written again. So each member gets a copy where it has a single row (with more,
-    sharing saves more), outside of loops (each turn would read the copies). Bytes, which the epilogue widens, take a
-    quarter of the memory: also where members are no pairs.
+    Each member gets a copy of its noise where that pays (see `jax_compat.CORRECTIONS_ARE_FREE`) and it has a single row
+    (with more, sharing saves more), outside of loops (each turn would read the copies).
 
     Args:
         population: who the members are.
@@ -297,8 +291,5 @@ def _at_once(population: Population, sampler: Sampler, need: Need, units: int, *
 
 
 def _square(at_once: int, units: int, signs: int, need: Need) -> bool:
-    """Whether a chunk, or what is left after the whole ones, has as many members as a product has columns.
-
-    XLA (JAX 0.10) takes twice as long, or more, for a square product whose outputs are reduced in its epilogue.
-    """
+    """Whether a chunk, or the rest, is as many members as a product has columns: its epilogue takes twice as long."""
     return bool(need.columns & {at_once * signs, units % at_once * signs})

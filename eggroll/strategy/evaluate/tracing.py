@@ -155,11 +155,12 @@ def trace_member(fun: Function, params: PyTree, rows: Rows) -> Program:
     return trace(fun, (params, *rows.abstract()))
 
 
-def plan_for(program: Program, params: PyTree, rows: Rows, *, rank: int, rules: Rules, distribution: str) -> Plan:
+def plan_for(program: Program, params: PyTree, rows: Rows, settings: Population, rank: int, rules: Rules) -> Plan:
     """Discovers how the program uses the parameters and decides their perturbation."""
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
     plan = make_plan(params, uses, rank=rank, rules=rules)
-    return for_kernels(program, plan, jax.tree.map(abstract, params), rows, distribution)
+    plan = for_kernels(program, plan, jax.tree.map(abstract, params), rows, settings.distribution)
+    return for_mesh(plan, settings)
 
 
 def check_covered(plan: Plan, program: Program, params: PyTree, rows: Rows) -> None:
@@ -176,12 +177,7 @@ def check_covered(plan: Plan, program: Program, params: PyTree, rows: Rows) -> N
         )
 
 
-def check_scalar(program: Program, has_aux: bool, what: str) -> None:
-    """Raises unless the program returns a real scalar, or `(scalar, aux)`."""
-    check_scalar_shape(program.out_shape, has_aux, what)
-
-
-def check_scalar_shape(out: PyTree, has_aux: bool, what: str) -> None:
+def check_scalar(out: PyTree, has_aux: bool, what: str) -> None:
     """Raises unless a function that returns these shapes returns a real scalar, or `(scalar, aux)`."""
     if has_aux and not (isinstance(out, tuple) and len(out) == 2):
         raise TypeError(f"has_aux=True requires the function to return ({what}, aux); got {_describe(out)}.")
@@ -277,7 +273,7 @@ def dry_run(program: Program, plan: Plan, params: PyTree, rows: Rows, distributi
 class Plans:
     """Plans by the parameters' shapes: the first function seen decides, for all later generations of a strategy."""
 
-    def __init__(self, settings: Population, *, rank: int, rules: Rules) -> None:
+    def __init__(self, settings: Population, rank: int, rules: Rules) -> None:
         self._settings, self._rank, self._rules = settings, rank, rules
         self._known: dict[Any, Plan] = {}
 
@@ -290,7 +286,5 @@ class Plans:
                 return make_plan(params, None, rank=self._rank, rules=self._rules)
             shapes = jax.tree.map(abstract, params)
             program = trace_member(fun, shapes, rows)
-            options: dict[str, Any] = {"rank": self._rank, "rules": self._rules}
-            plan = plan_for(program, shapes, rows, distribution=self._settings.distribution, **options)
-            self._known[key] = for_mesh(plan, self._settings)
+            self._known[key] = plan_for(program, shapes, rows, self._settings, self._rank, self._rules)
         return self._known[key]

@@ -19,8 +19,8 @@ import numpy as np
 from jax import lax
 from jax.extend.random import threefry2x32_p
 
+from eggroll.engine.checks import as_count
 from eggroll.engine.jax_compat import call_apart
-from eggroll.engine.paths import path_hash
 from eggroll.ops import threefry2x32
 
 Halves = tuple[Any, Any]  # of keys, or of a block: uint32 arrays
@@ -47,11 +47,7 @@ def words(keys: jax.Array, columns: Any, lengths: Sequence[int]) -> jax.Array:
         keys, count = columns_of(keys, columns)[..., None], count[: lengths[0]]
     else:
         keys = columns_of(keys, np.repeat(columns, lengths))
-    if jax.default_backend() == "cpu":
-        out = _words_apart(keys, count)
-    else:
-        first, second = _primitive((keys[0], keys[1]), count)
-        out = first ^ second
+    out = _words(keys, count)
     return out.reshape(out.shape[0], -1)
 
 
@@ -65,11 +61,14 @@ def columns_of(keys: jax.Array, columns: Any) -> jax.Array:
 
 def words_from(key: jax.Array, first: Any, count: int) -> jax.Array:
     """Words `first` to `first + count − 1` of `jax.random.bits` of one key `[2]`: `[count]`."""
-    numbers = jnp.asarray(first).astype(np.uint32) + lax.iota(np.uint32, count)
+    return _words(key, jnp.asarray(first).astype(np.uint32) + lax.iota(np.uint32, count))
+
+
+def _words(keys: jax.Array, count: Any) -> jax.Array:
     if jax.default_backend() == "cpu":
-        return _words_apart(key, numbers)
-    one, two = _primitive((key[0], key[1]), numbers)
-    return one ^ two
+        return _words_apart(keys, count)
+    first, second = _primitive((keys[0], keys[1]), count)
+    return first ^ second
 
 
 @jax.jit
@@ -159,27 +158,6 @@ def _fold_words(words: jax.Array) -> jax.Array:
     return key
 
 
-def leaf_key(key: jax.Array, path: str) -> jax.Array:
-    """Return the key of one parameter: `fold_in(key, path_hash(path))`.
-
-    A parameter's noise depends on its own path alone, so a new parameter leaves the others' noise as it was.
-
-    Args:
-        key: the generation's typed key, shape `()`.
-        path: the parameter's path.
-
-    Returns:
-        A typed key of shape `()`.
-
-    Example:
-        >>> import jax
-        >>> key = jax.random.key(0)
-        >>> leaf_key(key, "a") == leaf_key(key, "b")
-        Array(False, dtype=bool)
-    """
-    return jax.random.fold_in(key, np.uint32(path_hash(path)))
-
-
 def generation_key(key: jax.Array, generation: int | jax.Array, noise_reuse: int = 1) -> jax.Array:
     """Return the key of one generation: `fold_in(key, ⌊generation / noise_reuse⌋)`.
 
@@ -202,11 +180,7 @@ def generation_key(key: jax.Array, generation: int | jax.Array, noise_reuse: int
         >>> generation_key(key, 4, noise_reuse=4) == generation_key(key, 7, noise_reuse=4)
         Array(True, dtype=bool)
     """
-    if isinstance(noise_reuse, bool) or not isinstance(noise_reuse, int | np.integer) or noise_reuse < 1:
-        raise ValueError(
-            f"got noise_reuse={noise_reuse!r}; an integer of at least 1 is required; 1 gives fresh "
-            "noise in every generation"
-        )
+    reuse = as_count("noise_reuse", noise_reuse, hint=" 1 gives fresh noise in every generation.")
     if not jnp.issubdtype(jnp.result_type(generation), jnp.integer):
         raise TypeError(f"got generation={generation!r}; an integer is required; count generations from 0")
-    return fold_in(key, generation // int(noise_reuse))
+    return fold_in(key, generation // reuse)

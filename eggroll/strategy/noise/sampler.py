@@ -168,7 +168,7 @@ def drawn_once(sampler: Sampler, words: jax.Array) -> Noise:
 def drawn_copies(sampler: Sampler, words: jax.Array, signs: int) -> Noise:
     """`sampler.draw(words)` with each unit's noise `signs` times in a row: noise of `U·signs` members.
 
-    In memory it is signed bytes, which their readers widen: so copies take half of what floats for units would.
+    In memory it is signed bytes, which their readers widen; see `jax_compat.CORRECTIONS_ARE_FREE`.
     """
     leaves = sampler.plan.leaves
     in_bytes = replace(sampler, plan=Plan(tuple(replace(leaf, dtype="int8") for leaf in leaves)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,10 @@ from jax.core import Tracer
 from eggroll.engine.annotations import PyTree, Schedule
 from eggroll.engine.checks import is_traced
 from eggroll.engine.paths import leaf_paths
-from eggroll.strategy.noise.keys import as_threefry
-from eggroll.strategy.plan.leaves import LeafPlan, check_params
-from eggroll.strategy.plan.parameters import check_no_module, full, master_copies, without
-from eggroll.strategy.plan.rules import FrozenRule, Rules
+from eggroll.strategy.plan.leaves import LeafPlan
+from eggroll.strategy.plan.parameters import full, master_copies, without
 from eggroll.strategy.population import Population
-from eggroll.strategy.state import Placement, State, make_placement, on_mesh, place
+from eggroll.strategy.state import Placement, State, make_placement, place
 from eggroll.strategy.update.fitness import as_float
 
 
@@ -63,50 +61,38 @@ def updates(
 
 
 def initial_state(
-    params: PyTree, key: jax.Array, optimizer: optax.GradientTransformationExtraArgs, rules: Rules, settings: Population
-) -> State:
-    """A fresh state, on the mesh of the settings if there is one; see `ES.init`."""
-    check_no_module(params)
-    params = on_mesh(params, settings)
-    chosen = check_params(params, rules)
-    still = [isinstance(chosen.get(path), FrozenRule) for path in leaf_paths(params)]
-
-    return placed_state(params, still, optimizer, as_threefry(key), settings)
-
-
-def placed_state(
     params: PyTree,
     frozen: Sequence[bool],
     optimizer: optax.GradientTransformationExtraArgs,
     key: jax.Array,
     settings: Population,
 ) -> State:
-    """`first_state`, on the mesh of the settings if there is one, where `params` are already."""
-    if settings.mesh is None:
-        return first_state(params, frozen, optimizer, key)
-    shapes = jax.eval_shape(lambda params: first_state(params, frozen, optimizer, key), params)
-    where = _placement(params, frozen, settings).of_state(shapes)
-    made = jax.jit(
-        lambda params: dataclasses.replace(first_state(params, frozen, optimizer, key), params=(), key=()),
-        out_shardings=dataclasses.replace(where, params=(), key=()),
-    )(params)
-    return dataclasses.replace(made, params=params, key=place(key, where.key))
-
-
-def first_state(
-    params: PyTree, frozen: Sequence[bool], optimizer: optax.GradientTransformationExtraArgs, key: jax.Array
-) -> State:
-    """The state of generation 0, where its arrays happen to lie.
+    """The state of generation 0, on the mesh of the settings if there is one, where `params` are already.
 
     Args:
         params: pytree of arrays.
         frozen: one flag per leaf, in order; the optimizer makes no state for these.
         optimizer: from `check_optimizer`.
         key: typed threefry key.
+        settings: with the mesh.
 
     Raises:
         TypeError: an optimizer that needs more than gradient, parameters and loss.
     """
+    if settings.mesh is None:
+        return _made(params, frozen, optimizer, key)
+    shapes = jax.eval_shape(lambda params: _made(params, frozen, optimizer, key), params)
+    where = _placement(params, frozen, settings).of_state(shapes)
+    made = jax.jit(
+        lambda params: dataclasses.replace(_made(params, frozen, optimizer, key), params=(), key=()),
+        out_shardings=dataclasses.replace(where, params=(), key=()),
+    )(params)
+    return dataclasses.replace(made, params=params, key=place(key, where.key))
+
+
+def _made(
+    params: PyTree, frozen: Sequence[bool], optimizer: optax.GradientTransformationExtraArgs, key: jax.Array
+) -> State:
     moving = without(params, frozen)
     master = master_copies(moving)
     opt_state = init_optimizer(optimizer, full(moving, master))
@@ -130,12 +116,17 @@ def check_sigma(sigma: Any) -> None:
     value: Any = sigma(0) if callable(sigma) else sigma
     if isinstance(value, Tracer):
         return
-    number = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
-    if not number or jnp.ndim(value) != 0 or not 0 < float(value) < float("inf"):
+    if not _is_positive(value):
         raise ValueError(
             f"got sigma={value!r}; a finite number > 0, or an optax schedule of such numbers, is required. 0.01 to 0.1 "
             "times the size of a weight is sensible."
         )
+
+
+def _is_positive(value: Any) -> bool:
+    """Whether it is a finite number > 0."""
+    number = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
+    return number and jnp.ndim(value) == 0 and 0 < float(value) < float("inf")
 
 
 def sigma_at(sigma: Sigma, generation: Any) -> Any:
@@ -157,10 +148,8 @@ def check_rate(rate: Any) -> Rate:
     if rate is None:
         return None
     if callable(rate):
-        schedule: Any = rate
-        return schedule
-    number = isinstance(rate, int | float | np.number | np.ndarray | jax.Array) and not isinstance(rate, bool)
-    if not number or jnp.ndim(rate) != 0 or not 0 < float(rate) < float("inf"):
+        return cast(Schedule, rate)
+    if not _is_positive(rate):
         raise ValueError(
             f"got learning_rate={rate!r}; a finite number > 0, an optax schedule, or None for half of sigma is "
             "required."
