@@ -232,7 +232,11 @@ def rank_update(
     _require_floating("rank_update", weights=weights, left=left, right=right, accumulator=accumulator)
     _check_rank_update(jnp.shape(weights), _shape(left), _shape(right))
     if accumulator is not None:
-        _check_accumulator(jnp.shape(accumulator), (_shape(left)[1], _shape(right)[1]))
+        got, required = [*jnp.shape(accumulator)], [_shape(left)[1], _shape(right)[1]]
+        if got != required:
+            raise ValueError(
+                f"rank_update got accumulator {got}; left and right need {required}: pass None, or zeros of that shape"
+            )
         accumulator = jnp.asarray(accumulator)
     left, right = (f.matrix() if isinstance(f, Seeded) else jnp.asarray(f) for f in (left, right))
     options = {"accumulator": accumulator, "implementation": implementation}
@@ -250,16 +254,16 @@ def _check_seeds(operation: str, left: Factor, right: Factor) -> None:
         seed.check(name)
     kinds = {(seed.distribution, jnp.dtype(seed.dtype)) for seed in seeds.values()}
     if len(seeds) == 1 or len(kinds) > 1:
-        got = [
-            f"Seeded ({f.distribution}, {jnp.dtype(f.dtype)})"
-            if isinstance(f, Seeded)
-            else f"an array {[*jnp.shape(f)]}"
-            for f in (left, right)
-        ]
         raise ValueError(
-            f"{operation} got left {got[0]} and right {got[1]}; both must be arrays, or both Seeded of one distribution "
-            "and dtype: call .array() on a Seeded to make it an array"
+            f"{operation} got left {_described(left)} and right {_described(right)}; both must be arrays, or both "
+            "Seeded of one distribution and dtype: call .array() on a Seeded to make it an array"
         )
+
+
+def _described(factor: Factor) -> str:
+    if isinstance(factor, Seeded):
+        return f"Seeded ({factor.distribution}, {jnp.dtype(factor.dtype)})"
+    return f"an array {list(jnp.shape(factor))}"
 
 
 def _check_lowrank_dot(x: _Shape, w: _Shape, left: _Shape, right: _Shape) -> None:
@@ -279,14 +283,6 @@ def _check_rank_update(weights: _Shape, left: _Shape, right: _Shape) -> None:
             f"rank_update got weights {list(weights)}, left {list(left)}, right {list(right)}; "
             "it needs weights [P], left [P, m, r], right [P, n, r] with r >= 1: "
             "put the members first, and use jax.vmap for further axes"
-        )
-
-
-def _check_accumulator(accumulator: _Shape, required: _Shape) -> None:
-    if accumulator != required:
-        raise ValueError(
-            f"rank_update got accumulator {list(accumulator)}; left and right need {list(required)}: "
-            "pass None, or zeros of that shape"
         )
 
 
