@@ -25,10 +25,6 @@ STARTUP = 120.0  # seconds for a process to start and import the reward
 TRIES = 3  # starts of a process that ends while it starts, as one may when memory is short
 
 
-class _NoReply(Exception):
-    """Something came back that is no reply."""
-
-
 def pickled(reward: Callable[..., Any]) -> bytes:
     """A reward as it travels to the processes: by name if it lies in a module, else whole.
 
@@ -117,7 +113,7 @@ class Scorer:
                 raise RunError(
                     f"{said} took longer than {STARTUP:g} s; see what its module does when it is imported."
                 ) from None
-            except (OSError, EOFError, _NoReply):
+            except (OSError, EOFError, ValueError):
                 continue
             if isinstance(why, str):
                 raise RunError(
@@ -140,7 +136,7 @@ class Scorer:
             except TimeoutError:
                 self.end()
                 return f"no reward within {seconds:g} s, and its process had to be ended"
-            except _NoReply:
+            except ValueError:
                 self.end()
                 return "its process said something that is no reward, and had to be ended"
             except ConnectionError:  # it ended before it had read all of the question: no fault of the answer
@@ -204,7 +200,7 @@ class Scorer:
         self._channel.sendall(QUESTION.pack(len(payload)) + payload)
         asked, value, size = REPLY.unpack(self._received(REPLY.size, until))
         if asked != self._asked or size > MOST_BYTES or not (size or math.isfinite(value)):
-            raise _NoReply
+            raise ValueError("no reply")
         self._asked += 1
         text = self._received(size, until).decode(errors="replace")
         return "".join(c if c.isprintable() else " " for c in text) if size else value  # nothing for a terminal to do

@@ -58,7 +58,8 @@ class Scorers:
         variables: names of further environment variables that the reward is given. Default none.
 
     Raises:
-        RunError: on entry, if the reward cannot be sent to a process, or not be loaded there, or a variable is not set.
+        RunError: on entry, if the reward cannot be sent to a process, or not be loaded there, or a variable is not set;
+            on Windows.
         ValueError: no workers or no time.
 
     Example:
@@ -87,6 +88,8 @@ class Scorers:
         self._threads: ThreadPoolExecutor | None = None  # each waits for one process at a time
 
     def __enter__(self) -> Scorers:
+        if not hasattr(os, "killpg"):
+            raise RunError("rewards run in process groups, which this system lacks; Linux, macOS or WSL is required.")
         made = repr(self._reward), pickled(self._reward), environment(self._variables)
         self._guard = Guard()
         self._scorers = [Scorer(*made, self._guard) for _ in range(self._workers)]
