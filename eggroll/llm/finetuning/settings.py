@@ -19,12 +19,8 @@ Dtype = Literal["float32", "bfloat16"]
 Split = Literal["test", "train"]
 MOST_SECONDS = 86400  # for scoring an answer; timers do not take any number
 OF_TEMPLATES = {
-    "tokenize",
-    "add_generation_prompt",
-    "continue_final_message",
-    "return_tensors",
-    "return_dict",
-    "padding",
+    *("tokenize", "add_generation_prompt", "continue_final_message"),
+    *("return_tensors", "return_dict", "padding"),
 }
 
 
