@@ -63,10 +63,11 @@ def test_a_process_that_returns_twice_counts_once(scorers):
     assert rewards.values[[1, 3]].tolist() == [5, 4] and rewards.failed == 0
 
 
-@pytest.mark.parametrize("order", ["fine", "die", "deaf"])
+@pytest.mark.first(1)
+@pytest.mark.parametrize("order", ["deaf", "fine", "die"])
 def test_what_a_reward_started_ends_with_its_process(tmp_path, order):
     file = tmp_path / "pids"
-    with Scorers(hostile.with_child, workers=1, seconds=2) as scorers:
+    with Scorers(hostile.with_child, workers=1, seconds=1) as scorers:
         rewards = scorers.score([order, "next"], [Problem("?", str(file)), Problem("?", str(tmp_path / "next"))])
         assert rewards.failed == (order != "fine") and rewards.values[1] == 4
         pids = [int(pid) for pid in file.read_text().split()]

@@ -67,6 +67,7 @@ def test_processes_end_when_the_block_raises():
         raise KeyboardInterrupt
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("interrupted", [1, 2, 3])
 def test_ctrl_c_while_processes_start_leaves_none(monkeypatch, interrupted):
     started = []

@@ -60,6 +60,7 @@ def start(code: str, folder: Path, *arguments: str, script: bool = True) -> subp
     )
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("script", [True, False])
 def test_a_script_needs_no_guard_and_its_own_functions_are_rewards(tmp_path, script):
     run = start(PLAIN, tmp_path, script=script)
@@ -90,7 +91,8 @@ def test_ctrl_c_is_the_scripts_alone(tmp_path):
 
 
 @IN_PROC
-@pytest.mark.parametrize("order", ["deaf", pytest.param("fine", marks=pytest.mark.slow)])
+@pytest.mark.first(1)
+@pytest.mark.parametrize("order", ["deaf", "fine"])
 def test_processes_of_a_script_that_was_killed_end_by_themselves_and_what_they_started_too(tmp_path, order):
     run = start(BUSY, tmp_path, order, "60", str(tmp_path / "pids"))
     pids = started(run, tmp_path / "pids")
