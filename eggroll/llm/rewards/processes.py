@@ -48,7 +48,7 @@ def _python(function: str) -> list[str]:
     flags = subprocess._args_from_interpreter_flags()  # pyright: ignore[reportAttributeAccessIssue]
     path = [entry for entry in sys.path if isinstance(entry, str)]
     code = f"import sys; sys.path[:] = {path!r}; from eggroll.llm.rewards import worker; worker.{function}()"
-    return [sys.executable, *flags, "-c", code]
+    return [sys.executable, *flags, "-u", "-c", code]  # what a reward prints is not lost when its process is ended
 
 
 class Guard:
