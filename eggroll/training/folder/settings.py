@@ -183,8 +183,8 @@ def check_same(
     ]
     was, es = before.get("strategy", {}), now.get("strategy", {})
     for name in es:
-        if name in was and unseen(name, was[name], es[name]):
-            why = (es[name] or {}).get(UNSEEN, "an earlier version wrote it down otherwise")
+        if es[name] is not None and name in was and unseen(name, was[name], es[name]):
+            why = es[name].get(UNSEEN, "an earlier version wrote it down otherwise")
             LOGGER.warning("resuming with the same %s as far as names tell, not compared by results: %s", name, why)
     changed = list(dict.fromkeys([*differences(was, es), *differences(*options)]))
     if changed and not force:
