@@ -38,9 +38,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in (["--version"], ["-V"]):
-        from eggroll.training.folder.versions import package_version
+        from eggroll.version import __version__
 
-        print(f"eggroll {package_version()}")
+        print(f"eggroll {__version__}")
         return 0
     command = tyro.cli(
         Train | Finetune | Evaluate | Explain | Replay | Ledger,

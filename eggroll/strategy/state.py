@@ -20,12 +20,14 @@ from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
 from eggroll.strategy.plan.parameters import as_arrays, check_no_module, is_low
 from eggroll.strategy.population import AXIS, Population, ShardingRules, axes_of, is_split
+from eggroll.strategy.serialization import serializable
 
 
+@serializable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """The state of a run: an ordinary pytree to jit, shard and checkpoint.
+    """The state of a run: an ordinary pytree to jit, shard and checkpoint; `flax.serialization` knows it too.
 
     Attributes:
         params: the parameters, in the dtypes they were given in.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine.annotations import PyTree
-from eggroll.engine.paths import leaf_paths
+from eggroll.engine.paths import unique_paths
 from eggroll.training.errors import RunError
 
 SMALL_FILE = "arrays.npz"  # of a checkpoint that is one file
@@ -32,7 +32,7 @@ def flatten(state: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         (['key'], [('key', 'key<fry>'), ('mean', 'float32')])
     """
     leaves = jax.tree.leaves(state)
-    table = [_row(path, leaf) for path, leaf in zip(_paths(state), leaves, strict=True)]
+    table = [_row(path, leaf) for path, leaf in zip(unique_paths(state), leaves, strict=True)]
     plain = {row["path"]: _plain(leaf) for row, leaf in zip(table, leaves, strict=True) if np.size(leaf)}
     return plain, table
 
@@ -40,7 +40,7 @@ def flatten(state: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def check_fits(table: Sequence[Mapping[str, Any]], like: PyTree, where: str) -> None:
     """Raises `RunError`, with the paths, if what `table` describes is not what `like` asks for."""
     saved = {row["path"]: _kind(row) for row in table}
-    asked = {row["path"]: _kind(row) for row in map(_row, _paths(like), jax.tree.leaves(like))}
+    asked = {row["path"]: _kind(row) for row in map(_row, unique_paths(like), jax.tree.leaves(like))}
     wrong = [f"{path} is not in the checkpoint" for path in asked if path not in saved]
     wrong += [f"{path} is in the checkpoint only" for path in saved if path not in asked]
     wrong += [
@@ -71,7 +71,7 @@ class Place:
 
 def places(table: Sequence[Mapping[str, Any]], like: PyTree) -> dict[str, Place]:
     """For each array of `flatten`, what to read it as."""
-    leaves = dict(zip(_paths(like), jax.tree.leaves(like), strict=True))
+    leaves = dict(zip(unique_paths(like), jax.tree.leaves(like), strict=True))
     wanted = [(row["path"], leaves[row["path"]]) for row in table if 0 not in row["shape"]]
     return {path: Place(np.dtype(np.uint32 if _is_key(x) else x.dtype), _read_with(x)) for path, x in wanted}
 
@@ -80,16 +80,8 @@ def unflatten(arrays: Mapping[str, Any], table: Sequence[Mapping[str, Any]], lik
     """The pytree of `flatten` in the structure of `like`, each leaf where the leaf of `like` lies."""
     rows = {row["path"]: row for row in table}
     leaves, structure = jax.tree.flatten(like)
-    back = [_back(arrays.get(path), rows[path], leaf) for path, leaf in zip(_paths(like), leaves, strict=True)]
+    back = [_back(arrays.get(path), rows[path], leaf) for path, leaf in zip(unique_paths(like), leaves, strict=True)]
     return jax.tree.unflatten(structure, back)
-
-
-def _paths(tree: PyTree) -> list[str]:
-    short = leaf_paths(tree)
-    if len(set(short)) == len(short):
-        return short
-    # `{"a/b": 1, "a": {"b": 2}}`: names that are long, but one for each.
-    return [jax.tree_util.keystr(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _row(path: str, leaf: Any) -> dict[str, Any]:

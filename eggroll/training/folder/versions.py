@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import platform
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 import jax
+
+from eggroll.version import __version__
 
 
 def versions() -> dict[str, str]:
     """By name: eggroll, JAX, jaxlib, optax, Flax, Python and the platform."""
     return {
-        "eggroll": package_version(),
+        "eggroll": __version__,
         "jax": jax.__version__,
         "jaxlib": version("jaxlib"),
         "optax": version("optax"),
@@ -19,16 +21,3 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": f"{platform.platform()}, {jax.default_backend()}",
     }
-
-
-def package_version() -> str:
-    """The installed version of this package."""
-    return version_of("eggroll-jax")
-
-
-def version_of(package: str) -> str:
-    """The installed version of a package."""
-    try:
-        return version(package)
-    except PackageNotFoundError:  # a checkout that is on the path without being installed
-        return "unknown"

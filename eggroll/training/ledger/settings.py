@@ -24,7 +24,7 @@ from eggroll.training.ledger.mesh import laid_out, mesh_difference, mesh_to_json
 from eggroll.training.optimizers import from_json, spec_of, to_json
 
 FORMAT = 1
-NOT_KEPT = ("rules", "chunk")  # the plan says what rules made; a chunk's sums are evaluated
+NOT_KEPT = ("rules", "chunk", "share_rngs")  # the plan says what rules made; the others decide what is evaluated
 DECODED = ("shaping", "sigma", "optimizer", "mesh", "sharding", "update")  # from the settings otherwise, or not at all
 ENVIRONMENT = ("versions", "platform", "devices", "mesh")  # may change in a run without anyone having asked for it
 CUSTOM = "custom: "  # before the name of a shaping of one's own
