@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from inspect import Parameter
-from typing import Any, Literal, TypedDict, Unpack
+from typing import Any, ClassVar, Literal, TypedDict, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,8 @@ class ModelState(State):
 
     rest: nnx.State
     graphdef: Any = field(metadata={"static": True})
+
+    owner: ClassVar[str] = "eggroll.nnx.ES"
 
 
 class ES(arrays.ES):
