@@ -16,6 +16,7 @@ from bench.tools import kernel_truth as truth
 from bench.tools.kernel_calls import population_dot
 from bench.tools.kernel_shapes import MIDDLE, PAPER, SMALL, Shape
 from eggroll.kernels import Seeded, rank_update, unpack, words_for
+from eggroll.ops.noise import DISTRIBUTIONS as KINDS
 
 OPERATIONS = ("lowrank_dot", "rank_update")
 DISTRIBUTIONS = ("rademacher", "normal")
@@ -143,7 +144,7 @@ def _dot_noise(case: Case, implementation: str) -> Comparison:
     operands = x, jnp.zeros((shape.depth, shape.columns), dtype), *seeds, jnp.asarray(sign, jnp.float32)
     inputs = left[unit[:, None], row.reshape(shape.members, shape.rows)] * sign[:, None]
     wanted = inputs[..., None] * right[unit][:, None]
-    preferred = jnp.float32 if case.distribution == "normal" else None  # ±1 is exact in any dtype
+    preferred = None if KINDS[case.distribution].integers else jnp.float32  # integers are exact in any dtype
     function = partial(population_dot, implementation=implementation, preferred_element_type=preferred)
     return Comparison(function, operands, lambda y: y, wanted, np.zeros(()))
 
@@ -152,7 +153,7 @@ def _update_noise(case: Case, implementation: str) -> Comparison:
     """Sums of small whole numbers are exact; of normal noise only what one unit adds is."""
     seeds, (left, right) = _drawn(case)
     weights = np.zeros(case.shape.units)
-    if case.distribution == "normal":
+    if not KINDS[case.distribution].integers:
         weights[1] = 1.0
     else:
         weights += np.random.default_rng(2).integers(-4, 5, weights.shape)

@@ -118,7 +118,7 @@ class ES(arrays.ES):
         """A fresh state of a model, which is not changed.
 
         Args:
-            model: NNX module, in the mode (`train()`, `eval()`) in which its members are to be evaluated.
+            model: NNX module, in the mode in which its members are to be evaluated, as a rule that of training.
             key: a `jax.random` key, typed or legacy.
 
         Returns:
@@ -199,7 +199,7 @@ class ModelMembers(Members):
 
     def plan_for(self, fun: Function, *args: Any, in_axes: InAxes = None) -> Plan:
         """As `eggroll.Members.plan_for`, for `fun(model, *args)`."""
-        call, inputs, axes = self._called(args, in_axes)
+        _, inputs, axes = self._called(args, in_axes)
         return super().plan_for(Pure(fun, False), *inputs, in_axes=axes)
 
     def apply(self, fun: Function, *args: Any, in_axes: InAxes = None, chunk: Chunk | None = None) -> PyTree:

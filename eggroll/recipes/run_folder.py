@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import jax
@@ -12,8 +13,11 @@ from flax import nnx
 
 from eggroll.engine.paths import leaf_paths
 from eggroll.recipes.models import build
+from eggroll.recipes.settings import Settings
+from eggroll.training.errors import check_known
 from eggroll.training.folder.arrays import by_path
 from eggroll.training.folder.layout import CONFIG, PARAMETERS
+from eggroll.training.folder.settings import CONFIGURATION
 
 
 def arrays_of(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -33,13 +37,17 @@ def load(folder: Path | str) -> nnx.Module:
 
     Raises:
         FileNotFoundError: no finished run in that folder.
-        ValueError: parameters that do not fit the model that the configuration names.
+        ValueError: parameters that do not fit the model that the configuration names, or a configuration that has
+            more than this version knows.
     """
     folder = Path(folder)
     for name in (CONFIG, PARAMETERS):
         if not (folder / name).exists():
             raise FileNotFoundError(f"'{folder}' has no {name}: it holds no finished run of `eggroll train`.")
-    options = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["options"]
+    config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    check_known(f"'{folder / CONFIG}'", config, CONFIGURATION, ValueError)
+    options = config["options"]
+    check_known(f"the options of '{folder / CONFIG}'", options, [f.name for f in fields(Settings)], ValueError)
     model = build(options["model"], options["seed"])
     with np.load(folder / PARAMETERS, allow_pickle=False) as file:
         put_arrays(model, dict(file))

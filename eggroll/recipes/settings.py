@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from eggroll.training.options import RunSettings, SettingsError, check_choice, check_pairs
@@ -63,14 +63,15 @@ def settings_for(model: str = "mlp", **given: Any) -> Settings:
         The settings.
 
     Raises:
-        SettingsError: an unknown model, or a value that no run can use. What `eggroll.ES` checks itself is left to it.
+        SettingsError: an unknown model or setting, or a value that no run can use. What `eggroll.ES` checks itself is
+            left to it.
 
     Example:
         >>> settings_for("mlp", population=64).population
         64
     """
     check_choice("model", model, Model)
-    settings = replace(DEFAULTS[model], **{name: value for name, value in given.items() if value is not None})
+    settings = DEFAULTS[model].replaced(given)
     check_choice("distribution", settings.distribution, Distribution)
     check_choice("shaping", settings.shaping, Shaping)
     settings.check([("population", 2), ("rank", 1), ("batch_size", 1)], ["sigma", "learning_rate"])

@@ -1,7 +1,7 @@
 """States for `flax.serialization`: `to_state_dict`, `from_state_dict`, `to_bytes` and `from_bytes`.
 
-Flax finds how to serialize a class in a table of its own, so a class enters itself when Flax is there, or when it comes:
-nothing here imports it. A state dict has the arrays of each field by their paths, whatever pytree they are in.
+Flax finds how to serialize a class in a table of its own. A class enters itself there once Flax is imported, which
+nothing here does. A state dict has the arrays of each field by their paths, whatever pytree they are in.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ from eggroll.strategy.serialization import serializable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """The state of a run: an ordinary pytree to jit, shard and checkpoint; `flax.serialization` knows it too.
+    """The state of a run: an ordinary pytree to jit, shard and checkpoint; `flax.serialization` knows it.
 
     Attributes:
         params: the parameters, in the dtypes they were given in.
@@ -56,7 +56,7 @@ def check_state(state: object) -> None:
         )
     if state.owner:
         raise TypeError(
-            f"got {type(state).__name__} as the state, of which {state.owner} alone knows all: go on with that, or make "
+    """The state of a run: a pytree to jit, shard and checkpoint, which `flax.serialization` knows.
             "one from parameters with es.init(params, key)."
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 
@@ -13,3 +14,23 @@ class RunError(ValueError):
     """
 
     result: Any = None
+
+
+def check_known(what: str, found: Iterable[str], known: Iterable[str], error: type[Exception] = RunError) -> None:
+    """Raises unless all names are known: what is passed over may have decided something.
+
+    Args:
+        what: what has the names, for the message.
+        found: names that are there.
+        known: names that are understood.
+        error: what is raised.
+
+    Example:
+        >>> check_known("the settings", ["rank"], ["population", "rank"])
+    """
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        raise error(
+            f"got {what} with {', '.join(map(repr, unknown[:8]))}, which this version of eggroll does not know, and so "
+            f"cannot heed; known are {', '.join(sorted(known))}."
+        )

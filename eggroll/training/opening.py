@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import jax
 from eggroll.strategy.protocol import Strategy
 from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, check_known
 from eggroll.training.folder.arrays import by_path, save_arrays
 from eggroll.training.folder.files import write_text
 from eggroll.training.folder.layout import CHECKPOINTS, CONFIG, INITIAL, claim, clear, holds_result, holds_run
@@ -25,7 +25,7 @@ from eggroll.training.folder.versions import versions
 from eggroll.training.metrics import count_lines
 from eggroll.training.processes.deciding import first_decides
 from eggroll.training.stopping import Seen
-from eggroll.training.store import Place, Saving, Store
+from eggroll.training.store import RECORD, Place, Saving, Store
 
 LOGGER = logging.getLogger("eggroll")
 
@@ -115,6 +115,8 @@ class Opening:
         for damaged in found.skipped:
             LOGGER.warning("skipped %s: %s", damaged.path, damaged.reason)
         record = found.record
+        check_known("the record of a checkpoint", record, RECORD)
+        check_known("what a checkpoint has seen", record["seen"], [f.name for f in fields(Seen)])
         seen = Seen(**record["seen"])
         rest = {"data": record["data"], "seconds": record["seconds"], "score": record["score"], "seen": seen}
         return Place(found.state["state"], found.state["carry"], **rest)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path, PurePath
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 from eggroll.extras import check_installed
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, check_known
 
 # Where and how often a run is written, and when it pauses: not what it computes.
 UNDECIDING = frozenset(
@@ -70,6 +70,15 @@ class RunSettings:
         """The settings as JSON can hold them; those in `UNDECIDING` do not decide what the run computes."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"out": self.folder}
         return {name: x.as_posix() if isinstance(x, PurePath) else x for name, x in plain.items()}
+
+    def replaced(self, given: Mapping[str, Any]) -> Self:
+        """These settings with others in place of some; None keeps what is here.
+
+        Raises:
+            SettingsError: no setting is called so.
+        """
+        check_known("settings", given, [f.name for f in fields(self)], SettingsError)
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     def check(self, least: Iterable[tuple[str, int]] = (), positive: Iterable[str] = ()) -> None:
         """Raises unless every number is one that a run can use.

@@ -206,6 +206,10 @@ def test_evaluate_does_not_take_trained_prompts_for_held_out_ones(there: Path) -
         assert asked_as_in_its_run(replace(asked, prompts_file=Path("p.txt"))) == replace(
             asked, prompts_file=Path("p.txt")
         )
+        options["options"]["persona"] = "a pirate"
+        config.write_text(json.dumps(options), encoding="utf-8")
+        with pytest.raises(RunError, match="options of the run in 'run' with 'persona', which this version"):
+            asked_as_in_its_run(asked)
     finally:
         config.write_text(before, encoding="utf-8")
 

@@ -137,13 +137,13 @@ def test_what_is_no_model_is_refused():
     es, state = made()
     plain = eggroll.ES(population=6, sigma=0.1)
     arrays = plain.init(state.params, RUN)
-    with pytest.raises(TypeError, match="got dict as the model; an NNX module is required.*eggroll.ES"):
+    with pytest.raises(TypeError, match=r"got dict as the model; an NNX module is required.*eggroll.ES"):
         es.init({"w": jnp.ones(3)}, RUN)
     with pytest.raises(TypeError, match=r"got State as the state; an eggroll.nnx.ModelState.*es.init\(model, key\)"):
         es.step(arrays, fitness, X)
     with pytest.raises(TypeError, match=r"members of an eggroll.ES for an eggroll.nnx.ES"):
         es.tell(state, plain.ask(arrays), np.zeros(6))
-    with pytest.raises(TypeError, match="got ModelState as the state.*eggroll.nnx.ES"):
+    with pytest.raises(TypeError, match=r"got ModelState as the state.*eggroll.nnx.ES"):
         plain.step(state, lambda params: params["layer"]["kernel"].sum())
     with pytest.raises(ValueError, match="selects no variable"):
         made(wrt=nnx.LoRAParam)

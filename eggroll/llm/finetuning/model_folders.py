@@ -7,19 +7,20 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eggroll.llm.finetuning.settings import Asked
+from eggroll.llm.finetuning.settings import Asked, FinetuneSettings
 from eggroll.llm.model.loading import LanguageModel, load, save
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, check_known
 from eggroll.training.folder.layout import CONFIG, MODEL, not_writable
 from eggroll.training.ledger.reader import Summary
 
 WEIGHTS = "*.safetensors"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 AS_THERE = "system", "template_options", "max_tokens", "task_options", "test_prompts_file", "worst"
+FACTS = frozenset({"budget", "files", "prompt_tokens"})  # that a run's options have beside its settings
 AskedT = TypeVar("AskedT", bound=Asked)
 
 
@@ -55,6 +56,8 @@ def asked_as_in_its_run(asked: AskedT) -> AskedT:
     options = run_options(folder) or (run_options(folder.parent) if folder.name == MODEL else None) or {}
     if options.get("task") != asked.task or options.get("reward") != asked.reward or not _same_prompts(asked, options):
         return asked
+    known = {f.name for f in fields(FinetuneSettings)} | FACTS
+    check_known(f"the options of the run in '{folder}'", options, known)
     more = {name: options.get(name) for name in AS_THERE if getattr(asked, name) in (None, ())}
     if isinstance(test := more.get("test_prompts_file"), str):
         more["test_prompts_file"] = Path(test)

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -223,13 +223,13 @@ def settings_for(method: str = "eggroll", **given: Any) -> FinetuneSettings:
         The settings.
 
     Raises:
-        SettingsError: an unknown method, or a value that no run can use.
+        SettingsError: an unknown method or setting, or a value that no run can use.
 
     Example:
         >>> settings_for("full-rank", model="folder", task="conciseness").rate
         0.0005
     """
-    settings = replace(defaults(method), **{name: value for name, value in given.items() if value is not None})
+    settings = defaults(method).replaced(given)
     check_choice("optimizer", settings.optimizer, Optimizer)
     settings.check_asked()
     _check_used(settings, given)

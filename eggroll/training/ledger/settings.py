@@ -16,7 +16,7 @@ from eggroll.strategy.plan.leaves import Kind, LeafPlan, Plan
 from eggroll.strategy.population import AXIS, Population, Sharding
 from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.update.optimizer import sigma_at
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, check_known
 from eggroll.training.folder import settings as folder
 from eggroll.training.folder.versions import versions
 from eggroll.training.ledger.base import joint_digest
@@ -27,6 +27,7 @@ FORMAT = 1
 NOT_KEPT = ("rules", "chunk", "share_rngs")  # the plan says what rules made; the others decide what is evaluated
 DECODED = ("shaping", "sigma", "optimizer", "mesh", "sharding", "update")  # from the settings otherwise, or not at all
 ENVIRONMENT = ("versions", "platform", "devices", "mesh")  # may change in a run without anyone having asked for it
+HEADER = ("format", "method", "key", "plan", "base", "x64", "versions", "platform", "devices", "mesh")
 CUSTOM = "custom: "  # before the name of a shaping of one's own
 PACKAGES = ("eggroll", "jax", "jaxlib", "optax")
 
@@ -98,7 +99,7 @@ def strategy_of(
 
     Raises:
         KeyError: settings that are missing.
-        ValueError: a method that is not known, or settings that do not fit together.
+        ValueError: a method or a setting that is not known, or settings that do not fit together.
     """
     name = content.get("method", "eggroll")
     if name not in METHODS:
@@ -112,7 +113,10 @@ def strategy_of(
         rules, update = laid_out(content.get("mesh"), mesh, sharding)
         options |= {"mesh": mesh, "sharding": rules, "update": update}
     sigma = content["sigma"]
-    return cls.from_options({**options, "sigma": 1.0 if sigma is None else sigma})
+    es = cls.from_options({**options, "sigma": 1.0 if sigma is None else sigma})
+    check_known("settings", content, (*HEADER, *es.options()), ValueError)
+    check_known("a base", content.get("base") or (), ("name", "digest", "parameters"), ValueError)
+    return es
 
 
 def _constant(sigma: Any) -> float | None:
