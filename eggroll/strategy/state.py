@@ -27,7 +27,7 @@ from eggroll.strategy.serialization import serializable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """The state of a run: an ordinary pytree to jit, shard and checkpoint; `flax.serialization` knows it.
+    """The state of a run: an ordinary pytree to jit, shard and checkpoint; `flax.serialization` knows it too.
 
     Attributes:
         params: the parameters, in the dtypes they were given in.
@@ -56,8 +56,8 @@ def check_state(state: object) -> None:
         )
     if state.owner:
         raise TypeError(
-    """The state of a run: a pytree to jit, shard and checkpoint, which `flax.serialization` knows.
-            "one from parameters with es.init(params, key)."
+            f"got {type(state).__name__} as the state, of which {state.owner} alone knows all: go on with that, or "
+            "make one from parameters with es.init(params, key)."
         )
 
 
