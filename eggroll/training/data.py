@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
 from typing import Any, Protocol
 
+import jax
+
+from eggroll.engine.annotations import PyTree
 from eggroll.training.errors import RunError
 
 Position = Any  # JSON
@@ -62,6 +66,26 @@ def as_source(data: Data) -> Source:
         f"got data of type {type(data).__name__}; None, an iterable of batches, or a function of the generation's "
         "number is required."
     )
+
+
+def length(data: Data) -> int | None:
+    """How many batches there are, where that is known."""
+    try:
+        found = length_hint(data, -1)
+    except Exception:  # of other libraries, which may not know how long they are
+        return None
+    return None if found < 0 else found
+
+
+def outline(tree: PyTree) -> str:
+    """The dtypes and shapes of a tree's arrays, and the types of its other leaves, in a line.
+
+    Example:
+        >>> outline((jax.numpy.zeros((5, 4)), "text"))
+        'float32[5, 4], str'
+    """
+    leaves = jax.tree.leaves(tree)
+    return ", ".join(f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__ for x in leaves)
 
 
 def _arguments(batch: Any) -> tuple:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from eggroll.strategy.protocol import Strategy
 from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
+from eggroll.training.data import outline
 from eggroll.training.errors import RunError
 from eggroll.training.folder.arrays import by_path, save_arrays
 from eggroll.training.folder.files import write_text
@@ -62,9 +64,6 @@ class Opening:
             RunError: the folder is in use, holds a run of other settings, or cannot be read or written.
         """
         config = as_json({"options": dict(self.settings), "strategy": describe(self.es)})
-        # Not the platform: hosts may run other kernels.
-        same = {name: value for name, value in versions().items() if name != "platform"}
-        processes.same(json.dumps([config, same], sort_keys=True), "settings or versions")
         with ExitStack() as stack:
             # What the first process finds holds for all: a shared disk may show files late.
             found = first_decides(lambda: self._prepare(stack, config))
@@ -149,6 +148,35 @@ class Opening:
             write_text(self.folder / CONFIG, json.dumps({**config, **more}, indent=2) + "\n")
         if self.saving.initial and not (self.folder / INITIAL).exists():
             save_arrays(self.folder / INITIAL, by_path(begun.state.params))
+
+
+def check_processes(es: Strategy, begun: Place, settings: Mapping[str, object]) -> None:
+    """Compares between all processes of a run what decides its numbers, and what they wait for one another for.
+
+    Args:
+        es: the strategy.
+        begun: where each process begins: its arrays' shapes and its key.
+        settings: what else is to be the same, as JSON by name.
+
+    Raises:
+        RunError: something differs, in all of them.
+    """
+    if processes.count() == 1:
+        return
+    state, mesh = begun.state, es.settings.mesh
+    leaves = jax.tree_util.tree_leaves_with_path(
+        {"params": state.params, "opt_state": state.opt_state, "carry": begun.carry}
+    )
+    decides = {
+        **settings,
+        "strategy": {**describe(es), "mesh": None if mesh is None else dict(mesh.shape), "update": es.settings.update},
+        "generation": begun.generation,
+        "key": np.asarray(jax.random.key_data(state.key)).tolist(),
+        "arrays": {jax.tree_util.keystr(path): outline(leaf) for path, leaf in leaves},
+        # Not the platform: hosts may run other kernels.
+        "versions": {name: value for name, value in versions().items() if name != "platform"},
+    }
+    processes.same(as_json(decides), "settings or versions")
 
 
 def check_options(folder: Path, options: Mapping[str, Any], may_change: frozenset[str]) -> None:

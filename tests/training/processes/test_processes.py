@@ -16,7 +16,7 @@ import pytest
 from eggroll.training import processes
 from eggroll.training.errors import RunError
 from eggroll.training.processes import talk as processes_talk
-from eggroll.training.processes.meeting import meet
+from eggroll.training.processes.joining import meet
 from tests.training.process_launch import free_port
 
 OUTPUTS = {"answer": np.arange(8.0).reshape(4, 2), "length": np.array([3, 1, 4, 1])}
@@ -181,9 +181,9 @@ def test_other_errors_stay_what_they_are(monkeypatch, error):
 
 LAST_WORDS = """
 import os, signal, sys
-from eggroll.training.processes.words import LastWords
-words = LastWords("at first")
-words.change("it's over, 100%")
+from eggroll.training.processes.talk import last_words
+last_words("at first")
+last_words("it's over, 100%")
 exec(sys.argv[1])
 """
 
@@ -193,7 +193,7 @@ exec(sys.argv[1])
     [
         ("os.abort()", "it's over, 100%\n"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "it's over, 100%\n"),
-        ("words.change('')", ""),
+        ("last_words('')", ""),
     ],
 )
 def test_last_words_come_however_the_process_ends(end, said):
