@@ -13,7 +13,7 @@ from eggroll.engine.annotations import PyTree
 from eggroll.training.errors import RunError
 
 Position = Any  # JSON
-Data = Iterable[Any] | Callable[[int], Any] | None  # what a user passes
+Data = Iterable[object] | Callable[[int], object] | None  # what a user passes
 
 
 class Source(Protocol):
@@ -88,12 +88,12 @@ def outline(tree: PyTree) -> str:
     return ", ".join(f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__ for x in leaves)
 
 
-def _arguments(batch: Any) -> tuple:
+def _arguments(batch: object) -> tuple:
     return batch if type(batch) is tuple else (batch,)
 
 
 class _ByGeneration:
-    def __init__(self, data: Callable[[int], Any]) -> None:
+    def __init__(self, data: Callable[[int], object]) -> None:
         self._data, self._generation = data, 0
 
     def next(self) -> tuple:
@@ -109,7 +109,7 @@ class _ByGeneration:
 
 
 class _Counted:
-    def __init__(self, iterator: Iterator[Any]) -> None:
+    def __init__(self, iterator: Iterator[object]) -> None:
         self._iterator, self._taken = iterator, 0
 
     def next(self) -> tuple:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -45,7 +44,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     force: bool = False,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     may_change: Collection[str] = (),
     saving: Saving | None = None,
     evaluate: Evaluate | None = None,
@@ -143,7 +142,7 @@ def fit(
         return loop.run(place, saving.score)
 
 
-def _canonical(leaf: Any) -> Any:
+def _canonical(leaf: object) -> object:
     """Numbers and NumPy's arrays in the dtypes that JAX keeps, so that what is saved fits what is begun with."""
     if not isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic):
         return leaf

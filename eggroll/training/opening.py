@@ -8,11 +8,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
+from eggroll.engine.annotations import Json
 from eggroll.strategy.protocol import Strategy
 from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
@@ -50,7 +50,7 @@ class Opening:
     folder: Path
     es: Strategy
     saving: Saving
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     may_change: frozenset[str]
     resume: bool
     overwrite: bool
@@ -71,14 +71,22 @@ class Opening:
             checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep=self.saving.keep, best=self.saving.best)
             place = self._newest(checkpoints, begun) if goes_on else begun
             # A change that was forced before may have left its mark in the configuration alone.
-            options: dict[str, Any] = {"begun": begun, "place": place, "changed": bool(changes) or self.force}
-            options |= {"force": self.force, "checkpoints": checkpoints}
-            store = stack.enter_context(Store(self.folder, self.es, self.saving, **options))
+            store = Store(
+                self.folder,
+                self.es,
+                self.saving,
+                begun=begun,
+                place=place,
+                changed=bool(changes) or self.force,
+                force=self.force,
+                checkpoints=checkpoints,
+            )
+            stack.enter_context(store)
             if processes.is_main():  # only now: what the store refuses must not leave new settings behind
                 self._write(config, begun, place, changes if goes_on else None)
             yield store
 
-    def _prepare(self, stack: ExitStack, config: Mapping[str, Any]) -> dict[str, Any]:
+    def _prepare(self, stack: ExitStack, config: Mapping[str, object]) -> Json:
         """Claims, locks and clears the folder, in the first process; says whether a run goes on, and what changed."""
         claim(self.folder, overwrite=self.overwrite, resume=self.resume)
         stack.enter_context(FolderLock(self.folder))
@@ -89,7 +97,7 @@ class Opening:
             clear(self.folder)
         return {"goes_on": goes_on, "changes": changes}
 
-    def _changes(self, config: Mapping[str, Any]) -> list[str]:
+    def _changes(self, config: Mapping[str, object]) -> list[str]:
         """How the settings differ from those in the folder."""
         before = read_config(self.folder)
         others = differences(before.get("versions", {}), versions())
@@ -136,7 +144,7 @@ class Opening:
         if made:
             LOGGER.warning("'%s' has no checkpoint yet: the run starts again from its beginning", self.folder)
 
-    def _write(self, config: dict[str, Any], begun: Place, place: Place, changes: list[str] | None) -> None:
+    def _write(self, config: Json, begun: Place, place: Place, changes: list[str] | None) -> None:
         """The configuration, where it is new, and the initial parameters."""
         if changes is None or changes or not place.generation:
             past = [] if changes is None else read_config(self.folder).get("changes", [])
@@ -179,7 +187,7 @@ def check_processes(es: Strategy, begun: Place, settings: Mapping[str, object]) 
     processes.same(as_json(decides), "settings or versions")
 
 
-def check_options(folder: Path, options: Mapping[str, Any], may_change: frozenset[str]) -> None:
+def check_options(folder: Path, options: Mapping[str, object], may_change: frozenset[str]) -> None:
     """Says before anything dear is done that the run in `folder`, if there is one, was begun with other options.
 
     Raises:
@@ -190,7 +198,7 @@ def check_options(folder: Path, options: Mapping[str, Any], may_change: frozense
         check_same(before, {"options": as_json(options)}, may_change=may_change, force=False)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> Json:
     """The run's configuration.
 
     Raises:

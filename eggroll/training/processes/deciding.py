@@ -73,16 +73,16 @@ def first_decides(function: Callable[[], T]) -> T:
     """
     if count() == 1:
         return function()
-    answer: dict[str, T | str] = {}
+    result, error = None, None
     if is_main():
         try:
-            answer = {"result": function()}
+            result = function()
         except RunError as why:
-            answer = {"error": str(why)}
-    answer = gather_json(answer)[0]
-    if "error" in answer:
-        raise RunError(answer["error"], everywhere=True)
-    return answer["result"]
+            error = str(why)
+    result, error = gather_json([result, error])[0]
+    if error is not None:
+        raise RunError(error, everywhere=True)
+    return result
 
 
 def raise_together(error: RunError | None) -> None:

@@ -82,15 +82,19 @@ def start(
             heartbeat_timeout_seconds=lost_after,
             shutdown_timeout_seconds=lost_after,  # for ends without `stop`, which itself waits as long as it takes
         )
-        _check_devices()
+        here, everywhere = jax.local_device_count(), jax.device_count()
+        if here * jax.process_count() != everywhere:
+            raise RunError(
+                f"got {here} devices in process {jax.process_index()} of {jax.process_count()}, and {everywhere} in "
+                "all; the same number in every process is required."
+            )
     except (RuntimeError, ValueError) as why:
         jax_compat.forget_distributed()
         last_words("")
         if isinstance(why, RunError):
             raise
-        alone = "" if coordinator else " JAX found no cluster to tell them apart by: give coordinator=, processes=, "
-        hint = alone and f"{alone}process_id=."
-        raise RunError(f"the processes of this run could not be joined: {why}{hint}") from why
+        hint = " JAX found no cluster to tell them apart by: give coordinator=, processes=, process_id=."
+        raise RunError(f"the processes of this run could not be joined: {why}{'' if coordinator else hint}") from why
     end_in_words()
 
 
@@ -111,13 +115,9 @@ def stop(*, failed: bool = False) -> None:
 
 
 def meet(coordinator: str | None, processes: int | None, process_id: int | None, timeout: float) -> float:
-    """Waits until all processes are there; the seconds that are left. Arguments as of `start`.
+    """Waits until all processes are there, where JAX does not find them; the seconds that are left.
 
-    Where nothing is given JAX finds the others, and nothing is done here.
-
-    Raises:
-        RunError: a process did not come, or came with another's number; a port that is taken; arguments that do not
-            fit together.
+    Raises `RunError` where one did not come or has another's number, a port is taken, or arguments do not fit together.
     """
     if coordinator is None and processes is None and process_id is None:
         return timeout
@@ -220,12 +220,3 @@ def _line(of: socket.socket) -> str:
     """One line of at most 200 characters."""
     with of.makefile(encoding="utf-8", errors="replace") as lines:
         return lines.readline(200).strip()
-
-
-def _check_devices() -> None:
-    here, everywhere = jax.local_device_count(), jax.device_count()
-    if here * jax.process_count() != everywhere:
-        raise RunError(
-            f"got {here} devices in process {jax.process_index()} of {jax.process_count()}, and {everywhere} in all; "
-            "the same number in every process is required."
-        )

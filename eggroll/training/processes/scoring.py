@@ -113,7 +113,7 @@ def _shares(outputs: PyTree) -> list[np.ndarray]:
         )
     leaf, ((members,),) = leaves[0], sizes
     holders: dict[tuple[int, int], set[int]] = {}  # of each run of members, the processes that hold their outputs
-    if _is_here(leaf):  # each process has computed them all
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:  # each process has computed them all
         holders[0, members] = set(range(count()))
     else:
         for device, index in leaf.sharding.devices_indices_map(leaf.shape).items():
@@ -123,11 +123,6 @@ def _shares(outputs: PyTree) -> list[np.ndarray]:
         for process, part in zip(sorted(several), np.array_split(np.arange(first, last), len(several)), strict=True):
             parts[process].extend(part)
     return [np.array(own, int) for own in parts]
-
-
-def _is_here(leaf: jax.Array | np.ndarray) -> bool:
-    """Whether this process has all of an array."""
-    return not isinstance(leaf, jax.Array) or leaf.is_fully_addressable
 
 
 def _rows(leaf: jax.Array | np.ndarray, members: np.ndarray) -> np.ndarray:

@@ -12,7 +12,8 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import TracebackType
 
 import jax
 import numpy as np
@@ -35,6 +36,7 @@ while IFS= read -r line; do last=$line; done
 [ -z "$last" ] || printf '%s\\n' "$last" >&2"""
 
 _LOST: list[str] = []
+_HOOKS: list[Callable[[type[BaseException], BaseException, TracebackType | None], object]] = []
 _WITNESS: list[subprocess.Popen[bytes]] = []
 
 
@@ -60,16 +62,9 @@ def part() -> None:
 
 
 def gather(value: np.ndarray) -> np.ndarray:
-    """The same array of every process.
+    """The array of every process, `[processes, *shape]`: of one shape everywhere, its bytes cross as they are.
 
-    Args:
-        value: of the same shape everywhere; its bytes cross as they are.
-
-    Returns:
-        `[processes, *shape]`.
-
-    Raises:
-        RunError: another process is gone.
+    Raises `RunError` where another process is gone.
     """
     if count() == 1:
         return value[None]
@@ -123,7 +118,7 @@ def watching(generation: int | None = None) -> Iterator[None]:
 
 
 def end_in_words(text: str | None = None) -> None:
-    """However this process of several ends from now on, it leaves words on stderr and a status, and waits for nobody.
+    """However this process of several ends from now on, there are words on stderr and a status, and no wait in vain.
 
     JAX ends a process whose coordinator is gone by `abort()` from a thread of its own, out of Python's reach, be it
     while Python says the same. That becomes the status 6; not where Python's `faulthandler` is to trace it.
@@ -136,8 +131,10 @@ def end_in_words(text: str | None = None) -> None:
         or f"eggroll: process {jax.process_index()} of {count()} ended without a word of its own: it was killed, or "
         f"JAX ended it because another process was gone (JAX's message is above). {AGAIN}"
     )
-    atexit.unregister(_at_exit)
-    atexit.register(_at_exit)
+    if sys.excepthook is not _tell_and_leave:
+        atexit.register(_at_exit)
+        _HOOKS.append(sys.excepthook)
+        sys.excepthook = _tell_and_leave
     if os.name == "posix" and not faulthandler.is_enabled():
         system = ctypes.CDLL(None)
         system.signal(int(signal.SIGABRT), system._exit)
@@ -162,6 +159,17 @@ def last_words(text: str) -> None:
             if not text:
                 shell.stdin.close()
                 shell.wait(timeout=5)
+
+
+def _tell_and_leave(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Tells of an uncaught error, and leaves if another process is lost: threads wait for it, and Python for them."""
+    _HOOKS[-1](kind, error, trace)
+    if lost() and issubclass(kind, Exception):
+        last_words("")
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(AttributeError, OSError, ValueError):
+                stream.flush()
+        os._exit(1)
 
 
 def _at_exit() -> None:
