@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eggroll.extras import needed_for
 from eggroll.training.metrics import Record
@@ -113,10 +114,12 @@ def _spent(axes: Axes, records: Sequence[Record], name: str) -> None:
     spent = spent / size + 1e-9 * generation  # strictly growing, as its inverse needs
     rate = spent[-1] / generation[-1]  # beyond the margins of the picture
 
-    def forth(x: np.ndarray) -> np.ndarray:
+    def forth(x: ArrayLike) -> np.ndarray:
+        x = np.asarray(x)
         return np.interp(x, generation, spent) + rate * (np.minimum(x, 0) + np.maximum(x - generation[-1], 0))
 
-    def back(x: np.ndarray) -> np.ndarray:
+    def back(x: ArrayLike) -> np.ndarray:
+        x = np.asarray(x)
         return np.interp(x, spent, generation) + (np.minimum(x, 0) + np.maximum(x - spent[-1], 0)) / rate
 
     axes.secondary_xaxis("top", functions=(forth, back)).set_xlabel(f"{word}{name}", fontsize=9, color=GREY)

@@ -99,7 +99,7 @@ def fit(
 
     Raises:
         RunError: the folder holds another run, is in use, or cannot be written; other settings; every checkpoint is
-            damaged; another process is lost.
+            damaged; another process is lost, or differs in what decides the run.
         ValueError: counts out of their range.
 
     Example:

@@ -45,6 +45,8 @@ def main(spec: dict[str, Any]) -> None:
     options = {name: spec[name] for name in ("evaluate_every",) if name in spec}
     if "batches" in spec:
         options["data"] = iter(list(itertools.islice(batches(), spec["batches"])))
+    if "ends" in spec:
+        options["data"] = itertools.islice(batches(), spec["ends"])  # of which nobody knows it
     if "every" in spec:
         options["saving"] = Saving(every=spec["every"])
     result = run(Path(spec["run"]), spec.get("generations", LAST), es=es, resume=True, show=show, **options)

@@ -66,17 +66,16 @@ def start(
     if simulated:
         jax.config.update("jax_num_cpu_devices", local_devices)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    where = coordinator, processes, process_id
     name = "a process" if process_id is None else f"process {process_id} of {processes}"
     end_in_words(
         f"eggroll: {name} ended before all processes of the run had met: one of them did not come or went away (JAX's "
         "own message is above). Start all of them again, with the same address and number."
     )
     try:
-        left = meet(coordinator, processes, process_id, timeout)
+        left = meet(*where, timeout)
         jax.distributed.initialize(
-            coordinator,
-            processes,
-            process_id,
+            *where,
             None if simulated else local_devices,
             initialization_timeout=max(int(left), 10),
             heartbeat_timeout_seconds=lost_after,

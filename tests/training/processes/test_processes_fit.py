@@ -102,7 +102,7 @@ def test_who_is_left_says_so_and_ends_with_a_status(how: str, victim: int, by_ja
 
 @pytest.mark.slow
 def test_data_that_end_in_one_process_end_all_with_the_reason(tmp_path: Path) -> None:
-    for end in start(tmp_path, 2, own={"1": {"batches": 4}}):
+    for end in start(tmp_path, 2, own={"1": {"ends": 4}}):
         assert end.status == 1 and end.log is None
         assert 'data of generation 5: "float32[5, 4], float32[5, 3]" → "none: the data have ended"' in end.stderr
 
