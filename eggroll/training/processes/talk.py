@@ -36,7 +36,7 @@ while IFS= read -r line; do last=$line; done
 [ -z "$last" ] || printf '%s\\n' "$last" >&2"""
 
 _LOST: list[str] = []
-_HOOKS: list[Callable[[type[BaseException], BaseException, TracebackType | None], object]] = []
+_HOOKS: list[Callable[[type[BaseException], BaseException, TracebackType | None], object]] = []  # before ours
 _WITNESS: list[subprocess.Popen[bytes]] = []
 
 
@@ -131,9 +131,9 @@ def end_in_words(text: str | None = None) -> None:
         or f"eggroll: process {jax.process_index()} of {count()} ended without a word of its own: it was killed, or "
         f"JAX ended it because another process was gone (JAX's message is above). {AGAIN}"
     )
-    if sys.excepthook is not _tell_and_leave:
-        atexit.register(_at_exit)
+    if not _HOOKS:
         _HOOKS.append(sys.excepthook)
+        atexit.register(_at_exit)
         sys.excepthook = _tell_and_leave
     if os.name == "posix" and not faulthandler.is_enabled():
         system = ctypes.CDLL(None)
@@ -163,7 +163,7 @@ def last_words(text: str) -> None:
 
 def _tell_and_leave(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     """Tells of an uncaught error, and leaves if another process is lost: threads wait for it, and Python for them."""
-    _HOOKS[-1](kind, error, trace)
+    _HOOKS[0](kind, error, trace)
     if lost() and issubclass(kind, Exception):
         last_words("")
         for stream in (sys.stdout, sys.stderr):
