@@ -56,6 +56,8 @@ def same(value: bytes | str | Mapping[str, object], what: str) -> None:
     told = {} if isinstance(value, bytes) else {what: value} if isinstance(value, str) else dict(value)
     first, *rest = gather_json(told)
     lines = [f"{line} (process 0 → process {i})" for i in others for line in differences(first, rest[i - 1])]
+    if isinstance(value, Mapping) and not lines:  # results of functions, which are round to each host
+        return
     more = f"; and {len(lines) - MOST} more" if len(lines) > MOST else ""
     are = "process" if len(others) == 1 else "processes"
     raise RunError(
