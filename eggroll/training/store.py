@@ -22,7 +22,7 @@ from eggroll.training.metrics import MetricsFile, Record, TensorBoard
 from eggroll.training.options import check_tensorboard
 from eggroll.training.stopping import Seen
 
-RECORD = ("data", "seconds", "seen", "score")  # of a checkpoint, beside its arrays
+RECORD: tuple[str, ...] = ("data", "seconds", "seen", "score")  # of a checkpoint, beside its arrays
 LOGGER = logging.getLogger("eggroll")
 
 
