@@ -85,7 +85,7 @@ class ES(arrays.ES):
     Example:
         >>> import jax, jax.numpy as jnp, optax, eggroll.nnx
         >>> from flax import nnx
-        >>> model = nnx.Sequential(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), nnx.BatchNorm(2, rngs=nnx.Rngs(1)))
+        >>> model = nnx.Sequential(nnx.Linear(4, 2, rngs=nnx.Rngs(0)), nnx.BatchNorm(2, momentum=0.9, rngs=nnx.Rngs(1)))
         >>> es = eggroll.nnx.ES(population=64, sigma=0.1, optimizer=optax.adam(0.1))
         >>> state = es.init(model, jax.random.key(0))
         >>> x = jax.random.normal(jax.random.key(1), (32, 4))
