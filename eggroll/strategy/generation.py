@@ -16,8 +16,9 @@ from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
 from eggroll.engine.factored import Program
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
 from eggroll.strategy.evaluate.chunking import Arrangement, Need, arrange, keep_words, may_copy, member_need, remembered
+from eggroll.strategy.evaluate.compiled import Plans
 from eggroll.strategy.evaluate.loops import Evaluation
-from eggroll.strategy.evaluate.tracing import Plans, Rows, check_covered, trace_member
+from eggroll.strategy.evaluate.tracing import Rows, check_covered
 from eggroll.strategy.members import Draw
 from eggroll.strategy.noise.sampler import Sampler, check_noise_is_seen, member_sign
 from eggroll.strategy.plan.leaves import Plan
@@ -248,16 +249,16 @@ class LowRankDraw(Draw):
     def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> Any:
         """See `Draw.apply`."""
         settings = self.settings if chunk is None else replace(self.settings, chunk=chunk)
+        program = self.cache.program(fun, params, rows)
+        check_covered(plan, program, params, rows)
+        rows = rows.arrays_alone()
         axes = rows.axes
 
         def run(params: PyTree, args: tuple, key: jax.Array, sigma: Scalar) -> Any:
-            rows = Rows(args, axes, settings.size)
-            program = trace_member(fun, params, rows)
-            check_covered(plan, program, params, rows)
             generation = Generation(settings, plan, key, sigma)
-            return generation.evaluate(program, params, rows, lambda out: (out, ()))[0]
+            return generation.evaluate(program, params, Rows(args, axes, settings.size), lambda out: (out, ()))[0]
 
-        return self.cache(run, ("apply", fun, plan, axes, settings.chunk), params, rows.args, self.key, self.sigma)
+        return self.cache(run, ("apply", program, plan, axes, settings.chunk), params, rows.args, self.key, self.sigma)
 
     def member(self, plan: Plan, params: PyTree, i: Any) -> Any:
         """See `Draw.member`."""

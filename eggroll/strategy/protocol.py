@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from eggroll.engine.annotations import Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
-from eggroll.strategy.evaluate.loops import CompiledCache
+from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar
 from eggroll.strategy.members import Draw, Members, check_members
 from eggroll.strategy.noise.keys import as_threefry, generation_key

@@ -219,3 +219,11 @@ def nothing_finite(what: str, population: int) -> FloatingPointError:
         f"got no finite {what} among {population} members (with antithetic pairs, a pair counts only when both are "
         f"finite): nothing was updated. Look at the {what} of the unperturbed parameters; if it is finite, lower sigma."
     )
+
+
+def mean_loss(fitness: jax.Array, dtype: Any) -> jax.Array:
+    """The mean of the finite losses `−fitness`, in the loss's own dtype if that is floating point."""
+    finite = jnp.isfinite(fitness)
+    total = -jnp.where(finite, fitness, 0).sum()
+    mean = total / finite.sum().astype(total.dtype)
+    return mean.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else mean
