@@ -140,6 +140,12 @@ def is_fixed(x: Any, beside: Any) -> bool:
     return any(_fixed_in(x, trace) for trace in traces[:1])
 
 
+def is_constant(x: Any) -> bool:
+    """Whether `x` was made inside a function that is being compiled, and from none of its inputs."""
+    staged = _staged(x)
+    return staged is not None and bool(staged._trace.frame.invars) and not _depends(staged)
+
+
 def _staged(x: Any) -> Any | None:
     """The tracer of a compiled function below those of `vmap` and derivatives, or None."""
     for _ in range(32):

@@ -201,7 +201,7 @@ class ES(Strategy):
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         rows = make_rows(args, in_axes, self.population, self.groups)
-        warn_if_fixed((state.key, state.generation), (state.params, args), "es.step")
+        warn_if_fixed("es.step", (state.key, state.generation), (state.params, args))
         self._choose_update(state.params)
         program = self.cache.program(fitness_fn, state.params, rows)
         check_scalar(program.out_shape, has_aux, "fitness")

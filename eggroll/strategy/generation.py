@@ -13,11 +13,11 @@ import optax
 from jax.sharding import PartitionSpec
 
 from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
-from eggroll.engine.factored import Program
+from eggroll.engine.factored import Program, partition
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
 from eggroll.strategy.evaluate.chunking import Arrangement, Need, arrange, keep_words, may_copy, member_need, remembered
 from eggroll.strategy.evaluate.compiled import Plans
-from eggroll.strategy.evaluate.loops import Evaluation
+from eggroll.strategy.evaluate.loops import Evaluation, undifferentiated
 from eggroll.strategy.evaluate.tracing import Rows, check_covered
 from eggroll.strategy.members import Draw
 from eggroll.strategy.noise.sampler import Sampler, check_noise_is_seen, member_sign
@@ -129,6 +129,9 @@ class Generation:
             finite). Averaged leaves that are not floating point are the first member's.
         """
         arrangement = arrangement or self.arrangement(program, params, rows)
+        arrays, merge, _ = partition((params, rows.args))
+        params, args = merge(undifferentiated(arrays))
+        rows = replace(rows, args=args)
         run = Evaluation(self.population, self.sampler, program, split, arrangement)
         if self.placement is not None:
             return run.on_mesh(self.placement, params, rows, self.key, self.sigma, words)

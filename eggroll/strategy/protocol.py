@@ -20,7 +20,7 @@ from eggroll.engine.checks import check_function, is_traced
 from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar
 from eggroll.strategy.members import Draw, Members, check_members
-from eggroll.strategy.noise.keys import as_threefry, generation_key
+from eggroll.strategy.noise.keys import as_threefry, generation_key, warn_if_fixed
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
@@ -150,7 +150,9 @@ class Strategy(ABC):
             TypeError: no `State`.
         """
         check_state(state)
-        return Members(state.params, state.generation, self.draw(state))
+        draw = self.draw(state)
+        warn_if_fixed("es.ask", (draw.key,))
+        return Members(state.params, state.generation, draw)
 
     def tell(self, state: State, members: Members, fitness: Numbers) -> tuple[State, Metrics]:
         """Updates the parameters from the members' fitness.

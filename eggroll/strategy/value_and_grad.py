@@ -209,7 +209,7 @@ def value_and_grad(
     def value_and_grad_fun(*args: Any, key: jax.Array, **kwargs: Any) -> Any:
         as_threefry(key)
         params, others, put = taken_out(numbers, args)
-        warn_if_fixed((key,), params, "value_and_grad")
+        warn_if_fixed("value_and_grad", (key,), params)
         params = on_mesh(params, members)
 
         def loss(params: PyTree, kwargs: dict[str, Any], *others: Any) -> Any:

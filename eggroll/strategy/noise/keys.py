@@ -20,7 +20,7 @@ from jax import lax
 from jax.extend.random import threefry2x32_p
 
 from eggroll.engine.checks import as_count
-from eggroll.engine.jax_compat import call_apart, is_fixed
+from eggroll.engine.jax_compat import call_apart, is_constant, is_fixed
 from eggroll.engine.user_code import warn_user
 from eggroll.ops import threefry2x32
 
@@ -163,15 +163,16 @@ class FixedKeyWarning(UserWarning):
     """A random key is fixed when a function is compiled: every call of it draws the same noise."""
 
 
-def warn_if_fixed(names: Any, beside: Any, what: str) -> None:
+def warn_if_fixed(what: str, names: Any, beside: Any = None) -> None:
     """Warns where what names the noise is a constant of a function or loop that is compiled with traced parameters.
 
     Args:
-        names: the key, and the generation's number where there is one.
-        beside: parameters, and other arguments; nothing is said unless one of them is being compiled.
         what: the call, for the message.
+        names: the key, and the generation's number where there is one.
+        beside: parameters, and other arguments; nothing is said unless one of them is being compiled. Default None:
+            they are not known, and the names must have been made inside.
     """
-    if all(is_fixed(x, beside) for x in names):
+    if all(is_constant(x) if beside is None else is_fixed(x, beside) for x in names):
         warn_user(
             f"{what} is compiled with a random key that is a constant beside traced parameters: every call, or turn of "
             "the loop, draws the same noise, and training stops far from where it could get. Pass the key (of an ES, "
