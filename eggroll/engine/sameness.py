@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import builtins
 import dis
+import enum
 import functools
 import hashlib
 import sys
@@ -31,20 +32,25 @@ class NotDescribed(Exception):
     """There is something whose changes would not be seen."""
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class Described:
-    """What was found of a value.
+    """What was found of a value: equal for values that are the same to a trace.
 
     Attributes:
-        key: equal for values that are the same to a trace.
-        alive: what is known by its identity, which is its own only while it lives.
+        key: what is compared.
+        alive: what the key has by its identity, which is its own only while it lives.
     """
 
     key: Hashable
     alive: list[weakref.ref]
 
-    def holds(self) -> bool:
-        """Whether everything that the key names by identity still lives."""
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Described) and self.key == other.key and self._holds() and other._holds()
+
+    def _holds(self) -> bool:
         return all(ref() is not None for ref in self.alive)
 
 
@@ -52,8 +58,10 @@ def described(*values: Any) -> Described | None:
     """The description of values, functions among them with all that they refer to; None where there is none."""
     walk = _Walk()
     try:
-        return Described(tuple(walk.of(value) for value in values), walk.alive)
-    except (NotDescribed, RecursionError):
+        found = Described(tuple(walk.of(value) for value in values), walk.alive)
+        hash(found)
+        return found
+    except (NotDescribed, RecursionError, TypeError):
         return None
 
 
@@ -86,12 +94,18 @@ class _Walk:
             return array_key(x)
         if kind in (tuple, list):
             return (kind, *map(self.of, x))
-        if kind is dict:
+        if kind in (dict, types.MappingProxyType):
             return (kind, *((self.of(k), self.of(v)) for k, v in x.items()))
         if kind in (set, frozenset):
             return kind, frozenset(map(self.of, x))
+        if isinstance(x, tuple) and hasattr(kind, "_fields"):
+            return (self.of(kind), *map(self.of, tuple(x)))
         if kind is range or kind is slice:
             return kind, str(x)
+        if isinstance(x, enum.Enum):
+            return self._itself(kind), x.name
+        if kind is weakref.ReferenceType:
+            return kind, self.of(x())
         if kind is types.FunctionType:
             return self._function(x)
         if kind is types.MethodType:
@@ -105,8 +119,10 @@ class _Walk:
             return self._class(x)
         if isinstance(x, types.ModuleType):
             return self._itself(x)  # its attributes are looked at where a function reads them
-        if kind.__name__ in ("PjitFunction", "ufunc", "_ArrayFunctionDispatcher", "Device"):
-            return self._itself(x)  # of JAX and NumPy, and without a state
+        if kind.__name__ in ("PjitFunction", "Device"):
+            return self._itself(x)  # of JAX, and without a state
+        if kind.__name__ in ("ufunc", "_ArrayFunctionDispatcher"):
+            return "itself", x  # of NumPy, and there as long as it is
         return self._object(x, kind)
 
     def _itself(self, x: Any) -> Hashable:
@@ -140,7 +156,7 @@ class _Walk:
     def _of_modules(self, values: Iterable[Any], read: _Reads) -> Iterable[Hashable]:
         """The attributes that code reads of modules of the user's."""
         for module in values:
-            if not isinstance(module, types.ModuleType) or is_library(getattr(module, "__file__", None) or "<frozen"):
+            if not isinstance(module, types.ModuleType) or _is_library(module.__name__):
                 continue
             for name in read.attributes & vars(module).keys():
                 inner = vars(module)[name]
@@ -148,7 +164,7 @@ class _Walk:
                 yield from self._of_modules([inner], read)
 
     def _class(self, cls: type) -> Hashable:
-        if _of_library(cls):
+        if _is_library(cls.__module__):
             return self._itself(cls)
         parts = []
         for name, value in vars(cls).items():
@@ -183,11 +199,10 @@ def filled(cell: types.CellType) -> bool:
     return True
 
 
-def _of_library(cls: type) -> bool:
-    name = getattr(cls, "__module__", "") or ""
-    top = name.partition(".")[0]
-    file = getattr(sys.modules.get(name), "__file__", None)
-    return top in sys.stdlib_module_names or (name != "__main__" and is_library(file or "<frozen"))
+def _is_library(module: str) -> bool:
+    """Whether a module of this name is no code of the user's."""
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return module.partition(".")[0] in sys.stdlib_module_names - {"__main__"} or bool(file and is_library(file))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Required, TypedDict, TypeVar, Unpack, overload
 
 import jax
@@ -196,15 +196,13 @@ def value_and_grad(
     check_function("loss_fn", loss_fn, "value_and_grad(loss_fn, ...)(params, *args, key=key)")
     members = Population(population, antithetic, distribution, groups, chunk, mesh, fallback, sharding)
     if callable(sigma):
-        raise TypeError(
-            "got a schedule as sigma; value_and_grad takes a number: make it anew where sigma changes, or use ES."
-        )
+        raise TypeError("got a schedule as sigma; value_and_grad takes a number: make it anew for each, or use ES.")
     check_sigma(sigma)
     validate_shaping(shaping)
     sigma = sigma if is_traced(sigma) else float(sigma)
     estimator = _Estimator(members, check_rank(rank), as_rules(rules), shaping, has_aux)
     numbers = check_argnums(argnums)
-    cache, group = _cache_for(estimator, None if is_traced(sigma) else sigma, numbers)
+    cache, group = _cache_for(estimator, None if is_traced(sigma) else sigma, numbers, described(shaping))
 
     def value_and_grad_fun(*args: Any, key: jax.Array, **kwargs: Any) -> Any:
         as_threefry(key)
@@ -235,7 +233,7 @@ class _Estimator:
     members: Population
     rank: int
     rules: Any
-    shaping: Shaping
+    shaping: Shaping = field(compare=False)  # its description is compared
     has_aux: bool
 
     def of(self, program: Program, axes: tuple) -> Function:
@@ -259,19 +257,16 @@ class _Estimator:
         return estimate
 
 
-_CACHE = CompiledCache()  # of all: value_and_grad written inside a loop is the same function in every turn
+_CACHE = CompiledCache()  # of all: value_and_grad written inside a loop is the same in every turn
 
 
-def _cache_for(estimator: _Estimator, sigma: float | None, argnums: Hashable) -> tuple[CompiledCache, Hashable]:
-    """The cache for these settings, and their name in it."""
-    shaping = described(estimator.shaping)
-    settings = replace(estimator, shaping="none"), sigma, argnums, shaping and shaping.key
+def _cache_for(*settings: Any) -> tuple[CompiledCache, Hashable]:
+    """The cache of all with these settings, and their name in it; one of its own where they cannot be compared."""
     try:
         hash(settings)
     except TypeError:
-        shaping = None
-    # One of its own where the shaping cannot be told from others, or settings cannot be compared.
-    return (CompiledCache(), None) if shaping is None else (_CACHE, settings)
+        return CompiledCache(), None
+    return (CompiledCache(), None) if settings[-1] is None else (_CACHE, settings)
 
 
 @overload

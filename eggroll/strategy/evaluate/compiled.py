@@ -110,9 +110,9 @@ class CompiledCache:
         where = structure, shapes, jax_compat.trace_context(), group
         found = described(fun, plain)
         if found is not None:
-            before, program = self._described.used((found.key, where)) or (found, None)
-            if program is not None and before.holds():
-                return program
+            known = self._described.used((found, where))
+            if known is not None:
+                return known
         program = trace_member(fun, params, rows)
         try:
             key: Hashable = (program_key(program.jaxpr, program.consts), program.out_tree, where)
@@ -125,7 +125,7 @@ class CompiledCache:
             known = self._programs.keep(key, program)
             self._note(fun, own, params, rows, group, program)
         if found is not None:
-            self._described.keep((found.key, where), (found, known))
+            self._described.keep((found, where), known)
         return known
 
     def _note(
@@ -134,22 +134,23 @@ class CompiledCache:
         """Counts one more compilation of the function's code, and tells of the third what was other than before."""
         named, own = own is not None, fun if own is None else own
         code, arrays = code_of(own), partition((params, rows.args))[0]
+        of = code, group, str(jax.tree.map(_shown, params))  # a model of another size is another use
         if code is None or is_traced(arrays):  # what is traced around is what is compiled
             return
-        count, before, holding = self._told.used((code, group)) or (0, {}, ())
-        now = _parts(own, params, rows, named)
+        count, before, holding = self._told.used(of) or (0, {}, ())
+        now = _parts(own, rows, named)
         if program.consts:
             holding = (*holding, weakref.ref(program))
             for old in holding[:-KEPT_EACH]:
                 self._forget(old())
             holding = holding[-KEPT_EACH:]
-        self._told.keep((code, group), (count + 1, now, holding))
+        self._told.keep(of, (count + 1, now, holding))
         if count + 1 == TOLD_AT and not is_library(code.co_filename):
             warn_user(_again(own, before, now), RecompilationWarning)
 
     def _forget(self, program: Program | None) -> None:
         self._programs.drop(lambda _, value: value is program)
-        self._described.drop(lambda _, value: value[1] is program)
+        self._described.drop(lambda _, value: value is program)
         self._variants.drop(lambda key, _: program in key[0] if isinstance(key[0], tuple) else False)
 
 
@@ -158,7 +159,8 @@ class Plans:
 
     def __init__(self, settings: Population, rank: int, rules: Rules, cache: CompiledCache) -> None:
         self._settings, self._rank, self._rules, self._cache = settings, rank, rules, cache
-        self._of_program, self._of_shapes = Recent(), Recent()
+        self._of_shapes = Recent()
+        self._of_program: weakref.WeakKeyDictionary[Program, Plan] = weakref.WeakKeyDictionary()
 
     def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
         """The plan for a function; without one that of the last function of such parameters, else one by shapes."""
@@ -168,32 +170,32 @@ class Plans:
         if fun is None or rows is None:
             return make_plan(params, None, rank=self._rank, rules=self._rules) if last is None else last
         program = self._cache.program(fun, params, rows)
-        plan = self._of_program.used(program)
+        plan = self._of_program.get(program)
         if plan is None:
             of_shapes = jax.tree.map(abstract, params)
             plan = plan_for(program, of_shapes, rows, self._settings, self._rank, self._rules)
-            self._of_program.keep(program, last if plan == last else plan)
+            plan = self._of_program[program] = last if plan == last else plan
         return self._of_shapes.keep(shapes, plan)
 
 
 Part = tuple[Described | None, str]
 
 
-def _parts(own: Function, params: PyTree, rows: Rows, named: bool) -> dict[str, Part]:
+def _parts(own: Function, rows: Rows, named: bool) -> dict[str, Part]:
     """What a compiled function is fixed to, by names for the user: arguments and what the function refers to."""
     args = rows.args if named else ({}, *rows.args)  # keywords first
-    parts: dict[str, Any] = {}
-    for name, tree in (("parameter ", params), ("argument ", args[0]), ("argument ", dict(enumerate(args[1:], 1)))):
+    parts: dict[str, Part] = {}
+    for tree in (args[0], dict(enumerate(args[1:], 1))):
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            parts[name + path_name(keys)] = abstract(leaf) if is_array(leaf) else leaf
-    return {**{name: (described(x), _shown(x)) for name, x in parts.items()}, **_refers_to(own)}
+            parts[f"argument {path_name(keys)}"] = described(_shown(leaf) if is_array(leaf) else leaf), _shown(leaf)
+    return parts | _refers_to(own)
 
 
 def _again(own: Function, before: dict[str, Part], now: dict[str, Part]) -> str:
     changed = []
     for name, (found, text) in now.items():
         old, was = before.get(name, (None, "nothing"))
-        if old is None or found is None or old.key != found.key or not old.holds():
+        if found is None or old != found:
             changed.append(f"{name} ({was} -> {text})" if was != text else f"{name} (another {text})")
     what = ", ".join(changed[:4]) or "the operations that it makes"
     return (
