@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.typing import DTypeLike
 
 from eggroll.engine.checks import is_traced
 from eggroll.engine.lowrank import accumulator_dtype
@@ -221,7 +222,7 @@ def nothing_finite(what: str, population: int) -> FloatingPointError:
     )
 
 
-def mean_loss(fitness: jax.Array, dtype: Any) -> jax.Array:
+def mean_loss(fitness: jax.Array, dtype: DTypeLike) -> jax.Array:
     """The mean of the finite losses `−fitness`, in the loss's own dtype if that is floating point."""
     finite = jnp.isfinite(fitness)
     total = -jnp.where(finite, fitness, 0).sum()
