@@ -19,7 +19,6 @@ from eggroll.strategy.value_and_grad import ModelOptions, OfModel
 
 __all__ = ["explain", "grad", "value_and_grad"]
 
-
 Value = tuple[jax.Array, nnx.State]
 ValueAux = tuple[tuple[jax.Array, PyTree], nnx.State]
 GradAux = tuple[nnx.State, PyTree]
@@ -91,6 +90,7 @@ def value_and_grad(loss_fn: Function, *, wrt: Any = nnx.Param, share_rngs: bool 
         loss, aux = out if has_aux else (out, ())
         return loss, (aux, _changed(before, split.rest_of(nodes)))
 
+    setattr(pure, "__wrapped__", loss_fn)  # noqa: B010  whose name and line messages have
     # One row per member only where the user says so, and for keys that are not shared.
     axes = (None, None if share_rngs else 0, None, in_axes if in_axes is None else _axes(in_axes), None)
     estimate = gradient.value_and_grad(pure, has_aux=True, in_axes=axes, **options)

@@ -24,7 +24,7 @@ import numpy as np
 from eggroll.engine.user_code import is_library
 
 MOST = 4000  # objects looked at: what reaches more is traced instead
-PLAIN = (type(None), bool, int, str, bytes, type(...), types.CodeType, np.dtype, jax.tree_util.PyTreeDef)
+PLAIN = (type(None), bool, int, str, bytes, type(...), types.CodeType, jax.tree_util.PyTreeDef)
 BY_NAME = {"globals", "locals", "vars", "getattr", "eval", "exec", "__import__", "import_module"}  # hide what is read
 
 
@@ -110,7 +110,7 @@ class _Walk:
             return self._function(x)
         if kind is types.MethodType:
             return kind, self.of(x.__self__), self.of(x.__func__)
-        if kind is functools.partial:
+        if isinstance(x, functools.partial):
             return kind, self.of(x.func), self.of(x.args), self.of(x.keywords)
         if kind is types.BuiltinFunctionType:
             owner = x.__self__
@@ -121,6 +121,10 @@ class _Walk:
             return self._itself(x)  # its attributes are looked at where a function reads them
         if kind.__name__ in ("PjitFunction", "Device"):
             return self._itself(x)  # of JAX, and without a state
+        if isinstance(x, np.dtype | jax.sharding.Mesh | jax.sharding.Sharding | jax.sharding.PartitionSpec):
+            return kind, x
+        if kind.__name__ == "_lru_cache_wrapper":
+            return self._itself(x), self.of(x.__wrapped__)
         if kind.__name__ in ("ufunc", "_ArrayFunctionDispatcher"):
             return "itself", x  # of NumPy, and there as long as it is
         return self._object(x, kind)
@@ -239,4 +243,5 @@ def array_key(x: Any) -> Hashable:
     x = np.asarray(x)
     if x.dtype.hasobject:
         raise NotDescribed
-    return "array", x.shape, x.dtype.str, str(x.dtype), hashlib.blake2b(x.tobytes(), digest_size=16).digest()
+    numbers = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+    return "array", x.shape, x.dtype.str, str(x.dtype), hashlib.blake2b(numbers, digest_size=16).digest()

@@ -212,7 +212,7 @@ class ES(Strategy):
         self._choose_update(state.params)
         program = self.cache.program(fitness_fn, state.params, rows)
         check_scalar(program.out_shape, has_aux, "fitness")
-        self.plan = plan = self.plan_for(state.params, fitness_fn, rows)
+        self.plan = plan = self._plans.of(program, state.params, rows)
         rows = rows.arrays_alone()
         axes = rows.axes
 

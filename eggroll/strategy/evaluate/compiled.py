@@ -132,7 +132,7 @@ class CompiledCache:
         self, fun: Function, own: Function | None, params: PyTree, rows: Rows, group: Hashable, program: Program
     ) -> None:
         """Counts one more compilation of the function's code, and tells of the third what was other than before."""
-        named, own = own is not None, fun if own is None else own
+        named, own = own is not None, inspect.unwrap(fun if own is None else own)
         code, arrays = code_of(own), partition((params, rows.args))[0]
         of = code, group, str(jax.tree.map(_shown, params))  # a model of another size is another use
         if code is None or is_traced(arrays):  # what is traced around is what is compiled
@@ -164,18 +164,25 @@ class Plans:
 
     def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
         """The plan for a function; without one that of the last function of such parameters, else one by shapes."""
-        leaves, tree = jax.tree.flatten(params)
-        shapes = tree, tuple((tuple(x.shape), str(x.dtype)) for x in leaves)
-        last = self._of_shapes.used(shapes)
         if fun is None or rows is None:
+            last = self._of_shapes.used(_shapes(params))
             return make_plan(params, None, rank=self._rank, rules=self._rules) if last is None else last
-        program = self._cache.program(fun, params, rows)
-        plan = self._of_program.get(program)
+        return self.of(self._cache.program(fun, params, rows), params, rows)
+
+    def of(self, program: Program, params: PyTree, rows: Rows) -> Plan:
+        """The plan for a program of such parameters."""
+        shapes = _shapes(params)
+        last, plan = self._of_shapes.used(shapes), self._of_program.get(program)
         if plan is None:
             of_shapes = jax.tree.map(abstract, params)
             plan = plan_for(program, of_shapes, rows, self._settings, self._rank, self._rules)
             plan = self._of_program[program] = last if plan == last else plan
         return self._of_shapes.keep(shapes, plan)
+
+
+def _shapes(params: PyTree) -> Hashable:
+    leaves, tree = jax.tree.flatten(params)
+    return tree, tuple((tuple(x.shape), str(x.dtype)) for x in leaves)
 
 
 Part = tuple[Described | None, str]
