@@ -144,7 +144,7 @@ def test_precision_of_the_call_around_is_part_of_the_function():
 )
 def test_the_third_compilation_says_what_changed(call, what):
     call(0), call(1)
-    with pytest.warns(eggroll.RecompilationWarning, match=f"third time, since this changed:.* {what}") as caught:
+    with pytest.warns(eggroll.RecompilationWarning, match=f"third time, since this changed:.*{what}") as caught:
         call(2)
     assert caught[0].filename == __file__
     call(3), call(4)  # said once
