@@ -14,6 +14,7 @@ from typing import Any
 import jax
 from jax._src import config, distributed, source_info_util, xla_bridge
 from jax._src.interpreters import partial_eval
+from jax.core import Tracer
 from jax.experimental.scheduling_groups import xla_metadata_call
 from jax.extend import core as jex
 
@@ -151,14 +152,14 @@ def _staged(x: Any) -> Any | None:
     for _ in range(32):
         if isinstance(x, partial_eval.DynamicJaxprTracer):
             return x
-        x = getattr(x, "val", getattr(x, "primal", None)) if isinstance(x, jax.core.Tracer) else None
+        x = getattr(x, "val", getattr(x, "primal", None)) if isinstance(x, Tracer) else None
     return None
 
 
 def _fixed_in(x: Any, trace: Any) -> bool:
     staged = _staged(x)
     if staged is None:
-        return not isinstance(x, jax.core.Tracer)
+        return not isinstance(x, Tracer)
     turned = False
     while staged._trace is not trace:  # of a function around: the same at every turn of a loop between
         turned |= trace.frame.debug_info is not None and trace.frame.debug_info.traced_for in LOOPS
@@ -178,7 +179,7 @@ def _depends(tracer: Any) -> bool:
         seen.add(id(one))
         if one.parent is not None:
             waiting += one.parent.in_tracers
-        elif isinstance(one.full_lower(), jax.core.Tracer):
+        elif isinstance(one.full_lower(), Tracer):
             return True
     return False
 

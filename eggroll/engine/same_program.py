@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 from eggroll.engine import jax_compat
 from eggroll.engine.sameness import NotDescribed, array_key
@@ -67,7 +68,7 @@ class _Numbered:
 
 
 def _constant(x: Any) -> Hashable:
-    if isinstance(x, jax.core.Tracer):
+    if isinstance(x, Tracer):
         raise NotDescribed
     if not isinstance(x, jax.Array):
         return type(x), array_key(x)

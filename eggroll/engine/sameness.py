@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 
 MOST = 4000  # objects looked at: what reaches more is traced instead
 PLAIN = (type(None), bool, int, str, bytes, type(...), types.CodeType, jax.tree_util.PyTreeDef)
@@ -88,7 +89,7 @@ class _Walk:
         return self._new(x, kind)
 
     def _new(self, x: Any, kind: type) -> Hashable:
-        if isinstance(x, jax.core.Tracer):
+        if isinstance(x, Tracer):
             raise NotDescribed
         if isinstance(x, jax.Array):
             return self._itself(x)
@@ -100,7 +101,7 @@ class _Walk:
             return (kind, *((self.of(k), self.of(v)) for k, v in x.items()))
         if kind in (set, frozenset):
             return kind, frozenset(map(self.of, x))
-        if isinstance(x, tuple) and hasattr(kind, "_fields"):
+        if issubclass(kind, tuple) and hasattr(kind, "_fields"):
             return (self.of(kind), *map(self.of, tuple(x)))
         if kind is range or kind is slice:
             return kind, str(x)
@@ -244,5 +245,5 @@ def array_key(x: Any) -> Hashable:
     x = np.asarray(x)
     if x.dtype.hasobject:
         raise NotDescribed
-    numbers = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+    numbers: Any = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
     return "array", x.shape, x.dtype.str, str(x.dtype), hashlib.blake2b(numbers, digest_size=16).digest()

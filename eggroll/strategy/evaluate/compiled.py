@@ -29,7 +29,7 @@ from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import Population
 
 KEPT = 64  # entries; a function made anew at every call must not fill the memory
-KEPT_EACH = 4  # programs of one line of code that hold arrays which it captured
+HELD = 1 << 28  # bytes of captured arrays that all programs of one line of code may hold
 TOLD_AT = 3  # compilations
 
 
@@ -132,26 +132,26 @@ class CompiledCache:
         self, fun: Function, own: Function | None, params: PyTree, rows: Rows, group: Hashable, program: Program
     ) -> None:
         """Counts one more compilation of the function's code, and tells of the third what was other than before."""
-        named, own = own is not None, inspect.unwrap(fun if own is None else own)
-        code, arrays = code_of(own), partition((params, rows.args))[0]
+        named, fun = own is not None, inspect.unwrap(fun if own is None else own)
+        code, arrays = code_of(fun), partition((params, rows.args))[0]
         of = code, group, str(jax.tree.map(_shown, params))  # a model of another size is another use
         if code is None or is_traced(arrays):  # what is traced around is what is compiled
             return
         count, before, holding = self._told.used(of) or (0, {}, ())
-        now = _parts(own, rows, named)
+        now = _parts(fun, rows, named)
         if program.consts:
-            holding = (*holding, weakref.ref(program))
-            for old in holding[:-KEPT_EACH]:
-                self._forget(old())
-            holding = holding[-KEPT_EACH:]
+            holding = (*holding, (weakref.ref(program), sum(x.nbytes for x in program.consts)))
+            while sum(size for _, size in holding) > HELD and len(holding) > 1:
+                self._forget(holding[0][0]())
+                holding = holding[1:]
         self._told.keep(of, (count + 1, now, holding))
         if count + 1 == TOLD_AT and not is_library(code.co_filename):
-            warn_user(_again(own, before, now), RecompilationWarning)
+            warn_user(_again(fun, before, now), RecompilationWarning)
 
     def _forget(self, program: Program | None) -> None:
         self._programs.drop(lambda _, value: value is program)
         self._described.drop(lambda _, value: value is program)
-        self._variants.drop(lambda key, _: program in key[0] if isinstance(key[0], tuple) else False)
+        self._variants.drop(lambda key, _: isinstance(key, tuple) and isinstance(key[0], tuple) and program in key[0])
 
 
 class Plans:
@@ -172,11 +172,12 @@ class Plans:
     def of(self, program: Program, params: PyTree, rows: Rows) -> Plan:
         """The plan for a program of such parameters."""
         shapes = _shapes(params)
-        last, plan = self._of_shapes.used(shapes), self._of_program.get(program)
+        last: Plan | None = self._of_shapes.used(shapes)
+        plan = self._of_program.get(program)
         if plan is None:
             of_shapes = jax.tree.map(abstract, params)
             plan = plan_for(program, of_shapes, rows, self._settings, self._rank, self._rules)
-            plan = self._of_program[program] = last if plan == last else plan
+            plan = self._of_program[program] = last if last is not None and plan == last else plan
         return self._of_shapes.keep(shapes, plan)
 
 
