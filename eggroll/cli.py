@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in (["--version"], ["-V"]):
-        from eggroll.training.folder.versions import package_version
+        from eggroll.extras import package_version
 
         print(f"eggroll {package_version()}")
         return 0

@@ -31,7 +31,7 @@ MOVED = {
     "eggroll.training.journal": "eggroll.training.ledger.journal",
     "eggroll.training.ledger_base": "eggroll.training.ledger.base",
     "eggroll.training.ledger_format": "eggroll.training.ledger.format",
-    "eggroll.training.lock": "eggroll.training.folder.lock",
+    "eggroll.training.lock": "eggroll.training.folder.files",
     "eggroll.training.rebuilding": "eggroll.training.ledger.rebuilding",
     "eggroll.training.result": "eggroll.training.stopping",
     "eggroll.training.settings": "eggroll.training.folder.settings",

@@ -22,11 +22,11 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
+from eggroll.extras import versions
 from eggroll.training import read_metrics, replay
 from eggroll.training.folder import described as describing
 from eggroll.training.folder.settings import as_json, check_same, describe, differences
-from eggroll.training.folder.versions import versions
-from eggroll.training.ledger.base import digests
+from eggroll.training.ledger.format import digests
 from eggroll.training.ledger.reader import Reader, Settings
 from eggroll.training.ledger.settings import ENVIRONMENT, settings_of
 from tests.cli.running import call

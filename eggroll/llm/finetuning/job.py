@@ -31,9 +31,9 @@ from eggroll.training.curve import Drawn, draw_curve
 from eggroll.training.errors import RunError
 from eggroll.training.folder.files import write_text
 from eggroll.training.folder.layout import CURVE, EVALUATION, MODEL, check_kept, holds_run
+from eggroll.training.folder.settings import check_options
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, read_metrics
-from eggroll.training.opening import check_options
 from eggroll.training.optimizers import named
 from eggroll.training.options import UNDECIDING, SettingsError
 from eggroll.training.processes.deciding import first_decides

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from eggroll.training.errors import RunError
 
@@ -144,3 +145,21 @@ def not_writable(path: Path, why: OSError) -> RunError:
         f"cannot write to '{path}' ({why.strerror or why}); make room and go on with --resume, or choose another "
         "folder with --out."
     )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The run's configuration.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as why:
+        raise RunError(
+            f"cannot read '{folder / CONFIG}' ({why}): without it nobody knows what the run in that folder was. "
+            "Restore it, or start anew with --overwrite."
+        ) from why
+    return config

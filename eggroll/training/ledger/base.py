@@ -1,8 +1,7 @@
-"""The base of a ledger: the parameters that a run started from, their digests, and their `.npz` file."""
+"""The base of a ledger, the parameters that a run started from, as a replay is given it."""
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,41 +16,7 @@ from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.training.errors import RunError
 from eggroll.training.folder.layout import INITIAL
-
-
-def digests(base: Any) -> dict[str, str]:
-    """The digest of every parameter: the first 16 hexadecimal digits of SHA-256 of its name, dtype, shape and bytes.
-
-    Args:
-        base: pytree of arrays.
-
-    Returns:
-        path → digest, in the order of the leaves.
-
-    Raises:
-        RunError: two parameters with the same path, which a ledger cannot tell apart.
-    """
-    found: dict[str, str] = {}
-    for path, leaf in zip(leaf_paths(base), jax.tree.leaves(base), strict=True):
-        if path in found:
-            raise RunError(f"got two parameters with the path '{path}': a ledger cannot tell them apart. Rename one.")
-        array = to_numpy(leaf)
-        digest = hashlib.sha256(f"{path}\0{array.dtype.name}\0{','.join(map(str, array.shape))}\0".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        found[path] = digest.hexdigest()[:16]
-    return found
-
-
-def joint_digest(each: Mapping[str, str], paths: Sequence[str]) -> str:
-    """One digest of all parameters, in the order of `paths`: SHA-256 of their digests, in hexadecimal."""
-    return hashlib.sha256("".join(each[path] for path in paths).encode()).hexdigest()
-
-
-def to_numpy(leaf: Any) -> np.ndarray:
-    """A parameter as a numpy array; a random key, which only a frozen one can be, as its words."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
+from eggroll.training.ledger.format import digests, joint_digest
 
 
 def in_order(base: Any, plan: Plan) -> Any:

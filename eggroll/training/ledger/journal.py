@@ -15,8 +15,16 @@ from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.strategy.protocol import Strategy
 from eggroll.training.errors import RunError
 from eggroll.training.folder.layout import holds_records
-from eggroll.training.ledger.base import digests
-from eggroll.training.ledger.format import GENERATION, MAGIC, SETTINGS, Generation, Settings, first_digest, pack
+from eggroll.training.ledger.format import (
+    GENERATION,
+    MAGIC,
+    SETTINGS,
+    Generation,
+    Settings,
+    digests,
+    first_digest,
+    pack,
+)
 from eggroll.training.ledger.reader import LedgerError, Reader
 from eggroll.training.ledger.settings import differences, settings_of
 

@@ -14,7 +14,8 @@ from eggroll.engine.paths import leaf_paths
 from eggroll.training.errors import RunError
 from eggroll.training.folder.arrays import by_path, save_arrays
 from eggroll.training.folder.layout import LEDGER
-from eggroll.training.ledger.base import digests, joint_digest, load_arrays
+from eggroll.training.ledger.base import load_arrays
+from eggroll.training.ledger.format import digests, joint_digest
 from eggroll.training.ledger.reader import Summary, summarize
 from eggroll.training.ledger.rebuilding import RUN, Replay
 

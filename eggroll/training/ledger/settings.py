@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from eggroll.extras import version_of
 from eggroll.strategy.mesh.sharding import Sharding
 from eggroll.strategy.methods import METHODS
 from eggroll.strategy.plan.leaves import Kind, LeafPlan, Plan
@@ -19,8 +20,7 @@ from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.update.schedules import sigma_at
 from eggroll.training.errors import RunError
 from eggroll.training.folder.settings import NOTHING, compared
-from eggroll.training.folder.versions import version_of
-from eggroll.training.ledger.base import joint_digest
+from eggroll.training.ledger.format import joint_digest
 from eggroll.training.ledger.mesh import laid_out, mesh_difference, mesh_to_json
 from eggroll.training.optimizers import from_json, spec_of, to_json
 
@@ -37,7 +37,7 @@ def settings_of(es: Strategy, key: jax.Array, base: Mapping[str, str], name: str
     Args:
         es: the strategy; its plan is left out before its first generation.
         key: typed threefry key of the run.
-        base: path → digest, from `eggroll.training.ledger.base.digests`.
+        base: path → digest, from `eggroll.training.ledger.format.digests`.
         name: what the base is called, such as a model's name; or None.
 
     Returns:
