@@ -85,9 +85,9 @@ def _repeated(data: Any, epochs: int | None) -> Any:
     try:
         return data.repeat(epochs)
     except ValueError as why:  # it has no end already
-        raise RunError(
-            f"got epochs={epochs} with a data set that cannot be repeated ({why}). Leave epochs out."
-        ) from why
+        if epochs is None:
+            return data
+        raise RunError(f"got epochs={epochs} with a data set that has no end ({why}). Leave epochs out.") from why
 
 
 def _arguments(batch: Any) -> tuple:

@@ -15,6 +15,9 @@ from eggroll.training.errors import RunError
 from eggroll.training.steps import as_source
 
 
+READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+
+
 def noisy() -> Iterator[tuple[np.ndarray, int]]:
     rng = np.random.default_rng(0)
     for i in itertools.count():
@@ -29,7 +32,7 @@ def shuffled() -> Any:
 def loader(epochs: int | None = None, records: int = 20) -> Any:
     sampler = grain.samplers.IndexSampler(records, grain.sharding.NoSharding(), shuffle=True, num_epochs=epochs, seed=5)
     source: Any = grain.sources.RangeDataSource(0, records, 1)
-    return grain.DataLoader(data_source=source, sampler=sampler, worker_count=0)
+    return grain.DataLoader(data_source=source, sampler=sampler, worker_count=0, read_options=READ)
 
 
 class Shuffled:
@@ -84,10 +87,9 @@ def test_a_source_goes_on_where_it_was(kind: str) -> None:
     check_goes_on(KINDS[kind], 9, (0, 1, 4))
 
 
-@pytest.mark.parametrize("epochs", [3, None])
-@pytest.mark.parametrize("kind", PASSES)
+@pytest.mark.parametrize(("kind", "epochs"), zip(PASSES, (3, None, 3, None, 3), strict=True))
 def test_a_source_goes_on_in_any_pass(kind: str, epochs: int | None) -> None:
-    check_goes_on(PASSES[kind], 12, (1, 4, 5, 8, 10), epochs=epochs)
+    check_goes_on(PASSES[kind], 12, (4, 10), epochs=epochs)
     source = as_source(PASSES[kind](), epochs=epochs)
     seen = [int(np.sum(source.next()[0])) for _ in range(12)]
     assert sorted(seen[:4]) == sorted(seen[4:8]) == sorted(seen[8:])  # each pass has all of it
@@ -136,7 +138,7 @@ def test_what_has_one_pass_is_refused_for_more(data: Any, epochs: int | None) ->
 @pytest.mark.parametrize("make", [Once, Wrapped, list])
 def test_a_pass_without_a_batch_is_an_error_and_no_endless_loop(make: Any) -> None:
     source = as_source(make(), epochs=None)
-    with pytest.raises(RunError, match="with data without a batch in pass [12]"):
+    with pytest.raises(RunError, match=r"with data without a batch in pass [12]"):
         for _ in range(3):
             source.next()
 
@@ -148,6 +150,7 @@ def test_data_without_an_end_have_no_epochs() -> None:
         as_source(data, None).next()
     with pytest.raises(RunError, match="got epochs=2 with a data set that has no end"):
         as_source(grain.MapDataset.range(4).repeat(None), 2)
+    assert as_source(grain.MapDataset.range(4).repeat(None), None).next() == (0,)
 
 
 def test_only_a_tuple_is_several_arguments() -> None:
@@ -168,10 +171,10 @@ def test_data_that_end_before_the_place_are_refused() -> None:
 
 
 def test_data_of_another_kind_are_refused() -> None:
-    with pytest.raises(RunError, match="keep a state of their own; .* data that do not"):
+    with pytest.raises(RunError, match=r"keep a state of their own; .* data that do not"):
         as_source(shuffled()).seek(3)
     for data in ([1, 2], None):
-        with pytest.raises(RunError, match="keep no state of their own; .* data that do"):
+        with pytest.raises(RunError, match=r"keep no state of their own; .* data that do"):
             as_source(data).seek(as_source(shuffled()).position())
 
 
