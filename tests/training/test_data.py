@@ -14,7 +14,6 @@ import pytest
 from eggroll.training.errors import RunError
 from eggroll.training.steps import as_source
 
-
 READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 
 
@@ -87,7 +86,7 @@ def test_a_source_goes_on_where_it_was(kind: str) -> None:
     check_goes_on(KINDS[kind], 9, (0, 1, 4))
 
 
-@pytest.mark.parametrize(("kind", "epochs"), zip(PASSES, (3, None, 3, None, 3), strict=True))
+@pytest.mark.parametrize(("kind", "epochs"), list(zip(PASSES, (3, None, 3, None, 3), strict=True)))
 def test_a_source_goes_on_in_any_pass(kind: str, epochs: int | None) -> None:
     check_goes_on(PASSES[kind], 12, (4, 10), epochs=epochs)
     source = as_source(PASSES[kind](), epochs=epochs)
