@@ -74,8 +74,8 @@ def fit(
         data: None, an iterable of batches (Grain's data sets and loaders among them), or a function of the generation's
             number; see `eggroll.training.steps.as_source`.
         generations: updates in all, at least 1.
-        epochs: passes over an iterable, at least 1; None: as many as the generations need, for which a generator, of
-            which there is one, is refused. Default 1: the run ends with its data, and a warning says so.
+        epochs: passes over an iterable, at least 1; None: as many as the generations need. Default 1: the run ends with
+            its data, and a warning says so. A generator has one pass, and more are refused.
         carry: the model's own state at the start, for a step that has such. Default: none.
         folder: where metrics, ledger and checkpoints go. Default None: nothing is written.
         resume: go on from the newest whole checkpoint in `folder`, from the start if there is no run yet. Default:

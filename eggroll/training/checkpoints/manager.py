@@ -238,7 +238,8 @@ class Checkpoints:
         try:
             yield
         except BaseException:
-            self._arrays.reset()
+            if "_arrays" in vars(self):
+                self._arrays.reset()
             if is_main():
                 self._disk.sweep(path)
             raise
