@@ -221,8 +221,9 @@ class _Loop:
             LOGGER.warning("the run ends after %d of %d generations: %s", self.place.generation, self.generations, why)
 
     def _warn_of_data(self) -> None:
+        taken = self.place.generation - self.begun
         self._warn(
-            f"its data ended with {self.place.generation - self.begun} batches. Give more, or of data that can be "
+            f"its data ended with {taken} batch{'' if taken == 1 else 'es'}. Give more, or of data that can be "
             "started again, such as a list, more epochs (epochs=None: as many as it takes); a run in a folder then "
             "goes on with resume=True."
         )
