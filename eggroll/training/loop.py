@@ -7,9 +7,8 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
@@ -21,11 +20,12 @@ from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
+from eggroll.training.opening import Opening, check_processes
 from eggroll.training.processes.talk import gather
 from eggroll.training.progress import Meter
-from eggroll.training.steps import Compiled, Data, Source, Step, as_source
+from eggroll.training.steps import Compiled, Data, Source, Step, as_source, length, outline
 from eggroll.training.stopping import EarlyStopping, Place, Result, StopRequest, check_measured, measured, plain
-from eggroll.training.store import Opening, Saving, Store
+from eggroll.training.store import Saving, Store
 
 LOGGER = logging.getLogger("eggroll")
 Evaluate = Callable[[State, PyTree], Mapping[str, float]]
@@ -47,7 +47,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     force: bool = False,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     may_change: Collection[str] = (),
     saving: Saving | None = None,
     evaluate: Evaluate | None = None,
@@ -105,7 +105,7 @@ def fit(
 
     Raises:
         RunError: the folder holds another run, is in use, or cannot be written; other settings; every checkpoint is
-            damaged; another process is lost.
+            damaged; another process is lost, or differs in what decides the run.
         ValueError: counts out of their range.
 
     Example:
@@ -125,10 +125,15 @@ def fit(
     saving = saving or Saving()
     with ExitStack() as stack:
         stack.enter_context(processes.watching())  # while the folder is opened, and the last save is made, too
+        decides = {"generations": generations, "epochs": epochs, "evaluate_every": evaluate_every}
+        decides |= {"evaluate": evaluate is not None, "until": until is not None}
+        decides |= {"early_stopping": early_stopping and asdict(early_stopping), "fitness": type(step).__name__}
+        decides |= {"data": length(data), "folder": folder is not None}
+        decides |= {f"saving.{name}": getattr(saving, name) for name in ("every", "keep", "best", "score")}
+        check_processes(es, begun, {**decides, "settings": dict(settings or {})})
         stop = asked_to_stop or stack.enter_context(StopRequest()).was_asked
         store = None
         if folder is not None:
-            _check_fresh(state, saving)
             options = {"resume": resume, "overwrite": overwrite, "force": force}
             opening = Opening(Path(folder), es, saving, settings or {}, frozenset(may_change), **options)
             store = stack.enter_context(opening.opened(begun))
@@ -144,19 +149,11 @@ def fit(
         return loop.run(place, saving.score, begun.generation)
 
 
-def _canonical(leaf: Any) -> Any:
+def _canonical(leaf: object) -> object:
     """Numbers and NumPy's arrays in the dtypes that JAX keeps, so that what is saved fits what is begun with."""
     if not isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic):
         return leaf
     return np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype))
-
-
-def _check_fresh(state: State, saving: Saving) -> None:
-    if saving.ledger and int(state.generation):
-        raise RunError(
-            f"got a state of generation {int(state.generation)} to begin with; a ledger starts from parameters alone. "
-            "Begin with es.init(params, key), or without a ledger: saving=Saving(ledger=False)."
-        )
 
 
 @dataclass
@@ -205,28 +202,32 @@ class _Loop:
     def _generations(self) -> str:
         ended = self._ended_before()
         while ended is None:
-            try:
-                batch = self.source.next()
-            except StopIteration:
-                ended = OUT_OF_DATA
-                self._warn_of_data()
-                break
-            ended = self._one(batch)
+            batch = self._next()
+            ended = OUT_OF_DATA if batch is None else self._one(batch)
         self._save_last()
         return ended
+
+    def _next(self) -> tuple | None:
+        """The next batch; None at the end of the data, to which all processes have to come together."""
+        try:
+            batch = self.source.next()
+        except StopIteration:
+            batch = None
+        told = "none: the data have ended" if batch is None else outline(batch)
+        processes.same(told, f"data of generation {self.place.generation + 1}")
+        if batch is None:
+            taken = self.place.generation - self.begun
+            self._warn(
+                f"its data ended with {taken} batch{'' if taken == 1 else 'es'}. Give more, or of data that can be "
+                "started again, such as a list, more epochs (epochs=None: as many as it takes); a run in a folder then "
+                "goes on with resume=True."
+            )
+        return batch
 
     def _warn(self, why: str) -> None:
         """Says that the run ends before its last generation for a reason that nobody asked for."""
         if processes.is_main():
             LOGGER.warning("the run ends after %d of %d generations: %s", self.place.generation, self.generations, why)
-
-    def _warn_of_data(self) -> None:
-        taken = self.place.generation - self.begun
-        self._warn(
-            f"its data ended with {taken} batch{'' if taken == 1 else 'es'}. Give more, or of data that can be "
-            "started again, such as a list, more epochs (epochs=None: as many as it takes); a run in a folder then "
-            "goes on with resume=True."
-        )
 
     def _ended_before(self) -> str | None:
         """Why a resumed run has nothing to do, or None."""
@@ -284,10 +285,9 @@ class _Loop:
         return record
 
     def _why_end(self, hopeless: bool) -> str | None:
-        if self.place.generation >= self.generations or self._enough(self.place.state, self.place.carry):
-            return FINISHED
+        done = self.place.generation >= self.generations or self._enough(self.place.state, self.place.carry)
         late = time.perf_counter() > self.deadline
-        asked = self.asked_to_stop()
-        mine = 3 * hopeless or 2 * bool(asked) or 1 * late
+        mine = 4 * done or 3 * hopeless or 2 * bool(self.asked_to_stop()) or 1 * late
         # One process's reason is that of all.
-        return (None, OUT_OF_TIME, INTERRUPTED, STOPPED_EARLY)[int(gather(np.array(mine, np.uint8)).max())]
+        reasons = (None, OUT_OF_TIME, INTERRUPTED, STOPPED_EARLY, FINISHED)
+        return reasons[int(gather(np.array(mine, np.uint8)).max())]

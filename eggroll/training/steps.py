@@ -6,7 +6,10 @@ import base64
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from operator import length_hint
 from typing import Any, Protocol
+
+import jax
 
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.strategy.evaluate.tracing import InAxes
@@ -18,7 +21,7 @@ from eggroll.training.processes.scoring import score
 LOGGER = logging.getLogger("eggroll")
 
 Position = Any  # JSON
-Data = Iterable[Any] | Callable[[int], Any] | None  # what a user passes
+Data = Iterable[object] | Callable[[int], object] | None  # what a user passes
 
 
 class Source(Protocol):
@@ -90,7 +93,27 @@ def _repeated(data: Any, epochs: int | None) -> Any:
         raise RunError(f"got epochs={epochs} with a data set that has no end ({why}). Leave epochs out.") from why
 
 
-def _arguments(batch: Any) -> tuple:
+def length(data: Data) -> int | None:
+    """How many batches there are, where that is known."""
+    try:
+        found = length_hint(data, -1)
+    except Exception:  # of other libraries, which may not know how long they are
+        return None
+    return None if found < 0 else found
+
+
+def outline(tree: PyTree) -> str:
+    """The dtypes and shapes of a tree's arrays, and the types of its other leaves, in a line.
+
+    Example:
+        >>> outline((jax.numpy.zeros((5, 4)), "text"))
+        'float32[5, 4], str'
+    """
+    leaves = jax.tree.leaves(tree)
+    return ", ".join(f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__ for x in leaves)
+
+
+def _arguments(batch: object) -> tuple:
     return batch if type(batch) is tuple else (batch,)
 
 
@@ -105,7 +128,7 @@ def _check_kind(position: Position, kind: type) -> None:
 
 
 class _ByGeneration:
-    def __init__(self, data: Callable[[int], Any]) -> None:
+    def __init__(self, data: Callable[[int], object]) -> None:
         self._data, self._generation = data, 0
 
     def next(self) -> tuple:
@@ -124,7 +147,7 @@ class _ByGeneration:
 class _Passes:
     """An iterable, pass after pass. Its iterators have a state of their own, or batches are counted."""
 
-    def __init__(self, data: Iterable[Any], epochs: int | None) -> None:
+    def __init__(self, data: Iterable[object], epochs: int | None) -> None:
         self._data, self._epochs, self._iterator = data, epochs, iter(data)
         self._stateful = hasattr(self._iterator, "set_state")
         self._taken, self._passes, self._untouched = 0, 0, True
@@ -200,7 +223,7 @@ class Step(ABC):
     recorded: tuple[str, ...] = ()
 
     @abstractmethod
-    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, Any, Metrics]:
+    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, PyTree, Metrics]:
         """From a state, what the model carries along and a batch, to the next ones and the metrics of `ES.tell`."""
 
 
@@ -227,7 +250,7 @@ class Compiled(Step):
     def __init__(self, fitness_fn: Function, *, carries: bool = False, in_axes: InAxes = None) -> None:
         self._fitness_fn, self._carries, self._in_axes = fitness_fn, carries, in_axes
 
-    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, Any, Metrics]:
+    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, PyTree, Metrics]:
         """One compiled generation."""
         if not self._carries:
             state, metrics = es.step(state, self._fitness_fn, *batch, in_axes=self._in_axes)
@@ -263,7 +286,7 @@ class Scored(Step):
         self._fun, self._scorer, self._in_axes = fun, scorer, in_axes
         self._told = False  # of an error
 
-    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, Any, Metrics]:
+    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, PyTree, Metrics]:
         """One generation, scored on the host."""
         members = es.ask(state)
         outputs = members.apply(self._fun, *batch, in_axes=self._in_axes)

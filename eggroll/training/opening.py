@@ -1,0 +1,207 @@
+"""The folder of a run, opened: as a new run, or where an earlier one was last saved."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from eggroll.engine.annotations import Json
+from eggroll.extras import versions
+from eggroll.strategy.protocol import Strategy
+from eggroll.training import processes
+from eggroll.training.checkpoints.manager import Checkpoints
+from eggroll.training.errors import RunError
+from eggroll.training.folder.arrays import by_path, save_arrays
+from eggroll.training.folder.files import FolderLock, write_text
+from eggroll.training.folder.layout import (
+    CHECKPOINTS,
+    CONFIG,
+    INITIAL,
+    claim,
+    clear,
+    holds_result,
+    holds_run,
+    read_config,
+)
+from eggroll.training.folder.settings import as_json, check_same, describe, differences
+from eggroll.training.metrics import count_lines
+from eggroll.training.processes.deciding import first_decides
+from eggroll.training.steps import outline
+from eggroll.training.stopping import Place, Seen
+from eggroll.training.store import Saving, Store
+
+LOGGER = logging.getLogger("eggroll")
+
+
+@dataclass(frozen=True)
+class Opening:
+    """How to open a run's folder.
+
+    Attributes:
+        folder: where.
+        es: the strategy.
+        saving: what is written, and how often.
+        settings: what decides the run beside the strategy.
+        may_change: names of settings that do not.
+        resume: whether a run in the folder goes on.
+        overwrite: whether a run in the folder is replaced.
+        force: whether it may go on with other settings.
+    """
+
+    folder: Path
+    es: Strategy
+    saving: Saving
+    settings: Mapping[str, object]
+    may_change: frozenset[str]
+    resume: bool
+    overwrite: bool
+    force: bool
+
+    @contextmanager
+    def opened(self, begun: Place) -> Iterator[Store]:
+        """The open store, its place being where the run goes on from; `begun` where it does not.
+
+        Raises:
+            RunError: the folder is in use, holds a run of other settings, or cannot be read or written; a ledger is to
+                begin half way.
+        """
+        if self.saving.ledger and begun.generation:
+            raise RunError(
+                f"got a state of generation {begun.generation} to begin with; a ledger starts from parameters alone. "
+                "Begin with es.init(params, key), or without a ledger: saving=Saving(ledger=False)."
+            )
+        config = as_json({"options": dict(self.settings), "strategy": describe(self.es, begun.state.params)})
+        with ExitStack() as stack:
+            # What the first process finds holds for all: a shared disk may show files late.
+            found = first_decides(lambda: self._prepare(stack, config))
+            changes = found["changes"]
+            checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep=self.saving.keep, best=self.saving.best)
+            place = self._newest(checkpoints, begun) if found["goes_on"] else begun
+            # A change that was forced here or later is in the configuration, and not in the ledger up to here.
+            forced = any(each["generation"] >= place.generation for each in found["past"])
+            store = Store(
+                self.folder,
+                self.es,
+                self.saving,
+                begun=begun,
+                place=place,
+                changed=bool(changes) or self.force or forced,
+                force=self.force,
+                checkpoints=checkpoints,
+            )
+            stack.enter_context(store)
+            if processes.is_main():  # only now: what the store refuses must not leave new settings behind
+                self._write(config, begun, place, found)
+            yield store
+
+    def _prepare(self, stack: ExitStack, config: Mapping[str, object]) -> Json:
+        """Claims, locks and clears the folder, in the first process; whether a run goes on, what changes, and did."""
+        claim(self.folder, overwrite=self.overwrite, resume=self.resume)
+        stack.enter_context(FolderLock(self.folder))
+        claim(self.folder, overwrite=self.overwrite, resume=self.resume)  # a run may have begun and ended in between
+        goes_on = self.resume and holds_run(self.folder)
+        changes = self._changes(config) if goes_on else []
+        past = read_config(self.folder).get("changes", []) if goes_on else []
+        if not goes_on:
+            clear(self.folder)
+        return {"goes_on": goes_on, "changes": changes, "past": past}
+
+    def _changes(self, config: Mapping[str, object]) -> list[str]:
+        """How the settings differ from those in the folder."""
+        before = read_config(self.folder)
+        for line in differences(before.get("versions", {}), versions()):
+            LOGGER.warning("resuming with other versions, so not necessarily bit for bit: %s", line)
+        return check_same(before, config, may_change=self.may_change, force=self.force)
+
+    def _newest(self, checkpoints: Checkpoints, begun: Place) -> Place:
+        """Where the newest whole checkpoint was taken; `begun` if the run was stopped before the first."""
+        found = checkpoints.restore({"state": begun.state, "carry": begun.carry})
+        if found is None:
+            self._check_never_saved()
+            return begun
+        if not bool(found.state["state"].key == begun.state.key):
+            raise RunError(
+                f"the run in '{self.folder}' was begun with another key. Resume it with its own: a run cannot change "
+                "its key (or seed) half way."
+            )
+        for damaged in found.skipped:
+            LOGGER.warning("skipped %s: %s", damaged.path, damaged.reason)
+        record = found.record
+        seen = Seen(**record["seen"])
+        rest = {"data": record["data"], "seconds": record["seconds"], "score": record["score"], "seen": seen}
+        return Place(found.state["state"], found.state["carry"], **rest)
+
+    def _check_never_saved(self) -> None:
+        """Raises where the run got further than one can that was killed before its first checkpoint was whole."""
+        folder = self.folder / CHECKPOINTS
+        names = sorted(path.name for path in folder.iterdir() if path.is_dir()) if folder.exists() else []
+        saves = len({name.split("-")[0] for name in names if name.split("-")[0].isdigit()})
+        # One is written while the generations after it run, and the next waits for it.
+        most = 2 * read_config(self.folder).get("checkpoint_every", self.saving.every)
+        made = count_lines(self.folder)
+        if saves > 1 or made > most or holds_result(self.folder):
+            found = f"no whole one among {', '.join(names)}" if names else "none"
+            raise RunError(
+                f"'{self.folder}' holds a run of {made} generations whose checkpoints are gone or damaged (there is "
+                f"{found}). Bring one back from a copy, rebuild the parameters with `eggroll replay`, or start anew "
+                "with --overwrite."
+            )
+        for name in names:
+            LOGGER.warning("skipped %s: it was never finished", folder / name)
+        if made:
+            LOGGER.warning("'%s' has no checkpoint yet: the run starts again from its beginning", self.folder)
+
+    def _write(self, config: Json, begun: Place, place: Place, found: Json) -> None:
+        """The configuration, where it is new, and the initial parameters."""
+        past = [{**each, "generation": min(each["generation"], place.generation)} for each in found["past"]]
+        if past != found["past"]:
+            LOGGER.warning("settings that were forced later in the run hold from generation %d on", place.generation)
+        now = [{"generation": place.generation, "differences": found["changes"]}] if found["changes"] else []
+        if not found["goes_on"] or now or past != found["past"] or not place.generation:
+            size = sum(x.size for x in jax.tree.leaves(begun.state.params))
+            more = {"parameters": size, "versions": versions(), "checkpoint_every": self.saving.every}
+            if past or now:
+                more["changes"] = [*past, *now]
+            write_text(self.folder / CONFIG, json.dumps({**config, **more}, indent=2) + "\n")
+        if self.saving.initial and not (self.folder / INITIAL).exists():
+            save_arrays(self.folder / INITIAL, by_path(begun.state.params))
+
+
+def check_processes(es: Strategy, begun: Place, settings: Mapping[str, object]) -> None:
+    """Compares between all processes of a run what decides its numbers, and what they wait for one another for.
+
+    Args:
+        es: the strategy.
+        begun: where each process begins: its arrays' shapes and its key.
+        settings: what else is to be the same, as JSON by name.
+
+    Raises:
+        RunError: something differs, in all of them.
+    """
+    if processes.count() == 1:
+        return
+    state, mesh = begun.state, es.settings.mesh
+    leaves = jax.tree_util.tree_leaves_with_path(
+        {"params": state.params, "opt_state": state.opt_state, "carry": begun.carry}
+    )
+    decides = {
+        **settings,
+        "strategy": {
+            **describe(es, state.params),
+            "mesh": None if mesh is None else dict(mesh.shape),
+            "update": es.settings.update,
+        },
+        "generation": begun.generation,
+        "key": np.asarray(jax.random.key_data(state.key)).tolist(),
+        "arrays": {jax.tree_util.keystr(path): outline(leaf) for path, leaf in leaves},
+        # Not the platform: hosts may run other kernels.
+        "versions": {name: value for name, value in versions().items() if name != "platform"},
+    }
+    processes.same(as_json(decides), "settings or versions")
