@@ -2,7 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from typing import Any
+
+LONGEST = 200  # characters of a name in a message
+
+# What the operating system refuses, and what helps.
+MENDS = {
+    (errno.ENOSPC, errno.EDQUOT): "make room and go on with --resume, or choose {other}",
+    (errno.EACCES, errno.EPERM): "get the permission for it, or choose {other}",
+    (errno.EROFS,): "nothing can be written to that disk; choose {other}",
+    (errno.ENOTDIR, errno.EEXIST): "there is a file where a folder is needed; choose {other}",
+    (errno.EISDIR,): "there is a folder where a file is needed; choose {other}",
+    (errno.ENOENT,): "make the folder that it lies in, or choose {other}",
+    (errno.ENAMETOOLONG,): "most systems take 255 bytes a name, and 4095 in all; choose {other}",
+    (errno.ELOOP,): "its links lead in a circle; mend them, or choose {other}",
+    (errno.EFBIG,): "files may not be so large; raise the limit (`ulimit -f`) and go on with --resume",
+    (errno.EMFILE, errno.ENFILE): "too many files are open; raise the limit (`ulimit -n`) and go on with --resume",
+}
 
 
 class RunError(ValueError):
@@ -13,3 +31,32 @@ class RunError(ValueError):
     """
 
     result: Any = None
+
+
+def abridged(name: Any) -> str:
+    """A name as it may stand in a message.
+
+    Example:
+        >>> abridged("runs/a"), len(abridged("x" * 5000))
+        ('runs/a', 200)
+    """
+    text = str(name)
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+
+
+def mended(why: OSError, other: str = "another place with --out") -> str:
+    """What the operating system said, and what to do about it; `other` is what else the user may choose.
+
+    Libraries hand its error on as text; that is read, too.
+
+    Example:
+        >>> mended(OSError(errno.EROFS, "Read-only file system"))
+        '(Read-only file system); nothing can be written to that disk; choose another place with --out'
+        >>> mended(OSError("I/O error: No space left on device (os error 28)")).partition(";")[2][:10]
+        ' make room'
+    """
+    said = why.strerror or str(why)
+    for numbers, what in MENDS.items():
+        if why.errno in numbers or (why.errno is None and any(os.strerror(n) in said for n in numbers)):
+            return f"({said}); {what.format(other=other)}"
+    return f"({said}); mend that, or choose {other}"

@@ -18,7 +18,16 @@ from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
 from eggroll.training.folder.arrays import by_path, save_arrays
 from eggroll.training.folder.files import write_text
-from eggroll.training.folder.layout import CHECKPOINTS, CONFIG, INITIAL, claim, clear, holds_result, holds_run
+from eggroll.training.folder.layout import (
+    CHECKPOINTS,
+    CONFIG,
+    INITIAL,
+    claim,
+    clear,
+    holds_result,
+    holds_run,
+    read_config,
+)
 from eggroll.training.folder.lock import FolderLock
 from eggroll.training.folder.settings import as_json, check_same, describe, differences
 from eggroll.training.folder.versions import versions
@@ -160,21 +169,3 @@ def check_options(folder: Path, options: Mapping[str, Any], may_change: frozense
     if holds_run(folder):
         before = {"options": read_config(folder).get("options", {})}
         check_same(before, {"options": as_json(options)}, may_change=may_change, force=False)
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The run's configuration.
-
-    Raises:
-        RunError: there is none, or it cannot be read.
-    """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError) as why:
-        raise RunError(
-            f"cannot read '{folder / CONFIG}' ({why}): without it nobody knows what the run in that folder was. "
-            "Restore it, or start anew with --overwrite."
-        ) from why
-    return config

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -35,6 +35,8 @@ SCHEDULES = _names(
 )
 CHAIN = "chain"
 Spec = dict[str, Any]
+Number: TypeAlias = bool | int | float | np.generic | np.ndarray | jax.Array  # arrays without axes
+Argument: TypeAlias = "Number | str | NamedSchedule | Sequence[Argument] | Mapping[int, Argument] | None"
 
 
 class NamedSchedule:
@@ -78,7 +80,7 @@ class NamedOptimizer(optax.GradientTransformationExtraArgs):
         return f"named({_written(self.spec['name'], self.spec['arguments'])})"
 
 
-def named(name: str, **arguments: Any) -> NamedOptimizer:
+def named(name: str, **arguments: Argument) -> NamedOptimizer:
     """An optimizer of optax by name: `getattr(optax, name)(**arguments)`, which a ledger can hold.
 
     Args:
@@ -102,7 +104,7 @@ def named(name: str, **arguments: Any) -> NamedOptimizer:
     return NamedOptimizer(_called(name, encoded), {"name": name, "arguments": encoded})
 
 
-def schedule(name: str, **arguments: Any) -> NamedSchedule:
+def schedule(name: str, **arguments: Argument) -> NamedSchedule:
     """A schedule of optax by name: `getattr(optax, name)(**arguments)`, for the arguments of `named`.
 
     Args:

@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eggroll.training.folder.layout import FUNCTION
+
 COUNTS = (0, 1, 10, 100, 1000, 10_000, 100_000)  # generations at which schedules are compared
 LONGEST = 20_000  # characters; a longer description is its digest
 SHOWN = 8  # numbers of an array, beyond which its digest stands for it
-FUNCTION, VALUES = "function", "values"
 
 
 def described(value: Any) -> Any:

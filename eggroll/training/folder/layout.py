@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, abridged, mended
 
 CONFIG, METRICS, PARAMETERS, CURVE = "config.json", "metrics.jsonl", "parameters.npz", "curve.png"
 LEDGER, INITIAL, CHECKPOINTS, TENSORBOARD = "ledger.bin", "initial.npz", "checkpoints", "tensorboard"
+FUNCTION, VALUES = "function", "values"  # keys of what a configuration says of a function
 MAGIC = b"eggroll ledger 1\n"  # a ledger's first bytes
 MODEL, SAMPLES, EVALUATION = "model", "samples.jsonl", "evaluation.json"  # of language models
 FILES = (CONFIG, METRICS, PARAMETERS, CURVE, LEDGER, INITIAL, SAMPLES, EVALUATION)  # what a new run replaces
@@ -140,7 +142,22 @@ def check_kept(path: Path, model: str | Path, *, resume: bool = False) -> None:
 
 def not_writable(path: Path, why: OSError) -> RunError:
     """The error for a folder that the operating system refuses."""
-    return RunError(
-        f"cannot write to '{path}' ({why.strerror or why}); make room and go on with --resume, or choose another "
-        "folder with --out."
-    )
+    return RunError(f"cannot write to '{abridged(path)}' {mended(why)}.")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The run's configuration.
+
+    Raises:
+        RunError: there is none, or it cannot be read.
+    """
+    try:
+        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        if not isinstance(config, dict):
+            raise ValueError("it is no JSON object")
+    except (OSError, ValueError) as why:
+        raise RunError(
+            f"cannot read '{folder / CONFIG}' ({why}): without it nobody knows what the run in that folder was. "
+            "Restore it, or start anew with --overwrite."
+        ) from why
+    return config

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from eggroll.training.errors import RunError
+from eggroll.training.folder.layout import not_writable
 
 try:
     import fcntl  # the system lets go of such a lock when the process ends, however it ends
@@ -73,10 +74,7 @@ class FolderLock:
             self.folder.mkdir(parents=True, exist_ok=True)
             return os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         except OSError as why:
-            raise RunError(
-                f"'{self.folder}' cannot be written: {why.strerror or why}. A run keeps its files there: "
-                "choose a folder that can be written, or mend this one."
-            ) from why
+            raise not_writable(self.folder, why) from why
 
     def _take(self, handle: int) -> None:
         if fcntl is None:

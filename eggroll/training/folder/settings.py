@@ -1,15 +1,17 @@
-"""What decides a run's numbers, written down, and compared when the run goes on."""
+"""What decides a run's numbers, written down, and compared when the run goes on; without JAX, to refuse quickly."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from eggroll.strategy.protocol import Strategy
 from eggroll.training.errors import RunError
-from eggroll.training.folder.described import FUNCTION, VALUES, described, schedule_values
+from eggroll.training.folder.layout import FUNCTION, VALUES
+
+if TYPE_CHECKING:
+    from eggroll.strategy.protocol import Strategy
 
 LINE = 80  # characters of a value that is shown as it is
 MOST = 8  # differences that are told
@@ -29,6 +31,8 @@ def describe(es: Strategy) -> dict[str, Any]:
 
 
 def _described(name: str, value: Any) -> Any:
+    from eggroll.training.folder.described import described, schedule_values  # only here: they need JAX
+
     if name == "rules":
         return [[pattern, str(rule)] for pattern, rule in value]
     if name in SCHEDULES and callable(value):  # by its values too, which other versions of a library share
