@@ -27,7 +27,7 @@ Shaping = Literal["zscore", "centered_rank", "sign", "none"]
 class Settings(RunSettings):
     """Settings of a run; the defaults are those of the MLP."""
 
-    own = "batch_size"
+    _own = "batch_size"
 
     model: Model = field(default="mlp", kw_only=False)
     """The network: an ordinary Flax NNX module."""

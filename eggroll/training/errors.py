@@ -44,19 +44,24 @@ def abridged(name: Any) -> str:
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
 
 
-def mended(why: OSError, other: str = "another place with --out") -> str:
-    """What the operating system said, and what to do about it; `other` is what else the user may choose.
+def remedy(why: OSError, other: str = "another place with --out") -> str:
+    """What helps against what the operating system refuses; `other` is what else the user may choose.
 
     Libraries hand its error on as text; that is read, too.
 
     Example:
-        >>> mended(OSError(errno.EROFS, "Read-only file system"))
-        '(Read-only file system); nothing can be written to that disk; choose another place with --out'
-        >>> mended(OSError("I/O error: No space left on device (os error 28)")).partition(";")[2][:10]
-        ' make room'
+        >>> remedy(OSError(errno.EROFS, "Read-only file system"))
+        'nothing can be written to that disk; choose another place with --out'
+        >>> remedy(OSError("I/O error: No space left on device (os error 28)")).partition(" and")[0]
+        'make room'
     """
     said = why.strerror or str(why)
     for numbers, what in MENDS.items():
         if why.errno in numbers or (why.errno is None and any(os.strerror(n) in said for n in numbers)):
-            return f"({said}); {what.format(other=other)}"
-    return f"({said}); mend that, or choose {other}"
+            return what.format(other=other)
+    return f"mend that, or choose {other}"
+
+
+def mended(why: OSError, other: str = "another place with --out") -> str:
+    """What the operating system said, and what helps."""
+    return f"({why.strerror or why}); {remedy(why, other)}"

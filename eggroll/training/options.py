@@ -86,7 +86,7 @@ class Checked:
 class RunSettings(Checked):
     """What the settings of all runs have: where and how often a run is written, and what ends it."""
 
-    own: ClassVar[str] = ""  # a setting that runs of this kind alone have
+    _own: ClassVar[str] = ""  # a setting that runs of this kind alone have
     may_change: ClassVar[frozenset[str]] = UNDECIDING  # settings that a run may go on with others of
 
     generations: Annotated[int, Option(least=1)] = 100
@@ -175,9 +175,9 @@ def as_begun(settings: type[RunSettings], given: Mapping[str, Any]) -> dict[str,
     if not found:
         return known
     before = read_config(folder).get("options", {})
-    if settings.own not in before:
+    if settings._own not in before:
         raise RunError(
-            f"'{folder}' holds a run without {settings.own!r}, so of another command or of code of one's own; resume "
+            f"'{folder}' holds a run without {settings._own!r}, so of another command or of code of one's own; resume "
             "it as it was begun, or choose another folder with --out."
         )
     now = {name: x for name, x in as_json(settings(**known).to_json()).items() if name in known}

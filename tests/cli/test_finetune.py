@@ -173,9 +173,16 @@ def test_a_token_budget_is_kept_to(there: Path, capsys: pytest.CaptureFixture[st
     assert f"{found['tokens']} generated tokens of 64" in capsys.readouterr().out
     assert found["ended"] == "finished" and 64 - 32 < found["tokens"] <= 64
     assert found["generation"] == len(read_metrics(there / "budget")) < 4
-    assert call("finetune", "--resume", "--out", "budget") == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_its_budget_ended_stays_ended(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "spent", "--token-budget", "64")
+    assert call(*command) == 0
+    found = evaluation(there / "spent")
+    assert call("finetune", "--resume", "--out", "spent") == 0
     assert "ended by --token-budget" in capsys.readouterr().out
-    again = evaluation(there / "budget")
+    again = evaluation(there / "spent")
     for one in (found, again):
         one["after"].pop("tokens_per_second")
     assert again == found

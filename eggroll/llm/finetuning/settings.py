@@ -126,7 +126,7 @@ class Asked(Checked):
 class FinetuneSettings(Asked, RunSettings):
     """Settings of a run; the defaults are those of `"eggroll"`."""
 
-    own = "method"
+    _own = "method"
     # A run that goes on may end elsewhere: no schedule asks how long it will be.
     may_change = UNDECIDING | {"generations", "token_budget"}
 

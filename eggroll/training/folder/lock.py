@@ -11,8 +11,7 @@ import weakref
 from pathlib import Path
 from types import TracebackType
 
-from eggroll.training.errors import RunError
-from eggroll.training.folder.layout import not_writable
+from eggroll.training.errors import RunError, abridged, remedy
 
 try:
     import fcntl  # the system lets go of such a lock when the process ends, however it ends
@@ -74,7 +73,10 @@ class FolderLock:
             self.folder.mkdir(parents=True, exist_ok=True)
             return os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         except OSError as why:
-            raise not_writable(self.folder, why) from why
+            raise RunError(
+                f"'{abridged(self.folder)}' cannot be written: {why.strerror or why}. A run keeps its files there: "
+                f"{remedy(why)}."
+            ) from why
 
     def _take(self, handle: int) -> None:
         if fcntl is None:
