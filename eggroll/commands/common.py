@@ -35,6 +35,16 @@ def settings_options(settings: type, defaults: Mapping[str, Any] | None = None) 
     return tyro.conf.arg(name="", constructor_factory=partial(_options, settings, defaults or {"": settings}))
 
 
+def none_given() -> dict[str, Any]:
+    """The default of such a field: tyro wants a value for options that may be given several times."""
+    return {"reward_env": ()}
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given of such a field."""
+    return {name: value for name, value in options.items() if value != ()}
+
+
 def _options(settings: type, defaults: Mapping[str, Any]) -> Any:
     helps, fields = _helps(settings), {}
     for name, (kind, option) in options_of(settings).items():
@@ -45,6 +55,8 @@ def _options(settings: type, defaults: Mapping[str, Any]) -> Any:
         hint = "(required)" if option.default == "required" else f"(default: {option.default or text})"
         shown = tyro.conf.arg(metavar=option.metavar or _metavar(kind), help=helps[name], help_behavior_hint=hint)
         fields[name] = Annotated[kind, shown]
+        if option.repeated:
+            fields[name] = tyro.conf.UseAppendAction[fields[name]]
     made: Any = TypedDict  # what is not given is left out, so that a default is told from a value
     return made(settings.__name__, fields, total=False)
 
@@ -54,9 +66,9 @@ def _helps(settings: type) -> dict[str, str]:
     found = {}
     for kind in reversed(settings.__mro__[:-1]):
         body: Any = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
-        for field, text in pairwise(body.body):
-            if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
-                found[ast.unparse(field.target)] = " ".join(ast.literal_eval(text.value).split())
+        for each, text in pairwise(body.body):
+            if isinstance(each, ast.AnnAssign) and isinstance(text, ast.Expr):
+                found[ast.unparse(each.target)] = " ".join(ast.literal_eval(text.value).split())
     return found
 
 

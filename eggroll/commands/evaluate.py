@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from eggroll.commands.common import quiet_transformers, say, settings_options
+from eggroll.commands.common import given, none_given, quiet_transformers, say, settings_options
 from eggroll.llm.finetuning.settings import EvaluateSettings
 from eggroll.training.folder.files import check_writable, write_text
 from eggroll.training.options import check_path
@@ -20,7 +20,7 @@ from eggroll.training.options import check_path
 class Evaluate:
     """Score a language model at a task: mean reward ± standard error, length of answers, speed, and some answers."""
 
-    options: Annotated[dict[str, Any], settings_options(EvaluateSettings)]
+    options: Annotated[dict[str, Any], settings_options(EvaluateSettings)] = field(default_factory=none_given)
     json: bool = False
     """Print one JSON object and nothing else."""
     out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")] = None
@@ -29,7 +29,7 @@ class Evaluate:
 
 def evaluate(command: Evaluate) -> int:
     """Runs the command; the exit status."""
-    settings, out = EvaluateSettings(**command.options), command.out
+    settings, out = EvaluateSettings(**given(command.options)), command.out
     settings.check()
     if out is not None:
         check_path("out", out)

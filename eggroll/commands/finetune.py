@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 from rich.console import Console
 
-from eggroll.commands.common import generations, quiet_transformers, say, say_end, settings_options
+from eggroll.commands.common import generations, given, none_given, quiet_transformers, say, say_end, settings_options
 from eggroll.llm.finetuning.settings import DEFAULTS, FinetuneSettings, settings_for
 from eggroll.training.folder.layout import check_kept, claimed
 
@@ -21,12 +21,12 @@ class Finetune:
     ends the run early and writes what there is; --resume goes on with it.
     """
 
-    options: Annotated[dict[str, Any], settings_options(FinetuneSettings, DEFAULTS)]
+    options: Annotated[dict[str, Any], settings_options(FinetuneSettings, DEFAULTS)] = field(default_factory=none_given)
 
 
 def finetune(command: Finetune) -> int:
     """Runs the command; the exit status."""
-    settings = settings_for(**command.options)
+    settings = settings_for(**given(command.options))
     with claimed(settings.folder, overwrite=settings.overwrite, resume=settings.resume):
         check_kept(settings.folder, settings.model, resume=settings.resume)
         return _finetune(settings)

@@ -70,43 +70,45 @@ class Opening:
         Raises:
             RunError: the folder is in use, holds a run of other settings, or cannot be read or written.
         """
-        config = as_json({"options": dict(self.settings), "strategy": describe(self.es)})
+        config = as_json({"options": dict(self.settings), "strategy": describe(self.es, begun.state.params)})
         # Not the platform: hosts may run other kernels.
         same = {name: value for name, value in versions().items() if name != "platform"}
-        processes.same(json.dumps([config, same], sort_keys=True), "settings or versions")
+        # Results of functions are round to each host.
+        other = differences(first_decides(lambda: config), config)
+        processes.same(json.dumps([other, same], sort_keys=True), "settings or versions")
         with ExitStack() as stack:
             # What the first process finds holds for all: a shared disk may show files late.
             found = first_decides(lambda: self._prepare(stack, config))
-            goes_on, changes = found["goes_on"], found["changes"]
+            changes = found["changes"]
             checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep=self.saving.keep, best=self.saving.best)
-            place = self._newest(checkpoints, begun) if goes_on else begun
-            # A change that was forced before may have left its mark in the configuration alone.
-            options: dict[str, Any] = {"begun": begun, "place": place, "changed": bool(changes) or self.force}
+            place = self._newest(checkpoints, begun) if found["goes_on"] else begun
+            # A change that was forced here or later is in the configuration, and not in the ledger up to here.
+            forced = any(each["generation"] >= place.generation for each in found["past"])
+            options: dict[str, Any] = {"begun": begun, "place": place, "changed": bool(changes) or self.force or forced}
             options |= {"force": self.force, "checkpoints": checkpoints}
             store = stack.enter_context(Store(self.folder, self.es, self.saving, **options))
             if processes.is_main():  # only now: what the store refuses must not leave new settings behind
-                self._write(config, begun, place, changes if goes_on else None)
+                self._write(config, begun, place, found)
             yield store
 
     def _prepare(self, stack: ExitStack, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Claims, locks and clears the folder, in the first process; says whether a run goes on, and what changed."""
+        """Claims, locks and clears the folder, in the first process; whether a run goes on, what changes, and did."""
         claim(self.folder, overwrite=self.overwrite, resume=self.resume)
         stack.enter_context(FolderLock(self.folder))
         claim(self.folder, overwrite=self.overwrite, resume=self.resume)  # a run may have begun and ended in between
         goes_on = self.resume and holds_run(self.folder)
         changes = self._changes(config) if goes_on else []
+        past = read_config(self.folder).get("changes", []) if goes_on else []
         if not goes_on:
             clear(self.folder)
-        return {"goes_on": goes_on, "changes": changes}
+        return {"goes_on": goes_on, "changes": changes, "past": past}
 
     def _changes(self, config: Mapping[str, Any]) -> list[str]:
         """How the settings differ from those in the folder."""
         before = read_config(self.folder)
-        others = differences(before.get("versions", {}), versions())
-        for line in others:
+        for line in differences(before.get("versions", {}), versions()):
             LOGGER.warning("resuming with other versions, so not necessarily bit for bit: %s", line)
-        same = all(line.startswith("platform: ") for line in others)
-        return check_same(before, config, may_change=self.may_change, force=self.force, code=same)
+        return check_same(before, config, may_change=self.may_change, force=self.force)
 
     def _newest(self, checkpoints: Checkpoints, begun: Place) -> Place:
         """Where the newest whole checkpoint was taken; `begun` if the run was stopped before the first."""
@@ -146,13 +148,15 @@ class Opening:
         if made:
             LOGGER.warning("'%s' has no checkpoint yet: the run starts again from its beginning", self.folder)
 
-    def _write(self, config: dict[str, Any], begun: Place, place: Place, changes: list[str] | None) -> None:
+    def _write(self, config: dict[str, Any], begun: Place, place: Place, found: Mapping[str, Any]) -> None:
         """The configuration, where it is new, and the initial parameters."""
-        if changes is None or changes or not place.generation:
-            past = [] if changes is None else read_config(self.folder).get("changes", [])
+        past = [{**each, "generation": min(each["generation"], place.generation)} for each in found["past"]]
+        if past != found["past"]:
+            LOGGER.warning("settings that were forced later in the run hold from generation %d on", place.generation)
+        now = [{"generation": place.generation, "differences": found["changes"]}] if found["changes"] else []
+        if not found["goes_on"] or now or past != found["past"] or not place.generation:
             size = sum(x.size for x in jax.tree.leaves(begun.state.params))
             more = {"parameters": size, "versions": versions(), "checkpoint_every": self.saving.every}
-            now = [{"generation": place.generation, "differences": changes}] if changes else []
             if past or now:
                 more["changes"] = [*past, *now]
             write_text(self.folder / CONFIG, json.dumps({**config, **more}, indent=2) + "\n")

@@ -18,12 +18,11 @@ from typing import Annotated, Any, ClassVar, Literal, ParamSpec, TypeVar, get_ar
 from eggroll.extras import check_installed
 from eggroll.training.errors import RunError, abridged
 from eggroll.training.folder.layout import holds_run, not_writable, read_config
-from eggroll.training.folder.settings import as_json, check_same
 
 # Where and how often a run is written, and when it pauses: not what it computes.
 UNDECIDING = frozenset(
     {"out", "overwrite", "resume", "force", "checkpoint_every", "keep", "keep_best", "time_limit", "tensorboard"}
-    | {"workers", "samples"}
+    | {"workers", "samples", "reward_env"}
 )
 OF_THE_CALL = {"out", "overwrite", "resume", "force"}  # what a run that goes on does not have from its start
 MAX_SEED = 2**31 - 1  # what a key is made from without 64-bit integers
@@ -44,12 +43,14 @@ class Option:
         metavar: what help writes for a value; "": that of the type.
         least: the least that an integer may be; None: it is no count.
         positive: whether a number has to be finite and > 0.
+        repeated: whether the option is given once for each of several values.
     """
 
     default: str = ""
     metavar: str = ""
     least: int | None = None
     positive: bool = False
+    repeated: bool = False
 
 
 @cache
@@ -180,6 +181,8 @@ def as_begun(settings: type[RunSettings], given: Mapping[str, Any]) -> dict[str,
             f"'{folder}' holds a run without {settings._own!r}, so of another command or of code of one's own; resume "
             "it as it was begun, or choose another folder with --out."
         )
+    from eggroll.training.folder.settings import as_json, check_same  # only here: it needs JAX
+
     now = {name: x for name, x in as_json(settings(**known).to_json()).items() if name in known}
     check_same(
         {"options": before}, {"options": before | now}, may_change=settings.may_change, force=bool(known.get("force"))

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from eggroll.llm.rewards.environment import environment
 from eggroll.strategy.methods import METHODS, method_named
 from eggroll.training.options import (
     UNDECIDING,
@@ -70,6 +71,8 @@ class Asked(Checked):
     """An answer whose scoring takes longer has the worst reward; at most a day."""
     worst: Annotated[float | None, Option("unknown")] = None
     """The least that --reward can be: that of an answer whose scoring fails."""
+    reward_env: Annotated[tuple[str, ...], Option("none", "NAME", repeated=True)] = ()
+    """An environment variable that the reward is given, such as a key; once for each."""
 
     def check(self) -> None:
         """Raises `SettingsError` for what no model can be asked."""
@@ -105,6 +108,7 @@ class Asked(Checked):
                 )
         if self.scorer_seconds > MOST_SECONDS:
             raise SettingsError(f"got scorer_seconds={self.scorer_seconds!r}; at most {MOST_SECONDS} (a day) may pass.")
+        environment(self.reward_env)
         options_from(self.task_options)
         own = sorted(options_from(self.template_options).keys() & OF_TEMPLATES)
         if own:
@@ -144,8 +148,6 @@ class FinetuneSettings(Asked, RunSettings):
     """The optimizer's; for full-rank the α of its paper."""
     optimizer: Optimizer = "sgd"
     """Of eggroll."""
-    generations: Annotated[int, Option(least=1)] = 100
-    """Number of updates."""
     prompts: Annotated[int, Option(least=1)] = 8
     """Different prompts in a generation."""
     groups: Annotated[int | None, Option("eggroll --prompts, full-rank 1", least=1)] = None

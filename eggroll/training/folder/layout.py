@@ -13,7 +13,6 @@ from eggroll.training.errors import RunError, abridged, mended
 
 CONFIG, METRICS, PARAMETERS, CURVE = "config.json", "metrics.jsonl", "parameters.npz", "curve.png"
 LEDGER, INITIAL, CHECKPOINTS, TENSORBOARD = "ledger.bin", "initial.npz", "checkpoints", "tensorboard"
-FUNCTION, VALUES = "function", "values"  # keys of what a configuration says of a function
 MAGIC = b"eggroll ledger 1\n"  # a ledger's first bytes
 MODEL, SAMPLES, EVALUATION = "model", "samples.jsonl", "evaluation.json"  # of language models
 FILES = (CONFIG, METRICS, PARAMETERS, CURVE, LEDGER, INITIAL, SAMPLES, EVALUATION)  # what a new run replaces
