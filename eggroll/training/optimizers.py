@@ -203,7 +203,7 @@ def to_json(key: str, value: object) -> object:
     )
 
 
-def from_json(value: object) -> object:
+def from_json(value: object) -> Any:
     """The inverse of `to_json`."""
     if isinstance(value, list):
         return [from_json(each) for each in value]

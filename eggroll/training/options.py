@@ -69,7 +69,7 @@ class Checked:
     def check(self) -> None:
         """Raises `SettingsError` for a value that cannot be used."""
         for name, (kind, option) in options_of(type(self)).items():
-            value = getattr(self, name)
+            value: Any = getattr(self, name)
             if value is None and type(None) in get_args(kind):
                 continue
             for choices in (kind, *get_args(kind)):
