@@ -217,7 +217,7 @@ def check_count(name: str, value: object, least: int) -> None:
         raise SettingsError(f"got {name}={value!r}; an integer of at least {least} is required.")
 
 
-def check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: Any) -> None:
     """Raises `SettingsError` unless `value` is a finite number > 0."""
     if not 0 < value < math.inf:
         raise SettingsError(f"got {name}={value!r}; a finite number > 0 is required.")
