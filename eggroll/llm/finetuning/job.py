@@ -35,7 +35,7 @@ from eggroll.training.folder.settings import check_options
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, read_metrics
 from eggroll.training.optimizers import named
-from eggroll.training.options import UNDECIDING, SettingsError
+from eggroll.training.options import SettingsError
 from eggroll.training.processes.deciding import first_decides
 from eggroll.training.progress import Shown
 from eggroll.training.stopping import EarlyStopping, Result
@@ -46,8 +46,6 @@ SHOWN = Shown(
     speed="tokens_per_second",
     unit="tokens",
 )
-# A run that goes on may end elsewhere: no schedule asks how long it will be.
-MAY_CHANGE = UNDECIDING | {"generations", "token_budget"}
 HELD_OUT = 64  # prompts, unless the user says otherwise
 DRAWS = 0x64726177  # the draws' branch of the key; the noise of generation g has the branch g
 
@@ -62,7 +60,7 @@ class Outcome:
         after: how it does.
         generations: updates made.
         resumed: the generation that the run went on from; 0 for one from the start.
-        tokens: generated in all generations, evaluations left out.
+        tokens: generated in all generations, evaluations left out; never more than the budget that was asked for.
         seconds: wall time of all generations, compilation included.
         ended: as in `eggroll.training.Result`.
         samples: lines of `samples.jsonl`.
@@ -117,7 +115,7 @@ def finetune(
     """
     check_kept(settings.folder, settings.model, resume=settings.resume)
     if settings.resume and not settings.force:
-        first_decides(lambda: check_options(settings.folder, settings.to_json(), MAY_CHANGE | NAMES))
+        first_decides(lambda: check_options(settings.folder, settings.to_json(), settings.may_change | NAMES))
     task = task_of(settings)
     language = open_model(settings)
     with scorers_of(settings, task) as scorers:
@@ -134,6 +132,9 @@ class Run:
 
     def __init__(self, settings: FinetuneSettings, task: Task, language: LanguageModel, scorers: Scorers) -> None:
         self.settings, self.language, self.facts = settings, language, facts_of(settings)
+        answers = settings.population * settings.prompts // settings.parts
+        self.most = answers * task.max_tokens  # tokens of one generation
+        self._check_budget(answers, task.max_tokens)
         self.train, self.test = self._drawn(task)
         self.facts["prompt_tokens"] = digest_of(self.train, self.test)
         graphdef, self.params = split(language.model)
@@ -150,6 +151,15 @@ class Run:
         self.before: Mapping[str, Any] = {}
         self._first: Measured | None = None  # of generation 0, if it was measured in this process
         self._last: tuple[int, Measured] | None = None
+
+    def _check_budget(self, answers: int, each: int) -> None:
+        budget = self.settings.token_budget
+        if budget is not None and budget < self.most:
+            raise SettingsError(
+                f"got token_budget={budget}, and one generation may generate {self.most} tokens ({answers} answers of "
+                f"at most {each}); at least so many are required. Raise it, or lower --population, --prompts or "
+                "--max-tokens."
+            )
 
     def _begun(self, key: jax.Array) -> State:
         """The state of generation 0; says now, and not after compiling, what does not fit the model."""
@@ -205,7 +215,7 @@ class Run:
             overwrite=settings.overwrite,
             force=settings.force,
             settings=settings.to_json() | self.facts,
-            may_change=MAY_CHANGE,
+            may_change=settings.may_change,
             saving=self._saving(),
             evaluate=self._evaluate,
             evaluate_every=settings.eval_every,
@@ -222,8 +232,9 @@ class Run:
         return (self.train.take(chosen(len(self.train), settings.prompts, generation, settings.seed)),)
 
     def _enough(self, state: State, carry: PyTree) -> bool:
+        """Whether the next generation might exceed the budget: how long answers get is known only afterwards."""
         budget = self.settings.token_budget
-        return budget is not None and tokens_in(carry) >= budget
+        return budget is not None and tokens_in(carry) + self.most > budget
 
     def _measure_before(self) -> None:
         """How the model did at the start; a run that goes on need not find out again."""

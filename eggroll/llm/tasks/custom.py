@@ -133,10 +133,12 @@ def function_named(name: str) -> Callable[[str, Problem], Any]:
             f"there is no module {module_name!r} for the reward {name!r}, neither in {Path.cwd()} nor where Python "
             f"looks; {FORM} names a file {module_name.replace('.', '/')}.py there, without its ending."
         ) from None
-    except Exception as why:  # whatever a module's own code raises
-        raise RunError(
-            f"importing {module_name!r} for the reward {name!r} failed: {type(why).__name__}: {why}"
-        ) from why
+    except KeyboardInterrupt:  # Ctrl-C while a large module is imported
+        raise
+    except BaseException as why:  # whatever a module's own code raises, SystemExit of a script among it
+        said = f"{type(why).__name__}: {why}".rstrip(": ")
+        exits = "; a module must not end the process that imports it" if isinstance(why, SystemExit) else ""
+        raise RunError(f"importing {module_name!r} for the reward {name!r} failed: {said}{exits}.") from why
     function = getattr(module, function_name, None)
     if not callable(function):
         got = "no such name" if not hasattr(module, function_name) else f"a {type(function).__name__}, not a function"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, abridged, remedy
 from eggroll.training.folder.layout import not_writable
 
 try:
@@ -130,8 +130,8 @@ class FolderLock:
             return os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
         except OSError as why:
             raise RunError(
-                f"'{self.folder}' cannot be written: {why.strerror or why}. A run keeps its files there: "
-                "choose a folder that can be written, or mend this one."
+                f"'{abridged(self.folder)}' cannot be written: {why.strerror or why}. A run keeps its files there: "
+                f"{remedy(why)}."
             ) from why
 
     def _take(self, handle: int) -> None:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, abridged, mended
 
 CONFIG, METRICS, PARAMETERS, CURVE = "config.json", "metrics.jsonl", "parameters.npz", "curve.png"
 LEDGER, INITIAL, CHECKPOINTS, TENSORBOARD = "ledger.bin", "initial.npz", "checkpoints", "tensorboard"
@@ -141,10 +141,7 @@ def check_kept(path: Path, model: str | Path, *, resume: bool = False) -> None:
 
 def not_writable(path: Path, why: OSError) -> RunError:
     """The error for a folder that the operating system refuses."""
-    return RunError(
-        f"cannot write to '{path}' ({why.strerror or why}); make room and go on with --resume, or choose another "
-        "folder with --out."
-    )
+    return RunError(f"cannot write to '{abridged(path)}' {mended(why)}.")
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ import numpy as np
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.strategy.protocol import Strategy
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, abridged, mended
 from eggroll.training.folder.layout import holds_records
 from eggroll.training.ledger.format import (
     GENERATION,
@@ -262,6 +262,6 @@ class Journal:
 
     def _not_writable(self, why: OSError) -> RunError:
         return RunError(
-            f"cannot write the ledger '{self.path}' ({why.strerror or why}); its {self.generation} generations so far "
-            "are whole. Make room or choose another place, and resume."
+            f"cannot write the ledger '{abridged(self.path)}' {mended(why)}. Its {self.generation} generations so far "
+            "are whole."
         )
