@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from eggroll.extras import needed_for
+from eggroll.training.folder.files import whole_file
 
 with needed_for("pictures of runs"):
     from matplotlib.axes import Axes
@@ -50,6 +51,7 @@ def draw_curve(records: Sequence[dict[str, Any]], path: Path, drawn: Drawn) -> N
         path: the picture.
         drawn: what of them.
     """
+    records = [{name: x for name, x in r.items() if isinstance(x, int | float)} for r in records]
     if not [r for r in records if r["generation"]]:
         return
     # Not pyplot: a library must not choose the backend for the whole process.
@@ -67,7 +69,8 @@ def draw_curve(records: Sequence[dict[str, Any]], path: Path, drawn: Drawn) -> N
         axes.margins(x=0.01)
     if drawn.spent is not None:
         _spent(above, [r for r in records if drawn.spent in r], drawn.spent)
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
 
 
 def _fitness(axes: Axes, records: Sequence[dict[str, Any]], drawn: Drawn) -> None:

@@ -29,7 +29,9 @@ from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.curve import Drawn, draw_curve
 from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import read_json
 from eggroll.training.folder.files import write_text
+from eggroll.training.folder.integrity import is_as_written
 from eggroll.training.folder.layout import CURVE, EVALUATION, MODEL, check_kept, holds_run
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, read_metrics
@@ -187,7 +189,7 @@ class Run:
         if processes.is_main():
             self._write(result.state.params, measured, done, tokens, result.ended)
         numbers = result.resumed, tokens, result.seconds, result.ended
-        failed = sum(record["scorer_errors"] for record in read_metrics(settings.folder))
+        failed = sum(int(record.get("scorer_errors") or 0) for record in read_metrics(settings.folder))
         return Outcome(settings, self.before, measured.numbers(), done, *numbers, self.samples.read(), failed)
 
     def _fit(self, show: Callable[[Record], None], asked_to_stop: Callable[[], bool] | None) -> Result:
@@ -230,9 +232,11 @@ class Run:
         file = self.settings.folder / EVALUATION
         goes_on = self.settings.resume and holds_run(self.settings.folder)
         if goes_on and not self.settings.force:
-            with suppress(OSError, ValueError, KeyError, TypeError):  # not there or damaged: it is found out again
-                self.before = json.loads(file.read_text(encoding="utf-8"))["before"]
-                return
+            with suppress(RunError, KeyError, TypeError, AttributeError):  # not there or damaged: found out again
+                before = read_json(file)["before"] if is_as_written(file) else {}
+                if all(isinstance(before[name], int | float | None) for name in ("reward", "error")):
+                    self.before = before
+                    return
         first = self.measure(self.params).checked()
         self.before = first.numbers()
         self._first = None if goes_on else first  # the samples of a run that goes on stay

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from eggroll.training.errors import RunError
-from eggroll.training.folder.integrity import MANIFEST, Damaged, DamagedError, read_manifest, verify
+from eggroll.training.folder.disk import MANIFEST, own_folder
+from eggroll.training.folder.integrity import Damaged, DamagedError, read_manifest, verify
 
 _NAME = re.compile(r"(\d+)(?:-(\d+))?")  # the generation, and which attempt to save it after the first
 _REMOVED = ".removed"
@@ -66,7 +67,7 @@ class CheckpointFolder:
             RunError: there are later generations, and `rewind` does not allow to give them up.
             OSError: the folder cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        own_folder(self.path)
         self.sweep()
         entries = self._entries()
         later = [entry.step for entry in entries if entry.step > generation and _content(entry.path)]
@@ -84,10 +85,10 @@ class CheckpointFolder:
     def sweep(self, path: Path | None = None) -> None:
         """Removes what saves and removals cut short have left, and the folder `path` if it is half-written."""
         if path is not None and _content(path) is None:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_all(path)
         for pattern in (_TEMPORARY, f"*{_REMOVED}"):
             for left in self.path.glob(pattern):
-                shutil.rmtree(left, ignore_errors=True)
+                _remove_all(left)
 
     def prune(self, newest: int) -> None:
         """Removes what is not among the latest nor the best, half-written, damaged, or of a history given up."""
@@ -165,4 +166,11 @@ def _remove(path: Path) -> None:
     """Removes a checkpoint: its name at once, then file by file. What resists is tried again at the next save."""
     with contextlib.suppress(OSError):
         gone = path.rename(path.with_name(path.name + _REMOVED))
-        shutil.rmtree(gone, ignore_errors=True)
+        _remove_all(gone)
+
+
+def _remove_all(path: Path) -> None:
+    """A folder as far as that goes; a link, and not what it leads to."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)

@@ -6,7 +6,6 @@ checkpoints of a small state is more than the state; and for a few kilobytes its
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from eggroll.training.checkpoints.leaves import SMALL_FILE
-from eggroll.training.folder.arrays import write_npz
+from eggroll.training.folder.arrays import read_arrays, write_npz
 
 
 class NpzHandler(ocp.AsyncCheckpointHandler):
@@ -53,7 +52,7 @@ class NpzSave(ocp.args.CheckpointArgs):
 
 
 def _write(path: Path, arrays: Mapping[str, Any]) -> None:
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         write_npz(file, arrays)
 
 
@@ -64,10 +63,5 @@ def read(path: Path, dtypes: Mapping[str, np.dtype]) -> dict[str, np.ndarray]:
         path: a checkpoint's folder.
         dtypes: by name; an `.npz` file knows bfloat16 and the like as bytes only.
     """
-    with zipfile.ZipFile(path / SMALL_FILE) as file:
-        return {name: _read(file, name).view(dtype) for name, dtype in dtypes.items()}
-
-
-def _read(file: zipfile.ZipFile, name: str) -> np.ndarray:
-    with file.open(f"{name}.npy") as entry:
-        return np.lib.format.read_array(entry, allow_pickle=False)
+    found = read_arrays(path / SMALL_FILE)
+    return {name: found[name].view(dtype) for name, dtype in dtypes.items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,12 +9,15 @@ from errno import EISDIR
 from pathlib import Path
 from typing import IO
 
-from eggroll.training.folder.layout import not_writable
+from eggroll.training.folder.disk import not_writable, replacing
+from eggroll.training.folder.integrity import note
 
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that takes the place of `path` at the end, on disk; after an error `path` is as it was.
+
+    Where its folder has a manifest, the new digest is in it before the file is in its place.
 
     Raises:
         RunError: it cannot be written.
@@ -28,18 +30,13 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         >>> path.read_bytes()
         b'whole'
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
+        with replacing(path) as (folder, file):
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as why:
-        partial.unlink(missing_ok=True)
-        if isinstance(why, OSError):
-            raise not_writable(path.parent, why) from why
-        raise
+            note(folder, path.name, file)
+    except OSError as why:
+        raise not_writable(path.parent, why) from why
 
 
 def check_writable(path: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import TracebackType
 
 from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import own_handle
 
 try:
     import fcntl  # the system lets go of such a lock when the process ends, however it ends
@@ -71,7 +72,7 @@ class FolderLock:
             raise RunError(f"'{self.folder}' is locked by this very FolderLock already: make a new one for each run.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            return os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+            return own_handle(self.folder / LOCK, os.O_RDWR | os.O_CREAT)
         except OSError as why:
             raise RunError(
                 f"'{self.folder}' cannot be written: {why.strerror or why}. A run keeps its files there: "

@@ -21,10 +21,10 @@ from eggroll.training.errors import RunError
 from eggroll.training.folder.settings import NOTHING, compared
 from eggroll.training.folder.versions import version_of
 from eggroll.training.ledger.base import joint_digest
+from eggroll.training.ledger.format import FORMAT
 from eggroll.training.ledger.mesh import laid_out, mesh_difference, mesh_to_json
 from eggroll.training.optimizers import from_json, spec_of, to_json
 
-FORMAT = 1
 NOT_KEPT = ("rules", "chunk")  # the plan says what rules made; a chunk's sums are evaluated
 DECODED = ("shaping", "sigma", "optimizer", "mesh", "sharding", "update")  # from the settings otherwise, or not at all
 ENVIRONMENT = ("versions", "platform", "devices", "mesh")  # may change in a run without anyone having asked for it
