@@ -47,7 +47,7 @@ def load(folder: Path | str) -> nnx.Module:
         model = build(options["model"], options["seed"])
     except (KeyError, TypeError, ValueError, OverflowError) as why:
         raise RunError(
-            f"'{folder / CONFIG}' names no model of `eggroll train` ({type(why).__name__}: {why}); a run folder of that "
+            f"'{folder / CONFIG}' names no model of `eggroll train` ({type(why).__name__}: {why}); one of that "
             "command is required. Restore it from a copy."
         ) from why
     put_arrays(model, read_arrays(folder / PARAMETERS, {path: array.shape for path, array in arrays_of(model).items()}))

@@ -81,7 +81,7 @@ def read_arrays(path: Path, shapes: Shapes | None = None, mend: str = "Restore i
         (2, 3)
         >>> read_arrays(path, {"w": (3, 2)})
         Traceback (most recent call last):
-        eggroll.training.errors.RunError: cannot read parameters from '...' (ValueError: 'w' has the shape [2, 3], not [3, ...
+        eggroll.training.errors.RunError: cannot read parameters from '...' (ValueError: 'w' has the shape ...
     """
     try:
         with open_to_read(path) as file, zipfile.ZipFile(file) as archive:

@@ -148,5 +148,5 @@ def load_arrays(path: Path | str, plan: Plan | None = None) -> dict[str, np.ndar
     path = Path(path)
     path = path / INITIAL if path.is_dir() else path
     shapes = None if plan is None else {leaf.path: leaf.shape for leaf in plan.leaves}
-    mend = f"An .npz file of the parameters by path that the run started from, or a run folder with {INITIAL}, is required."
+    mend = f"An .npz file of the run's first parameters by path, or a run folder with {INITIAL}, is needed."
     return read_arrays(path, shapes, mend)
