@@ -120,3 +120,28 @@ def test_initial_parameters_that_are_rounded_otherwise_are_those_of_the_folder(
     monkeypatch.setattr(problems, "begin", begin(1.01))  # other parameters
     with pytest.raises(RunError, match=r"written for a base with other w"):
         run(copied, 8, resume=True, saving=SAVING)
+
+
+NAMES = ("run.lock", "metrics.jsonl", "config.json", "initial.npz", "ledger.bin", "MANIFEST.json", "checkpoints")
+
+
+@pytest.mark.parametrize("name", [*NAMES, *(f"{name}.partial" for name in NAMES)])
+def test_a_run_that_goes_on_changes_nothing_that_a_link_leads_to(name: str, copied: Path, tmp_path: Path) -> None:
+    aside = tmp_path / "aside"
+    if (copied / name).exists():
+        (copied / name).rename(aside)
+    else:
+        aside.write_text("kept")
+    (copied / name).symlink_to(aside)
+
+    def there() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in (aside, *aside.rglob("*")) if path.is_file()}
+
+    before = there()
+    if name in ("run.lock", "ledger.bin", "checkpoints"):
+        with pytest.raises(RunError, match="symbolic link"):
+            run(copied, 5, resume=True, saving=SAVING)
+    else:
+        assert run(copied, 5, resume=True, saving=SAVING).resumed == 4
+        assert not (copied / name).is_symlink() or name.startswith("initial") or name.endswith(".partial")
+    assert there() == before

@@ -14,7 +14,7 @@ from eggroll.llm.finetuning.settings import Asked
 from eggroll.llm.model.loading import LanguageModel, load, save
 from eggroll.training.errors import RunError
 from eggroll.training.folder.disk import not_writable, open_to_read, partial_name, remove
-from eggroll.training.folder.integrity import check_run
+from eggroll.training.folder.integrity import check_run, write_manifest
 from eggroll.training.folder.layout import CONFIG, MODEL, read_config
 from eggroll.training.ledger.reader import Summary
 
@@ -88,6 +88,7 @@ def write_model(language: LanguageModel, folder: Path, params: Any) -> None:
     try:
         partial.mkdir(parents=True)
         save(language, partial, params)
+        write_manifest(partial, {})
         remove(folder)
         partial.rename(folder)
     except OSError as why:

@@ -20,7 +20,7 @@ from eggroll.llm.model.tokens import check_tokenizer, end_tokens, load_tokenizer
 from eggroll.llm.model.weights_hf import read_folder, write_file
 from eggroll.training.errors import RunError
 from eggroll.training.folder.disk import MANIFEST, check_plain, partial_name, read_json, remove
-from eggroll.training.folder.integrity import check_model, write_manifest
+from eggroll.training.folder.integrity import check_model
 
 __all__ = ["LanguageModel", "load", "save"]
 
@@ -129,14 +129,14 @@ def save(language: LanguageModel, folder: str | Path, params: PyTree = None) -> 
     fresh.mkdir()
     try:
         _write(language, fresh, _plain(params))
-        # The index of an older save would be read beside the new file. Without a manifest nothing is compared.
+        # The index of an older save would be read beside the new file, and the manifest is that of a run's model.
         for stale in (
             MANIFEST,
             "model.safetensors.index.json",
             *(one.name for one in folder.glob("model-*-of-*.safetensors")),
         ):
             (folder / stale).unlink(missing_ok=True)
-        for made in sorted(fresh.iterdir(), key=lambda one: one.name == MANIFEST):
+        for made in fresh.iterdir():
             if made.is_dir():
                 remove(folder / made.name)
             made.replace(folder / made.name)  # where it is a link, what it leads to stays as it is
@@ -145,7 +145,7 @@ def save(language: LanguageModel, folder: str | Path, params: PyTree = None) -> 
 
 
 def _write(language: LanguageModel, folder: Path, weights: Mapping[str, Any]) -> None:
-    """All files, and their digests."""
+    """All files."""
     write_file(folder / "model.safetensors", language.config, weights)
     settings = {name: value for name, value in language.settings.items() if name not in ("torch_dtype", "dtype")}
     settings["torch_dtype" if "torch_dtype" in language.settings else "dtype"] = str(weights["embed"].dtype)
@@ -153,7 +153,6 @@ def _write(language: LanguageModel, folder: Path, weights: Mapping[str, Any]) ->
     if language.generation:
         write_json(folder / "generation_config.json", language.generation)
     save_tokenizer(language.tokenizer, folder)
-    write_manifest(folder, {})
 
 
 def decoder_of(config: DecoderConfig, weights: Mapping[str, Any]) -> Decoder:

@@ -192,7 +192,15 @@ def _array(data: bytes, dtype: np.dtype) -> np.ndarray:
 
 def _check_content(content: Mapping[str, Any]) -> None:
     """Raises ValueError unless everything is there that all readers of a ledger look at, and of its kind."""
-    kinds = {"population": int, "x64": bool, "versions": dict, "platform": str, "base": dict, "key": list}
+    kinds = {
+        "population": int,
+        "antithetic": bool,
+        "x64": bool,
+        "versions": dict,
+        "platform": str,
+        "base": dict,
+        "key": list,
+    }
     wrong = [name for name, kind in kinds.items() if type(content.get(name)) is not kind]
     if not wrong:
         base, plan = content["base"], content.get("plan", ...)
