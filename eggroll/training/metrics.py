@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from eggroll.training.errors import RunError
-from eggroll.training.folder.disk import not_writable, open_to_change, open_to_read, own_folder, parse_json
+from eggroll.training.folder.disk import not_writable, open_to_read, own_folder, own_handle, parse_json
 from eggroll.training.folder.files import write_text
 from eggroll.training.folder.integrity import note_growing
 from eggroll.training.folder.layout import METRICS, TENSORBOARD
@@ -44,7 +44,7 @@ class MetricsFile:
         try:
             kept = self._lines(after) if after else ""
             write_text(self._path, kept)
-            self._file = open_to_change(self._path, "ab")
+            self._file = os.fdopen(own_handle(self._path, os.O_WRONLY | os.O_APPEND), "ab")
         except OSError as why:
             raise not_writable(folder, why) from why
         self._size, self._digest = len(kept.encode()), hashlib.sha256(kept.encode())
@@ -64,9 +64,8 @@ class MetricsFile:
         """Adds a line; the operating system has it when this returns. JSON has no NaN: such numbers become null."""
         plain = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in record.items()}
         try:
-            left = memoryview(line := (json.dumps(plain, allow_nan=False) + "\n").encode())
-            while left:
-                left = left[self._file.write(left) or 0 :]
+            self._file.write(line := (json.dumps(plain, allow_nan=False) + "\n").encode())
+            self._file.flush()
         except OSError as why:
             raise not_writable(self._path.parent, why) from why
         self._digest.update(line)

@@ -15,7 +15,7 @@ import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedRandom, BufferedReader, FileIO
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -39,18 +39,16 @@ def open_to_read(path: Path) -> BufferedReader:
     return open(_regular(handle, path), "rb")
 
 
-def open_to_change(path: Path, mode: str) -> FileIO:
-    """A file of a run that is written to in its place: `mode` `"r+b"` or `"ab"`, without a buffer.
+def own_handle(path: Path, flags: int) -> int:
+    """The handle of a file of a run that is written to in its place.
+
+    Args:
+        path: the file.
+        flags: of `os.open`; it is made where they have `O_CREAT`.
 
     Raises:
-        OSError: it is not there, cannot be written, or is a link, another file's second name, or no regular file.
+        OSError: it cannot be written, or is a link, another file's second name, or no regular file.
     """
-    more = os.O_APPEND if mode == "ab" else 0
-    return FileIO(own_handle(path, os.O_RDWR | more), mode)
-
-
-def own_handle(path: Path, flags: int) -> int:
-    """The handle of a file that may be changed; for the errors see `open_to_change`."""
     if path.is_symlink():
         raise OSError(errno.ELOOP, f"'{path.name}' is a symbolic link, and a run writes to files of its own alone")
     handle = _regular(os.open(path, flags | _AT_ONCE | _NO_LINK, 0o666), path)

@@ -14,7 +14,7 @@ from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.strategy.protocol import Strategy
 from eggroll.training.errors import RunError
-from eggroll.training.folder.disk import open_to_change
+from eggroll.training.folder.disk import own_handle
 from eggroll.training.folder.layout import holds_records
 from eggroll.training.ledger.base import digests
 from eggroll.training.ledger.format import GENERATION, MAGIC, SETTINGS, Generation, Settings, first_digest, pack
@@ -132,7 +132,7 @@ class Journal:
         self._check_same(self._written, self._settings())
         self.size, self._digest = end, digest
         try:
-            self._file = open_to_change(self.path, "r+b")
+            self._file = os.fdopen(own_handle(self.path, os.O_RDWR), "r+b", buffering=0)
             self._file.truncate(end)
             self._file.seek(end)
         except OSError as why:
