@@ -204,7 +204,7 @@ def _check_content(content: Mapping[str, Any]) -> None:
     wrong = [name for name, kind in kinds.items() if type(content.get(name)) is not kind]
     if not wrong:
         base, plan = content["base"], content.get("plan", ...)
-        name, each = base.get("name"), base.get("parameters")
+        name, each = base.get("name", ...), base.get("parameters")
         sound = {
             "population": content["population"] > 0,
             "versions": _are(str, list(content["versions"].values())),

@@ -14,7 +14,7 @@ import pytest
 
 from eggroll.training.errors import RunError
 from eggroll.training.folder.arrays import read_arrays, save_arrays
-from eggroll.training.folder.disk import own_folder, parse_json, read_json, remove
+from eggroll.training.folder.disk import own_folder, own_handle, parse_json, read_json, remove
 from eggroll.training.folder.files import write_text
 from eggroll.training.folder.layout import clear
 from eggroll.training.folder.lock import LOCK, FolderLock
