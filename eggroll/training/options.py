@@ -14,7 +14,7 @@ from eggroll.training.errors import RunError
 # Where and how often a run is written, and when it pauses: not what it computes.
 UNDECIDING = frozenset(
     {"out", "overwrite", "resume", "force", "checkpoint_every", "keep", "keep_best", "time_limit", "tensorboard"}
-    | {"workers", "samples"}
+    | {"workers", "samples", "reward_env"}
 )
 MAX_SEED = 2**31 - 1  # what a key is made from without 64-bit integers
 LEAST = {"generations": 1, "seed": 0, "checkpoint_every": 1, "keep": 1, "keep_best": 0, "patience": 0}
