@@ -211,7 +211,7 @@ def read_json(path: Path, mend: str = "Restore it from a copy.") -> dict[str, An
     except OSError as why:
         raise RunError(f"cannot read '{path}' ({why.strerror or why}). {mend}") from why
     except ValueError as why:
-        raise RunError(f"cannot read '{path}' ({why}): a JSON object is required. {mend}") from why
+        raise RunError(f"cannot read '{path}', which is not JSON as required ({why}). {mend}") from why
     return found
 
 

@@ -39,7 +39,7 @@ from eggroll.training.folder.lock import LOCK, FolderLock
 )
 def test_json_of_another_kind_is_refused_by_what_it_has(text: bytes, why: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_bytes(text)
-    with pytest.raises(RunError, match=f"(?s)cannot read '.*a.json' .*{why}.*Mend it"):
+    with pytest.raises(RunError, match=f"(?s)cannot read '.*a.json'.*{why}.*Mend it"):
         read_json(tmp_path / "a.json", "Mend it.")
 
 
