@@ -27,7 +27,10 @@ def letters(text, problem):
 """
 OPTIONS = ("--population", "8", "--prompts", "2", "--sigma", "0.1", "--learning-rate", "0.05", "--generations", "4")
 ASKED = ("--reward", "my_rewards:letters", "--prompts-file", "prompts.jsonl", "--max-tokens", "4", "--workers", "1")
-FILES = "MANIFEST.json checkpoints config.json curve.png evaluation.json ledger.bin metrics.jsonl model run.lock samples.jsonl"
+FILES = (
+    "MANIFEST.json checkpoints config.json curve.png evaluation.json ledger.bin metrics.jsonl model run.lock "
+    "samples.jsonl"
+)
 WEIGHTS = "model/model.safetensors"
 TIMES = {"seconds", "members_per_second", "tokens_per_second"}
 
