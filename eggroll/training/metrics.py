@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 from eggroll.training.errors import RunError
@@ -196,11 +197,11 @@ class TensorBoard:
         self._try(lambda: self._writer.close())
         self._writer = None
 
-    def _write(self, **event: Any) -> None:
+    def _write(self, **event: object) -> None:
         made = _proto("event").Event(wall_time=time.time(), **event)
         self._try(lambda: self._writer.write(made.SerializeToString()))
 
-    def _try(self, write: Callable[[], Any]) -> None:
+    def _try(self, write: Callable[[], object]) -> None:
         if self._writer is None:
             return
         try:
@@ -212,6 +213,6 @@ class TensorBoard:
             LOGGER.warning("the run goes on without TensorBoard's files: cannot write to '%s' (%s)", self._path, why)
 
 
-def _proto(file: str) -> Any:
+def _proto(file: str) -> ModuleType:
     """Classes that are made when their file is imported: unknown to type checkers."""
     return importlib.import_module(f"tensorboardX.proto.{file}_pb2")

@@ -100,6 +100,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     every = config.get("checkpoint_every", 1)
     kinds = {"options": dict, "strategy": dict, "versions": dict, "changes": list}
     wrong = [name for name, kind in kinds.items() if not isinstance(config.get(name, kind()), kind)]
+    changes = config.get("changes", [])
+    if not wrong and not all(isinstance(each, dict) and type(each.get("generation")) is int for each in changes):
+        wrong = ["changes"]
     wrong += ["checkpoint_every"] * (type(every) is not int or every < 1)
     if wrong or "options" not in config:
         what = f"'{wrong[0]}' is {config[wrong[0]]!r:.60}" if wrong else "it has no 'options'"
