@@ -17,7 +17,7 @@ MENDS = {
     (errno.EISDIR,): "there is a folder where a file is needed; choose {other}",
     (errno.ENOENT,): "make the folder that it lies in, or choose {other}",
     (errno.ENAMETOOLONG,): "most systems take 255 bytes a name, and 4095 in all; choose {other}",
-    (errno.ELOOP,): "its links lead in a circle; mend them, or choose {other}",
+    (errno.ELOOP,): "give it no link, nor links in a circle; or choose {other}",
     (errno.EFBIG,): "files may not be so large; raise the limit (`ulimit -f`) and go on with --resume",
     (errno.EMFILE, errno.ENFILE): "too many files are open; raise the limit (`ulimit -n`) and go on with --resume",
 }

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -18,8 +18,10 @@ from eggroll.strategy.protocol import Strategy
 from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
-from eggroll.training.folder.arrays import by_path, save_arrays
+from eggroll.training.folder.arrays import by_path, read_arrays, save_arrays
+from eggroll.training.folder.disk import check_own, not_writable
 from eggroll.training.folder.files import FolderLock, write_text
+from eggroll.training.folder.integrity import begin_manifest, check_run
 from eggroll.training.folder.layout import (
     CHECKPOINTS,
     CONFIG,
@@ -29,6 +31,7 @@ from eggroll.training.folder.layout import (
     holds_result,
     holds_run,
     read_config,
+    sweep,
 )
 from eggroll.training.folder.settings import as_json, check_same, describe, differences
 from eggroll.training.metrics import count_lines
@@ -38,6 +41,7 @@ from eggroll.training.stopping import Place, Seen
 from eggroll.training.store import Saving, Store
 
 LOGGER = logging.getLogger("eggroll")
+ROUNDING = 1e-5  # between parameters drawn on two processors: a few units in the last place of float32
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class Opening:
             # What the first process finds holds for all: a shared disk may show files late.
             found = first_decides(lambda: self._prepare(stack, config))
             changes = found["changes"]
+            begun = self._begun_as_before(begun) if found["goes_on"] else begun
             checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep=self.saving.keep, best=self.saving.best)
             place = self._newest(checkpoints, begun) if found["goes_on"] else begun
             # A change that was forced here or later is in the configuration, and not in the ledger up to here.
@@ -107,10 +112,18 @@ class Opening:
         stack.enter_context(FolderLock(self.folder))
         claim(self.folder, overwrite=self.overwrite, resume=self.resume)  # a run may have begun and ended in between
         goes_on = self.resume and holds_run(self.folder)
+        if goes_on:
+            check_run(self.folder)
         changes = self._changes(config) if goes_on else []
         past = read_config(self.folder).get("changes", []) if goes_on else []
+        sweep(self.folder)
         if not goes_on:
             clear(self.folder)
+        check_own(self.folder / CHECKPOINTS)
+        try:
+            begin_manifest(self.folder)
+        except OSError as why:
+            raise not_writable(self.folder, why) from why
         return {"goes_on": goes_on, "changes": changes, "past": past}
 
     def _changes(self, config: Mapping[str, object]) -> list[str]:
@@ -119,6 +132,23 @@ class Opening:
         for line in differences(before.get("versions", {}), versions()):
             LOGGER.warning("resuming with other versions, so not necessarily bit for bit: %s", line)
         return check_same(before, config, may_change=self.may_change, force=self.force)
+
+    def _begun_as_before(self, begun: Place) -> Place:
+        """`begun` with the initial parameters of the run's start, where drawing them again rounded otherwise."""
+        path, state = self.folder / INITIAL, begun.state
+        if not self.saving.initial or processes.count() > 1 or not path.exists():
+            return begun
+        drawn = by_path(state.params)
+        shapes = {name: array.shape for name, array in drawn.items()}
+        kept = read_arrays(path, shapes, "Restore it from a copy, or remove it.")
+        kept = {name: _like(array, drawn[name]) for name, array in kept.items()}
+        apart = [name for name, array in drawn.items() if array.tobytes() != kept[name].tobytes()]
+        # What is further away are other parameters, which the ledger refuses by name.
+        if not apart or not all(_to_rounding(drawn[name], kept[name]) for name in apart):
+            return begun
+        LOGGER.warning("initial parameters are rounded otherwise here: those of '%s' are taken", path)
+        tree = jax.tree.structure(state.params)
+        return replace(begun, state=self.es.init(tree.unflatten([kept[name] for name in drawn]), state.key))
 
     def _newest(self, checkpoints: Checkpoints, begun: Place) -> Place:
         """Where the newest whole checkpoint was taken; `begun` if the run was stopped before the first."""
@@ -134,8 +164,14 @@ class Opening:
         for damaged in found.skipped:
             LOGGER.warning("skipped %s: %s", damaged.path, damaged.reason)
         record = found.record
-        seen = Seen(**record["seen"])
-        rest = {"data": record["data"], "seconds": record["seconds"], "score": record["score"], "seen": seen}
+        try:
+            seen = Seen(**record["seen"])
+            rest = {"data": record["data"], "seconds": float(record["seconds"]), "score": record["score"], "seen": seen}
+        except (KeyError, TypeError, ValueError) as why:
+            raise RunError(
+                f"the checkpoint of generation {found.generation} in '{self.folder}' has a record that no run writes "
+                f"({type(why).__name__}: {why}). Bring it back from a copy, or remove it to go on from the one before."
+            ) from why
         return Place(found.state["state"], found.state["carry"], **rest)
 
     def _check_never_saved(self) -> None:
@@ -172,6 +208,21 @@ class Opening:
             write_text(self.folder / CONFIG, json.dumps({**config, **more}, indent=2) + "\n")
         if self.saving.initial and not (self.folder / INITIAL).exists():
             save_arrays(self.folder / INITIAL, by_path(begun.state.params))
+
+
+def _like(kept: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """With the dtype, which NumPy's files do not know of bfloat16 and the like."""
+    same = kept.dtype.kind == "V" and kept.dtype.itemsize == drawn.dtype.itemsize
+    return kept.view(drawn.dtype) if same else kept
+
+
+def _to_rounding(drawn: np.ndarray, kept: np.ndarray) -> bool:
+    """Whether arrays are those of one drawing, on two processors or by two versions of a compiler."""
+    if drawn.dtype != kept.dtype:
+        return False
+    wide = np.result_type(drawn.dtype, np.float32) if drawn.dtype.kind != "V" else np.float32
+    one, other = drawn.astype(wide), kept.astype(wide)
+    return bool(np.allclose(one, other, rtol=ROUNDING, atol=ROUNDING * float(np.abs(one).max(initial=0))))
 
 
 def check_processes(es: Strategy, begun: Place, settings: Mapping[str, object]) -> None:

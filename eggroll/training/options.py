@@ -17,7 +17,8 @@ from typing import Annotated, Any, ClassVar, Literal, ParamSpec, TypeVar, get_ar
 
 from eggroll.extras import check_installed
 from eggroll.training.errors import RunError, abridged
-from eggroll.training.folder.layout import holds_run, not_writable, read_config
+from eggroll.training.folder.disk import not_writable
+from eggroll.training.folder.layout import holds_run, read_config
 
 # Where and how often a run is written, and when it pauses: not what it computes.
 UNDECIDING = frozenset(

@@ -173,5 +173,5 @@ def _set_aside(path: Path, why: LedgerError) -> None:
     """Keeps a ledger that is damaged for whoever can mend it."""
     aside = path.with_name(f"{path.stem}-damaged{path.suffix}")
     if path.exists():
-        path.replace(aside)
+        path.replace(aside)  # a rename: no file is written to, and a link is moved as it is
     LOGGER.warning("the run goes on without a ledger: %s", f"{why} It is kept as '{aside}'." if aside.exists() else why)

@@ -62,7 +62,7 @@ def untimed(folder: Path) -> list[dict[str, Any]]:
 
 def test_what_a_run_leaves(there: Path) -> None:
     run = there / "run"
-    assert sorted(file.name for file in run.iterdir()) == FILES.split()
+    assert sorted(file.name for file in run.iterdir()) == ["MANIFEST.json", *FILES.split()]
     records = read_metrics(run)
     assert [r["generation"] for r in records] == [1, 2, 3, 4]
     assert ["test_reward" in r for r in records] == [True, True, False, True]

@@ -17,9 +17,9 @@ from jax.experimental.multihost_utils import sync_global_devices
 from jax.sharding import NamedSharding, PartitionSpec
 
 from eggroll.training.checkpoints import manager as module
-from eggroll.training.checkpoints.folder import MANIFEST
 from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import MANIFEST
 
 
 def state(generation: int) -> dict[str, jax.Array]:

@@ -19,7 +19,7 @@ from eggroll.llm.finetuning.questions import Questions, chosen, questions, task_
 from eggroll.llm.finetuning.run_facts import NAMES, digest_of, facts_of
 from eggroll.llm.finetuning.samples import Samples
 from eggroll.llm.finetuning.settings import FinetuneSettings, options_from
-from eggroll.llm.finetuning.step import Answered, no_tokens, tokens_in
+from eggroll.llm.finetuning.step import Answered, draw_key, no_tokens, tokens_in
 from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import Task
@@ -29,7 +29,9 @@ from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.curve import Drawn, draw_curve
 from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import read_json
 from eggroll.training.folder.files import write_text
+from eggroll.training.folder.integrity import is_as_written
 from eggroll.training.folder.layout import CURVE, EVALUATION, MODEL, check_kept, holds_run
 from eggroll.training.folder.settings import check_options
 from eggroll.training.loop import fit
@@ -47,7 +49,6 @@ SHOWN = Shown(
     unit="tokens",
 )
 HELD_OUT = 64  # prompts, unless the user says otherwise
-DRAWS = 0x64726177  # the draws' branch of the key; the noise of generation g has the branch g
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,6 @@ def finetune(
         return Run(settings, task, language, scorers).run(show, asked_to_stop)
 
 
-def draw_key(key: jax.Array) -> jax.Array:
-    """The key of a run's draws, apart from that of every generation's noise."""
-    return jax.random.fold_in(key, DRAWS)
-
-
 class Run:
     """A run about to begin: everything drawn, encoded and checked."""
 
@@ -197,7 +193,7 @@ class Run:
         if processes.is_main():
             self._write(result.state.params, measured, done, tokens, result.ended)
         numbers = result.resumed, tokens, result.seconds, result.ended
-        failed = sum(record["scorer_errors"] for record in read_metrics(settings.folder))
+        failed = sum(int(record.get("scorer_errors") or 0) for record in read_metrics(settings.folder))
         return Outcome(settings, self.before, measured.numbers(), done, *numbers, self.samples.read(), failed)
 
     def _fit(self, show: Callable[[Record], None], asked_to_stop: Callable[[], bool] | None) -> Result:
@@ -241,9 +237,11 @@ class Run:
         file = self.settings.folder / EVALUATION
         goes_on = self.settings.resume and holds_run(self.settings.folder)
         if goes_on and not self.settings.force:
-            with suppress(OSError, ValueError, KeyError, TypeError):  # not there or damaged: it is found out again
-                self.before = json.loads(file.read_text(encoding="utf-8"))["before"]
-                return
+            with suppress(RunError, KeyError, TypeError, AttributeError):  # not there or damaged: found out again
+                before = read_json(file)["before"] if is_as_written(file) else {}
+                if all(isinstance(before[name], int | float | None) for name in ("reward", "error")):
+                    self.before = before
+                    return
         first = self.measure(self.params).checked()
         self.before = first.numbers()
         self._first = None if goes_on else first  # the samples of a run that goes on stay

@@ -294,7 +294,7 @@ def options_from(texts: Sequence[str]) -> dict[str, Any]:
             raise SettingsError(f"got the task option {text!r}; name=value is required, such as largest=20.")
         try:
             read = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             read = value
         found[name] = tuple(read) if isinstance(read, list) else read
     return found

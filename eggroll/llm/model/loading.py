@@ -19,9 +19,12 @@ from eggroll.llm.model.decoder import Decoder
 from eggroll.llm.model.tokens import check_tokenizer, end_tokens, load_tokenizer, pad_token, save_tokenizer
 from eggroll.llm.model.weights_hf import read_folder, write_file
 from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import MANIFEST, check_plain, partial_name, read_json, remove
+from eggroll.training.folder.integrity import check_model
 
 __all__ = ["LanguageModel", "load", "save"]
 
+AGAIN = "Fetch or copy it again."
 DTYPES = ("float32", "bfloat16", "float16")
 PARTS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of a hub's repository
 
@@ -84,11 +87,13 @@ def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
         settings, generation, tokenizer, config, weights = read_gguf(path, dtype)
     else:
         folder = path if path.is_dir() else _download(str(source))
-        settings = read_json(folder / "config.json")
-        if not isinstance(settings, dict):
-            lacks = "has no config.json" if settings is None else "has a config.json that is no JSON object"
-            raise RunError(f"{folder} {lacks}; a Hugging Face model folder is required.")
-        generation = read_json(folder / "generation_config.json") or {}
+        if not (folder / "config.json").exists():
+            raise RunError(f"{folder} has no config.json; a Hugging Face model folder is required.")
+        check_plain(folder)
+        check_model(folder)
+        settings = read_json(folder / "config.json", AGAIN)
+        other = folder / "generation_config.json"
+        generation = read_json(other, AGAIN) if other.exists() else {}
         config = config_from(settings)
         tokenizer = load_tokenizer(folder)
         weights = read_folder(folder, config, dtype)
@@ -119,11 +124,28 @@ def save(language: LanguageModel, folder: str | Path, params: PyTree = None) -> 
     shapes, wanted = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (_plain(params), _plain(own)))
     if shapes != wanted:
         raise RunError(f"got params of the shapes {shapes}; those of the model are required: {wanted}.")
-    folder = Path(folder)
+    folder, fresh = Path(folder), Path(folder) / partial_name("model")
     folder.mkdir(parents=True, exist_ok=True)
-    weights = _plain(params)
-    for stale in ("model.safetensors.index.json", *(file.name for file in folder.glob("model-*-of-*.safetensors"))):
-        (folder / stale).unlink(missing_ok=True)  # else the index of an older save would be read beside the new file
+    fresh.mkdir()
+    try:
+        _write(language, fresh, _plain(params))
+        # The index of an older save would be read beside the new file, and the manifest is that of a run's model.
+        for stale in (
+            MANIFEST,
+            "model.safetensors.index.json",
+            *(one.name for one in folder.glob("model-*-of-*.safetensors")),
+        ):
+            (folder / stale).unlink(missing_ok=True)
+        for made in fresh.iterdir():
+            if made.is_dir():
+                remove(folder / made.name)
+            made.replace(folder / made.name)  # where it is a link, what it leads to stays as it is
+    finally:
+        remove(fresh)
+
+
+def _write(language: LanguageModel, folder: Path, weights: Mapping[str, Any]) -> None:
+    """All files."""
     write_file(folder / "model.safetensors", language.config, weights)
     settings = {name: value for name, value in language.settings.items() if name not in ("torch_dtype", "dtype")}
     settings["torch_dtype" if "torch_dtype" in language.settings else "dtype"] = str(weights["embed"].dtype)
@@ -139,16 +161,6 @@ def decoder_of(config: DecoderConfig, weights: Mapping[str, Any]) -> Decoder:
     graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)))
     nnx.replace_by_pure_dict(state, dict(weights))
     return nnx.merge(graph, state)
-
-
-def read_json(file: Path) -> dict[str, Any] | None:
-    """The contents of a JSON file; None if there is none."""
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{file} is not JSON ({error}); fetch or copy it again.") from error
 
 
 def write_json(file: Path, value: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ import numpy as np
 from eggroll.llm.model.config import DecoderConfig
 from eggroll.llm.model.decoder import layer_shapes
 from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import read_json
 
 __all__ = ["assemble", "check_shapes", "hf_names", "read_folder", "write_file"]
 
@@ -159,7 +159,10 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
 def _shards(index: Path) -> list[str]:
     """The files that an index names."""
     try:
-        return sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        names = sorted({str(name) for name in read_json(index)["weight_map"].values()})
+        if odd := [name for name in names if Path(name).name != name]:
+            raise ValueError(f"{odd[0]!r} lies elsewhere")
+        return names
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{index} is no index of weights ({error!r}); fetch or copy it again.") from error
 

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from eggroll.training.folder.arrays import Place, read_npz, write_npz
+from eggroll.training.folder.arrays import Place, read_arrays, write_npz
 
 SMALL = 1 << 28  # bytes: a copy on the host is nothing, and one file is written faster than a database
 SMALL_FILE = "arrays.npz"  # of a checkpoint that is one file
@@ -52,8 +52,8 @@ class Arrays:
         if not places:
             return {}
         if (path / SMALL_FILE).exists():
-            found = read_npz(path / SMALL_FILE, {name: place.dtype for name, place in places.items()})
-            return {name: _placed(array, places[name].sharding) for name, array in found.items()}
+            found = read_arrays(path / SMALL_FILE)  # which knows bfloat16 and the like as bytes only
+            return {name: _placed(found[name].view(place.dtype), place.sharding) for name, place in places.items()}
         args = {
             name: ocp.RestoreArgs(restore_type=np.ndarray)
             if place.sharding is None
@@ -147,5 +147,5 @@ class NpzSave(ocp.args.CheckpointArgs):
 
 
 def _write(path: Path, arrays: Mapping[str, Any]) -> None:
-    with path.open("wb") as file:
+    with path.open("xb") as file:
         write_npz(file, arrays)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from eggroll.engine.annotations import PyTree
 from eggroll.extras import check_installed
-from eggroll.training.checkpoints.folder import CheckpointFolder, Damaged, write_manifest
+from eggroll.training.checkpoints.folder import CheckpointFolder
 from eggroll.training.errors import RunError
 from eggroll.training.folder.arrays import check_fits, flatten, places, unflatten
+from eggroll.training.folder.integrity import Damaged, write_manifest
 from eggroll.training.processes.deciding import first_decides, raise_together
 from eggroll.training.processes.talk import is_main
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import math
+import struct
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 import jax
@@ -15,8 +18,13 @@ import numpy as np
 from eggroll.engine.annotations import PyTree
 from eggroll.engine.paths import leaf_paths
 from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import open_to_read
 from eggroll.training.folder.files import whole_file
 
+HEAD = 12 + 10_000  # bytes of an array's head: numpy's own bound on what it describes
+BLOCK = 1 << 20
+RATIO, SMALL = 200, 1 << 28  # of bytes held to bytes in the file, for files of more than so many held
+Shapes = Mapping[str, tuple[int, ...]]
 _SHOWN = 10
 
 
@@ -56,15 +64,97 @@ def write_npz(file: IO[bytes], arrays: Mapping[str, Any]) -> None:
                 np.lib.format.write_array(entry, np.asanyarray(array), allow_pickle=False)
 
 
-def read_npz(path: Path, dtypes: Mapping[str, np.dtype]) -> dict[str, np.ndarray]:
-    """The arrays of these names, whose dtypes are given: the file knows bfloat16 and the like as bytes only."""
-    with zipfile.ZipFile(path) as file:
-        return {name: _read(file, name).view(dtype) for name, dtype in dtypes.items()}
+def read_arrays(path: Path, shapes: Shapes | None = None, mend: str = "Restore it from a copy.") -> dict[str, Any]:
+    """The arrays of an `.npz` file by name; nothing in it is executed, and no more is unpacked than it may hold.
+
+    Args:
+        path: the file.
+        shapes: of the arrays that are wanted, by name: others are not unpacked. Default None: all that are there, which
+            may be larger than their file as far as arrays of numbers can be expected to be.
+        mend: a sentence that says what to do where it cannot be read.
+
+    Raises:
+        RunError: no such file, none of arrays of numbers, or with others than `shapes`.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "a.npz"
+        >>> save_arrays(path, {"w": np.zeros((2, 3), np.float32)})
+        >>> read_arrays(path)["w"].shape
+        (2, 3)
+        >>> read_arrays(path, {"w": (3, 2)})
+        Traceback (most recent call last):
+        eggroll.training.errors.RunError: cannot read parameters from '...' (ValueError: 'w' has the shape ...
+    """
+    try:
+        with open_to_read(path) as file, zipfile.ZipFile(file) as archive:
+            entries = _entries(archive)
+            if shapes is None:
+                _check_sizes(entries, file)
+            elif shapes.keys() != entries.keys():
+                odd = sorted(shapes.keys() ^ entries.keys())
+                raise ValueError(f"it lacks, or has besides, {', '.join(odd[:5])}{', …' if len(odd) > 5 else ''}")
+            return {name: _array(archive, name, entries[name], shapes) for name in entries}
+    except Exception as why:  # files that were made to fail do so in many ways
+        raise RunError(f"cannot read parameters from '{path}' ({type(why).__name__}: {why}). {mend}") from why
 
 
-def _read(file: zipfile.ZipFile, name: str) -> np.ndarray:
-    with file.open(f"{name}.npy") as entry:
-        return np.lib.format.read_array(entry, allow_pickle=False)
+def _entries(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+    """What an archive holds, by the arrays' names."""
+    found: dict[str, zipfile.ZipInfo] = {}
+    for info in archive.infolist():
+        name = info.filename.removesuffix(".npy")
+        if name == info.filename or name in found or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"{info.filename[:100]!r} is no array's name, or there twice")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{name!r} is packed in another way than numpy's")
+        found[name] = info
+    return found
+
+
+def _check_sizes(entries: Mapping[str, zipfile.ZipInfo], file: IO[bytes]) -> None:
+    held, size = sum(info.file_size for info in entries.values()), file.seek(0, io.SEEK_END)
+    if held > max(SMALL, RATIO * size):
+        raise ValueError(f"{size} bytes say that they unpack to {held}")
+
+
+def _array(archive: zipfile.ZipFile, name: str, info: zipfile.ZipInfo, shapes: Shapes | None) -> np.ndarray:
+    """An array whose head, read first, says how many bytes follow."""
+    with archive.open(info) as entry:
+        start = entry.read(HEAD)
+        shape, fortran, dtype, begins = _head(start)
+        if dtype.kind not in "biufcV" or dtype.names is not None or dtype.subdtype is not None:
+            raise ValueError(f"{name!r} has the dtype {dtype}: numbers are required")
+        if shapes is not None and shape != tuple(shapes[name]):
+            raise ValueError(f"{name!r} has the shape {list(shape)}, not {list(shapes[name])}")
+        size = math.prod(shape) * dtype.itemsize
+        if min(shape, default=0) < 0 or info.file_size != begins + size:
+            raise ValueError(f"{name!r} has {info.file_size - begins} bytes for the shape {list(shape)} of {dtype}")
+        data = np.empty(size, np.uint8)
+        at = len(start) - begins
+        data[:at] = np.frombuffer(start, np.uint8)[begins:]
+        while at < size:
+            got = entry.read(min(size - at, BLOCK))
+            if not got:
+                raise ValueError(f"{name!r} is cut")
+            data[at : at + len(got)] = np.frombuffer(got, np.uint8)
+            at += len(got)
+        if entry.read(1):
+            raise ValueError(f"{name!r} has more bytes than it says")
+    return data.view(dtype).reshape(shape, order="F" if fortran else "C")
+
+
+def _head(start: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """(shape, whether in Fortran's order, dtype, length of the head) of an array; its text is read, not executed."""
+    stream = io.BytesIO(start)
+    version = np.lib.format.read_magic(stream)
+    size = struct.Struct("<H" if version == (1, 0) else "<I")
+    (length,) = size.unpack_from(start, stream.tell())
+    if version not in ((1, 0), (2, 0)) or stream.tell() + size.size + length > len(start):
+        raise ValueError(f"a head of version {version} and {length} bytes")
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, fortran, dtype = read(stream)
+    return shape, fortran, dtype, stream.tell()
 
 
 def flatten(state: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:

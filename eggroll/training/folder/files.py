@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import IO
 
 from eggroll.training.errors import RunError, abridged, remedy
-from eggroll.training.folder.layout import not_writable
+from eggroll.training.folder.disk import not_writable, own_handle, replacing
+from eggroll.training.folder.integrity import note
 
 try:
     import fcntl  # the system lets go of such a lock when the process ends, however it ends
@@ -31,6 +32,8 @@ _held: weakref.WeakSet[FolderLock] = weakref.WeakSet()
 def whole_file(path: Path) -> Iterator[IO[bytes]]:
     """A file to write to that takes the place of `path` at the end, on disk; after an error `path` is as it was.
 
+    Where its folder has a manifest, the new digest is in it before the file is in its place.
+
     Raises:
         RunError: it cannot be written.
 
@@ -42,18 +45,13 @@ def whole_file(path: Path) -> Iterator[IO[bytes]]:
         >>> path.read_bytes()
         b'whole'
     """
-    partial = path.with_name(path.name + ".partial")
     try:
-        with partial.open("wb") as file:
+        with replacing(path) as (folder, file):
             yield file
             file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except BaseException as why:
-        partial.unlink(missing_ok=True)
-        if isinstance(why, OSError):
-            raise not_writable(path.parent, why) from why
-        raise
+            note(folder, path.name, file)
+    except OSError as why:
+        raise not_writable(path.parent, why) from why
 
 
 def check_writable(path: Path) -> None:
@@ -127,7 +125,7 @@ class FolderLock:
             raise RunError(f"'{self.folder}' is locked by this very FolderLock already: make a new one for each run.")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            return os.open(self.folder / LOCK, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o666)
+            return own_handle(self.folder / LOCK, os.O_RDWR | os.O_CREAT)
         except OSError as why:
             raise RunError(
                 f"'{abridged(self.folder)}' cannot be written: {why.strerror or why}. A run keeps its files there: "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine.paths import leaf_paths
-from eggroll.strategy.plan.leaves import Plan
+from eggroll.strategy.plan.leaves import Plan, full_rank
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.training.errors import RunError
+from eggroll.training.folder.arrays import read_arrays
 from eggroll.training.folder.layout import INITIAL
 from eggroll.training.ledger.format import digests, joint_digest
 
@@ -58,6 +60,18 @@ def _with_dtype(array: Any, planned: str) -> Any:
     return array
 
 
+def check_plan(plan: Plan) -> None:
+    """Raises ValueError for a plan that no strategy makes, whose noise may be of any size."""
+    for leaf in plan.leaves:
+        axes = {*leaf.left_axes, *leaf.right_axes}
+        if leaf.kind == "low_rank":
+            most = full_rank(leaf.shape, leaf.left_axes, leaf.right_axes) if axes == set(range(len(leaf.shape))) else 0
+            if type(leaf.rank) is not int or not 1 <= leaf.rank <= most:
+                raise ValueError(f"rank {leaf.rank!r} for '{leaf.path}' of shape {list(leaf.shape)}")
+        if type(leaf.sigma_scale) not in (int, float) or not 0 < leaf.sigma_scale < math.inf:
+            raise ValueError(f"sigma_scale {leaf.sigma_scale!r} for '{leaf.path}'")
+
+
 def check_base(base: Any, plan: Plan, recorded: Mapping[str, Any]) -> None:
     """Raises RunError, naming parameters, unless `base` is what the ledger was written for, bit for bit.
 
@@ -86,24 +100,18 @@ def _other_names(got: Sequence[str], want: Sequence[str]) -> str:
     return f"got a base {' and '.join(parts) or order}: give the parameters that the run started from."
 
 
-def load_arrays(path: Path | str) -> dict[str, np.ndarray]:
+def load_arrays(path: Path | str, plan: Plan | None = None) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file by path; nothing in it is executed.
 
     Args:
         path: the file, or a run folder that has `initial.npz`.
+        plan: of the ledger, to read no others than the parameters that it was written for. Default None: all.
 
     Raises:
-        RunError: no such file, or none that numpy can read without pickle.
+        RunError: no such file, or none of the parameters' arrays.
     """
     path = Path(path)
     path = path / INITIAL if path.is_dir() else path
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one array without a name")
-            return {name: file[name] for name in file.files}
-    except Exception as why:  # zip files fail in many ways
-        raise RunError(
-            f"cannot read parameters from '{path}' ({type(why).__name__}: {why}); an .npz file of arrays by path, or a "
-            f"run folder with {INITIAL}, is required."
-        ) from why
+    shapes = None if plan is None else {leaf.path: leaf.shape for leaf in plan.leaves}
+    mend = f"An .npz file of the run's first parameters by path, or a run folder with {INITIAL}, is needed."
+    return read_arrays(path, shapes, mend)

@@ -14,6 +14,7 @@ from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.strategy.protocol import Strategy
 from eggroll.training.errors import RunError, abridged, mended
+from eggroll.training.folder.disk import own_handle
 from eggroll.training.folder.layout import holds_records
 from eggroll.training.ledger.format import (
     GENERATION,
@@ -107,7 +108,8 @@ class Journal:
                     f"'{self.path}' exists: it may be the only record of a run. Resume that run, choose another "
                     "folder, or replace it with --overwrite."
                 )
-            self._file = self.path.open("wb", buffering=0)
+            self.path.unlink(missing_ok=True)  # where it is a link, what it leads to stays as it is
+            self._file = self.path.open("xb", buffering=0)
         except OSError as why:
             raise self._not_writable(why) from why
         try:
@@ -138,7 +140,7 @@ class Journal:
         self._check_same(self._written, self._settings())
         self.size, self._digest = end, digest
         try:
-            self._file = self.path.open("r+b", buffering=0)
+            self._file = os.fdopen(own_handle(self.path, os.O_RDWR), "r+b", buffering=0)
             self._file.truncate(end)
             self._file.seek(end)
         except OSError as why:

@@ -19,11 +19,10 @@ from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.update.optimizer import sigma_at
 from eggroll.training.errors import RunError
 from eggroll.training.folder import settings as folder
-from eggroll.training.ledger.format import joint_digest
+from eggroll.training.ledger.format import FORMAT, joint_digest
 from eggroll.training.ledger.mesh import laid_out, mesh_difference, mesh_to_json
 from eggroll.training.optimizers import from_json, spec_of, to_json
 
-FORMAT = 1
 NOT_KEPT = ("rules", "chunk")  # the plan says what rules made; a chunk's sums are evaluated
 DECODED = ("shaping", "sigma", "optimizer", "mesh", "sharding", "update")  # from the settings otherwise, or not at all
 ENVIRONMENT = ("versions", "platform", "devices", "mesh")  # may change in a run without anyone having asked for it

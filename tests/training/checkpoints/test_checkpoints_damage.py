@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from eggroll.training.checkpoints import arrays as checkpoints_arrays
-from eggroll.training.checkpoints.folder import MANIFEST, DamagedError, read_manifest, verify, write_manifest
 from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import MANIFEST
+from eggroll.training.folder.integrity import DamagedError, read_manifest, verify, write_manifest
 from tests.training.checkpoint_states import assert_same, small
 
 
@@ -159,7 +160,7 @@ def test_a_damaged_one_takes_no_place_among_those_kept(folder):
 
 
 def test_a_newer_format_is_said_to_be_one(tmp_path, monkeypatch):
-    from eggroll.training.checkpoints import folder as integrity
+    from eggroll.training.folder import integrity
 
     monkeypatch.setattr(integrity, "_FORMAT", 2)
     write_manifest(tmp_path, {})

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from eggroll.training.checkpoints import arrays as checkpoints_arrays
-from eggroll.training.checkpoints import folder as integrity
 from eggroll.training.checkpoints import manager as module
 from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
+from eggroll.training.folder import integrity
 from tests.training.checkpoint_states import assert_same, small
 
 ROOT = Path(__file__).parents[3]
