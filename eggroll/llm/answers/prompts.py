@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eggroll.llm.answers.stop_strings import cut
 from eggroll.llm.answers.templates import SHOWN, as_chats, joined
 from eggroll.training.errors import RunError
 
@@ -41,7 +42,7 @@ def encode(
 ) -> Prompts:
     """Prompts as rows of tokens, through the tokenizer's chat template where it has one.
 
-    The template is a program that came with the model: it runs in a process of its own, within bounds of time and memory.
+    The template is a program that came with the model: it runs in a process of its own, within bounds.
 
     Args:
         tokenizer: of `transformers`.
@@ -62,8 +63,8 @@ def encode(
 
     Raises:
         ValueError: no prompt.
-        RunError: one that has no tokens or unknown ones, one that leaves no room for its answer, or a chat template that
-            fails, does not end, or leaves out what is said.
+        RunError: one that has no tokens or unknown ones, one that leaves no room for its answer, or a chat template
+            that fails, does not end, or leaves out what is said.
     """
     if not prompts:
         raise ValueError("got no prompts; at least one is required.")
@@ -96,13 +97,14 @@ def pad_left(rows: Sequence[Sequence[int]], *, pad: int = 0, multiple: int = 16)
     return Prompts(tokens, np.array([time - len(row) for row in rows], np.int32))
 
 
-def answer_texts(tokenizer: Any, answers: Any, *, stop: Collection[int] = ()) -> list[str]:
-    """What was written, as text: stop tokens and special tokens left out.
+def answer_texts(tokenizer: Any, answers: Any, *, stop: Collection[int] = (), strings: Sequence[str] = ()) -> list[str]:
+    """What was written, as text: stop tokens, special tokens, and what begins with a stop string left out.
 
     Args:
         tokenizer: of `transformers`.
         answers: `Answers` with any leading axes, such as `[population, prompts]`.
         stop: the stop tokens.
+        strings: the stop strings.
 
     Returns:
         One text per row, the last axis running fastest.
@@ -111,7 +113,7 @@ def answer_texts(tokenizer: Any, answers: Any, *, stop: Collection[int] = ()) ->
     lengths = np.asarray(answers.length).reshape(-1)
     rows = [row[:n] for row, n in zip(tokens.reshape(-1, tokens.shape[-1]).tolist(), lengths, strict=True)]
     rows = [row[:-1] if row and row[-1] in stop else row for row in rows]
-    return tokenizer.batch_decode(rows, skip_special_tokens=True)
+    return [cut(text, strings) for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
 def _check_tokens(prompts: Sequence[str], rows: list[list[int]], vocabulary: int) -> None:

@@ -18,17 +18,8 @@ from eggroll.training.errors import RunError
 __all__ = ["as_chats", "joined"]
 
 SHOWN = 60  # characters of a prompt in a message
-SECONDS = 60  # until a process that does nothing is ended; one that works is within half a second a chat
 PROMPT, SYSTEM = "eggrollasksthis", "eggrollsaysthat"  # which no template writes by itself
 ADVICE = "Correct chat_template in the tokenizer's files, or the options of the template."
-
-
-class _FailedError(Exception):
-    """A template that fails for chat `at`, the probe being chat 0."""
-
-    def __init__(self, why: str, at: int) -> None:
-        super().__init__(why)
-        self.at = at
 
 
 def as_chats(
@@ -52,23 +43,22 @@ def as_chats(
     options = dict(options)
     template = _template(tokenizer, options)
     variables = {"tools": None, "documents": None, "add_generation_prompt": True, **_specials(tokenizer), **options}
-    ways = [(own, parts) for own in ((True, False) if system is not None else (False,)) for parts in (False, True)]
-    failed: _FailedError | None = None
-    for own, parts in ways:
-        said = [(SYSTEM, PROMPT), *((system, prompt) for prompt in prompts)]
-        chats = [_chat(s if system is not None else None, prompt, own, parts) for s, prompt in said]
-        try:
-            texts = _rendered(template, variables, chats, date or datetime.now())
-        except _FailedError as error:
-            if error.at:
-                raise _fails(prompts[error.at - 1], error) from error
-            failed = failed if parts else error  # text is what most templates want
-            continue
-        if PROMPT in texts[0] and (system is None or SYSTEM in texts[0]):
-            return [_checked(text, prompt, system) for text, prompt in zip(texts[1:], prompts, strict=True)]
-    if failed is not None:
-        raise _fails(prompts[0], failed)
-    raise RunError(f"the model's chat template leaves out what the user says, as text and as a list of parts. {ADVICE}")
+    said = [(None if system is None else SYSTEM, PROMPT), *((system, prompt) for prompt in prompts)]
+    forms = [(own, parts) for own in ((True, False) if system is not None else (False,)) for parts in (False, True)]
+    found = _rendered(
+        template=template,
+        variables=variables,
+        ways=[[_chat(s, prompt, own, parts) for s, prompt in said] for own, parts in forms],
+        marks=[PROMPT, SYSTEM][: 1 if system is None else 2],
+        date=(date or datetime.now()).isoformat(),
+    )
+    if "texts" not in found:
+        whys = [why for why in found["whys"] if why is not None]
+        lost = "it leaves out what is said, as text and as a list of parts" if None in found["whys"] else ""
+        raise _fails(prompts[0], "; ".join(filter(None, (lost, *whys[:1]))))
+    if "why" in found:
+        raise _fails(prompts[len(found["texts"])], found["why"])
+    return [_checked(text, prompt, system) for text, prompt in zip(found["texts"], prompts, strict=True)]
 
 
 def joined(system: str | None, prompt: str) -> str:
@@ -103,16 +93,14 @@ def _specials(tokenizer: Any) -> dict[str, Any]:
     return {name: [str(x) for x in token] if isinstance(token, list) else str(token) for name, token in found}
 
 
-def _rendered(template: str, variables: Mapping[str, Any], chats: list[Any], date: datetime) -> list[str]:
-    """The chats as texts.
+def _rendered(**asked: Any) -> dict[str, Any]:
+    """What `rendering.render` says, which runs in a process of its own.
 
     Raises:
-        _FailedError: the template fails.
-        RunError: it does not end.
+        RunError: the template does not end, or options that JSON does not have.
     """
     with needed_for("chat templates"):
         import jinja2  # noqa: F401  (in the process that is started)
-    asked = {"template": template, "variables": variables, "chats": chats, "date": date.isoformat()}
     try:
         given = json.dumps(asked | {"path": [place for place in sys.path if place]})
     except (TypeError, ValueError) as error:
@@ -120,22 +108,13 @@ def _rendered(template: str, variables: Mapping[str, Any], chats: list[Any], dat
             f"got options of the chat template that JSON does not have ({error}); leave them out."
         ) from error
     command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("rendering.py"))]
-    try:
-        done = subprocess.run(command, input=given.encode(), capture_output=True, timeout=SECONDS, check=False)
-        found = (
-            {"texts": [], "error": "it does not end"} if done.returncode == -signal.SIGPROF else json.loads(done.stdout)
-        )
-    except (subprocess.TimeoutExpired, ValueError) as error:
-        raise RunError(
-            f"the process that renders the model's chat template ended without an answer ({error})."
-        ) from error
+    done = subprocess.run(command, input=given.encode(), capture_output=True, check=False)
     if done.returncode == -signal.SIGPROF:
-        raise RunError(
-            f"the model's chat template does not end: it was stopped after half a second for a chat. {ADVICE}"
-        )
-    if "error" in found:
-        raise _FailedError(found["error"], len(found["texts"]))
-    return found["texts"]
+        raise RunError(f"the model's chat template does not end: it was stopped within a chat. {ADVICE}")
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"status {done.returncode}"]
+        raise RunError(f"the process that renders the model's chat template has failed ({said[0]}). {ADVICE}")
+    return json.loads(done.stdout)
 
 
 def _checked(text: str, prompt: str, system: str | None) -> str:
@@ -146,5 +125,5 @@ def _checked(text: str, prompt: str, system: str | None) -> str:
     return text
 
 
-def _fails(prompt: str, why: Exception) -> RunError:
+def _fails(prompt: str, why: str) -> RunError:
     return RunError(f"the model's chat template fails for the prompt {prompt[:SHOWN]!r} ({why}). {ADVICE}")

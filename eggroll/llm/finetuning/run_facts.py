@@ -34,7 +34,7 @@ def facts_of(settings: FinetuneSettings, *, dated: bool = False) -> dict[str, An
 
 
 def digest_of(*asked: Questions) -> str:
-    """SHA-256 of prompts as tokens, which follow from more than the settings: from the tokenizer and its chat template."""
+    """SHA-256 of prompts as tokens, which follow from the tokenizer and its chat template, too."""
     found = hashlib.sha256()
     for questions in asked:
         for array in questions.prompts:

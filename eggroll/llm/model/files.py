@@ -38,7 +38,7 @@ def is_file(source: str | Path) -> bool | None:
 
 
 def check_ordinary(folder: Path) -> None:
-    """Raises `RunError` if what is read of a folder is a pipe or device, which may never end, or too large to be true."""
+    """Raises `RunError` if what is read of a folder is a pipe or device, which may never end, or too large."""
     names = [file for part in PARTS for file in (*folder.glob(part), *folder.glob(f"additional_chat_templates/{part}"))]
     for file in names:
         try:
@@ -54,7 +54,7 @@ def check_ordinary(folder: Path) -> None:
 
 
 def inside(folder: Path, name: Any) -> bool:
-    """Whether a name is that of a file in the folder; or a link into the store that a hub's cache keeps its files in."""
+    """Whether a name is that of a file in the folder, or a link into the store of the hub's cache that it lies in."""
     if not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
         return False
     home, file = folder.resolve(), (folder / name).resolve()

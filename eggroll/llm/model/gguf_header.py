@@ -1,4 +1,4 @@
-"""The header of a llama.cpp file (GGUF), read within the bounds of the file: what it says, and where its tensors lie."""
+"""The header of a llama.cpp file (GGUF), read within the bounds of the file: metadata, and where tensors lie."""
 
 from __future__ import annotations
 

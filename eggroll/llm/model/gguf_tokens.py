@@ -109,7 +109,7 @@ def special_id(fields: Mapping[str, Any], name: str) -> int | None:
 
 
 def ends_of(fields: Mapping[str, Any]) -> list[int]:
-    """The numbers of the tokens that end an answer, as llama.cpp has them: those that are named so, and by their text."""
+    """The numbers of the tokens that end an answer, as llama.cpp has them: those named so, and those by their text."""
     tokens = vocabulary_of(fields)
     by_text = [index for index, token in enumerate(tokens) if token in ENDS]
     named = [special_id(fields, name) for name in END_IDS]
@@ -127,8 +127,8 @@ def _listed(fields: Mapping[str, Any], name: str, kind: type | tuple[type, ...],
     if not isinstance(found, list) or not all(isinstance(item, kind) for item in found) or len(found) < least:
         got = f"{len(found)} entries" if isinstance(found, list) else f"{found!r}"
         raise RunError(
-            f"it has {got} for tokenizer.ggml.{name}, which has to be a list with an entry for every token; convert the "
-            "model again."
+            f"it has {got} for tokenizer.ggml.{name}, which has to be a list with an entry for every token; convert "
+            "the model again."
         )
     return found
 
@@ -247,8 +247,8 @@ def _add_special(inner: Any, fields: Mapping[str, Any]) -> None:
     if None in used.values():
         name = next(name for name, index in used.items() if index is None)
         raise RunError(
-            f"its texts have to have the token {name}, and tokenizer.ggml.{name}_token_id is missing; convert the model "
-            f"again, or set tokenizer.ggml.add_{name}_token to false."
+            f"its texts have to have the token {name}, and tokenizer.ggml.{name}_token_id is missing; convert the "
+            f"model again, or set tokenizer.ggml.add_{name}_token to false."
         )
     if used:
         one, two = ([*["BOS"] * ("bos" in used), f"${text}", *["EOS"] * ("eos" in used)] for text in "AB")

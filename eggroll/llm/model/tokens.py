@@ -23,6 +23,7 @@ ENDS = {
     *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
 }
+MOST_STRINGS = 512  # characters: the decoder has a table of so many rows
 # Of these, what ends a turn where a chat template of a Hugging Face folder writes it.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>", "<|end|>")
 
@@ -108,9 +109,11 @@ def end_strings(generation: Mapping[str, Any], source: str) -> tuple[str, ...]:
     """
     given = generation.get("stop_strings")
     strings = [given] if isinstance(given, str) else given or []
-    if not isinstance(strings, list) or not all(isinstance(text, str) and text for text in strings):
+    texts = isinstance(strings, list) and all(isinstance(text, str) and text for text in strings)
+    if not texts or sum(map(len, strings)) > MOST_STRINGS:
         raise RunError(
-            f"{source}: generation_config.json has stop_strings={given!r}; a list of texts is required. Correct it."
+            f"{source}: generation_config.json has stop_strings={str(given)[:80]}; a list of texts, of {MOST_STRINGS} "
+            "characters together at most, is required. Correct it."
         )
     return tuple(dict.fromkeys(strings))
 

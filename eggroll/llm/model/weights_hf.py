@@ -98,7 +98,7 @@ def read_folder(folder: Path, config: DecoderConfig, dtype: str | None = None) -
 
 
 def count_tensors(folder: Path) -> int:
-    """How many tensors there are; where there are no weights, as many as there could be: what is lacking is told later."""
+    """How many tensors there are; without weights as many as there could be, since what is lacking is told later."""
     if not any((folder / name).is_file() for name in (SINGLE, INDEX)):
         return MOST_LAYERS
     with ExitStack() as stack:
