@@ -76,6 +76,9 @@ def encode(
     texts = (
         [joined(system, p) for p in prompts] if special else as_chats(tokenizer, prompts, system, template or {}, date)
     )
+    for prompt, text in zip(prompts, texts, strict=True):
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise RunError(f"got the prompt {prompt[:SHOWN]!r} with half a surrogate pair, which is no character.")
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=special)["input_ids"]
     _check_lengths(prompts, [len(row) for row in rows], context, max_tokens)
     if vocabulary is not None:

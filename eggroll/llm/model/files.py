@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import stat
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 
 from eggroll.training.errors import RunError
 
-__all__ = ["check_ordinary", "inside", "is_file", "read_json", "write_json"]
+__all__ = ["check_file", "check_ordinary", "inside", "is_file", "read_json", "write_json"]
 
 PARTS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of a hub's repository
 MOST_BYTES = 1 << 28  # of a file that is read at once; tokenizers of 260,000 tokens have an eighth of it
+MOST_DEPTH = 100
 SHOWN = 80  # characters of a name in a message
 
 
@@ -39,18 +41,21 @@ def is_file(source: str | Path) -> bool | None:
 
 def check_ordinary(folder: Path) -> None:
     """Raises `RunError` if what is read of a folder is a pipe or device, which may never end, or too large."""
-    names = [file for part in PARTS for file in (*folder.glob(part), *folder.glob(f"additional_chat_templates/{part}"))]
-    for file in names:
-        try:
-            found = file.stat()
-        except OSError as why:
-            raise RunError(f"{file} cannot be read ({why.strerror}); fetch or copy it again, or remove it.") from why
-        if not stat.S_ISREG(found.st_mode):
-            raise RunError(f"{file} is no ordinary file; copy the file there that it stands for, or remove it.")
-        if file.suffix != ".safetensors" and found.st_size > MOST_BYTES:
-            raise RunError(
-                f"{file} has {found.st_size:,} bytes; at most {MOST_BYTES:,} are read: fetch or copy it again."
-            )
+    for part in PARTS:
+        for file in (*folder.glob(part), *folder.glob(f"additional_chat_templates/{part}")):
+            check_file(file, math.inf if file.suffix == ".safetensors" else MOST_BYTES)
+
+
+def check_file(file: Path, most: float = math.inf) -> None:
+    """Raises `RunError` unless a file is an ordinary one of at most so many bytes."""
+    try:
+        found = file.stat()
+    except (OSError, RuntimeError) as why:  # of links in a circle
+        raise RunError(f"{file} cannot be read ({why}); fetch or copy it again, or remove it.") from why
+    if not stat.S_ISREG(found.st_mode):
+        raise RunError(f"{file} is no ordinary file; copy the file there that it stands for, or remove it.")
+    if found.st_size > most:
+        raise RunError(f"{file} has {found.st_size:,} bytes; at most {most:,} are read: fetch or copy it again.")
 
 
 def inside(folder: Path, name: Any) -> bool:
@@ -76,9 +81,20 @@ def read_json(file: Path) -> dict[str, Any] | None:
         raise RunError(f"{file} is not JSON ({error}); fetch or copy it again.") from error
     except RecursionError as error:
         raise RunError(f"{file} is nested too deep to be read; fetch or copy it again.") from error
+    if _deeper(value, MOST_DEPTH):
+        raise RunError(f"{file} is nested more than {MOST_DEPTH} deep; fetch or copy it again.")
     if not isinstance(value, dict):
         raise RunError(f"{file} holds no JSON object but {type(value).__name__}; fetch or copy it again.")
     return value
+
+
+def _deeper(value: Any, most: int) -> bool:
+    """Whether lists and objects lie in each other more than so many times: what is read has to be written again."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(most):
+        level = [x for each in level for x in (each.values() if isinstance(each, dict) else each)]
+        level = [x for x in level if isinstance(x, (dict, list))]
+    return bool(level)
 
 
 def write_json(file: Path, value: Any) -> None:

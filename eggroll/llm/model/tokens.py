@@ -23,6 +23,7 @@ ENDS = {
     *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
     *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
 }
+UNUSED = 1 << 16  # numbers that no token need have
 MOST_STRINGS = 512  # characters: the decoder has a table of so many rows
 # Of these, what ends a turn where a chat template of a Hugging Face folder writes it.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>", "<|end|>")
@@ -46,11 +47,27 @@ def load_tokenizer(folder: Path) -> Any:
                 f"{folder / name} has auto_map={own!r}: the tokenizer is Python code of the folder, which eggroll does "
                 "not run. Choose another model, or remove auto_map if tokenizer.json is the whole tokenizer."
             )
+    _check_numbers(folder / "tokenizer.json")
     library = transformers()  # not within: what is missing has an error of its own
     try:
         return library.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a broken file or a missing library raises
         raise RunError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+def _check_numbers(file: Path) -> None:
+    """Refuses numbers of tokens far beyond their count: the library tokenizers goes through all up to the highest."""
+    made = read_json(file) or {}
+    model = made.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    added = made.get("added_tokens")
+    numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    numbers += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    beyond = [number for number in numbers if isinstance(number, int) and number >= 2 * len(numbers) + UNUSED]
+    if beyond:
+        raise RunError(
+            f"{file} has {len(numbers)} tokens, and one with the number {beyond[0]}; fetch or copy it again."
+        )
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from eggroll.llm.model.config import MOST_LAYERS, DecoderConfig
 from eggroll.llm.model.decoder import layer_shapes
-from eggroll.llm.model.files import inside, read_json
+from eggroll.llm.model.files import check_file, inside, read_json
 from eggroll.training.errors import RunError
 
 __all__ = ["assemble", "check_shapes", "count_tensors", "hf_names", "read_folder", "write_file"]
@@ -156,6 +156,7 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
         raise RunError(f"{folder} has no {SINGLE} and no {INDEX}; one of them is required.{hint}")
     tensors: dict[str, Any] = {}
     for name in files:
+        check_file(folder / name)
         try:
             file = stack.enter_context(safe_open(folder / name, "np"))
         except (SafetensorError, OSError) as error:
@@ -175,7 +176,10 @@ def _shards(index: Path) -> list[str]:
     except (RunError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:  # those of links, too
         raise RunError(f"{index} is no index of weights ({error}); fetch or copy it again.") from error
     if outside:
-        raise RunError(f"{index} names {str(outside[0])!r}, which is no file of its folder; fetch or copy it again.")
+        raise RunError(
+            f"{index} names {str(outside[0])[:80]!r}, which is no file of its folder; fetch or copy it again, links as "
+            "the files that they stand for."
+        )
     return sorted(names)
 
 

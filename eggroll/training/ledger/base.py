@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -131,7 +132,7 @@ def load_arrays(path: Path | str) -> dict[str, np.ndarray]:
         RunError: no such file, or none that numpy can read without pickle.
     """
     path = Path(path)
-    path = path / INITIAL if path.is_dir() else path
+    path = path / INITIAL if os.path.isdir(path) else path
     try:
         with np.load(path, allow_pickle=False) as file:
             if not isinstance(file, np.lib.npyio.NpzFile):

@@ -88,7 +88,7 @@ def test_a_template_that_loses_what_is_said_or_fails_is_refused(template, messag
 )
 def test_a_template_without_end_is_stopped(endless):
     start = time.process_time(), time.monotonic()
-    with pytest.raises(RunError, match="does not end|MemoryError"):
+    with pytest.raises(RunError, match=r"does not end|MemoryError"):
         chats(endless + TEMPLATE, "hello")
     assert time.process_time() - start[0] < 1 and time.monotonic() - start[1] < 10  # the machine may have more to do
 
