@@ -155,12 +155,14 @@ def _begins(fields: Mapping[str, Any]) -> bool:
 
 
 def _template(fields: Mapping[str, Any], bos: str | None) -> str | None:
-    """The chat template; BOS stands in front of a chat, too, whether or not its template writes it."""
+    """The chat template; a chat, too, begins with BOS once, whether or not its template says it."""
     template = fields.get("tokenizer.chat_template")
     if template is not None and not isinstance(template, str):
         raise RunError(f"it has tokenizer.chat_template={template!r}; a text is required: convert the model again.")
-    if template and _begins(fields) and bos and "bos_token" not in template and bos not in template:
-        return "{{ bos_token }}" + template
+    if template and _begins(fields) and bos and "bos_token" not in template:
+        chat = template.removesuffix("\n") + "{{ '' }}"  # as jinja2 takes the end of a template, and not of a block
+        begin = "{% if not chat.startswith(bos_token) %}{{ bos_token }}{% endif %}"
+        return f"{{% set chat %}}{chat}{{% endset %}}{begin}{{{{ chat }}}}"
     return template
 
 
