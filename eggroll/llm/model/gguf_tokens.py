@@ -245,13 +245,15 @@ def _add_special(inner: Any, fields: Mapping[str, Any]) -> None:
     plain = [t for t, kind in kinds if kind == USER_DEFINED and t not in ENDS]
     inner.add_tokens([AddedToken(t, normalized=False) for t in plain])
     around = {"bos": _begins(fields), "eos": fields.get("tokenizer.ggml.add_eos_token", False)}
-    used = {name: special_id(fields, name) for name, wanted in around.items() if wanted}
-    if None in used.values():
-        name = next(name for name, index in used.items() if index is None)
-        raise RunError(
-            f"its texts have to have the token {name}, and tokenizer.ggml.{name}_token_id is missing; convert the "
-            f"model again, or set tokenizer.ggml.add_{name}_token to false."
-        )
+    used: dict[str, int] = {}
+    for name in (name for name, wanted in around.items() if wanted):
+        index = special_id(fields, name)
+        if index is None:
+            raise RunError(
+                f"its texts have to have the token {name}, and tokenizer.ggml.{name}_token_id is missing; convert the "
+                f"model again, or set tokenizer.ggml.add_{name}_token to false."
+            )
+        used[name] = index
     if used:
         one, two = ([*["BOS"] * ("bos" in used), f"${text}", *["EOS"] * ("eos" in used)] for text in "AB")
         named: Any = [{"id": n.upper(), "ids": [index], "tokens": [tokens[index]]} for n, index in used.items()]
