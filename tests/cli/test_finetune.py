@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -235,36 +234,6 @@ def test_a_run_keeps_to_the_memory_it_began_with_and_to_its_prompts(
     assert call(*command, "--resume", "--force", "--sigma", "0.2", "--generations", "5", "--memory", "1") == 0
     longer = (there / "kept/samples.jsonl").read_text(encoding="utf-8").splitlines()
     assert longer[: len(samples)] == samples and len(longer) > len(samples)
-
-
-class Then(datetime):
-    """A clock that stands."""
-
-    @classmethod
-    def now(cls, tz: Any = None) -> datetime:
-        return datetime(2024, 7, 26, tzinfo=tz)
-
-
-@pytest.mark.slow
-def test_a_run_keeps_to_its_date_and_to_its_prompts(
-    there: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A chat template may write today's date, as that of Llama 3.2 does."""
-    template = there / "base/chat_template.jinja"
-    before = template.read_text(encoding="utf-8")
-    command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "dated", "--eval-every", "2")
-    try:
-        template.write_text("{{ strftime_now('%d %b %Y') }}" + before, encoding="utf-8")
-        with monkeypatch.context() as at:
-            at.setattr("eggroll.llm.finetuning.run_facts.datetime", Then)
-            assert call(*command, "--generations", "2") == 0
-        assert json.loads((there / "dated/config.json").read_text())["options"]["date"] == "2024-07-26T00:00:00"
-        assert call(*command, "--resume") == 0
-        template.write_text("{{ strftime_now('%Y %b %d') }}" + before, encoding="utf-8")
-        assert call(*command, "--resume", "--generations", "5") == 2
-        assert "prompt_tokens: " in capsys.readouterr().err
-    finally:
-        template.write_text(before, encoding="utf-8")
 
 
 def test_what_a_reward_prints_is_no_part_of_the_output(there: Path, capfd: pytest.CaptureFixture[str]) -> None:
