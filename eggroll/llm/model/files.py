@@ -92,8 +92,8 @@ def _deeper(value: Any, most: int) -> bool:
     """Whether lists and objects lie in each other more than so many times: what is read has to be written again."""
     level = [value] if isinstance(value, (dict, list)) else []
     for _ in range(most):
-        level = [x for each in level for x in (each.values() if isinstance(each, dict) else each)]
-        level = [x for x in level if isinstance(x, (dict, list))]
+        inner = (x for each in level for x in (each.values() if type(each) is dict else each))
+        level = [x for x in inner if type(x) is dict or type(x) is list]
     return bool(level)
 
 
