@@ -7,18 +7,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eggroll.engine.annotations import Function, PyTree, Scalar
-from eggroll.strategy.evaluate.inputs import Rows
-from eggroll.strategy.full_rank_generation import FullRankDraw, FullRankGeneration
+from eggroll.engine.annotations import Flag, Function, PyTree, Scalar
+from eggroll.strategy.evaluate.tracing import Rows
+from eggroll.strategy.full_rank_generation import FullRankDraw, FullRankGeneration, full_rank_plan
 from eggroll.strategy.noise.keys import as_threefry
-from eggroll.strategy.plan.dense import full_rank_plan
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.protocol import Norms, Strategy
 from eggroll.strategy.state import State
-from eggroll.strategy.update.schedules import Rate, Sigma, check_rate, rate_at
+from eggroll.strategy.update.optimizer import Rate, Sigma, check_rate, rate_at
 from eggroll.strategy.update.shaping import Shaping
 
 
@@ -122,7 +121,14 @@ class FullRankES(Strategy):
         return FullRankDraw("eggroll.FullRankES", *made, self.rules)
 
     def follow(
-        self, plan: Plan, state: State, weights: jax.Array, *, loss: Any, sigma: Scalar, some: Any = True
+        self,
+        plan: Plan,
+        state: State,
+        weights: jax.Array,
+        *,
+        loss: Scalar,
+        sigma: Scalar,
+        some: Flag = True,
     ) -> tuple[State, Norms]:
         """See `Strategy.follow`: by small compiled calls, parameter after parameter."""
         generation = FullRankGeneration(self.settings, plan, self._key(state), sigma)

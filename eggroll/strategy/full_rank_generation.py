@@ -1,7 +1,8 @@
-"""One generation of full-rank ES: every member's dense parameters, one at a time, and the update."""
+"""One generation of full-rank ES: its plan, every member's dense parameters, one at a time, and the update."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,19 +11,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
-from eggroll.strategy.evaluate.inputs import Rows
+from eggroll.engine.annotations import Chunk, Flag, Function, Index, PyTree, Scalar
+from eggroll.engine.paths import leaf_paths
+from eggroll.strategy.evaluate.tracing import Rows
 from eggroll.strategy.members import Draw
 from eggroll.strategy.noise.dense import perturbed, unit_keys
 from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.noise.sampler import check_noise_is_seen, member_sign
-from eggroll.strategy.plan.dense import full_rank_plan
-from eggroll.strategy.plan.leaves import Plan
-from eggroll.strategy.plan.rules import Rules
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, check_params, check_something_moves
+from eggroll.strategy.plan.rules import FrozenRule, LowRankRule, Rule, Rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State
-from eggroll.strategy.update.dense import moved, summed
-from eggroll.strategy.update.rounding import ROUNDING
+from eggroll.strategy.update.dense import ROUNDING, moved, summed
+
+
+def full_rank_plan(params: PyTree, rules: Rules) -> Plan:
+    """Decides which parameters have noise.
+
+    Args:
+        params: pytree of arrays or shapes.
+        rules: `(pattern, rule)` pairs, of which none is low-rank.
+
+    Raises:
+        TypeError: a leaf that is not floating point and not frozen.
+        ValueError: a low-rank rule, a rule that matches nothing, no parameter left to perturb, or two paths with the
+            same hash.
+    """
+    chosen = check_params(params, rules)
+    paths, leaves = leaf_paths(params), jax.tree.leaves(params)
+    plans = [_leaf_plan(path, leaf, chosen.get(path)) for path, leaf in zip(paths, leaves, strict=True)]
+    check_something_moves(plans)
+    return Plan(tuple(plans))
+
+
+def _leaf_plan(path: str, leaf: Any, rule: Rule | None) -> LeafPlan:
+    if isinstance(rule, LowRankRule):
+        raise ValueError(
+            f"got a low-rank rule for '{path}'; full-rank ES gives dense noise, or none by the rule \"frozen\". Use "
+            "eggroll.ES for low-rank noise."
+        )
+    shape, dtype = tuple(leaf.shape), str(leaf.dtype)
+    if isinstance(rule, FrozenRule):
+        return LeafPlan(path, shape, dtype, "frozen")
+    kind = "dense" if math.prod(shape) else "unused"
+    return LeafPlan(path, shape, dtype, kind, sigma_scale=1.0 if rule is None else rule.sigma_scale)
 
 
 @dataclass(frozen=True)
@@ -56,7 +88,7 @@ class FullRankGeneration:
         each = zip(self.plan.leaves, jax.tree.leaves(params), strict=True)
         return [jnp.zeros_like(p) if leaf.kind == "dense" else None for leaf, p in each]
 
-    def member(self, params: PyTree, i: Any, buffers: list[Any]) -> tuple[Any, list[Any]]:
+    def member(self, params: PyTree, i: Index, buffers: list[Any]) -> tuple[Any, list[Any]]:
         """The dense parameters of member `i`.
 
         Args:
@@ -76,7 +108,7 @@ class FullRankGeneration:
                 made[n] = perturbed(old, param, self._keys[n], unit, sign, scale, distribution=self._distribution)
         return tree.unflatten([p if own is None else own for p, own in zip(leaves, made, strict=True)]), made
 
-    def moved(self, state: State, weights: jax.Array, rate: Any, some: Any) -> tuple[State, dict[str, jax.Array]]:
+    def moved(self, state: State, weights: jax.Array, rate: Scalar, some: Flag) -> tuple[State, dict[str, jax.Array]]:
         """The state after one update, parameter after parameter.
 
         Args:
@@ -107,7 +139,7 @@ class FullRankGeneration:
         generation = state.generation + jnp.asarray(some).astype(jnp.int32)
         return State(tree.unflatten(new), state.master, state.opt_state, state.key, generation), norms
 
-    def gradient(self, weights: jax.Array, params: PyTree) -> Any:
+    def gradient(self, weights: jax.Array, params: PyTree) -> PyTree:
         """The descent direction `−1/(N·σ)·Σ wᵢ·εᵢ`, float32 or wider; zeros where there is no noise."""
         leaves, tree = jax.tree.flatten(params)
         out = []
@@ -130,7 +162,7 @@ class FullRankGeneration:
 
 
 @jax.jit
-def _norms(sums: list[jax.Array], changes: list[jax.Array], scale: Any) -> dict[str, jax.Array]:
+def _norms(sums: list[jax.Array], changes: list[jax.Array], scale: Scalar) -> dict[str, jax.Array]:
     scale = jnp.asarray(scale).astype(jnp.float32)
     return {
         "gradient_norm": jnp.sqrt(sum(sums, jnp.float32(0))) / scale,
@@ -153,11 +185,11 @@ class FullRankDraw(Draw):
         """See `Draw.plan_for`."""
         return full_rank_plan(params, self.rules)
 
-    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> Any:
+    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> PyTree:
         """See `Draw.apply`: one compiled call after the other, of any function of dense parameters."""
         generation, size, axes = self._of(plan), self.settings.size, rows.axes
 
-        def run(params: PyTree, args: tuple, i: Any) -> Any:
+        def run(params: PyTree, args: tuple, i: Index) -> Any:
             rows = Rows(args, axes, size)
             out = fun(params, *rows.merged([x[0] for x in rows.of_members(i, 1)]))
             return jax.tree.map(lambda x: jnp.expand_dims(x, 0), out)  # never the parameters' own memory
@@ -168,12 +200,12 @@ class FullRankDraw(Draw):
             outputs.append(self.cache(run, ("apply", fun, axes), own, rows.args, np.int32(i)))
         return _joined(outputs)
 
-    def member(self, plan: Plan, params: PyTree, i: Any) -> Any:
+    def member(self, plan: Plan, params: PyTree, i: Index) -> PyTree:
         """See `Draw.member`: what `apply` evaluates, bit for bit."""
         generation = self._of(plan)
         return generation.member(params, i, generation.buffers(params))[0]
 
-    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> Any:
+    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> PyTree:
         """See `Draw.gradient`: `−1/(N·σ)·Σ wᵢ·εᵢ`."""
         return self._of(plan).gradient(weights, params)
 
@@ -182,5 +214,5 @@ class FullRankDraw(Draw):
 
 
 @jax.jit
-def _joined(outputs: list[Any]) -> Any:
+def _joined(outputs: list[Any]) -> PyTree:
     return jax.tree.map(lambda *each: jnp.concatenate(each), *outputs)

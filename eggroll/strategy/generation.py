@@ -12,23 +12,18 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
+from eggroll.engine.annotations import Chunk, Flag, Function, Index, PyTree, Scalar
 from eggroll.engine.factored import Program
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
-from eggroll.strategy.evaluate.arrangement import Arrangement, arrange, may_copy
-from eggroll.strategy.evaluate.chunking import keep_words, remembered
-from eggroll.strategy.evaluate.inputs import Rows
+from eggroll.strategy.evaluate.chunking import Arrangement, Need, arrange, keep_words, may_copy, member_need, remembered
 from eggroll.strategy.evaluate.loops import Evaluation
-from eggroll.strategy.evaluate.tracing import Plans, check_covered, trace_member
-from eggroll.strategy.evaluate.working_set import Need, member_need
+from eggroll.strategy.evaluate.tracing import Plans, Rows, check_covered, trace_member
 from eggroll.strategy.members import Draw
-from eggroll.strategy.mesh.placement import Placement, make_placement, place
 from eggroll.strategy.noise.sampler import Sampler, check_noise_is_seen, member_sign
-from eggroll.strategy.plan import parameters
 from eggroll.strategy.plan.leaves import Plan
-from eggroll.strategy.plan.parameters import put_back, without
+from eggroll.strategy.plan.parameters import full, put_back, rounded, without
 from eggroll.strategy.population import AXIS, Population
-from eggroll.strategy.state import State
+from eggroll.strategy.state import Placement, State, make_placement, place
 from eggroll.strategy.update.low_rank import descent, sum_noise, sum_on_mesh
 from eggroll.strategy.update.optimizer import updates
 
@@ -68,11 +63,11 @@ class Generation:
         pop = self.population
         return pop.mesh and make_placement(pop.mesh, pop.sharding, pop.update, self.plan.leaves)
 
-    def on_every_device(self, tree: PyTree) -> Any:
+    def on_every_device(self, tree: PyTree) -> PyTree:
         """Under `jit`, `tree` whole on every device of the mesh, so that every process can read it."""
         return tree if self.placement is None else self.placement.whole(tree)
 
-    def member(self, params: PyTree, member: Any) -> Any:
+    def member(self, params: PyTree, member: Index) -> PyTree:
         """`params` as member `member` sees them, with `LowRank` leaves."""
         signs = self.population.signs
         words = self.sampler.streams.draw(self.key, jnp.reshape(member // signs, 1))
@@ -138,7 +133,7 @@ class Generation:
             return run.on_mesh(self.placement, params, rows, self.key, self.sigma, words)
         return run.everywhere(params, rows, self.key, self.sigma, words)
 
-    def gradient(self, weights: jax.Array, params: PyTree, words: jax.Array | None = None) -> Any:
+    def gradient(self, weights: jax.Array, params: PyTree, words: jax.Array | None = None) -> PyTree:
         """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ`, float32 or wider; zeros where nothing is perturbed.
 
         Args:
@@ -169,13 +164,13 @@ def _or_zeros(gradient: PyTree, param: Any) -> jax.Array:
 
 
 def moved_if(
-    some: jax.Array,
+    some: Flag,
     optimizer: optax.GradientTransformationExtraArgs,
     generation: Generation,
     state: State,
     weights: jax.Array,
     words: jax.Array | None,
-    loss: jax.Array,
+    loss: Scalar,
 ) -> tuple[State, dict[str, jax.Array]]:
     """The state after one update, if there is one to make.
 
@@ -196,12 +191,12 @@ def moved_if(
 
     def moved() -> tuple[State, dict[str, jax.Array]]:
         params = without(state.params, still)
-        full = parameters.full(params, state.master)
+        wide = full(params, state.master)
         gradient = without(generation.gradient(weights, state.params, words), still)
         if placement is not None:
-            full = placement.pinned_tree(full, state.params, placement.update_specs)
-        change, opt_state = updates(optimizer, gradient, state.opt_state, full, loss)
-        params, master = parameters.rounded(optax.apply_updates(full, change), params)
+            wide = placement.pinned_tree(wide, state.params, placement.update_specs)
+        change, opt_state = updates(optimizer, gradient, state.opt_state, wide, loss)
+        params, master = rounded(optax.apply_updates(wide, change), params)
         if placement is not None:  # rounded before they are made whole: half the bytes
             params = placement.pinned_tree(params, state.params, placement.update_specs)
         params = put_back(params, state.params, still)
@@ -250,7 +245,7 @@ class LowRankDraw(Draw):
         """See `Draw.plan_for`."""
         return self.plans.plan_for(params, fun, rows)
 
-    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> Any:
+    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> PyTree:
         """See `Draw.apply`."""
         settings = self.settings if chunk is None else replace(self.settings, chunk=chunk)
         axes = rows.axes
@@ -264,16 +259,16 @@ class LowRankDraw(Draw):
 
         return self.cache(run, ("apply", fun, plan, axes, settings.chunk), params, rows.args, self.key, self.sigma)
 
-    def member(self, plan: Plan, params: PyTree, i: Any) -> Any:
+    def member(self, plan: Plan, params: PyTree, i: Index) -> PyTree:
         """See `Draw.member`."""
         settings = self.settings  # not self: what is compiled is kept, its arrays must not be
 
-        def run(params: PyTree, i: Any, key: jax.Array, sigma: Scalar) -> Any:
+        def run(params: PyTree, i: Index, key: jax.Array, sigma: Scalar) -> Any:
             seen = Generation(settings, plan, key, sigma).member(params, i)
             return jax.tree.map(lambda x: x.dense() if isinstance(x, LowRank) else x, seen, is_leaf=is_low_rank)
 
         return self.cache(run, ("materialize", plan), params, jnp.asarray(i), self.key, self.sigma)
 
-    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> Any:
+    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> PyTree:
         """See `Draw.gradient`."""
         return Generation(self.settings, plan, self.key, self.sigma).gradient(weights, params)

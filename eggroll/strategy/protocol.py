@@ -15,11 +15,10 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from eggroll.engine.annotations import Function, Numbers, PyTree, Scalar
+from eggroll.engine.annotations import Flag, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
-from eggroll.strategy.evaluate.compiled import CompiledCache
-from eggroll.strategy.evaluate.inputs import InAxes, Rows
-from eggroll.strategy.evaluate.tracing import check_scalar_shape
+from eggroll.strategy.evaluate.loops import CompiledCache
+from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar
 from eggroll.strategy.members import Draw, Members, check_members
 from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.plan.leaves import Plan
@@ -27,7 +26,7 @@ from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State, check_state
 from eggroll.strategy.update.fitness import as_float, check_fitness, raise_if_lost, summary
-from eggroll.strategy.update.schedules import Sigma, check_sigma, sigma_at
+from eggroll.strategy.update.optimizer import Sigma, check_sigma, sigma_at
 from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
 
 Metrics = dict[str, Any]
@@ -82,7 +81,14 @@ class Strategy(ABC):
 
     @abstractmethod
     def follow(
-        self, plan: Plan, state: State, weights: jax.Array, *, loss: Any, sigma: Scalar, some: Any = True
+        self,
+        plan: Plan,
+        state: State,
+        weights: jax.Array,
+        *,
+        loss: Scalar,
+        sigma: Scalar,
+        some: Flag = True,
     ) -> tuple[State, Norms]:
         """The second half of a generation: the state after its update, and the norms of gradient and update.
 
@@ -132,7 +138,7 @@ class Strategy(ABC):
             sigma: constant over the run; None: as recorded.
         """
 
-        def update(state: State, weights: Any, loss: Any, recorded: Any) -> tuple[State, Norms]:
+        def update(state: State, weights: Any, loss: Scalar, recorded: Scalar) -> tuple[State, Norms]:
             own = float(recorded) if sigma is None else sigma
             return self.follow(plan, state, jnp.asarray(weights), loss=loss, sigma=own)
 
@@ -218,7 +224,7 @@ class Strategy(ABC):
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         members = self.ask(state)
         outputs = members.apply(fitness_fn, *args, in_axes=in_axes)
-        check_scalar_shape(jax.tree.map(_of_one, outputs), has_aux, "fitness")
+        check_scalar(jax.tree.map(_of_one, outputs), has_aux, "fitness")
         fitness, aux = outputs if has_aux else (outputs, ())
         fitness = as_float(fitness)
         state, metrics = self.tell(state, members, fitness)
@@ -252,7 +258,7 @@ def _of_one(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 @jax.jit
-def _averaged(aux: PyTree, finite: jax.Array) -> Any:
+def _averaged(aux: PyTree, finite: jax.Array) -> PyTree:
     """Floating-point leaves averaged over members with finite fitness, of others the first member's."""
 
     def one(x: jax.Array) -> jax.Array:

@@ -21,7 +21,7 @@ from eggroll.kernels import implementations
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
 from eggroll.ops import members, registry
-from eggroll.ops.reference import lowrank_dot_reference, rank_update_reference
+from eggroll.ops.operations import lowrank_dot_reference, rank_update_reference
 from tests.quick import quickest
 
 
@@ -30,6 +30,7 @@ def plug(monkeypatch):
     """Registers a function for this test alone."""
 
     def add(operation, function, name="plugged"):
+        registry.implementations(operation)  # all are loaded: none registers itself in what is undone after the test
         known = {**registry._OPERATIONS[operation], name: registry.Implementation(name, function, ("cpu",))}
         monkeypatch.setitem(registry._OPERATIONS, operation, known)
         members._dot.cache_clear()

@@ -9,7 +9,7 @@ import pytest
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
 from eggroll.ops import registry
-from eggroll.ops.reference import lowrank_dot_reference, rank_update_reference
+from eggroll.ops.operations import lowrank_dot_reference, rank_update_reference
 
 TPU = {"lowrank_dot": lowrank_dot_tpu, "rank_update": rank_update_tpu}
 REFERENCE = {"lowrank_dot": lowrank_dot_reference, "rank_update": rank_update_reference}
@@ -18,6 +18,7 @@ REFERENCE = {"lowrank_dot": lowrank_dot_reference, "rank_update": rank_update_re
 def register(monkeypatch, functions):
     """Registers a kernel of each operation for CPUs."""
     for operation, function in functions.items():
+        registry.implementations(operation)  # all are loaded: none registers itself in what is undone after the test
         known = {**registry._OPERATIONS[operation], "kernel": registry.Implementation("kernel", function, ("cpu",))}
         monkeypatch.setitem(registry._OPERATIONS, operation, known)
 

@@ -1,22 +1,28 @@
-"""From a plan and keys to noise, and from noise to the parameters that one member sees."""
+"""From a plan and keys to noise, and from noise to the parameters that one member sees.
+
+Noise is computed once and stored: XLA would compute it anew inside every operation that reads it, for every row that a
+factor meets. On CPUs it ignores `optimization_barrier` as it fuses, but does not fuse out of a call that stays one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.core import Tracer
+from jax.typing import DTypeLike
 
-from eggroll.engine.annotations import PyTree, Scalar
+from eggroll.engine import jax_compat
+from eggroll.engine.annotations import Index, PyTree, Scalar
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
 from eggroll.ops import kernel_for
-from eggroll.strategy.noise.sides import Side, sides
-from eggroll.strategy.noise.streams import Streams
+from eggroll.strategy.noise.streams import Side, Streams, sides
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
 
 Noise = Sequence[Any]  # per leaf: (left, right), a dense array, or None
@@ -53,7 +59,7 @@ class Sampler:
         """Where the random words of each parameter's noise come from, and lie in a unit's row of words."""
         return Streams(tuple(side.stream for own in self._sides for side in own))
 
-    def words(self, key: jax.Array, kept: jax.Array | None, start: Any, first: Any, count: int) -> jax.Array:
+    def words(self, key: jax.Array, kept: jax.Array | None, start: Index, first: Index, count: int) -> jax.Array:
         """Words of units `start + first` to `start + first + count − 1`.
 
         Args:
@@ -96,7 +102,7 @@ class Sampler:
         """Noise of one unit, without the axis of units, from its `[1, W]` words."""
         return jax.tree.map(lambda x: jnp.squeeze(x, 0), self.draw(words))
 
-    def perturb(self, params: PyTree, noise: Noise, sign: Any, sigma: Scalar) -> Any:
+    def perturb(self, params: PyTree, noise: Noise, sign: Index, sigma: Scalar) -> PyTree:
         """`params` with `LowRank` leaves where the plan says so: `W + sign·σ·c·A·Bᵀ/√r`."""
         leaves, tree = jax.tree.flatten(params)
         seen = [
@@ -105,7 +111,7 @@ class Sampler:
         ]
         return tree.unflatten(seen)
 
-    def _perturb_leaf(self, leaf: LeafPlan, value: Any, noise: Any, sign: Any, sigma: Scalar) -> Any:
+    def _perturb_leaf(self, leaf: LeafPlan, value: Any, noise: Any, sign: Index, sigma: Scalar) -> Any:
         scale = noise_scale(leaf, sigma)
         if leaf.kind == "low_rank":
             source = Source(leaf.path, self.members)
@@ -146,10 +152,48 @@ def _least(dtype: str) -> float:
     return float(info.tiny if info.nexp >= 8 else info.smallest_subnormal)
 
 
-def member_sign(index: Any) -> Any:
+def member_sign(index: Index) -> Any:
     """+1 for the first member of a unit, −1 for the second."""
     return 1 - 2 * index
 
 
-def _signed(sign: Any, scale: Any, dtype: Any) -> jax.Array:
+def _signed(sign: Index, scale: Scalar, dtype: DTypeLike) -> jax.Array:
     return jnp.asarray(scale, dtype) * jnp.asarray(sign, dtype)
+
+
+def drawn_once(sampler: Sampler, words: jax.Array) -> Noise:
+    """`sampler.draw(words)`, in memory: noise of `U` units from words `[U, W]`."""
+    return _in_memory(sampler.draw, words)
+
+
+def drawn_copies(sampler: Sampler, words: jax.Array, signs: int) -> Noise:
+    """`sampler.draw(words)` with each unit's noise `signs` times in a row: noise of `U·signs` members.
+
+    In memory it is signed bytes, which their readers widen; see `jax_compat.CORRECTIONS_ARE_FREE`.
+    """
+    leaves = sampler.plan.leaves
+    in_bytes = replace(sampler, plan=Plan(tuple(replace(leaf, dtype="int8") for leaf in leaves)))
+
+    def draw(words: jax.Array) -> Noise:
+        return jax.tree.map(lambda x: _repeated(x, signs), in_bytes.draw(words))
+
+    def widened(leaf: LeafPlan, noise: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(leaf.dtype), noise)
+
+    return [widened(leaf, noise) for leaf, noise in zip(leaves, _in_memory(draw, words), strict=True)]
+
+
+def _repeated(x: jax.Array, times: int) -> jax.Array:
+    """Every row of `x`, `times` in a row; a gather, as `jnp.repeat` makes it, would take longer than drawing."""
+    copies = jnp.broadcast_to(x[:, None], (len(x), times, *x.shape[1:]))
+    return copies.reshape(len(x) * times, *x.shape[1:])
+
+
+def _in_memory(fun: Callable[[jax.Array], Any], words: jax.Array) -> Any:
+    if jax.default_backend() != "cpu":
+        return lax.optimization_barrier(fun(words))
+    # As matrices: XLA lays a trailing axis of length one out its own way, and copies at the call's end to undo it.
+    made = jax.eval_shape(fun, words)
+    flat = jax_compat.call_apart(lambda w: [x.reshape(len(x), -1) for x in jax.tree.leaves(fun(w))], words)
+    leaves, tree = jax.tree.flatten(made)
+    return tree.unflatten([x.reshape(like.shape) for x, like in zip(flat, leaves, strict=True)])
