@@ -238,22 +238,6 @@ def test_a_run_keeps_to_the_memory_it_began_with_and_to_its_prompts(
     assert longer[: len(samples)] == samples and len(longer) > len(samples)
 
 
-@pytest.mark.slow
-def test_prompts_with_another_date_are_no_resumption(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A chat template may write today's date, as that of Llama 3.2 does."""
-    template = there / "base/chat_template.jinja"
-    before = template.read_text(encoding="utf-8")
-    command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "dated", "--eval-every", "2")
-    try:
-        template.write_text("{{ '26 Nov 2026' }}" + before, encoding="utf-8")
-        assert call(*command, "--generations", "2") == 0
-        template.write_text("{{ '27 Nov 2026' }}" + before, encoding="utf-8")
-        assert call(*command, "--resume") == 2
-        assert "prompt_tokens: " in capsys.readouterr().err
-    finally:
-        template.write_text(before, encoding="utf-8")
-
-
 def test_what_a_reward_prints_is_no_part_of_the_output(there: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said = "print('aloud')\ndef letters(text, problem):\n    print('hello')\n    return 1.0\n"
     (there / "talkative.py").write_text(said, encoding="utf-8")

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import jax
@@ -127,7 +128,8 @@ class Run:
     """A run about to begin: everything drawn, encoded and checked."""
 
     def __init__(self, settings: FinetuneSettings, task: Task, language: LanguageModel, scorers: Scorers) -> None:
-        self.settings, self.language, self.facts = settings, language, facts_of(settings)
+        self.settings, self.language = settings, language
+        self.facts = facts_of(settings, dated="strftime_now" in str(language.tokenizer.chat_template))
         answers = settings.population * settings.prompts // settings.parts
         self.most = answers * task.max_tokens  # tokens of one generation
         self._check_budget(answers, task.max_tokens)
@@ -135,7 +137,7 @@ class Run:
         self.facts["prompt_tokens"] = digest_of(self.train, self.test)
         graphdef, self.params = split(language.model)
         self.es = strategy(settings)
-        marker = Marker(language.tokenizer, language.stop, scorers)
+        marker = Marker(language.tokenizer, language.stop, scorers, language.stop_strings)
         key = jax.random.key(settings.seed)
         draws = draw_key(key) if settings.temperature else None
         fun = generator(graphdef, decoding_of(settings, task, language))
@@ -169,12 +171,13 @@ class Run:
     def _drawn(self, task: Task) -> tuple[Questions, Questions]:
         """Questions to train and to test on."""
         settings, language = self.settings, self.language
-        template = options_from(settings.template_options)
-        train = questions(language, task, "train", settings.pool, settings.seed, template=template)
+        date = datetime.fromisoformat(self.facts["date"]) if "date" in self.facts else None
+        asking: dict[str, Any] = {"template": options_from(settings.template_options), "date": date}
+        train = questions(language, task, "train", settings.pool, settings.seed, **asking)
         if len(train) < settings.prompts:
             raise SettingsError(f"got prompts={settings.prompts}; the task has {len(train)} to train on. Ask fewer.")
         test = settings.eval_prompts, settings.seed
-        return train, questions(language, task, "test", *test, most=HELD_OUT, template=template)
+        return train, questions(language, task, "test", *test, most=HELD_OUT, **asking)
 
     def run(self, show: Callable[[Record], None], asked_to_stop: Callable[[], bool] | None) -> Outcome:
         """Makes the generations and writes what came out."""

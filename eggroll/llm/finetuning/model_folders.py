@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,7 +32,7 @@ def source_of(name: str | Path) -> str | Path:
         RunError: a run folder that has no model.
     """
     inner = Path(name) / MODEL
-    if (inner / CONFIG).is_file():
+    if os.path.isfile(inner / CONFIG):  # False, too, for what the system does not look at
         check_run(Path(name))
         return inner
     if run_options(name) is not None:
@@ -125,9 +126,9 @@ def base_model(base: Path) -> str | Path | None:
 
     None: it is none, but an `.npz` file or the folder of another kind of run.
     """
-    if not base.exists() and HUB_ID.fullmatch(str(base)) and base.suffix != ".npz":
+    if not os.path.exists(base) and HUB_ID.fullmatch(str(base)) and base.suffix != ".npz":
         return str(base)
-    if base.suffix == ".gguf" or (base.is_dir() and any(base.glob(WEIGHTS))):
+    if base.suffix == ".gguf" or (os.path.isdir(base) and any(base.glob(WEIGHTS))):
         return base
     options = run_options(base) or {}
     return source_of(options["model"]) if "method" in options and "model" in options else None

@@ -185,7 +185,10 @@ def _from_json(path: Path, number: int, line: str) -> Problem:
     except (ValueError, RecursionError) as why:
         raise RunError(f"line {number} of {path} is no JSON ({why}); {required}.") from None
     prompt = fields.get("prompt") if isinstance(fields, dict) else None
-    if not isinstance(prompt, str) or not prompt.strip():
+    half = isinstance(prompt, str) and any(
+        "\ud800" <= letter <= "\udfff" for letter in prompt
+    )  # of a pair: no character
+    if not isinstance(prompt, str) or not prompt.strip() or half:
         raise RunError(f"line {number} of {path} is {line[:80]!r}; {required}.")
     return Problem(prompt, fields)
 

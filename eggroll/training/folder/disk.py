@@ -65,14 +65,6 @@ def _regular(handle: int, path: Path) -> int:
     return handle
 
 
-def check_plain(folder: Path) -> None:
-    """Raises `RunError` where a pipe, a socket or a device lies in a folder that a library is to read."""
-    for path in folder.iterdir():
-        with suppress(OSError):
-            if not (stat.S_ISREG(mode := path.stat().st_mode) or stat.S_ISDIR(mode)):
-                raise RunError(f"'{path}' is neither a file nor a folder: remove it. Nothing in '{folder}' was read.")
-
-
 def own_folder(path: Path) -> Path:
     """Makes a folder inside a run's, or makes sure that it is one.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -156,7 +157,7 @@ def check_kept(path: Path, model: str | Path, *, resume: bool = False) -> None:
         RunError: it is the folder, or part of a run in it, by whatever name or link.
     """
     own, found = path.resolve(), Path(model).resolve()
-    if (resume and holds_run(path)) or not (found.exists() and found.is_relative_to(own)):
+    if (resume and holds_run(path)) or not (os.path.exists(found) and found.is_relative_to(own)):
         return
     if found == own or found.relative_to(own).parts[0] in (*FILES, *FOLDERS):
         raise RunError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -111,7 +112,7 @@ def load_arrays(path: Path | str, plan: Plan | None = None) -> dict[str, np.ndar
         RunError: no such file, or none of the parameters' arrays.
     """
     path = Path(path)
-    path = path / INITIAL if path.is_dir() else path
+    path = path / INITIAL if os.path.isdir(path) else path
     shapes = None if plan is None else {leaf.path: leaf.shape for leaf in plan.leaves}
     mend = f"An .npz file of the run's first parameters by path, or a run folder with {INITIAL}, is needed."
     return read_arrays(path, shapes, mend)
