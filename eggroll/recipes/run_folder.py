@@ -50,7 +50,9 @@ def load(folder: Path | str) -> nnx.Module:
             f"'{folder / CONFIG}' names no model of `eggroll train` ({type(why).__name__}: {why}); one of that "
             "command is required. Restore it from a copy."
         ) from why
-    put_arrays(model, read_arrays(folder / PARAMETERS, {path: array.shape for path, array in arrays_of(model).items()}))
+    shapes = {path: array.shape for path, array in arrays_of(model).items()}
+    mend = f"The parameters of {type(model).__name__} are required: restore it from a copy."
+    put_arrays(model, read_arrays(folder / PARAMETERS, shapes, mend))
     model.eval()
     return model
 
