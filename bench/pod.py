@@ -19,10 +19,9 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from bench.tools.options import Common
 from bench.tools.report import Report
 from bench.tools.update_costs import MOMENTS, RATES, UpdateCost, update_cost
-from eggroll.strategy.mesh.placement import Placement, make_placement
-from eggroll.strategy.mesh.sharding import as_sharding
 from eggroll.strategy.plan.leaves import Plan, make_plan
-from eggroll.strategy.population import Population
+from eggroll.strategy.population import Population, as_sharding
+from eggroll.strategy.state import Placement, make_placement
 
 LAYERS, WIDTH, INNER, WORDS = 32, 4096, 11008, 32000
 POPULATION, TOKENS, CHIPS = 1 << 20, 512, 256

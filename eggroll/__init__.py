@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from eggroll import strategy as strategy
     from eggroll import training as training
     from eggroll.engine.factored import factored
-    from eggroll.engine.fallback import DenseFallback, DenseFallbackError, DenseFallbackWarning
+    from eggroll.engine.interpreter import DenseFallback, DenseFallbackError, DenseFallbackWarning
     from eggroll.engine.lowrank import LowRank
     from eggroll.strategy.es import ES
     from eggroll.strategy.explain import Explanation, explain
@@ -52,9 +52,9 @@ __all__ = [
 # answers, and `eggroll --help`, do without JAX.
 _FILES = {
     "ES": "eggroll.strategy.es",
-    "DenseFallback": "eggroll.engine.fallback",
-    "DenseFallbackError": "eggroll.engine.fallback",
-    "DenseFallbackWarning": "eggroll.engine.fallback",
+    "DenseFallback": "eggroll.engine.interpreter",
+    "DenseFallbackError": "eggroll.engine.interpreter",
+    "DenseFallbackWarning": "eggroll.engine.interpreter",
     "DenseRule": "eggroll.strategy.plan.rules",
     "Explanation": "eggroll.strategy.explain",
     "FullRankES": "eggroll.strategy.full_rank",

@@ -8,6 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 MOVED = {
+    "eggroll.engine.fallback": "eggroll.engine.interpreter",
+    "eggroll.engine.rules.calls": "eggroll.engine.rules.control_flow",
+    "eggroll.engine.rules.contraction": "eggroll.engine.rules.products",
+    "eggroll.engine.rules.convolution": "eggroll.engine.rules.products",
+    "eggroll.engine.rules.joining": "eggroll.engine.rules.indexing",
+    "eggroll.engine.rules.structural": "eggroll.engine.rules.linear",
+    "eggroll.engine.usage": "eggroll.engine.factored",
     "eggroll.llm.config": "eggroll.llm.model.config",
     "eggroll.llm.decoder": "eggroll.llm.model.decoder",
     "eggroll.llm.decoding": "eggroll.llm.answers.decoding",
@@ -26,7 +33,7 @@ MOVED = {
     "eggroll.strategy.keys": "eggroll.strategy.noise.keys",
     "eggroll.strategy.rules": "eggroll.strategy.plan.rules",
     "eggroll.strategy.shaping": "eggroll.strategy.update.shaping",
-    "eggroll.strategy.sharding": "eggroll.strategy.mesh.sharding",
+    "eggroll.strategy.sharding": "eggroll.strategy.population",
     "eggroll.training.arrays": "eggroll.training.folder.arrays",
     "eggroll.training.journal": "eggroll.training.ledger.journal",
     "eggroll.training.ledger_base": "eggroll.training.ledger.base",

@@ -15,10 +15,9 @@ import jax
 import numpy as np
 
 from eggroll.ops import words_for
-from eggroll.strategy.mesh.placement import Placement
-from eggroll.strategy.mesh.sharding import AXIS, axes_of
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
-from eggroll.strategy.population import Population
+from eggroll.strategy.population import AXIS, Population, axes_of
+from eggroll.strategy.state import Placement
 
 WORD_OPERATIONS, NUMBER_OPERATIONS = 60, 4  # of 32 bits: to draw a word by threefry, to make a number of its bits
 CHANGE_OPERATIONS = 12  # of Adam, for each number of the parameters

@@ -1,15 +1,12 @@
-"""Checks that rooms share: counts and functions as they come from users, and whether a value can be looked at."""
+"""Checks that rooms share, of what users give. Without JAX: what refuses early does not wait for it."""
 
 from __future__ import annotations
 
+from numbers import Integral
 from typing import Any
 
-import jax
-import numpy as np
-from jax.core import Tracer
 
-
-def as_count(name: str, value: Any, least: int = 1, hint: str = "") -> int:
+def as_count(name: str, value: object, least: int = 1, hint: str = "") -> int:
     """`value` as a Python integer of at least `least`; NumPy's integers count, booleans and floats do not.
 
     Args:
@@ -29,12 +26,12 @@ def as_count(name: str, value: Any, least: int = 1, hint: str = "") -> int:
         >>> as_count("population", np.int64(8))
         8
     """
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"got {name}={value!r}; an integer of at least {least} is required.{hint}")
     return int(value)
 
 
-def check_function(name: str, fun: Any, usage: str) -> None:
+def check_function(name: str, fun: object, usage: str) -> None:
     """Raises `TypeError` unless `fun` can be called; `usage` shows where it belongs."""
     if not callable(fun):
         raise TypeError(f"got {type(fun).__name__} as {name}; a function of the parameters is required: {usage}.")
@@ -42,4 +39,7 @@ def check_function(name: str, fun: Any, usage: str) -> None:
 
 def is_traced(*trees: Any) -> bool:
     """True while a transformation traces these values, when nothing can be checked or raised by value."""
+    import jax
+    from jax.core import Tracer
+
     return any(isinstance(x, Tracer) for x in jax.tree.leaves(trees))

@@ -21,8 +21,13 @@ from eggroll.engine.annotations import Function, JaxprEqn
 
 Literal = jex.Literal
 
-# On CPUs, a product and a rank-1 correction in one fusion take as long as the product. The XLA of JAX 0.12 fuses them,
-# too, but is then no faster than with both apart. (bench/LOG.md, "The correction in the product's epilogue".)
+# What serves JAX 0.10 on CPUs alone. Its XLA puts a rank-1 correction into the product's own epilogue, where it costs
+# nothing, if inputs, factors and outputs are plain matrices `[members, n]`. A factor that two members share is a
+# broadcast, which keeps it out: the outputs are then written, read and written again. So each member gets a copy of its
+# noise, as bytes, which the epilogue widens. The XLA of JAX 0.12 fuses them, too, but is then no faster than with both
+# apart. (bench/LOG.md, "The correction in the product's epilogue".)
+# It goes when JAX 0.10 is no longer supported, and with it `may_copy`, `_square`, `Arrangement.copies` and `flops`,
+# `columns` and `loops` of `Need` in strategy/evaluate/chunking.py, and `drawn_copies` in strategy/noise/sampler.py.
 CORRECTIONS_ARE_FREE = jax.__version_info__ < (0, 11)
 
 

@@ -5,17 +5,15 @@ implementation for the machine at hand: a Pallas kernel where one is registered 
 Factors are arrays, or `Seeded`: keys, from which a kernel makes the numbers in its registers.
 
 This package depends on JAX and numpy alone. Device kernels lie in `eggroll.kernels`, import this package and register
-themselves; `eggroll.ops.registry` loads them when an implementation is first looked for.
+themselves; `eggroll.ops.registry` loads those of a platform when an implementation for it is first looked for.
 """
 
 from __future__ import annotations
 
-from eggroll.ops.noise import check_distribution, unpack, unpack_flat, words_for
+from eggroll.ops.noise import check_distribution, threefry2x32, unpack, unpack_flat, words_for
 from eggroll.ops.operations import lowrank_dot, rank_update
 from eggroll.ops.registry import Choice, Implementation, implementations, register
-from eggroll.ops.seeded import Seeded, as_array
-from eggroll.ops.support import kernel_for
-from eggroll.ops.threefry import threefry2x32
+from eggroll.ops.seeded import Seeded, as_array, kernel_for
 
 __all__ = [
     "Choice",

@@ -40,8 +40,11 @@ class Implementation:
 
 
 _OPERATIONS: dict[str, dict[str, Implementation]] = {}
-# Loaded when an implementation is first looked for, and tried in this order: these packages import this file.
-_PLUGINS = ["eggroll.kernels", "eggroll.ops.xla_parts"]
+# Loaded, and tried in this order, when an implementation for their platform is first looked for: they import this file.
+_PLUGINS = {
+    "gpu": ["eggroll.kernels.gpu_lowrank_dot", "eggroll.kernels.gpu_rank_update", "eggroll.ops.xla_parts"],
+    "tpu": ["eggroll.kernels.tpu_lowrank_dot", "eggroll.kernels.tpu_rank_update"],
+}
 
 
 def register(
@@ -99,7 +102,7 @@ def implementations(operation: str, *, platform: str | None = None) -> tuple[str
         >>> "mosaic_tpu" in implementations("rank_update", platform="gpu")
         False
     """
-    known = _known(operation)
+    known = _known(operation, *(_PLUGINS if platform is None else (platform,)))
     if platform is None:
         return tuple(known)
     return tuple(name for name, found in known.items() if name == REFERENCE or platform in found.platforms)
@@ -107,8 +110,8 @@ def implementations(operation: str, *, platform: str | None = None) -> tuple[str
 
 def kernels(operation: str) -> dict[str, Callable[..., Any]]:
     """What is tried on the current platform before the reference, by name and in that order; on a CPU nothing."""
-    names = implementations(operation, platform=current_platform())
-    return {name: _known(operation)[name].function for name in names if name != REFERENCE}
+    platform = current_platform()
+    return {name: found.function for name, found in _known(operation, platform).items() if platform in found.platforms}
 
 
 class Choice(NamedTuple):
@@ -152,26 +155,26 @@ def dispatch(operation: str, *args: Any, implementation: str | None, **options: 
         ValueError: no such operation or implementation.
         NotImplementedError: the named implementation cannot do these shapes or dtypes.
     """
-    known = _known(operation)
+    parameter = next((name for arg in args if (name := getattr(arg, "name", ""))), "")
+
+    def run(name: str, function: Callable[..., Any]) -> Any:
+        with jax.named_scope(Choice(operation, name, parameter).scope()):
+            return function(*args, **options)
+
     if implementation is not None:
+        known = _known(operation, *(() if implementation == REFERENCE else _PLUGINS))
         if implementation not in known:
             raise ValueError(
                 f"{operation} has no implementation {implementation!r}: choose one of {', '.join(known)}, "
                 "or None to let the platform decide"
             )
-        return _run(operation, implementation, args, options)
-    for name in kernels(operation):
+        return run(implementation, known[implementation].function)
+    for name, function in kernels(operation).items():
         try:
-            return _run(operation, name, args, options)
+            return run(name, function)
         except NotImplementedError:
             continue
-    return _run(operation, REFERENCE, args, options)
-
-
-def _run(operation: str, implementation: str, args: Any, options: Any) -> Any:
-    named = next((name for arg in args if (name := getattr(arg, "name", ""))), "")
-    with jax.named_scope(Choice(operation, implementation, named).scope()):
-        return _known(operation)[implementation].function(*args, **options)
+    return run(REFERENCE, _known(operation)[REFERENCE].function)
 
 
 def current_platform() -> str:
@@ -183,9 +186,12 @@ def current_platform() -> str:
     return device if isinstance(device, str) else device.platform
 
 
-def _known(operation: str) -> dict[str, Implementation]:
-    while _PLUGINS:
-        importlib.import_module(_PLUGINS.pop(0))
+def _known(operation: str, *platforms: str) -> dict[str, Implementation]:
+    """What an operation has by name, once what is there for these platforms is loaded."""
+    for platform in platforms:
+        while waiting := _PLUGINS.get(platform):
+            importlib.import_module(waiting[0])
+            waiting.pop(0)
     if operation not in _OPERATIONS:
         raise ValueError(f"there is no operation {operation!r}: choose one of {', '.join(sorted(_OPERATIONS))}")
     return _OPERATIONS[operation]

@@ -1,7 +1,8 @@
-"""Factors that do not exist yet: the key of a stream of random words, and what is to be made of it."""
+"""Factors that do not exist yet: the key of a stream of random words, what is made of it, and by which kernel."""
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,9 +13,8 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
-from eggroll.ops.noise import DISTRIBUTIONS, check_distribution, unpack, words_for
-from eggroll.ops.registry import REFERENCE, Choice
-from eggroll.ops.threefry import threefry2x32
+from eggroll.ops.noise import DISTRIBUTIONS, check_distribution, threefry2x32, unpack, words_for
+from eggroll.ops.registry import REFERENCE, Choice, current_platform, kernels
 
 
 @jax.tree_util.register_dataclass
@@ -106,3 +106,47 @@ def need_seeds(left: Factor, right: Factor, largest_rank: int) -> tuple[Seeded, 
     if left.rank > largest_rank:
         raise NotImplementedError(f"rank {left.rank}: at most {largest_rank}")
     return left, right
+
+
+def kernel_for(rows: int, columns: int, rank: int, distribution: str, dtype: DTypeLike) -> str | None:
+    """The kernel that multiplies by a perturbed matrix with `Seeded` factors on the current platform.
+
+    Args:
+        rows: of the matrix: its inputs.
+        columns: of the matrix: its outputs.
+        rank: of the factors.
+        distribution: of the factors.
+        dtype: of matrix, inputs and factors.
+
+    Returns:
+        The name of the implementation of `lowrank_dot`; None where only the reference can do it: with factors that are
+        arrays it then does not draw them anew at every use.
+
+    Example:
+        >>> from eggroll.kernels import kernel_for
+        >>> kernel_for(64, 32, 1, "rademacher", "float32") if jax.default_backend() == "cpu" else None
+    """
+    candidates = tuple(kernels("lowrank_dot").items())
+    if not candidates:
+        return None
+    abstract = jax.sharding.get_abstract_mesh().abstract_device  # what is lowered for, where that is another chip
+    chip = current_platform(), jax.local_devices()[0].device_kind, abstract
+    return _kernel_for(rows, columns, rank, distribution, str(dtype), candidates, chip)
+
+
+@functools.cache
+def _kernel_for(
+    rows: int, columns: int, rank: int, distribution: str, dtype: str, candidates: tuple[Any, ...], chip: object
+) -> str | None:
+    def specs(*shape: int, dtype: str = dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype)
+
+    keys = specs(1, 2, dtype="uint32")
+    left, right = (Seeded(keys, size, rank, distribution, dtype) for size in (rows, columns))
+    for name, function in candidates:
+        try:
+            jax.eval_shape(function, specs(2, 1, rows), specs(rows, columns), left, right)
+        except NotImplementedError:
+            continue
+        return name
+    return None

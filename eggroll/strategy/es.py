@@ -14,23 +14,28 @@ from jax.sharding import Mesh
 
 from eggroll.engine.annotations import Chunk, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function
-from eggroll.engine.fallback import Fallback
-from eggroll.strategy.evaluate.inputs import InAxes, Rows, make_rows
-from eggroll.strategy.evaluate.tracing import Plans, check_covered, check_scalar, split_aux, trace_member
+from eggroll.engine.interpreter import Fallback
+from eggroll.engine.paths import leaf_paths
+from eggroll.strategy.evaluate.tracing import (
+    InAxes,
+    Plans,
+    Rows,
+    check_covered,
+    check_scalar,
+    make_rows,
+    split_aux,
+    trace_member,
+)
 from eggroll.strategy.generation import Generation, LowRankDraw, moved_if
 from eggroll.strategy.members import Members
-from eggroll.strategy.mesh.layout import layout
-from eggroll.strategy.mesh.placement import on_mesh
-from eggroll.strategy.mesh.sharding import Sharding, as_sharding
-from eggroll.strategy.plan.leaves import Plan
-from eggroll.strategy.plan.rules import Rules, check_rank
-from eggroll.strategy.population import Population
+from eggroll.strategy.noise.keys import as_threefry
+from eggroll.strategy.plan.leaves import Plan, check_params
+from eggroll.strategy.plan.rules import FrozenRule, Rules, check_rank
+from eggroll.strategy.population import Population, Sharding, layout
 from eggroll.strategy.protocol import Metrics, Norms, Strategy
-from eggroll.strategy.state import State, check_state
+from eggroll.strategy.state import State, check_state, on_mesh
 from eggroll.strategy.update.fitness import as_float, raise_if_lost, summary
-from eggroll.strategy.update.initial import initial_state, placed_state
-from eggroll.strategy.update.optimizer import check_optimizer
-from eggroll.strategy.update.schedules import Sigma
+from eggroll.strategy.update.optimizer import Sigma, check_optimizer, initial_state
 from eggroll.strategy.update.shaping import Shaping, shape_fitness
 
 
@@ -101,12 +106,11 @@ class ES(Strategy):
         update: Literal["auto", "members", "weights"] = "auto",
         fallback: Fallback = "warn",
     ) -> None:
-        members = population, antithetic, distribution, groups, chunk, mesh, fallback
-        settings = Population(*members, as_sharding(sharding, mesh), update)
+        settings = Population(population, antithetic, distribution, groups, chunk, mesh, fallback, sharding, update)
         super().__init__(settings, sigma=sigma, shaping=shaping, rules=rules, noise_reuse=noise_reuse)
         self.rank = check_rank(rank)
         self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
-        self._plans = Plans(settings, rank=self.rank, rules=self.rules)
+        self._plans = Plans(settings, self.rank, self.rules)
 
     def init(self, params: PyTree, key: jax.Array) -> State:
         """A fresh state.
@@ -124,12 +128,15 @@ class ES(Strategy):
             ValueError: no parameters, rules that match nothing, or two paths with the same hash.
         """
         self._choose_update(params)
-        return initial_state(params, key, self.optimizer, self.rules, self.settings)
+        params = on_mesh(params, self.settings)
+        chosen = check_params(params, self.rules)
+        frozen = [isinstance(chosen.get(path), FrozenRule) for path in leaf_paths(params)]
+        return initial_state(params, frozen, self.optimizer, as_threefry(key), self.settings)
 
     def first(self, params: PyTree, plan: Plan, key: jax.Array) -> State:
         """See `Strategy.first`; on the mesh, if there is one."""
         frozen = [leaf.kind == "frozen" for leaf in plan.leaves]
-        return placed_state(on_mesh(params, self.settings), frozen, self.optimizer, key, self.settings)
+        return initial_state(on_mesh(params, self.settings), frozen, self.optimizer, key, self.settings)
 
     def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
         """The plan for parameters of these shapes; the first function seen decides it, for all later generations.
@@ -209,7 +216,7 @@ class ES(Strategy):
         def run(state: State, args: tuple) -> tuple[State, Metrics]:
             rows = Rows(args, axes, self.population)
             program = trace_member(fitness_fn, state.params, rows)
-            check_scalar(program, has_aux, "fitness")
+            check_scalar(program.out_shape, has_aux, "fitness")
             check_covered(plan, program, state.params, rows)
             generation = self._generation(plan, state)
             arrangement = generation.arrangement(program, state.params, rows)

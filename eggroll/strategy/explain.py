@@ -14,13 +14,11 @@ from rich.table import Table
 
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import check_function
-from eggroll.engine.factored import abstract
-from eggroll.engine.fallback import DenseFallback
+from eggroll.engine.factored import Use, abstract, discover
+from eggroll.engine.interpreter import DenseFallback
 from eggroll.engine.paths import leaf_paths
-from eggroll.engine.usage import Use, discover
 from eggroll.ops import check_distribution
-from eggroll.strategy.evaluate.inputs import InAxes, make_rows
-from eggroll.strategy.evaluate.tracing import DryRun, dry_run, for_kernels, trace_member
+from eggroll.strategy.evaluate.tracing import DryRun, InAxes, dry_run, for_kernels, make_rows, trace_member
 from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
 from eggroll.strategy.plan.parameters import check_no_module
 from eggroll.strategy.plan.rules import Rules

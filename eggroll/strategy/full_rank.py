@@ -8,17 +8,16 @@ import jax
 import jax.numpy as jnp
 
 from eggroll.engine.annotations import Function, PyTree, Scalar
-from eggroll.strategy.evaluate.inputs import Rows
-from eggroll.strategy.full_rank_generation import FullRankDraw, FullRankGeneration
+from eggroll.strategy.evaluate.tracing import Rows
+from eggroll.strategy.full_rank_generation import FullRankDraw, FullRankGeneration, full_rank_plan
 from eggroll.strategy.noise.keys import as_threefry
-from eggroll.strategy.plan.dense import full_rank_plan
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.protocol import Norms, Strategy
 from eggroll.strategy.state import State
-from eggroll.strategy.update.schedules import Rate, Sigma, check_rate, rate_at
+from eggroll.strategy.update.optimizer import Rate, Sigma, check_rate, rate_at
 from eggroll.strategy.update.shaping import Shaping
 
 

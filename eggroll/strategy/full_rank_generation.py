@@ -1,7 +1,8 @@
-"""One generation of full-rank ES: every member's dense parameters, one at a time, and the update."""
+"""One generation of full-rank ES: its plan, every member's dense parameters, one at a time, and the update."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -11,18 +12,49 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
-from eggroll.strategy.evaluate.inputs import Rows
+from eggroll.engine.paths import leaf_paths
+from eggroll.strategy.evaluate.tracing import Rows
 from eggroll.strategy.members import Draw
 from eggroll.strategy.noise.dense import perturbed, unit_keys
 from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.noise.sampler import check_noise_is_seen, member_sign
-from eggroll.strategy.plan.dense import full_rank_plan
-from eggroll.strategy.plan.leaves import Plan
-from eggroll.strategy.plan.rules import Rules
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, check_params, check_something_moves
+from eggroll.strategy.plan.rules import FrozenRule, LowRankRule, Rule, Rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State
-from eggroll.strategy.update.dense import moved, summed
-from eggroll.strategy.update.rounding import ROUNDING
+from eggroll.strategy.update.dense import ROUNDING, moved, summed
+
+
+def full_rank_plan(params: PyTree, rules: Rules) -> Plan:
+    """Decides which parameters have noise.
+
+    Args:
+        params: pytree of arrays or shapes.
+        rules: `(pattern, rule)` pairs, of which none is low-rank.
+
+    Raises:
+        TypeError: a leaf that is not floating point and not frozen.
+        ValueError: a low-rank rule, a rule that matches nothing, no parameter left to perturb, or two paths with the
+            same hash.
+    """
+    chosen = check_params(params, rules)
+    paths, leaves = leaf_paths(params), jax.tree.leaves(params)
+    plans = [_leaf_plan(path, leaf, chosen.get(path)) for path, leaf in zip(paths, leaves, strict=True)]
+    check_something_moves(plans)
+    return Plan(tuple(plans))
+
+
+def _leaf_plan(path: str, leaf: Any, rule: Rule | None) -> LeafPlan:
+    if isinstance(rule, LowRankRule):
+        raise ValueError(
+            f"got a low-rank rule for '{path}'; full-rank ES gives dense noise, or none by the rule \"frozen\". Use "
+            "eggroll.ES for low-rank noise."
+        )
+    shape, dtype = tuple(leaf.shape), str(leaf.dtype)
+    if isinstance(rule, FrozenRule):
+        return LeafPlan(path, shape, dtype, "frozen")
+    kind = "dense" if math.prod(shape) else "unused"
+    return LeafPlan(path, shape, dtype, kind, sigma_scale=1.0 if rule is None else rule.sigma_scale)
 
 
 @dataclass(frozen=True)

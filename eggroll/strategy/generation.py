@@ -15,20 +15,15 @@ from jax.sharding import PartitionSpec
 from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
 from eggroll.engine.factored import Program
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
-from eggroll.strategy.evaluate.arrangement import Arrangement, arrange, may_copy
-from eggroll.strategy.evaluate.chunking import keep_words, remembered
-from eggroll.strategy.evaluate.inputs import Rows
+from eggroll.strategy.evaluate.chunking import Arrangement, Need, arrange, keep_words, may_copy, member_need, remembered
 from eggroll.strategy.evaluate.loops import Evaluation
-from eggroll.strategy.evaluate.tracing import Plans, check_covered, trace_member
-from eggroll.strategy.evaluate.working_set import Need, member_need
+from eggroll.strategy.evaluate.tracing import Plans, Rows, check_covered, trace_member
 from eggroll.strategy.members import Draw
-from eggroll.strategy.mesh.placement import Placement, make_placement, place
 from eggroll.strategy.noise.sampler import Sampler, check_noise_is_seen, member_sign
-from eggroll.strategy.plan import parameters
 from eggroll.strategy.plan.leaves import Plan
-from eggroll.strategy.plan.parameters import put_back, without
+from eggroll.strategy.plan.parameters import full, put_back, rounded, without
 from eggroll.strategy.population import AXIS, Population
-from eggroll.strategy.state import State
+from eggroll.strategy.state import Placement, State, make_placement, place
 from eggroll.strategy.update.low_rank import descent, sum_noise, sum_on_mesh
 from eggroll.strategy.update.optimizer import updates
 
@@ -196,12 +191,12 @@ def moved_if(
 
     def moved() -> tuple[State, dict[str, jax.Array]]:
         params = without(state.params, still)
-        full = parameters.full(params, state.master)
+        wide = full(params, state.master)
         gradient = without(generation.gradient(weights, state.params, words), still)
         if placement is not None:
-            full = placement.pinned_tree(full, state.params, placement.update_specs)
-        change, opt_state = updates(optimizer, gradient, state.opt_state, full, loss)
-        params, master = parameters.rounded(optax.apply_updates(full, change), params)
+            wide = placement.pinned_tree(wide, state.params, placement.update_specs)
+        change, opt_state = updates(optimizer, gradient, state.opt_state, wide, loss)
+        params, master = rounded(optax.apply_updates(wide, change), params)
         if placement is not None:  # rounded before they are made whole: half the bytes
             params = placement.pinned_tree(params, state.params, placement.update_specs)
         params = put_back(params, state.params, still)

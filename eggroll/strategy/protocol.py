@@ -17,9 +17,8 @@ import jax.numpy as jnp
 
 from eggroll.engine.annotations import Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
-from eggroll.strategy.evaluate.compiled import CompiledCache
-from eggroll.strategy.evaluate.inputs import InAxes, Rows
-from eggroll.strategy.evaluate.tracing import check_scalar_shape
+from eggroll.strategy.evaluate.loops import CompiledCache
+from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar
 from eggroll.strategy.members import Draw, Members, check_members
 from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.plan.leaves import Plan
@@ -27,7 +26,7 @@ from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State, check_state
 from eggroll.strategy.update.fitness import as_float, check_fitness, raise_if_lost, summary
-from eggroll.strategy.update.schedules import Sigma, check_sigma, sigma_at
+from eggroll.strategy.update.optimizer import Sigma, check_sigma, sigma_at
 from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
 
 Metrics = dict[str, Any]
@@ -218,7 +217,7 @@ class Strategy(ABC):
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         members = self.ask(state)
         outputs = members.apply(fitness_fn, *args, in_axes=in_axes)
-        check_scalar_shape(jax.tree.map(_of_one, outputs), has_aux, "fitness")
+        check_scalar(jax.tree.map(_of_one, outputs), has_aux, "fitness")
         fitness, aux = outputs if has_aux else (outputs, ())
         fitness = as_float(fitness)
         state, metrics = self.tell(state, members, fitness)

@@ -10,18 +10,16 @@ from jax.sharding import Mesh
 
 from eggroll.engine.annotations import Chunk, Function, PyTree
 from eggroll.engine.checks import check_function, is_traced
-from eggroll.engine.fallback import Fallback
-from eggroll.strategy.evaluate.compiled import CompiledCache
-from eggroll.strategy.evaluate.inputs import InAxes, make_rows
-from eggroll.strategy.evaluate.tracing import check_scalar, plan_for, split_aux, trace_member
+from eggroll.engine.interpreter import Fallback
+from eggroll.strategy.evaluate.loops import CompiledCache
+from eggroll.strategy.evaluate.tracing import InAxes, check_scalar, make_rows, plan_for, split_aux, trace_member
 from eggroll.strategy.generation import Generation
-from eggroll.strategy.mesh.placement import for_mesh, on_mesh
-from eggroll.strategy.mesh.sharding import Sharding
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
-from eggroll.strategy.population import Population
+from eggroll.strategy.population import Population, Sharding
+from eggroll.strategy.state import on_mesh
 from eggroll.strategy.update.fitness import as_float, nothing_finite
-from eggroll.strategy.update.schedules import check_sigma
+from eggroll.strategy.update.optimizer import check_sigma
 from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
 
 # What the functions here and their namesakes for models take and return, for those who pass options on.
@@ -206,8 +204,8 @@ def value_and_grad(
     def estimate(params: PyTree, kwargs: dict[str, Any], args: tuple, key: jax.Array) -> tuple[PyTree, ...]:
         rows = make_rows(args, in_axes, members.size, members.groups).after(kwargs)
         program = trace_member(with_kwargs, params, rows)
-        check_scalar(program, has_aux, "loss")
-        plan = for_mesh(plan_for(program, params, rows, rank=rank, rules=rules, distribution=distribution), members)
+        check_scalar(program.out_shape, has_aux, "loss")
+        plan = plan_for(program, params, rows, members, rank, rules)
         generation = Generation(members, plan, as_threefry(key), sigma)
         words = generation.words()
         losses, aux = generation.evaluate(program, params, rows, split_aux(has_aux), words=words)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from eggroll.engine.annotations import Function, PyTree
-from eggroll.strategy.evaluate.inputs import InAxes
+from eggroll.strategy.evaluate.tracing import InAxes
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
 from eggroll.training.processes.scoring import score

@@ -17,10 +17,9 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 
-from eggroll.ops.noise import DISTRIBUTIONS
+from eggroll.ops.noise import DISTRIBUTIONS, threefry2x32
 from eggroll.ops.normal import standard_normal
 from eggroll.ops.seeded import Seeded
-from eggroll.ops.threefry import threefry2x32
 
 from .hopper import LINES, ROWS, SPREAD, WHOLE, load
 

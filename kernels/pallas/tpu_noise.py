@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eggroll.ops.noise import DISTRIBUTIONS, as_numbers
+from eggroll.ops.noise import DISTRIBUTIONS, as_numbers, threefry2x32
 from eggroll.ops.seeded import Seeded
-from eggroll.ops.threefry import threefry2x32
 
 LANES, SUBLANES = 128, 8  # of a register
 MADE = ("rademacher", "normal")  # what Mosaic is known to compile, bit for bit

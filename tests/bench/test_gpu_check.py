@@ -23,7 +23,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 SCRIPT = ROOT / "bench" / "gpu_check.sh"
 WRONG = """
     from eggroll.kernels import register
-    from eggroll.ops.reference import rank_update_reference
+    from eggroll.ops.operations import rank_update_reference
 
     @register("rank_update", "one_off", platforms=("cpu",))
     def one_off(weights, left, right, *, accumulator=None):

@@ -21,7 +21,7 @@ from eggroll.kernels import implementations
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
 from eggroll.ops import members, registry
-from eggroll.ops.reference import lowrank_dot_reference, rank_update_reference
+from eggroll.ops.operations import lowrank_dot_reference, rank_update_reference
 from tests.quick import quickest
 
 

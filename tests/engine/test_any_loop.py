@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from eggroll.engine.fallback import DenseFallbackError
+from eggroll.engine.interpreter import DenseFallbackError
 from eggroll.engine.lowrank import is_low_rank
 from tests.engine.truth import check, check_never_dense, compressible, integers, weights
 

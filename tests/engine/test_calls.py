@@ -11,7 +11,7 @@ import pytest
 from jax import lax
 
 from eggroll.engine.factored import factored
-from eggroll.engine.fallback import DenseFallbackWarning
+from eggroll.engine.interpreter import DenseFallbackWarning
 from tests.engine.truth import check, check_never_dense, integers, low_rank
 
 W = low_rank(1, (6, 8), (0,), (1,), 2)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from jax import lax
 
 from eggroll.engine.factored import factored
-from eggroll.engine.fallback import DenseFallbackError
-from eggroll.engine.rules.contraction import UNROLLED_RANK
+from eggroll.engine.interpreter import DenseFallbackError
+from eggroll.engine.rules.products import UNROLLED_RANK
 from tests.engine.truth import (
     check,
     check_never_dense,

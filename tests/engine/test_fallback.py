@@ -13,8 +13,7 @@ import pytest
 from jax import lax
 
 from eggroll.engine.factored import factored, trace
-from eggroll.engine.fallback import DenseFallbackError, DenseFallbackWarning, Policy, check_fallback
-from eggroll.engine.interpreter import Interpreter
+from eggroll.engine.interpreter import DenseFallbackError, DenseFallbackWarning, Interpreter, Policy, check_fallback
 from eggroll.engine.lowrank import LowRank, Source, as_perturbed, is_low_rank
 from tests.engine.truth import check, dense, integers, jit, low_rank, member_axes
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
-from eggroll.engine.fallback import DenseFallbackError
+from eggroll.engine.interpreter import DenseFallbackError
 from tests.engine.truth import check, check_never_dense, compressible, integers, low_rank, weights
 
 SIZES = st.integers(1, 5)

@@ -66,8 +66,7 @@ def test_concatenate_is_never_dense(left, right, axis, dense_part):
 def test_parts_of_one_parameter_join_into_one_term():
     """Split and concatenate along a batch axis: the factors themselves are joined, so no rank is added."""
     from eggroll.engine.factored import trace
-    from eggroll.engine.fallback import Policy
-    from eggroll.engine.interpreter import Interpreter
+    from eggroll.engine.interpreter import Interpreter, Policy
     from eggroll.engine.lowrank import as_perturbed
 
     w = low_rank(1, (4, 5, 6), (0, 1), (0, 2), 2, members=None)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from eggroll.engine.factored import factored
-from eggroll.engine.fallback import DenseFallbackError
+from eggroll.engine.interpreter import DenseFallbackError
 from tests.engine.truth import (
     check,
     check_never_dense,

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jax import lax
 
 from eggroll.engine.factored import factored
-from eggroll.engine.fallback import DenseFallbackError
+from eggroll.engine.interpreter import DenseFallbackError
 from tests.engine.truth import check, check_never_dense, compressible, integers, low_rank, member_axes, ownerships
 
 W = low_rank(1, (6, 6), (0,), (1,), 2)

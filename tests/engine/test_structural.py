@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax import lax
 
-from eggroll.engine.fallback import DenseFallbackError, Unsupported
-from eggroll.engine.rules.structural import axis_groups
+from eggroll.engine.interpreter import DenseFallbackError, Unsupported
+from eggroll.engine.rules.linear import axis_groups
 from tests.engine.truth import check, check_never_dense, compressible, integers, low_rank, ownerships, weights
 
 

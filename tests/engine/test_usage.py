@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from eggroll.engine.factored import trace
-from eggroll.engine.usage import Use, discover
+from eggroll.engine.factored import Use, discover, trace
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 

@@ -18,7 +18,7 @@ from eggroll.kernels import Seeded
 from eggroll.kernels.tiling import Tiles
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
-from eggroll.ops.reference import lowrank_dot_reference
+from eggroll.ops.operations import lowrank_dot_reference
 from tests.kernels.seeds import dot_operands, dot_truth, on_tpu, seeded
 from tests.quick import quickest
 

@@ -13,7 +13,7 @@ from bench.tools.kernel_shapes import Shape
 from eggroll.kernels import Seeded, lowrank_dot, rank_update
 from eggroll.ops import members, registry
 from eggroll.ops.noise import unpack, words_for
-from eggroll.ops.reference import lowrank_dot_reference
+from eggroll.ops.operations import lowrank_dot_reference
 from tests.kernels.seeds import dot_operands, dot_truth, seeded
 
 pytestmark = pytest.mark.optimised  # bits, as users get them

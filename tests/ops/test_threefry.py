@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax.extend.random import threefry_2x32
 
 from eggroll.kernels import threefry2x32
-from eggroll.strategy.noise import threefry
+from eggroll.strategy.noise import keys as threefry
 
 pytestmark = pytest.mark.optimised  # bits, as users get them
 

@@ -9,7 +9,7 @@ import pytest
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
 from eggroll.ops import registry
-from eggroll.ops.reference import lowrank_dot_reference, rank_update_reference
+from eggroll.ops.operations import lowrank_dot_reference, rank_update_reference
 
 TPU = {"lowrank_dot": lowrank_dot_tpu, "rank_update": rank_update_tpu}
 REFERENCE = {"lowrank_dot": lowrank_dot_reference, "rank_update": rank_update_reference}

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eggroll.strategy.evaluate.inputs import Rows
+from eggroll.strategy.evaluate.tracing import Rows
+from eggroll.strategy.full_rank_generation import full_rank_plan
 from eggroll.strategy.members import Draw
 from eggroll.strategy.methods import Method
 from eggroll.strategy.noise.keys import as_threefry
-from eggroll.strategy.plan.dense import full_rank_plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.protocol import Norms, Strategy
 from eggroll.strategy.state import State

@@ -20,7 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import eggroll
 from bench.tools.collectives import collectives, crossing
-from eggroll.strategy.mesh.sharding import AXIS
+from eggroll.strategy.population import AXIS
 
 KEY = jax.random.key(7, impl="threefry2x32")
 POPULATION, SIGMA, STEPS = 32, 0.05, 3

@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax
+import numpy as np
 
+from eggroll.engine.paths import path_hash
 from eggroll.ops.noise import unpack, words_for
 
 LEFT, RIGHT, DENSE = range(3)
+
+
+def key_of(key: jax.Array, path: str) -> jax.Array:
+    """The key of one parameter."""
+    return jax.random.fold_in(key, np.uint32(path_hash(path)))
 
 
 def draw(key: jax.Array, shape: Sequence[int], distribution: str, dtype: str) -> jax.Array:

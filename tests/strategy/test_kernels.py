@@ -16,7 +16,7 @@ from jax import lax
 import eggroll
 from eggroll.engine import jax_compat
 from eggroll.kernels import Choice
-from eggroll.ops import registry, support
+from eggroll.ops import registry, seeded
 from tests.kernels.seeds import on_gpu, on_tpu
 from tests.quick import quickest
 from tests.strategy.common import assert_close
@@ -147,7 +147,7 @@ def test_explain_says_what_computes_each_parameter(request):
 def test_a_step_lowers_with_its_kernels(platform, device, call, monkeypatch):
     """Thin product, product and update of both layers, in a loop over three of each."""
     monkeypatch.setattr(registry, "current_platform", lambda: "gpu" if platform == "cuda" else platform)
-    monkeypatch.setattr(support, "current_platform", lambda: platform)
+    monkeypatch.setattr(seeded, "current_platform", lambda: platform)
     es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1))
     start = es.init(jax.tree.map(lambda a: a.astype(jnp.bfloat16), start_of(layers)), KEY)
     rows = ROWS.astype(jnp.bfloat16)

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 import eggroll
-from eggroll.strategy.noise.keys import leaf_key
-from tests.strategy.single_stream import dense_noise, low_rank_factors
+from tests.strategy.single_stream import dense_noise, key_of, low_rank_factors
 
 KEY = jax.random.key(5, impl="threefry2x32")
 SHAPES = {"bias": (37,), "kernel": (6, 5), "stack": (3, 4, 2)}
@@ -47,7 +46,7 @@ def checksum(array: Any) -> int:
 @pytest.mark.parametrize(("distribution", "rank"), STREAMS)
 def test_the_sides_of_a_factor_and_dense_noise(distribution: str, rank: int) -> None:
     """By `jax.random` alone, which is what the library's draws are compared with."""
-    key = leaf_key(KEY, "dense/kernel")
+    key = key_of(KEY, "dense/kernel")
     left, right = low_rank_factors(key, 3, (33,), (21,), rank, distribution, "float32")
     found = left, right, dense_noise(key, 3, (33, rank), distribution, "float32")
     assert tuple(map(checksum, found)) == STREAMS[distribution, rank]

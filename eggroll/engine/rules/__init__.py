@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eggroll.engine.interpreter import RULES
-from eggroll.engine.rules import calls, contraction, control_flow, convolution, indexing, joining, linear, structural
+from eggroll.engine.rules import control_flow, indexing, linear, products
 
-for family in (structural, indexing, joining, linear, contraction, convolution, calls, control_flow):
+for family in (linear, indexing, products, control_flow):
     RULES.update(family.RULES)

@@ -1,4 +1,4 @@
-"""scan, while and cond, re-emitted through the public functions with factors as loop constants."""
+"""Calls are walked through; scan, while and cond are re-emitted through the public functions, factors as constants."""
 
 from __future__ import annotations
 
@@ -11,9 +11,60 @@ import jax.numpy as jnp
 from jax import lax
 
 from eggroll.engine import jax_compat
-from eggroll.engine.annotations import JaxprEqn
+from eggroll.engine.annotations import Function, JaxprEqn
 from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import Factor, Perturbed, Term
+
+
+def inline(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
+    """Evaluates the callee in place."""
+    jaxpr = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+    return ctx.evaluate(jaxpr, args)
+
+
+def remat(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
+    """Re-emitted through `jax.checkpoint`, so that derivatives through the base still rematerialise."""
+    params = eqn.params
+
+    def wrap(fun: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        return jax.checkpoint(fun, prevent_cse=params["prevent_cse"], policy=params["policy"])
+
+    return _forwarding(ctx, params["jaxpr"], args, wrap)
+
+
+def custom_derivative(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
+    """The function itself is walked; its own derivative rule knows only dense weights, so differentiating raises."""
+    name = eqn.primitive.name
+    paths = sorted({t.source.path for a in args if isinstance(a, Perturbed) for t in a.terms})
+    line = jax_compat.source_line(eqn)
+
+    def refuse(primals: Any, tangents: Any) -> Any:
+        raise NotImplementedError(
+            f"got a derivative through `{name}` at {line}, entered by the perturbed parameter(s) {paths}: its custom "
+            "rule is written for dense weights and would give a wrong derivative of the factored ones. "
+            "Differentiate the function on dense parameters (members.materialize(i)), or take the custom rule away."
+        )
+
+    def wrap(fun: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
+        call = jax.custom_jvp(fun)
+        call.defjvp(refuse)
+        return call
+
+    return _forwarding(ctx, eqn.params["call_jaxpr"], args, wrap)
+
+
+def _forwarding(ctx: Interpreter, jaxpr: Any, args: Sequence[Any], wrap: Function) -> list[Any]:
+    """Calls, but hands inputs that the callee returns unchanged straight on: loops look for identity."""
+    handed_on: dict[int, int] = {}
+
+    def body(*values: Any) -> list[Any]:
+        outs = ctx.evaluate(jaxpr, values)
+        handed_on.update({j: i for j, out in enumerate(outs) for i, v in enumerate(values) if out is v})
+        return outs
+
+    outs = wrap(body)(*args)
+    return [args[handed_on[j]] if j in handed_on else out for j, out in enumerate(outs)]
+
 
 CARRY = "a loop carry that the body changes"
 STACKED = "stacked output of a scan"
@@ -169,4 +220,20 @@ def _form(value: Any) -> tuple[Any, ...]:
     return (jax.tree.structure(value), *((a.shape, a.dtype) for a in jax.tree.leaves(value)))
 
 
-RULES = {"scan": scan, "while": while_loop, "cond": cond}
+RULES = {
+    "jit": inline,
+    "pjit": inline,
+    "closed_call": inline,
+    "call": inline,
+    "core_call": inline,
+    "eval_jaxpr": inline,  # JAX 0.12 has it in place of call and closed_call
+    "remat": remat,
+    "remat2": remat,
+    "checkpoint": remat,
+    "custom_jvp_call": custom_derivative,
+    "custom_vjp_call": custom_derivative,
+    "custom_vjp_call_jaxpr": custom_derivative,
+    "scan": scan,
+    "while": while_loop,
+    "cond": cond,
+}

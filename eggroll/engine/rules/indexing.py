@@ -1,8 +1,8 @@
-"""Rules that pick parts: slice, dynamic_slice, split, unstack and gather."""
+"""Rules that pick parts (slice, split, unstack, gather) and that put values side by side (concatenate, stack)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -10,15 +10,10 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
+from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
-from eggroll.engine.fallback import Unsupported
-from eggroll.engine.interpreter import Interpreter, map_terms
+from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
-
-
-def on_own_axes(f: Factor, change: Callable[[Array, Sequence[int]], Array]) -> Factor:
-    """Applies `change(array, axes)` to a factor; the rank axis stays last."""
-    return f.with_array(change(f.array, f.axes))
 
 
 def slice_(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -27,16 +22,14 @@ def slice_(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     start, limit = eqn.params["start_indices"], eqn.params["limit_indices"]
     stride = eqn.params["strides"] or (1,) * len(start)
 
-    def pick(array: Array, axes: Sequence[int]) -> Array:
-        return array[tuple(slice(start[a], limit[a], stride[a]) for a in axes)]
+    def pick(f: Factor) -> Factor:
+        return f.with_array(f.array[tuple(slice(start[a], limit[a], stride[a]) for a in f.axes)])
 
-    return map_terms(value, ctx.base(eqn, args), lambda t: t.map(lambda f: on_own_axes(f, pick)))
+    return [value.map(ctx.base(eqn, args), lambda t: t.map(pick))]
 
 
 def split(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """One slice per section."""
-    from eggroll.engine import jax_compat
-
     (value,) = args
     axis, sizes = eqn.params["axis"], [int(n) for n in eqn.params["sizes"]]
     starts = [sum(sizes[:i]) for i in range(len(sizes))]
@@ -54,8 +47,6 @@ def split(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
 
 def unstack(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """One part for each position along an axis, which goes."""
-    from eggroll.engine import jax_compat
-
     (value,) = args
     axis = eqn.params["axis"]
 
@@ -76,16 +67,14 @@ def dynamic_slice(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[
     starts = starts[: len(sizes)]
     rows = [a for a, n in enumerate(sizes) if n == 1 and value.shape[a] != 1]
 
-    def pick(array: Array, axes: Sequence[int]) -> Array:
-        for i, a in enumerate(axes):
+    def pick(f: Factor) -> Factor:
+        array = f.array
+        for i, a in enumerate(f.axes):
             if sizes[a] != value.shape[a]:
                 array = lax.dynamic_slice_in_dim(array, starts[a], sizes[a], axis=i)
-        return array
+        return f.with_array(array)
 
-    def change(term: Term) -> Term:
-        return _looked_up(term, rows, term.map(lambda f: on_own_axes(f, pick)))
-
-    out = value.map(ctx.base(eqn, args), change)
+    out = value.map(ctx.base(eqn, args), lambda t: _looked_up(t, rows, t.map(pick)))
     return [out.dense() if ctx.observer is None and _is_activation(value, rows, sizes) else out]
 
 
@@ -195,4 +184,83 @@ class _Lookup:
         )
 
 
-RULES = {"slice": slice_, "split": split, "unstack": unstack, "dynamic_slice": dynamic_slice, "gather": gather}
+def concatenate(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
+    """Joins factor by factor along a batch axis; else each part becomes a term that is zero outside its range."""
+    return [_join(ctx, eqn, list(args), eqn.params["dimension"])]
+
+
+def stack(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
+    """A concatenation along a new axis of size one."""
+    axis = eqn.params["axis"]
+    return [_join(ctx, eqn, [_with_new_axis(a, axis) for a in args], axis, original=args)]
+
+
+def _with_new_axis(value: Any, axis: int) -> Any:
+    if not isinstance(value, Perturbed):
+        return jnp.expand_dims(value, axis)
+    shift = {a: a + (a >= axis) for a in range(len(value.shape))}
+    return value.map(jnp.expand_dims(value.base, axis), lambda t: t.map(lambda f: f.relabel(shift)))
+
+
+def _join(
+    ctx: Interpreter, eqn: JaxprEqn, parts: list[Any], axis: int, original: Sequence[Any] | None = None
+) -> Perturbed:
+    base = ctx.base(eqn, parts if original is None else original)
+    whole = _factorwise(parts, axis)
+    if whole is not None:
+        return Perturbed(base, (whole,))
+    plain = not all(isinstance(p, Perturbed) for p in parts)
+    terms: list[Term] = []
+    start = 0
+    for part in parts:
+        size = part.shape[axis]
+        if isinstance(part, Perturbed):
+            pads = (start, base.shape[axis] - start - size)
+            padded = [_padded(t, axis, size, pads) for t in part.terms]
+            terms += [replace(t, added=t.added or plain) for t in padded]
+        start += size
+    return Perturbed(base, tuple(terms))
+
+
+def _factorwise(parts: Sequence[Any], axis: int) -> Term | None:
+    """One term for all parts, where every part has one, of the same rank, with `axis` a batch axis of its factors."""
+    if not all(isinstance(p, Perturbed) and len(p.terms) == 1 for p in parts):
+        return None
+    terms = [p.terms[0].without_scale() for p in parts]
+    layout = [f.axes for f in terms[0].factors]
+    if len({t.source.path for t in terms}) > 1 or any(axis not in axes for axes in layout):
+        return None
+    if any([f.axes for f in t.factors] != layout or t.rank != terms[0].rank for t in terms):
+        return None
+    joined = []
+    for same in zip(*(t.factors for t in terms), strict=True):
+        array = lax.concatenate([f.array for f in same], same[0].position(axis))
+        joined.append(same[0].with_array(array))
+    return replace(terms[0], factors=tuple(joined))
+
+
+def _padded(term: Term, axis: int, size: int, pads: tuple[int, int]) -> Term:
+    """Zero outside the part's range, in every factor that owns the axis (at least one)."""
+    if not term.owners(axis):
+        first, *rest = term.factors
+        term = replace(term, factors=(first.expand(axis, size), *rest))
+
+    def pad(f: Factor) -> Factor:
+        if axis not in f.axes:
+            return f
+        widths = [(0, 0, 0)] * f.array.ndim
+        widths[f.position(axis)] = (*pads, 0)
+        return f.with_array(lax.pad(f.array, jnp.zeros((), f.array.dtype), widths))
+
+    return term.map(pad)
+
+
+RULES = {
+    "slice": slice_,
+    "split": split,
+    "unstack": unstack,
+    "dynamic_slice": dynamic_slice,
+    "gather": gather,
+    "concatenate": concatenate,
+    "stack": stack,
+}

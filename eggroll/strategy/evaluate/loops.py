@@ -1,8 +1,9 @@
-"""The loops of one evaluation: pairs under vmap, chunks under scan, devices under shard_map."""
+"""The loops of one evaluation: pairs under vmap, chunks under scan, devices under shard_map; and what is compiled."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,17 +12,40 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from eggroll.engine.annotations import PyTree, Scalar
+from eggroll.engine.annotations import Function, PyTree, Scalar
 from eggroll.engine.factored import Program, partition
-from eggroll.engine.fallback import Policy
-from eggroll.engine.interpreter import Interpreter
+from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.engine.lowrank import accumulator_dtype
-from eggroll.strategy.evaluate.arrangement import Arrangement
-from eggroll.strategy.evaluate.inputs import Rows
-from eggroll.strategy.mesh.placement import Placement
-from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign
-from eggroll.strategy.noise.stored import drawn_copies, drawn_once
+from eggroll.strategy.evaluate.chunking import Arrangement
+from eggroll.strategy.evaluate.tracing import Rows
+from eggroll.strategy.noise.sampler import Noise, Sampler, drawn_copies, drawn_once, member_sign
 from eggroll.strategy.population import AXIS, Population
+from eggroll.strategy.state import Placement
+
+KEPT = 64  # compiled variants; a function made anew at every call must not fill the memory
+
+
+class CompiledCache:
+    """Compiles `fun(*args)` once per structure, non-array leaves and `static` key; arrays are traced."""
+
+    def __init__(self) -> None:
+        self._variants: OrderedDict[Hashable, Function] = OrderedDict()
+
+    def __call__(self, fun: Function, static: Hashable, *args: Any) -> Any:
+        """Calls `fun(*args)` compiled; `static` names everything else that `fun` depends on."""
+        arrays, merge, structure = partition(args)
+        leaves = jax.tree.leaves(merge([None] * len(arrays)), is_leaf=lambda x: x is None)
+        try:
+            key = (static, structure, tuple((type(leaf), leaf) for leaf in leaves))
+            hash(key)
+        except TypeError:  # an unhashable leaf: right, but compiled at every call
+            return jax.jit(lambda a: fun(*merge(a)))(arrays)
+        if key not in self._variants:
+            self._variants[key] = jax.jit(lambda a: fun(*merge(a)))
+            if len(self._variants) > KEPT:
+                self._variants.popitem(last=False)
+        self._variants.move_to_end(key)
+        return self._variants[key](arrays)
 
 
 class Totals(NamedTuple):

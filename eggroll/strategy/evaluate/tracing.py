@@ -1,29 +1,153 @@
-"""A function, its parameters and its other arguments, traced and checked: for one member, and for two pairs of them."""
+"""A function, its parameters and its other arguments: which have a row per member, traced and checked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import Function, PyTree
-from eggroll.engine.factored import Program, abstract, partition, trace
-from eggroll.engine.fallback import DenseFallback, Policy
-from eggroll.engine.interpreter import Interpreter
+from eggroll.engine.factored import Program, abstract, discover, partition, trace
+from eggroll.engine.interpreter import DenseFallback, Interpreter, Policy
 from eggroll.engine.paths import leaf_paths
-from eggroll.engine.usage import discover
 from eggroll.ops import Choice
-from eggroll.strategy.evaluate.inputs import Rows
-from eggroll.strategy.mesh.placement import for_mesh
 from eggroll.strategy.noise.sampler import Sampler, member_sign
 from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import Population
+from eggroll.strategy.state import for_mesh
+
+InAxes = Any  # None, an int, or a pytree prefix of the arguments with such leaves
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The arguments of the evaluated function, with the axis that runs over members for each array.
+
+    Attributes:
+        args: the positional arguments after the parameters.
+        axes: for each array leaf, the axis that holds one row per member or group, or None where it is shared.
+        population: number of members.
+    """
+
+    args: tuple
+    axes: tuple[int | None, ...]
+    population: int
+
+    def of_members(self, first: Any, count: int) -> list[Any]:
+        """The rows of members `first` to `first + count − 1`, `[count, ...]` of each array that has rows.
+
+        Group `g` is members `g·N/G` to `(g+1)·N/G − 1`.
+        """
+        arrays, _, _ = partition(self.args)
+        return [
+            self._rows(a, axis, first, count) for a, axis in zip(arrays, self.axes, strict=True) if axis is not None
+        ]
+
+    def _rows(self, array: Any, axis: int, first: Any, count: int) -> Any:
+        if array.shape[axis] == self.population:  # neighbours: a slice, where a gather would go number by number
+            return jnp.moveaxis(lax.dynamic_slice_in_dim(array, first, count, axis), axis, 0)
+        groups = (first + jnp.arange(count)) // (self.population // array.shape[axis])
+        return jnp.moveaxis(jnp.take(array, groups, axis, mode="clip"), axis, 0)
+
+    def merged(self, own: Sequence[Any]) -> tuple:
+        """The arguments that one member sees: its own rows, from `of_members`, beside what all share."""
+        arrays, merge, _ = partition(self.args)
+        rest = iter(own)
+        return merge([a if axis is None else next(rest) for a, axis in zip(arrays, self.axes, strict=True)])
+
+    def after(self, shared: Any) -> Rows:
+        """These rows with one more argument in front, which all members share."""
+        none = (None,) * len(partition(shared)[0])
+        return Rows((shared, *self.args), none + self.axes, self.population)
+
+    def abstract(self) -> tuple:
+        """Shapes of one member's arguments."""
+        arrays, merge, _ = partition(self.args)
+        shapes = []
+        for array, axis in zip(arrays, self.axes, strict=True):
+            shape = abstract(array)
+            if axis is not None:
+                kept = [n for i, n in enumerate(shape.shape) if i != axis]
+                shape = jax.ShapeDtypeStruct(kept, shape.dtype)
+            shapes.append(shape)
+        return merge(shapes)
+
+
+def make_rows(args: tuple, in_axes: InAxes, population: int, groups: int) -> Rows:
+    """Matches `in_axes` with the arguments.
+
+    Args:
+        args: positional arguments after the parameters.
+        in_axes: None (all shared), an int (every array), or a tuple with an entry per argument, each None, an int or
+            a pytree prefix of that argument, as in `jax.vmap`.
+        population: number of members.
+        groups: number of groups; an array may have a row per member or per group.
+
+    Returns:
+        The rows.
+
+    Raises:
+        ValueError: a prefix that does not fit, an axis that is not there, or a wrong number of rows.
+    """
+    arrays, _, _ = partition(args)
+    axes = _flat_axes(args, in_axes)
+    for array, axis in zip(arrays, axes, strict=True):
+        if axis is not None:
+            _check_rows(abstract(array).shape, axis, population, groups)
+    normal = [None if axis is None else axis % len(abstract(a).shape) for a, axis in zip(arrays, axes, strict=True)]
+    return Rows(args, tuple(normal), population)
+
+
+def _flat_axes(args: tuple, in_axes: InAxes) -> list[int | None]:
+    if in_axes is None or isinstance(in_axes, int):
+        in_axes = (in_axes,) * len(args)
+    if not isinstance(in_axes, tuple | list) or len(in_axes) != len(args):
+        raise ValueError(
+            f"got in_axes={in_axes!r} for {len(args)} argument(s) after the parameters; None, an int, or one entry "
+            "per argument is required."
+        )
+    flat: list[int | None] = []
+    for prefix, arg in zip(in_axes, args, strict=True):
+        flat += _spread(prefix, arg)
+    return flat
+
+
+def _spread(prefix: Any, arg: Any) -> list[int | None]:
+    def under(axis: int | None, subtree: Any) -> list[int | None]:
+        return [axis] * len(partition(subtree)[0])
+
+    if prefix is None or isinstance(prefix, int):
+        return under(prefix, arg)
+    try:
+        parts = jax.tree.map(under, prefix, arg, is_leaf=lambda x: x is None)
+    except ValueError as why:
+        raise ValueError(f"in_axes entry {prefix!r} is not a prefix of its argument: {why}") from why
+    return _flatten_lists(parts)
+
+
+def _flatten_lists(parts: Any) -> list[int | None]:
+    lists = jax.tree.leaves(
+        parts, is_leaf=lambda x: isinstance(x, list) and all(i is None or isinstance(i, int) for i in x)
+    )
+    return [axis for part in lists for axis in part]
+
+
+def _check_rows(shape: Sequence[int], axis: int, population: int, groups: int) -> None:
+    if not -len(shape) <= axis < len(shape):
+        raise ValueError(f"in_axes names axis {axis}, but the argument has shape {tuple(shape)}.")
+    if shape[axis] not in (population, groups):
+        per_group = f", or one per group ({groups})" if groups > 1 else ""
+        raise ValueError(
+            f"got {shape[axis]} rows along axis {axis} of an argument of shape {tuple(shape)}; one row per member "
+            f"({population}){per_group} is required. Use in_axes=None for an argument that all members share."
+        )
 
 
 def trace_member(fun: Function, params: PyTree, rows: Rows) -> Program:
@@ -31,11 +155,12 @@ def trace_member(fun: Function, params: PyTree, rows: Rows) -> Program:
     return trace(fun, (params, *rows.abstract()))
 
 
-def plan_for(program: Program, params: PyTree, rows: Rows, *, rank: int, rules: Rules, distribution: str) -> Plan:
+def plan_for(program: Program, params: PyTree, rows: Rows, settings: Population, rank: int, rules: Rules) -> Plan:
     """Discovers how the program uses the parameters and decides their perturbation."""
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
     plan = make_plan(params, uses, rank=rank, rules=rules)
-    return for_kernels(program, plan, jax.tree.map(abstract, params), rows, distribution)
+    plan = for_kernels(program, plan, jax.tree.map(abstract, params), rows, settings.distribution)
+    return for_mesh(plan, settings)
 
 
 def check_covered(plan: Plan, program: Program, params: PyTree, rows: Rows) -> None:
@@ -52,12 +177,7 @@ def check_covered(plan: Plan, program: Program, params: PyTree, rows: Rows) -> N
         )
 
 
-def check_scalar(program: Program, has_aux: bool, what: str) -> None:
-    """Raises unless the program returns a real scalar, or `(scalar, aux)`."""
-    check_scalar_shape(program.out_shape, has_aux, what)
-
-
-def check_scalar_shape(out: PyTree, has_aux: bool, what: str) -> None:
+def check_scalar(out: PyTree, has_aux: bool, what: str) -> None:
     """Raises unless a function that returns these shapes returns a real scalar, or `(scalar, aux)`."""
     if has_aux and not (isinstance(out, tuple) and len(out) == 2):
         raise TypeError(f"has_aux=True requires the function to return ({what}, aux); got {_describe(out)}.")
@@ -153,7 +273,7 @@ def dry_run(program: Program, plan: Plan, params: PyTree, rows: Rows, distributi
 class Plans:
     """Plans by the parameters' shapes: the first function seen decides, for all later generations of a strategy."""
 
-    def __init__(self, settings: Population, *, rank: int, rules: Rules) -> None:
+    def __init__(self, settings: Population, rank: int, rules: Rules) -> None:
         self._settings, self._rank, self._rules = settings, rank, rules
         self._known: dict[Any, Plan] = {}
 
@@ -166,7 +286,5 @@ class Plans:
                 return make_plan(params, None, rank=self._rank, rules=self._rules)
             shapes = jax.tree.map(abstract, params)
             program = trace_member(fun, shapes, rows)
-            options: dict[str, Any] = {"rank": self._rank, "rules": self._rules}
-            plan = plan_for(program, shapes, rows, distribution=self._settings.distribution, **options)
-            self._known[key] = for_mesh(plan, self._settings)
+            self._known[key] = plan_for(program, shapes, rows, self._settings, self._rank, self._rules)
         return self._known[key]

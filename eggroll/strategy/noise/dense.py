@@ -19,8 +19,8 @@ from eggroll.engine.annotations import PyTree
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.engine.paths import path_hash
 from eggroll.ops import unpack_flat, words_for
+from eggroll.strategy.noise.keys import folded, words_from
 from eggroll.strategy.noise.streams import DENSE
-from eggroll.strategy.noise.threefry import folded, words_from
 from eggroll.strategy.plan.leaves import Plan
 
 CPU_BLOCK, BLOCK = 1 << 18, 1 << 24  # elements: a block's sums and words stay in a core's cache; fill an accelerator

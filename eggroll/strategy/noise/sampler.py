@@ -1,22 +1,27 @@
-"""From a plan and keys to noise, and from noise to the parameters that one member sees."""
+"""From a plan and keys to noise, and from noise to the parameters that one member sees.
+
+Noise is computed once and stored: XLA would compute it anew inside every operation that reads it, for every row that a
+factor meets. On CPUs it ignores `optimization_barrier` as it fuses, but does not fuse out of a call that stays one.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.core import Tracer
 
+from eggroll.engine import jax_compat
 from eggroll.engine.annotations import PyTree, Scalar
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
 from eggroll.ops import kernel_for
-from eggroll.strategy.noise.sides import Side, sides
-from eggroll.strategy.noise.streams import Streams
+from eggroll.strategy.noise.streams import Side, Streams, sides
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
 
 Noise = Sequence[Any]  # per leaf: (left, right), a dense array, or None
@@ -153,3 +158,41 @@ def member_sign(index: Any) -> Any:
 
 def _signed(sign: Any, scale: Any, dtype: Any) -> jax.Array:
     return jnp.asarray(scale, dtype) * jnp.asarray(sign, dtype)
+
+
+def drawn_once(sampler: Sampler, words: jax.Array) -> Noise:
+    """`sampler.draw(words)`, in memory: noise of `U` units from words `[U, W]`."""
+    return _in_memory(sampler.draw, words)
+
+
+def drawn_copies(sampler: Sampler, words: jax.Array, signs: int) -> Noise:
+    """`sampler.draw(words)` with each unit's noise `signs` times in a row: noise of `U·signs` members.
+
+    In memory it is signed bytes, which their readers widen; see `jax_compat.CORRECTIONS_ARE_FREE`.
+    """
+    leaves = sampler.plan.leaves
+    in_bytes = replace(sampler, plan=Plan(tuple(replace(leaf, dtype="int8") for leaf in leaves)))
+
+    def draw(words: jax.Array) -> Noise:
+        return jax.tree.map(lambda x: _repeated(x, signs), in_bytes.draw(words))
+
+    def widened(leaf: LeafPlan, noise: Any) -> Any:
+        return jax.tree.map(lambda x: x.astype(leaf.dtype), noise)
+
+    return [widened(leaf, noise) for leaf, noise in zip(leaves, _in_memory(draw, words), strict=True)]
+
+
+def _repeated(x: jax.Array, times: int) -> jax.Array:
+    """Every row of `x`, `times` in a row; a gather, as `jnp.repeat` makes it, would take longer than drawing."""
+    copies = jnp.broadcast_to(x[:, None], (len(x), times, *x.shape[1:]))
+    return copies.reshape(len(x) * times, *x.shape[1:])
+
+
+def _in_memory(fun: Callable[[jax.Array], Any], words: jax.Array) -> Any:
+    if jax.default_backend() != "cpu":
+        return lax.optimization_barrier(fun(words))
+    # As matrices: XLA lays a trailing axis of length one out its own way, and copies at the call's end to undo it.
+    made = jax.eval_shape(fun, words)
+    flat = jax_compat.call_apart(lambda w: [x.reshape(len(x), -1) for x in jax.tree.leaves(fun(w))], words)
+    leaves, tree = jax.tree.flatten(made)
+    return tree.unflatten([x.reshape(like.shape) for x, like in zip(flat, leaves, strict=True)])

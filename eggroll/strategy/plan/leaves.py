@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from eggroll.engine.annotations import PyTree
+from eggroll.engine.factored import Use
 from eggroll.engine.paths import leaf_paths, path_hash
-from eggroll.engine.usage import Use
 from eggroll.strategy.plan.rules import DenseRule, FrozenRule, LowRankRule, Rule, Rules, check_rank, match_rules
 
 Kind = Literal["low_rank", "dense", "frozen", "unused"]

@@ -1,17 +1,115 @@
-"""Fitness as it comes from users: checks, and the numbers that metrics report."""
+"""Fitness as it comes from users: checks, its mean and spread, and the numbers that metrics report.
+
+Statistics are safe against rounding, overflow and what does not count. All that is asked of the same numbers comes from
+one `lax.reduce` with several operands: on CPUs, XLA turns every small single reduction into three kernels, which
+together took a fifth of a step's compile time. There `x` is `[..., N]`, `valid` is `[..., N]` bool, `x` is 0 where
+`valid` is false, and results keep the last axis with length 1.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.core import Tracer
 
 from eggroll.engine.checks import is_traced
 from eggroll.engine.lowrank import accumulator_dtype
-from eggroll.strategy.update.statistics import spreads
+
+
+class Summary(NamedTuple):
+    """What one pass over the valid numbers tells.
+
+    Attributes:
+        count: how many there are, int32.
+        low: the lowest; infinity where there are none.
+        high: the highest; −infinity where there are none.
+        mean: between the two, with the rounding error of a sum; 0 where there are none.
+    """
+
+    count: jax.Array
+    low: jax.Array
+    high: jax.Array
+    mean: jax.Array
+
+    def scale(self) -> jax.Array:
+        """The largest magnitude, or 1 where that is 0: a divisor that keeps squares finite."""
+        largest = jnp.where(self.count > 0, jnp.maximum(-self.low, self.high), 0)
+        # XLA divides an array by a scalar by multiplying with its reciprocal, and flushes a subnormal one to 0.
+        return jnp.where(largest > 0, jnp.minimum(largest, jnp.finfo(self.low.dtype).max / 8), 1)
+
+
+def summarize(x: jax.Array, valid: jax.Array) -> Summary:
+    """One pass over the valid numbers along the last axis."""
+    infinity, zero = np.array(np.inf, x.dtype), np.array(0, x.dtype)
+    share = np.array(2.0 ** -x.shape[-1].bit_length(), x.dtype)  # of every number, so that their sum stays finite
+    operands = valid.astype(jnp.int32), jnp.where(valid, x, infinity), jnp.where(valid, x, -infinity), x, x * share
+    initial = np.int32(0), infinity, -infinity, zero, zero
+    found = lax.reduce(operands, initial, _together, (x.ndim - 1,))
+    count, low, high, total, shared = (each[..., None] for each in found)
+    some = jnp.maximum(count, 1).astype(x.dtype)
+    mean = jnp.where(jnp.isfinite(total), total / some, shared / some / share)
+    # A rounded mean can leave the range of its data; held inside, the mean of a constant is that constant.
+    return Summary(count, low, high, jnp.where(count > 0, jnp.clip(mean, low, high), 0))
+
+
+class Spread(NamedTuple):
+    """Where the valid numbers lie, and how far apart.
+
+    Attributes:
+        summary: of the numbers.
+        centred: every number's distance from the mean, in units of `unit`; 0 where it is not valid.
+        deviation: the population standard deviation, in units of `unit`; 0 where nothing is valid.
+        unit: a power of two in which no difference overflows or is flushed to zero, and no reciprocal is.
+    """
+
+    summary: Summary
+    centred: jax.Array
+    deviation: jax.Array
+    unit: jax.Array
+
+
+def spread(x: jax.Array, valid: jax.Array) -> Spread:
+    """Three passes over the valid numbers along the last axis."""
+    first = summarize(x, valid)
+    small = first.scale() < np.array(2.0**-64, x.dtype)
+    units = jnp.where(small, np.array(2.0**40, x.dtype), np.array(0.125, x.dtype))  # of what is small XLA drops bits
+    once = jnp.where(valid, x * units - first.mean * units, 0)
+    second = summarize(once, valid)
+    centred = jnp.where(valid, once - second.mean, 0)  # without the rounding error of the first mean
+    scale = second.scale()
+    deviation = jnp.sqrt(summarize((centred / scale) ** 2, valid).mean) * scale
+    return Spread(first._replace(mean=first.mean + second.mean / units), centred, deviation, 1 / units)
+
+
+def spreads(fitness: jax.Array, valid: jax.Array) -> tuple[Spread, Spread]:
+    """The spread of all finite fitness, which metrics report, and of that which counts: both from one set of kernels.
+
+    Metrics and shaping ask for them each for itself; compiled together they are computed once.
+
+    Args:
+        fitness: `[N]`.
+        valid: `[N]` bool, members that count: finite, and with pairs the other one, too.
+    """
+    masks = jnp.stack([jnp.isfinite(fitness), valid])
+    both = spread(jnp.where(masks, fitness, 0), masks)
+    finite, counted = (jax.tree.map(lambda x, i=i: x[i], both) for i in range(2))
+    return finite, counted
+
+
+def centre(x: jax.Array, valid: jax.Array) -> jax.Array:
+    """`x` less the mean of the valid numbers; the second pass removes the rounding error of the first."""
+    for _ in range(2):
+        x = jnp.where(valid, x - summarize(x, valid).mean, 0)
+    return x
+
+
+def _together(a: tuple, b: tuple) -> tuple:
+    """The summary of two sets together."""
+    return a[0] + b[0], lax.min(a[1], b[1]), lax.max(a[2], b[2]), a[3] + b[3], a[4] + b[4]
 
 
 def check_fitness(fitness: Any, population: int) -> Any:

@@ -22,10 +22,10 @@ from eggroll.engine.annotations import Function, PyTree, Scalar
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.ops import Seeded, rank_update
 from eggroll.strategy.evaluate.chunking import units_per_update
-from eggroll.strategy.mesh.placement import Placement
-from eggroll.strategy.mesh.sharding import AXIS
 from eggroll.strategy.noise.sampler import Noise, Sampler
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
+from eggroll.strategy.population import AXIS
+from eggroll.strategy.state import Placement
 
 Held = Callable[[list[Any]], list[Any]]
 

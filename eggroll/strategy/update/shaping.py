@@ -20,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.strategy.update.statistics import Spread, centre, spreads
+from eggroll.engine.checks import as_count
+from eggroll.strategy.update.fitness import Spread, centre, spreads
 
 Shaping = str | Callable[[jax.Array], jax.Array]
 
@@ -121,7 +122,7 @@ def _check_layout(size: int, shaping: Shaping, antithetic: bool, groups: int) ->
             f"got the fitness of {size} members; antithetic pairs need an even number; pass one score per "
             "member, or use antithetic=False"
         )
-    if isinstance(groups, bool) or not isinstance(groups, int | np.integer) or groups < 1 or size % groups:
+    if size % as_count("groups", groups):
         raise ValueError(
             f"got groups={groups!r} for {size} members; a positive divisor of the population is required; "
             "choose groups so that every group has the same number of members"

@@ -9,8 +9,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from eggroll.strategy.mesh.sharding import Sharding, ShardingRules, as_sharding, axes_of
-from eggroll.strategy.population import AXIS, Population
+from eggroll.strategy.population import AXIS, Population, Sharding, ShardingRules, as_sharding, axes_of
 
 Recorded = Mapping[str, Any] | None
 

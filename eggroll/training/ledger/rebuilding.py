@@ -15,9 +15,9 @@ import optax
 from jax.sharding import Mesh
 
 from eggroll.engine.annotations import PyTree
-from eggroll.strategy.mesh.sharding import Sharding
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.leaves import Plan
+from eggroll.strategy.population import Sharding
 from eggroll.strategy.protocol import Norms, Strategy
 from eggroll.strategy.state import State
 from eggroll.strategy.update.optimizer import check_optimizer

@@ -11,12 +11,11 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from eggroll.strategy.mesh.sharding import Sharding
 from eggroll.strategy.methods import METHODS
 from eggroll.strategy.plan.leaves import Kind, LeafPlan, Plan
-from eggroll.strategy.population import AXIS, Population
+from eggroll.strategy.population import AXIS, Population, Sharding
 from eggroll.strategy.protocol import Strategy
-from eggroll.strategy.update.schedules import sigma_at
+from eggroll.strategy.update.optimizer import sigma_at
 from eggroll.training.errors import RunError
 from eggroll.training.folder.settings import NOTHING, compared
 from eggroll.training.folder.versions import version_of

@@ -11,11 +11,9 @@ from jax import lax
 
 import eggroll
 from eggroll.engine import jax_compat
-from eggroll.strategy.evaluate import arrangement, chunking
-from eggroll.strategy.evaluate.arrangement import LARGE, arrange
-from eggroll.strategy.evaluate.working_set import Need
-from eggroll.strategy.noise.sampler import Sampler
-from eggroll.strategy.noise.stored import drawn_copies, drawn_once
+from eggroll.strategy.evaluate import chunking
+from eggroll.strategy.evaluate.chunking import LARGE, Need, arrange
+from eggroll.strategy.noise.sampler import Sampler, drawn_copies, drawn_once
 from eggroll.strategy.plan.leaves import make_plan
 from eggroll.strategy.population import Population
 from tests.quick import quickest
@@ -133,7 +131,7 @@ def test_both_arrangements_evaluate_the_same_members(monkeypatch, told, dtype, c
     options = {"chunk": chunk, "antithetic": antithetic, "rules": rules}
     found, seen = {}, []
     for least in (0, 1 << 60):
-        monkeypatch.setattr(arrangement, "LARGE", least)
+        monkeypatch.setattr(chunking, "LARGE", least)
         es = eggroll.ES(population=20, sigma=0.1, optimizer=optax.sgd(0.1), **options)
         state = es.init(parameters(dtype), KEY)
         step = jax.jit(lambda state, es=es: es.step(state, network, rows, in_axes=0, has_aux=True))

@@ -16,7 +16,7 @@ from eggroll.engine.factored import trace
 from eggroll.strategy import generation
 from eggroll.strategy.evaluate import chunking
 from eggroll.strategy.evaluate.chunking import auto_units, units_per_update
-from eggroll.strategy.evaluate.inputs import make_rows
+from eggroll.strategy.evaluate.tracing import make_rows
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.plan.leaves import make_plan
 from eggroll.strategy.population import check_chunk

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import eggroll
-from eggroll.strategy.evaluate.inputs import make_rows
+from eggroll.strategy.evaluate.tracing import make_rows
 from tests.strategy.common import KEY, es
 
 pytestmark = pytest.mark.optimised  # bits, as users get them

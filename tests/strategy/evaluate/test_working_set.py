@@ -7,11 +7,10 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from eggroll.engine.factored import trace
+from eggroll.engine.factored import discover, trace
 from eggroll.engine.paths import leaf_paths
-from eggroll.engine.usage import discover
-from eggroll.strategy.evaluate.inputs import make_rows
-from eggroll.strategy.evaluate.working_set import OTHER, OWN, largest_operations, member_need
+from eggroll.strategy.evaluate.chunking import OTHER, OWN, largest_operations, member_need
+from eggroll.strategy.evaluate.tracing import make_rows
 from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.plan.leaves import make_plan
 

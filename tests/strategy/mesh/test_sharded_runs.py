@@ -16,10 +16,9 @@ from jax.sharding import AbstractMesh
 
 import eggroll
 from bench.tools.update_costs import RATES, update_cost
-from eggroll.strategy.mesh.placement import make_placement
-from eggroll.strategy.mesh.sharding import as_sharding
 from eggroll.strategy.plan.leaves import Plan
-from eggroll.strategy.population import Population
+from eggroll.strategy.population import Population, as_sharding
+from eggroll.strategy.state import make_placement
 from tests.strategy import sharded
 
 pytestmark = pytest.mark.optimised  # bits, as users get them

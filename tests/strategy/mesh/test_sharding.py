@@ -9,12 +9,10 @@ from jax.sharding import PartitionSpec as P
 
 import eggroll
 from bench.tools.update_costs import RATES, update_cost
-from eggroll.strategy.mesh.layout import layout
-from eggroll.strategy.mesh.placement import make_placement
-from eggroll.strategy.mesh.sharding import as_sharding
 from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.plan.leaves import Plan, make_plan
-from eggroll.strategy.population import Population
+from eggroll.strategy.population import Population, as_sharding, layout
+from eggroll.strategy.state import make_placement
 from eggroll.strategy.update.low_rank import sum_noise
 from tests.strategy.common import KEY, X, Y, assert_close, fitness, params
 

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eggroll.engine.paths import path_hash
-from eggroll.strategy.noise.keys import as_threefry, generation_key, leaf_key
+from eggroll.strategy.noise.keys import as_threefry, generation_key
 
 KEY = jax.random.key(0, impl="threefry2x32")
 
@@ -103,15 +103,8 @@ def test_generation_must_be_an_integer(generation):
 
 
 def test_path_hash_does_not_depend_on_the_process():
-    code = "from eggroll.strategy.noise.keys import path_hash; print(path_hash('dense/kernel'))"
+    code = "from eggroll.engine.paths import path_hash; print(path_hash('dense/kernel'))"
     for seed in ("1", "2"):
         env = {"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cpu"}
         result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
         assert int(result.stdout) == path_hash("dense/kernel")
-
-
-def test_leaf_key_folds_the_hash_of_the_path():
-    for path in ("", "dense/kernel", "π"):
-        assert words(leaf_key(KEY, path)) == words(jax.random.fold_in(KEY, np.uint32(path_hash(path))))
-        assert words(jax.jit(leaf_key, static_argnums=1)(KEY, path)) == words(leaf_key(KEY, path))
-    assert len({path_hash(f"layers/{index}/kernel") for index in range(2000)}) == 2000

@@ -12,14 +12,14 @@ from scipy.special import erfinv
 
 from eggroll.engine.paths import path_hash
 from eggroll.ops.noise import DISTRIBUTIONS, check_distribution, unpack, words_for
-from eggroll.strategy.noise.keys import as_threefry, generation_key, leaf_key
+from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.noise.streams import LONG, Stream, Streams
 from tests.quick import quickest
-from tests.strategy.single_stream import dense_noise, draw, low_rank_factors, stream
+from tests.strategy.single_stream import dense_noise, draw, key_of, low_rank_factors, stream
 
 pytestmark = pytest.mark.optimised
 KEY = jax.random.key(0, impl="threefry2x32")
-LEAF = leaf_key(KEY, "dense/kernel")
+LEAF = key_of(KEY, "dense/kernel")
 Z_BOUND = 5.0  # standard deviations, left with probability 6e-7: over some dozen statistics, by one seed in 50,000
 
 
@@ -194,8 +194,8 @@ def test_left_right_pairs_paths_and_columns_are_uncorrelated(distribution):
 
     left, right = both(LEAF, 0)
     other_left, other_right = both(LEAF, 1)
-    path_left, path_right = both(leaf_key(KEY, "dense/bias"), 0)
-    next_left, _ = both(leaf_key(generation_key(KEY, 1), "dense/kernel"), 0)
+    path_left, path_right = both(key_of(KEY, "dense/bias"), 0)
+    next_left, _ = both(key_of(generation_key(KEY, 1), "dense/kernel"), 0)
     dense = np.asarray(dense_noise(LEAF, 0, (size, 2), distribution, "float32"))
     # A product of independent entries of unit variance has mean 0 and variance 1.
     for a, b in [

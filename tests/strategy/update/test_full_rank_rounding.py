@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import eggroll
-from eggroll.strategy.update.rounding import rounded_block
+from eggroll.strategy.update.dense import rounded_block
 
 pytestmark = pytest.mark.optimised  # bits, as users get them
 

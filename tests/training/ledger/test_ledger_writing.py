@@ -192,7 +192,7 @@ def test_another_machine_is_noted_and_no_difference(live, path, monkeypatch):
 
 
 def _rows():
-    from eggroll.strategy.evaluate.inputs import make_rows
+    from eggroll.strategy.evaluate.tracing import make_rows
 
     return make_rows((X, Y), None, 8, 1)
 

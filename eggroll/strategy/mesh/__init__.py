@@ -1,1 +1,0 @@
-"""Meshes: where parameters and members lie on several devices."""
