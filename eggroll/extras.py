@@ -11,12 +11,12 @@ from eggroll.training.errors import RunError
 
 # What is imported -> the distribution that has it, and the extra of pyproject.toml that brings it.
 PACKAGES = {
+    "cloudpickle": ("cloudpickle", "llm"),
     "gguf": ("gguf", "gguf"),
     "huggingface_hub": ("huggingface-hub", "llm"),  # of transformers, as tokenizers
     "jinja2": ("jinja2", "llm"),
     "matplotlib": ("matplotlib", "train"),
     "orbax": ("orbax-checkpoint", "train"),
-    "pebble": ("pebble", "llm"),
     "reasoning_gym": ("reasoning-gym", "reasoning"),
     "safetensors": ("safetensors", "llm"),
     "sklearn": ("scikit-learn", "train"),

@@ -55,3 +55,5 @@ class AskOptions:
     """An answer whose scoring takes longer has the worst reward."""
     worst: Annotated[float | None, unless("FLOAT", "unknown")] = None
     """The least that --reward can be: that of an answer whose scoring fails."""
+    reward_env: Annotated[tuple[str, ...], tyro.conf.UseAppendAction, unless("NAME", "none")] = ()
+    """An environment variable that the reward is given, such as a key; once for each."""

@@ -135,7 +135,7 @@ def factored(fun: Function, *, fallback: Fallback = "warn", population: int | No
     return factored_fun
 
 
-def _named(tree: PyTree, population: int | None) -> Any:
+def _named(tree: PyTree, population: int | None) -> PyTree:
     """The same arguments, where a `LowRank` without a source takes its path inside its argument for a name."""
 
     def name(keys: tuple, leaf: Any) -> Any:

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from eggroll.ops import Seeded, as_array
 
@@ -213,7 +214,7 @@ class Term:
         """`scale·array`, in the array's dtype."""
         return array if self.scale is None else array * self.scale.astype(array.dtype)
 
-    def dense(self, shape: Sequence[int], dtype: Any) -> Array:
+    def dense(self, shape: Sequence[int], dtype: DTypeLike) -> Array:
         """The term as an array of the base's `shape`, accumulated in `dtype`."""
         ndim = len(shape)
         operands: list[Any] = []
@@ -255,7 +256,7 @@ class Perturbed:
         return total.astype(self.dtype)
 
 
-def accumulator_dtype(dtype: Any) -> Any:
+def accumulator_dtype(dtype: DTypeLike) -> Any:
     """float32, or the dtype itself where it is wider."""
     # Not promote_types: it refuses bfloat16 and float32 under strict dtype promotion.
     narrow = jnp.issubdtype(dtype, jnp.floating) and jnp.finfo(dtype).bits < 32

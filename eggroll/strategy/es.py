@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from eggroll.engine.annotations import Chunk, Function, Numbers, PyTree, Scalar
+from eggroll.engine.annotations import Chunk, Flag, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function
 from eggroll.engine.interpreter import Fallback
 from eggroll.engine.paths import leaf_paths
@@ -165,7 +165,14 @@ class ES(Strategy):
         return LowRankDraw(*made, self._plans)
 
     def follow(
-        self, plan: Plan, state: State, weights: jax.Array, *, loss: Any, sigma: Scalar, some: Any = True
+        self,
+        plan: Plan,
+        state: State,
+        weights: jax.Array,
+        *,
+        loss: Scalar,
+        sigma: Scalar,
+        some: Flag = True,
     ) -> tuple[State, Norms]:
         """See `Strategy.follow`."""
         generation = Generation(self.settings, plan, self._key(state), sigma)
@@ -175,7 +182,7 @@ class ES(Strategy):
         """See `Strategy.replayed`; compiled once."""
 
         # `some` is an argument, so that the branch stays a branch and is compiled as the run's.
-        def update(state: State, weights: Any, loss: Any, recorded: Any, some: Any) -> tuple[State, Norms]:
+        def update(state: State, weights: Any, loss: Scalar, recorded: Scalar, some: Flag) -> tuple[State, Norms]:
             return self.follow(plan, state, weights, loss=loss, sigma=recorded if sigma is None else sigma, some=some)
 
         compiled = jax.jit(update)

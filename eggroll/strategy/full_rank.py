@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from eggroll.engine.annotations import Function, PyTree, Scalar
+from eggroll.engine.annotations import Flag, Function, PyTree, Scalar
 from eggroll.strategy.evaluate.tracing import Rows
 from eggroll.strategy.full_rank_generation import FullRankDraw, FullRankGeneration, full_rank_plan
 from eggroll.strategy.noise.keys import as_threefry
@@ -121,7 +121,14 @@ class FullRankES(Strategy):
         return FullRankDraw("eggroll.FullRankES", *made, self.rules)
 
     def follow(
-        self, plan: Plan, state: State, weights: jax.Array, *, loss: Any, sigma: Scalar, some: Any = True
+        self,
+        plan: Plan,
+        state: State,
+        weights: jax.Array,
+        *,
+        loss: Scalar,
+        sigma: Scalar,
+        some: Flag = True,
     ) -> tuple[State, Norms]:
         """See `Strategy.follow`: by small compiled calls, parameter after parameter."""
         generation = FullRankGeneration(self.settings, plan, self._key(state), sigma)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
+from eggroll.engine.annotations import Chunk, Flag, Function, Index, PyTree, Scalar
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.tracing import Rows
 from eggroll.strategy.members import Draw
@@ -88,7 +88,7 @@ class FullRankGeneration:
         each = zip(self.plan.leaves, jax.tree.leaves(params), strict=True)
         return [jnp.zeros_like(p) if leaf.kind == "dense" else None for leaf, p in each]
 
-    def member(self, params: PyTree, i: Any, buffers: list[Any]) -> tuple[Any, list[Any]]:
+    def member(self, params: PyTree, i: Index, buffers: list[Any]) -> tuple[Any, list[Any]]:
         """The dense parameters of member `i`.
 
         Args:
@@ -108,7 +108,7 @@ class FullRankGeneration:
                 made[n] = perturbed(old, param, self._keys[n], unit, sign, scale, distribution=self._distribution)
         return tree.unflatten([p if own is None else own for p, own in zip(leaves, made, strict=True)]), made
 
-    def moved(self, state: State, weights: jax.Array, rate: Any, some: Any) -> tuple[State, dict[str, jax.Array]]:
+    def moved(self, state: State, weights: jax.Array, rate: Scalar, some: Flag) -> tuple[State, dict[str, jax.Array]]:
         """The state after one update, parameter after parameter.
 
         Args:
@@ -139,7 +139,7 @@ class FullRankGeneration:
         generation = state.generation + jnp.asarray(some).astype(jnp.int32)
         return State(tree.unflatten(new), state.master, state.opt_state, state.key, generation), norms
 
-    def gradient(self, weights: jax.Array, params: PyTree) -> Any:
+    def gradient(self, weights: jax.Array, params: PyTree) -> PyTree:
         """The descent direction `−1/(N·σ)·Σ wᵢ·εᵢ`, float32 or wider; zeros where there is no noise."""
         leaves, tree = jax.tree.flatten(params)
         out = []
@@ -162,7 +162,7 @@ class FullRankGeneration:
 
 
 @jax.jit
-def _norms(sums: list[jax.Array], changes: list[jax.Array], scale: Any) -> dict[str, jax.Array]:
+def _norms(sums: list[jax.Array], changes: list[jax.Array], scale: Scalar) -> dict[str, jax.Array]:
     scale = jnp.asarray(scale).astype(jnp.float32)
     return {
         "gradient_norm": jnp.sqrt(sum(sums, jnp.float32(0))) / scale,
@@ -185,11 +185,11 @@ class FullRankDraw(Draw):
         """See `Draw.plan_for`."""
         return full_rank_plan(params, self.rules)
 
-    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> Any:
+    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> PyTree:
         """See `Draw.apply`: one compiled call after the other, of any function of dense parameters."""
         generation, size, axes = self._of(plan), self.settings.size, rows.axes
 
-        def run(params: PyTree, args: tuple, i: Any) -> Any:
+        def run(params: PyTree, args: tuple, i: Index) -> Any:
             rows = Rows(args, axes, size)
             out = fun(params, *rows.merged([x[0] for x in rows.of_members(i, 1)]))
             return jax.tree.map(lambda x: jnp.expand_dims(x, 0), out)  # never the parameters' own memory
@@ -200,12 +200,12 @@ class FullRankDraw(Draw):
             outputs.append(self.cache(run, ("apply", fun, axes), own, rows.args, np.int32(i)))
         return _joined(outputs)
 
-    def member(self, plan: Plan, params: PyTree, i: Any) -> Any:
+    def member(self, plan: Plan, params: PyTree, i: Index) -> PyTree:
         """See `Draw.member`: what `apply` evaluates, bit for bit."""
         generation = self._of(plan)
         return generation.member(params, i, generation.buffers(params))[0]
 
-    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> Any:
+    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> PyTree:
         """See `Draw.gradient`: `−1/(N·σ)·Σ wᵢ·εᵢ`."""
         return self._of(plan).gradient(weights, params)
 
@@ -214,5 +214,5 @@ class FullRankDraw(Draw):
 
 
 @jax.jit
-def _joined(outputs: list[Any]) -> Any:
+def _joined(outputs: list[Any]) -> PyTree:
     return jax.tree.map(lambda *each: jnp.concatenate(each), *outputs)

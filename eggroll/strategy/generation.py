@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import PartitionSpec
 
-from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
+from eggroll.engine.annotations import Chunk, Flag, Function, Index, PyTree, Scalar
 from eggroll.engine.factored import Program
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
 from eggroll.strategy.evaluate.chunking import Arrangement, Need, arrange, keep_words, may_copy, member_need, remembered
@@ -63,11 +63,11 @@ class Generation:
         pop = self.population
         return pop.mesh and make_placement(pop.mesh, pop.sharding, pop.update, self.plan.leaves)
 
-    def on_every_device(self, tree: PyTree) -> Any:
+    def on_every_device(self, tree: PyTree) -> PyTree:
         """Under `jit`, `tree` whole on every device of the mesh, so that every process can read it."""
         return tree if self.placement is None else self.placement.whole(tree)
 
-    def member(self, params: PyTree, member: Any) -> Any:
+    def member(self, params: PyTree, member: Index) -> PyTree:
         """`params` as member `member` sees them, with `LowRank` leaves."""
         signs = self.population.signs
         words = self.sampler.streams.draw(self.key, jnp.reshape(member // signs, 1))
@@ -133,7 +133,7 @@ class Generation:
             return run.on_mesh(self.placement, params, rows, self.key, self.sigma, words)
         return run.everywhere(params, rows, self.key, self.sigma, words)
 
-    def gradient(self, weights: jax.Array, params: PyTree, words: jax.Array | None = None) -> Any:
+    def gradient(self, weights: jax.Array, params: PyTree, words: jax.Array | None = None) -> PyTree:
         """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ`, float32 or wider; zeros where nothing is perturbed.
 
         Args:
@@ -164,13 +164,13 @@ def _or_zeros(gradient: PyTree, param: Any) -> jax.Array:
 
 
 def moved_if(
-    some: jax.Array,
+    some: Flag,
     optimizer: optax.GradientTransformationExtraArgs,
     generation: Generation,
     state: State,
     weights: jax.Array,
     words: jax.Array | None,
-    loss: jax.Array,
+    loss: Scalar,
 ) -> tuple[State, dict[str, jax.Array]]:
     """The state after one update, if there is one to make.
 
@@ -245,7 +245,7 @@ class LowRankDraw(Draw):
         """See `Draw.plan_for`."""
         return self.plans.plan_for(params, fun, rows)
 
-    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> Any:
+    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> PyTree:
         """See `Draw.apply`."""
         settings = self.settings if chunk is None else replace(self.settings, chunk=chunk)
         axes = rows.axes
@@ -259,16 +259,16 @@ class LowRankDraw(Draw):
 
         return self.cache(run, ("apply", fun, plan, axes, settings.chunk), params, rows.args, self.key, self.sigma)
 
-    def member(self, plan: Plan, params: PyTree, i: Any) -> Any:
+    def member(self, plan: Plan, params: PyTree, i: Index) -> PyTree:
         """See `Draw.member`."""
         settings = self.settings  # not self: what is compiled is kept, its arrays must not be
 
-        def run(params: PyTree, i: Any, key: jax.Array, sigma: Scalar) -> Any:
+        def run(params: PyTree, i: Index, key: jax.Array, sigma: Scalar) -> Any:
             seen = Generation(settings, plan, key, sigma).member(params, i)
             return jax.tree.map(lambda x: x.dense() if isinstance(x, LowRank) else x, seen, is_leaf=is_low_rank)
 
         return self.cache(run, ("materialize", plan), params, jnp.asarray(i), self.key, self.sigma)
 
-    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> Any:
+    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> PyTree:
         """See `Draw.gradient`."""
         return Generation(self.settings, plan, self.key, self.sigma).gradient(weights, params)

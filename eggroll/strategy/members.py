@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 
-from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
+from eggroll.engine.annotations import Chunk, Function, Index, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.loops import CompiledCache
@@ -44,15 +44,15 @@ class Draw(ABC):
         """As `Strategy.plan_for`."""
 
     @abstractmethod
-    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> Any:
+    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> PyTree:
         """The output of `fun` for every member; see `Members.apply`."""
 
     @abstractmethod
-    def member(self, plan: Plan, params: PyTree, i: Any) -> Any:
+    def member(self, plan: Plan, params: PyTree, i: Index) -> PyTree:
         """The dense parameters of member `i`."""
 
     @abstractmethod
-    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> Any:
+    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> PyTree:
         """The descent direction for shaped fitness `weights [N]`, float32 or wider."""
 
 
@@ -64,7 +64,7 @@ class Members:
         generation: the generation's number.
     """
 
-    def __init__(self, params: PyTree, generation: Any, draw: Draw) -> None:
+    def __init__(self, params: PyTree, generation: Index, draw: Draw) -> None:
         self.params = params
         self.generation = generation
         self._draw = draw
@@ -186,7 +186,7 @@ class Members:
         """
         return self._draw.member(self.plan, self.params, self._checked(i))
 
-    def gradient(self, weights: jax.Array) -> Any:
+    def gradient(self, weights: jax.Array) -> PyTree:
         """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ` for shaped fitness `weights [N]`, float32 or wider."""
         return self._draw.gradient(self.plan, self.params, weights)
 
@@ -203,7 +203,7 @@ class Members:
         return i
 
 
-def check_members(members: Any) -> None:
+def check_members(members: object) -> None:
     """Raises `TypeError` unless `members` is what `ES.ask` returns."""
     if not isinstance(members, Members):
         raise TypeError(
@@ -212,7 +212,7 @@ def check_members(members: Any) -> None:
         )
 
 
-def _other_noise(name: str, mine: Any, other: Any) -> ValueError:
+def _other_noise(name: str, mine: object, other: Any) -> ValueError:
     return ValueError(
         f"got members of an ES with {name}={mine!r} for one with {name}={other!r}: their noise is not what would be "
         "summed up. Tell the ES that you asked."

@@ -226,7 +226,7 @@ class Population:
         return self.size // self.signs
 
 
-def check_chunk(chunk: Any) -> int | str:
+def check_chunk(chunk: object) -> int | str:
     """`chunk` as a Python integer, or "auto"; raises unless it is one of them."""
     if isinstance(chunk, str) and chunk == "auto":
         return chunk

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import jax
 import jax.numpy as jnp
 
-from eggroll.engine.annotations import Function, Numbers, PyTree, Scalar
+from eggroll.engine.annotations import Flag, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.strategy.evaluate.loops import CompiledCache
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar
@@ -81,7 +81,14 @@ class Strategy(ABC):
 
     @abstractmethod
     def follow(
-        self, plan: Plan, state: State, weights: jax.Array, *, loss: Any, sigma: Scalar, some: Any = True
+        self,
+        plan: Plan,
+        state: State,
+        weights: jax.Array,
+        *,
+        loss: Scalar,
+        sigma: Scalar,
+        some: Flag = True,
     ) -> tuple[State, Norms]:
         """The second half of a generation: the state after its update, and the norms of gradient and update.
 
@@ -131,7 +138,7 @@ class Strategy(ABC):
             sigma: constant over the run; None: as recorded.
         """
 
-        def update(state: State, weights: Any, loss: Any, recorded: Any) -> tuple[State, Norms]:
+        def update(state: State, weights: Any, loss: Scalar, recorded: Scalar) -> tuple[State, Norms]:
             own = float(recorded) if sigma is None else sigma
             return self.follow(plan, state, jnp.asarray(weights), loss=loss, sigma=own)
 
@@ -251,7 +258,7 @@ def _of_one(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 
 @jax.jit
-def _averaged(aux: PyTree, finite: jax.Array) -> Any:
+def _averaged(aux: PyTree, finite: jax.Array) -> PyTree:
     """Floating-point leaves averaged over members with finite fitness, of others the first member's."""
 
     def one(x: jax.Array) -> jax.Array:

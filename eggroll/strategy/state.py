@@ -42,7 +42,7 @@ class State:
     generation: jax.Array
 
 
-def check_state(state: Any) -> None:
+def check_state(state: object) -> None:
     """Raises `TypeError` unless `state` is a `State`."""
     if not isinstance(state, State):
         raise TypeError(
@@ -94,12 +94,12 @@ class Placement:
             for x, spec in zip(leaves, specs, strict=True)
         ]
 
-    def pinned_tree(self, tree: PyTree, params: PyTree, specs: Sequence[PartitionSpec]) -> Any:
+    def pinned_tree(self, tree: PyTree, params: PyTree, specs: Sequence[PartitionSpec]) -> PyTree:
         """The same for a pytree as `params`."""
         structure = jax.tree.structure(params)
         return structure.unflatten(self.pinned(structure.flatten_up_to(tree), specs))
 
-    def whole(self, tree: PyTree) -> Any:
+    def whole(self, tree: PyTree) -> PyTree:
         """`tree`, under `jit`, whole on every device: every process can read it."""
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x, self.on(PartitionSpec())), tree)
 
@@ -113,7 +113,7 @@ class Placement:
         where = structure.unflatten(map(self.on, self.specs)), master, self.of_optimizer(state.params, state.opt_state)
         return State(*where, key=whole, generation=whole)
 
-    def of_optimizer(self, params: PyTree, opt_state: PyTree) -> Any:
+    def of_optimizer(self, params: PyTree, opt_state: PyTree) -> PyTree:
         """Shardings of an optimizer's state: of a leaf at a parameter's path, with its shape, the parameter's."""
         keyed = jax.tree_util.tree_leaves_with_path(params)
         known = {keys: (tuple(x.shape), spec) for (keys, x), spec in zip(keyed, self.update_specs, strict=True)}
@@ -151,7 +151,7 @@ def make_placement(mesh: Mesh, rules: ShardingRules, update: str, leaves: Sequen
     return Placement(mesh, specs, tuple(parts), tuple(leaf.kind == "frozen" for leaf in leaves))
 
 
-def on_mesh(params: PyTree, settings: Population) -> Any:
+def on_mesh(params: PyTree, settings: Population) -> PyTree:
     """Parameters as arrays, on the mesh of the settings where there is one."""
     if settings.mesh is None:
         return as_arrays(params)
@@ -190,7 +190,7 @@ def _with_population(spec: PartitionSpec, part: int | None) -> PartitionSpec:
     return PartitionSpec(*entries)
 
 
-def place(tree: PyTree, shardings: Any) -> Any:
+def place(tree: PyTree, shardings: Any) -> PyTree:
     """Arrays, or numbers of NumPy's, as global arrays of these shardings; under a trace they are held to them."""
     return jax.tree.map(_place, tree, shardings)
 

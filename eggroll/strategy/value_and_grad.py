@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, Required, TypedDict, TypeVar, Unpack,
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from eggroll.engine.annotations import Chunk, Function, PyTree
 from eggroll.engine.checks import check_function, is_traced
@@ -256,7 +257,7 @@ def grad(loss_fn: Function, **options: Any) -> Grad | GradAux:
     return grad_fun
 
 
-def _mean_loss(fitness: jax.Array, dtype: Any) -> jax.Array:
+def _mean_loss(fitness: jax.Array, dtype: DTypeLike) -> jax.Array:
     """The mean of the finite losses `−fitness`, in the loss's own dtype if that is floating point."""
     finite = jnp.isfinite(fitness)
     total = -jnp.where(finite, fitness, 0).sum()

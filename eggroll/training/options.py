@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
-from typing import Any, get_args
+from typing import get_args
 
 from eggroll.extras import check_installed
 from eggroll.training.errors import RunError
@@ -14,7 +14,7 @@ from eggroll.training.errors import RunError
 # Where and how often a run is written, and when it pauses: not what it computes.
 UNDECIDING = frozenset(
     {"out", "overwrite", "resume", "force", "checkpoint_every", "keep", "keep_best", "time_limit", "tensorboard"}
-    | {"workers", "samples"}
+    | {"workers", "samples", "reward_env"}
 )
 MAX_SEED = 2**31 - 1  # what a key is made from without 64-bit integers
 LEAST = {"generations": 1, "seed": 0, "checkpoint_every": 1, "keep": 1, "keep_best": 0, "patience": 0}
@@ -66,7 +66,7 @@ class RunSettings:
         """Where the run is written."""
         return Path("runs") / self.name if self.out is None else Path(self.out)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The settings as JSON can hold them; those in `UNDECIDING` do not decide what the run computes."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"out": self.folder}
         return {name: x.as_posix() if isinstance(x, PurePath) else x for name, x in plain.items()}
@@ -99,19 +99,19 @@ def check_tensorboard() -> None:
     check_installed("tensorboardX", "TensorBoard's files")
 
 
-def check_choice(name: str, value: Any, choices: Any) -> None:
+def check_choice(name: str, value: object, choices: object) -> None:
     """Raises `SettingsError` unless `value` is one of those of the `Literal` `choices`."""
     if value not in get_args(choices):
         raise SettingsError(f"got {name}={value!r}; one of {', '.join(map(repr, get_args(choices)))} is required.")
 
 
-def check_count(name: str, value: Any, least: int) -> None:
+def check_count(name: str, value: object, least: int) -> None:
     """Raises `SettingsError` unless `value` is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SettingsError(f"got {name}={value!r}; an integer of at least {least} is required.")
 
 
-def check_positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: float) -> None:
     """Raises `SettingsError` unless `value` is a finite number > 0."""
     if not 0 < value < math.inf:
         raise SettingsError(f"got {name}={value!r}; a finite number > 0 is required.")

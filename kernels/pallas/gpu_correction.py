@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 
 from .gpu_noise import GROUP, Noise, across, times
 from .hopper import LINES, ROWS, WHOLE, load
+from .tiling import Index, Ref
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class Correction:
     """
 
     noise: Noise
-    thin: Any
+    thin: Ref
     scales: jax.Array
-    scaled: Any
-    block: Any
+    scaled: Ref
+    block: Index
 
     def prepare(self) -> None:
         """Fetches what `finish` wants, before it is in a hurry."""
@@ -39,13 +39,13 @@ class Correction:
         own = pl.ds(self.block * ROWS, ROWS)
 
         @pl.loop(0, self.scaled.shape[0])
-        def _(rank: Any) -> None:
+        def _(rank: Index) -> None:
             zeros = plgpu.layout_cast(jnp.zeros(ROWS, jnp.float32), LINES)
             thin = [] if self.thin is None else [self.thin.at[s, rank, own] for s in range(self.thin.shape[0])]
             parts = [load(part, LINES) for part in thin]
             self.scaled[rank] = sum(parts, zeros) * self.scales
 
-    def gather(self, left: Noise, x: Any) -> None:
+    def gather(self, left: Noise, x: Ref) -> None:
         """Instead of fetching `thin`: adds the product of a tile of x, `[64, GROUP]`, with its part of A."""
         left.prepare()
         value = load(x, WHOLE).astype(jnp.float32)
@@ -55,7 +55,7 @@ class Correction:
             product = jnp.sum(times(value, bits, left.factor), axis=1) * self.scales
             self.scaled[rank] = load(self.scaled.at[rank], LINES) + product
 
-    def finish(self, total: jax.Array, out: Any, staged: Any) -> None:
+    def finish(self, total: jax.Array, out: Ref, staged: Ref) -> None:
         """Adds the correction to `[64, columns]` and writes it to `out`."""
         own = pl.ds(self.block * ROWS, ROWS)
         stage = staged.shape[-1]
@@ -71,7 +71,7 @@ class Correction:
     def _corrected(self, value: jax.Array, start: int) -> jax.Array:
         turns, each = self.noise.turns()
 
-        def one_turn(turn: Any, value: jax.Array) -> jax.Array:
+        def one_turn(turn: Index, value: jax.Array) -> jax.Array:
             for j, bits in enumerate(self.noise.bits(start, turn)):
                 scaled = load(self.scaled.at[turn * each + j], LINES)
                 value += times(across(scaled), bits, self.noise.factor)

@@ -34,7 +34,7 @@ def lowrank_dot_gpu(
     right: Factor,
     *,
     scale: jax.Array | None = None,
-    precision: Any = None,
+    precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
     tiles: GpuTiles | None = None,
     interpret: Any = None,
@@ -60,7 +60,9 @@ def lowrank_dot_gpu(
     return out[: members * rows, :columns].reshape(members, rows, columns)
 
 
-def check_supported(x: Any, w: Any, left: Seeded, right: Seeded, precision: Any, preferred: Any) -> None:
+def check_supported(
+    x: jax.Array, w: jax.Array, left: Seeded, right: Seeded, precision: lax.PrecisionLike, preferred: DTypeLike | None
+) -> None:
     """Raises NotImplementedError where the kernels do not apply."""
     if x.dtype != w.dtype or x.dtype not in (jnp.bfloat16, jnp.float32):
         raise NotImplementedError(f"x of {x.dtype} and w of {w.dtype}: both bfloat16, or both float32")

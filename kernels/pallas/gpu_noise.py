@@ -7,6 +7,7 @@ threads that hold a row in wgmma's layout would else make the same ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +23,7 @@ from eggroll.ops.normal import standard_normal
 from eggroll.ops.seeded import Seeded
 
 from .hopper import LINES, ROWS, SPREAD, WHOLE, load
+from .tiling import Index, Ref
 
 GROUP = 64  # columns that are made at once
 MADE = ("rademacher", "normal")  # what `times` multiplies by
@@ -59,12 +61,12 @@ def lines(left: jax.Array, right: jax.Array, numbers: jax.Array, rows: int) -> j
     return jnp.broadcast_to(blocks, (6, rows // ROWS, 2, ROWS)).reshape(6, rows // ROWS, 2 * ROWS)
 
 
-def number_of(lines: Any, block: Any) -> jax.Array:
+def number_of(lines: Ref, block: Index) -> jax.Array:
     """The numbers in `lines`, `[64]` float32 in layout `LINES`."""
     return _as_float(load(lines.at[4, block, _half(0)], LINES))
 
 
-def one_of(lines: Any, block: Any) -> jax.Array:
+def one_of(lines: Ref, block: Index) -> jax.Array:
     """The same of ones: the sign of a number that the compiler knows takes two instructions, of another one.
 
     Beyond the last row they are zeros: what is multiplied with them is of weight zero.
@@ -113,9 +115,9 @@ class Noise:
     """
 
     factor: Seeded
-    keys: Any
-    words: Any
-    first: Any
+    keys: Ref
+    words: Ref
+    first: Index
 
     def prepare(self) -> None:
         """Makes the words that columns share, before anything else is asked for."""
@@ -133,7 +135,7 @@ class Noise:
         start = _unsigned(self.first) // np.uint32(32) * np.uint32(self.factor.rank) + thread // np.uint32(ROWS)
 
         @pl.loop(0, self.words.shape[0])  # unrolled, Mosaic works out the layout of each instruction for minutes
-        def _(pair: Any) -> None:
+        def _(pair: Index) -> None:
             self.words[pair] = _word((keys[0], keys[1]), start + _unsigned(2 * pair))
 
     def turns(self) -> tuple[int, int]:
@@ -143,16 +145,16 @@ class Noise:
             return 1, rank
         return (rank // each, each) if rank % each == 0 else (rank, 1)
 
-    def bits(self, start: int, turn: Any = 0) -> list[jax.Array]:
+    def bits(self, start: int, turn: Index = 0) -> list[jax.Array]:
         """Random bits of the columns from `start` on: per rank of the turn `[64, GROUP]` uint32 for `times`."""
         _, count = self.turns()
         return self._picked(start, range(count)) if self.words is not None else self._own(start, turn * count, count)
 
-    def of_rank(self, start: int, rank: Any) -> jax.Array:
+    def of_rank(self, start: int, rank: Index) -> jax.Array:
         """As `bits`, of one rank that may be traced."""
         return self._picked(start, [rank])[0] if self.words is not None else self._own(start, rank, 1)[0]
 
-    def _picked(self, start: int, ranks: Any) -> list[jax.Array]:
+    def _picked(self, start: int, ranks: Sequence[Index]) -> list[jax.Array]:
         rank = self.factor.rank
         own = range(start // 32 * rank, (start + GROUP) // 32 * rank)
         words = [across(load(self.words.at[w // 2, _half(w % 2)], LINES)) for w in own]
@@ -165,7 +167,7 @@ class Noise:
             result.append(word << (np.uint32(31) - (place & np.uint32(31))))
         return result
 
-    def _own(self, start: int, first_rank: Any, count: int) -> list[jax.Array]:
+    def _own(self, start: int, first_rank: Index, count: int) -> list[jax.Array]:
         width, rank = DISTRIBUTIONS[self.factor.distribution].bits, self.factor.rank
         each = np.uint32(32 // width)  # numbers a word
         keys = [across(load(self.keys.at[half, _half(0)], LINES)) for half in (0, 1)]
@@ -217,7 +219,7 @@ def _word(keys: tuple[jax.Array, jax.Array], count: jax.Array) -> jax.Array:
     return first ^ second
 
 
-def _unsigned(x: Any) -> jax.Array:
+def _unsigned(x: Ref) -> jax.Array:
     return jnp.asarray(x, jnp.int32).astype(jnp.uint32)
 
 

@@ -16,13 +16,14 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import DTypeLike
 
 from eggroll.ops.seeded import Seeded
 
 from .gpu_correction import Correction
 from .gpu_noise import GROUP, Noise, number_of, scratch
 from .hopper import ROWS, THREADS, Turn, launch, tiled, turn_memory
-from .tiling import GpuTiles
+from .tiling import GpuTiles, Index, Ref
 
 MEMORY_REGISTERS = 40  # of the warpgroup that only starts copies; the others share the rest
 CLUSTER = "cluster"  # the axis of blocks that share tiles of W
@@ -68,7 +69,7 @@ def product(
     return kernel(*operands)
 
 
-def _memory(factors: tuple[Seeded, Seeded], tiles: GpuTiles, dtype: Any, out_dtype: Any) -> dict[str, Any]:
+def _memory(factors: tuple[Seeded, Seeded], tiles: GpuTiles, dtype: DTypeLike, out_dtype: DTypeLike) -> dict[str, Any]:
     """Shared memory of a block, beside the tiles that are on their way."""
     stage = tiles.stage_columns(out_dtype)
     own = tiles.warpgroups, tiles.each
@@ -87,18 +88,18 @@ def _memory(factors: tuple[Seeded, Seeded], tiles: GpuTiles, dtype: Any, out_dty
 
 
 def _kernel(
-    x: Any,
-    w: Any,
-    table: Any,
-    *refs: Any,
+    x: Ref,
+    w: Ref,
+    table: Ref,
+    *refs: Ref,
     factors: tuple[Seeded, Seeded],
     tiles: GpuTiles,
     grid: tuple[int, int],
-    **memory: Any,
+    **memory: Ref,
 ) -> None:
     *thin, out = refs
 
-    def every_tile(allocations: Any) -> None:
+    def every_tile(allocations: Ref) -> None:
         def one_tile(info: Any) -> None:
             # Blocks that run together share columns of W, which comes from memory once, and all of a small x.
             i, n = plgpu.planar_snake(info.index[0], grid, 0, min(grid[0], tiles.together))
@@ -137,21 +138,21 @@ class _Tile:
         allocations: of the pipeline.
     """
 
-    refs: tuple[Any, ...]
+    refs: tuple[Ref, ...]
     factors: tuple[Seeded, Seeded]
     tiles: GpuTiles
-    memory: Mapping[str, Any]
-    row: Any
-    column: Any
-    allocations: Any
+    memory: Mapping[str, Ref]
+    row: Index
+    column: Index
+    allocations: Ref
 
-    def compute(self, number: Any) -> None:
+    def compute(self, number: Index) -> None:
         """All of it; `number` counts the tiles of this block."""
         x, w, *_, out = self.refs
         tiles, own = self.tiles, lax.axis_index(THREADS)
         multiply = self.turning(number) if w.dtype == jnp.float32 else self.plain
 
-        def scoped(run: Any, total: Any) -> None:
+        def scoped(run: Any, total: Ref) -> None:
             run(total)
             value = total[...]
             if w.dtype == jnp.float32:
@@ -166,7 +167,7 @@ class _Tile:
         slices = x.at[pl.ds(self.row, tiles.rows)], w.at[:, pl.ds(self.column, tiles.columns)]
         _pipeline(multiply, context, x, w, tiles)(*slices, allocations=self.allocations)
 
-    def plain(self, step: Any, x: Any, w: Any, total: Any) -> Any:
+    def plain(self, step: tuple[Index, ...], x: Ref, w: Ref, total: Ref) -> Any:
         """One step along the depth."""
         plgpu.wgmma(total, x.at[self.mine], w)
         pl.when(step[0] == 0)(self.prepare)  # while the tensor cores work
@@ -175,11 +176,11 @@ class _Tile:
         plgpu.wgmma_wait(0)
         return total
 
-    def turning(self, number: Any) -> Callable[..., Any]:
+    def turning(self, number: Index) -> Callable[..., Any]:
         """The same for float32 weights: each is turned while the one before it is multiplied."""
         turn = Turn(self.memory["turned"], self.memory["filled"], lax.axis_index(THREADS))
 
-        def step_of(step: Any, x: Any, w: Any, _: Any, turned: Any, total: Any) -> Any:
+        def step_of(step: tuple[Index, ...], x: Ref, w: Ref, _: Any, turned: Ref, total: Ref) -> Any:
             own = turn(w, number * self.steps + step[0], self.tiles.warpgroups)
             plgpu.barrier_arrive(turned)
             plgpu.wgmma(total, x.at[self.mine], own)
@@ -201,7 +202,7 @@ class _Tile:
         rows = ROWS * self.tiles.each
         return pl.ds(lax.axis_index(THREADS) * rows, rows)
 
-    def free(self, step: Any) -> Any:
+    def free(self, step: Index) -> Any:
         """The barrier that frees the tile of x of a step."""
         return self.allocations["flat_consumed_barrier_refs"][0].at[lax.rem(step, min(self.tiles.steps, self.steps))]
 
@@ -210,7 +211,7 @@ class _Tile:
         for j in range(self.tiles.each):
             self.correction(j).prepare()
 
-    def gather(self, step: Any, x: Any) -> None:
+    def gather(self, step: Index, x: Ref) -> None:
         """A step's part of the thin product, from the tile of x that the tensor cores read, too."""
         own, table = lax.axis_index(THREADS), self.refs[2]
         words = self.memory["left_words"].at[own, 0] if "left_words" in self.memory else None
@@ -227,7 +228,7 @@ class _Tile:
         return Correction(noise, thin, number_of(table, block), self.memory["scaled"].at[own, j], block)
 
 
-def _pipeline(body: Any, context: Any, x: Any, w: Any, tiles: GpuTiles) -> Any:
+def _pipeline(body: Any, context: Any, x: Ref, w: Ref, tiles: GpuTiles) -> Any:
     """Runs `body` on the tiles of `x` and `w` along the depth, which one warpgroup fetches for the others."""
     shared: dict[str, Any] = {"collective_axes": (CLUSTER,)} if tiles.cluster > 1 else {}
     own, other = tiled(tiles.depth, x.dtype), tiled(tiles.columns, w.dtype)

@@ -40,7 +40,7 @@ from .gpu_noise import (
     times,
 )
 from .hopper import ROWS, THREADS, WHOLE, blocks, launch, load, tiled
-from .tiling import GpuTiles, round_up
+from .tiling import GpuTiles, Index, Ref, round_up
 
 LARGEST_RANK = 16
 STAGES = 2  # one is multiplied while the other is filled
@@ -85,7 +85,7 @@ def rank_update_gpu(
     return out if shape == (left.size, right.size) else out[: left.size, : right.size]
 
 
-def check_supported(weights: Any, left: Seeded, right: Seeded, accumulator: Any) -> None:
+def check_supported(weights: jax.Array, left: Seeded, right: Seeded, accumulator: jax.Array | None) -> None:
     """Raises NotImplementedError where the kernel does not apply."""
     if jnp.float64 in (weights.dtype, left.dtype, getattr(accumulator, "dtype", None)):
         raise NotImplementedError("float64")
@@ -126,7 +126,7 @@ def _memory(left: Seeded, right: Seeded, tiles: GpuTiles, parts: tuple[int, int]
 
 
 def _kernel(
-    table: Any, *refs: Any, left: Seeded, right: Seeded, tiles: GpuTiles, steps: int, stored: bool, **memory: Any
+    table: Ref, *refs: Ref, left: Seeded, right: Seeded, tiles: GpuTiles, steps: int, stored: bool, **memory: Ref
 ) -> None:
     *start, out = refs[2:] if stored else refs
     own = lax.axis_index(THREADS)
@@ -135,13 +135,13 @@ def _kernel(
     scratched = [memory.pop(name).at[own] if name in memory else None for name in ("left_words", "right_words")]
     staged = memory.pop("staged").at[own]
 
-    def noise(side: int, factor: Seeded, first: Any, columns: int, block: Any) -> Noise:
+    def noise(side: int, factor: Seeded, first: Index, columns: int, block: Index) -> Noise:
         if not stored:
             return Noise(factor, table.at[2 * side : 2 * side + 2, block], scratched[side], first)
         pairs = shared_words(columns, factor)
         return Noise(factor, None, refs[side].at[block, pl.ds(lax.div(first, columns) * pairs, pairs)], first)
 
-    def fill(step: Any) -> None:
+    def fill(step: Index) -> None:
         block, rank = lax.div(step, left.rank), lax.rem(step, left.rank)
         share = tiles.columns // tiles.warpgroups
         a_noise = noise(0, left, row, ROWS, block)
@@ -149,7 +149,7 @@ def _kernel(
         numbers = number_of(table, block), one_of(table, block)
         _fill(a_noise, b_noise, numbers, rank, lax.rem(step, STAGES), own, **memory)
 
-    def multiply(total: Any) -> None:
+    def multiply(total: Ref) -> None:
         pl.loop(0, steps)(lambda step: _step(step, steps, fill, total, own, **memory))
         _write(total[...], start, out, staged, row, column)
 
@@ -162,13 +162,13 @@ def _fill(
     left: Noise,
     right: Noise,
     numbers: tuple[jax.Array, jax.Array],
-    rank: Any,
-    stage: Any,
-    own: Any,
+    rank: Index,
+    stage: Index,
+    own: Index,
     *,
-    a: Any,
-    b: Any,
-    filled: Any,
+    a: Ref,
+    b: Ref,
+    filled: Ref,
     **_: Any,
 ) -> None:
     """Makes a warpgroup's share of both operands, for one rank of 64 units."""
@@ -192,7 +192,9 @@ def _fill(
     plgpu.barrier_arrive(filled.at[stage])
 
 
-def _step(step: Any, steps: int, fill: Any, total: Any, own: Any, *, a: Any, b: Any, filled: Any, freed: Any) -> None:
+def _step(
+    step: Index, steps: int, fill: Any, total: Ref, own: Index, *, a: Ref, b: Ref, filled: Ref, freed: Ref
+) -> None:
     """Multiplies what is there while making what is next."""
     stage = lax.rem(step, STAGES)
     plgpu.barrier_wait(filled.at[stage])
@@ -228,7 +230,7 @@ def _parts(value: jax.Array, count: int) -> list[jax.Array]:
     return parts
 
 
-def _write(total: jax.Array, start: list[Any], out: Any, staged: Any, row: Any, column: Any) -> None:
+def _write(total: jax.Array, start: list[Ref], out: Ref, staged: Ref, row: Index, column: Index) -> None:
     """A warpgroup's part of a tile, added to what there was."""
     own = pl.ds(row, ROWS)
     for at in range(0, total.shape[1], STAGE_COLUMNS):

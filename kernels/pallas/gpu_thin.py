@@ -18,6 +18,7 @@ from eggroll.ops.seeded import Seeded
 
 from .gpu_noise import GROUP, Noise, scratch, times
 from .hopper import LINES, ROWS, WHOLE, launch, load, tiled
+from .tiling import Index, Ref
 
 STEPS = 4  # of them that are on their way
 LARGEST_SPLIT = 16
@@ -51,10 +52,10 @@ def thin_product(x: jax.Array, table: jax.Array, factor: Seeded, count: int, int
     return kernel(x, table)
 
 
-def _kernel(x: Any, table: Any, out: Any, *words: Any, factor: Seeded, steps: int) -> None:
+def _kernel(x: Ref, table: Ref, out: Ref, *words: Ref, factor: Seeded, steps: int) -> None:
     rows, part = lax.axis_index("rows"), lax.axis_index("part")
 
-    def add(index: Any, tile: Any, totals: Any) -> Any:
+    def add(index: tuple[Index, ...], tile: Ref, totals: Any) -> Any:
         first = (part * steps + index[0]) * GROUP
         noise = Noise(factor, table.at[:2, rows], words[0] if words else None, first)
         noise.prepare()

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
+from jax.typing import DTypeLike
 
-from .tiling import GpuTiles
+from .tiling import GpuTiles, Index, Ref
 
 THREADS = "wg"  # the axis of warpgroups in a block
 ROWS = 64  # that one warpgroup multiplies at once
@@ -53,7 +54,7 @@ def blocks(interpret: Any = None) -> int:
     return device.core_count
 
 
-def launch(body: Callable[..., None], *, out: Any, interpret: Any, **options: Any) -> Callable[..., Any]:
+def launch(body: Callable[..., None], *, out: Ref, interpret: Any, **options: Any) -> Callable[..., Any]:
     """A kernel as a function of its operands.
 
     Args:
@@ -71,7 +72,7 @@ def launch(body: Callable[..., None], *, out: Any, interpret: Any, **options: An
     return plgpu.kernel(body, out_type=out, compiler_params=semantics, **options)
 
 
-def tiled(columns: int, dtype: Any) -> tuple[Any, ...]:
+def tiled(columns: int, dtype: DTypeLike) -> tuple[Any, ...]:
     """How a tile lies in shared memory, for TMA and wgmma alike: 8 rows by up to 128 bytes, swizzled."""
     width = jax.numpy.dtype(dtype).itemsize
     swizzle = plgpu.find_swizzle(columns * width * 8)
@@ -79,12 +80,12 @@ def tiled(columns: int, dtype: Any) -> tuple[Any, ...]:
     return tiling, plgpu.SwizzleTransform(swizzle)  # pyright: ignore[reportAbstractUsage]
 
 
-def load(ref: Any, layout: Any) -> jax.Array:
+def load(ref: Ref, layout: Any) -> jax.Array:
     """What `ref` holds, from any memory, spread over registers as `layout` says."""
     return _load(ref, layout=layout, optimized=False)
 
 
-def load_turned(ref: Any) -> jax.Array:
+def load_turned(ref: Ref) -> jax.Array:
     """The transpose of the tile in shared memory that `ref` holds, in layout `WHOLE`."""
     ref = ref.transpose((1, 0))
     return load(ref, WHOLE) if _LOADS_ANY_LAYOUT else plgpu.layout_cast(load(ref, _TURNED), WHOLE)
@@ -124,11 +125,11 @@ class Turn:
         own: number of this warpgroup.
     """
 
-    turned: Any
-    filled: Any
-    own: Any
+    turned: Ref
+    filled: Ref
+    own: Index
 
-    def __call__(self, tile: Any, step: Any, warpgroups: int) -> Any:
+    def __call__(self, tile: Ref, step: Index, warpgroups: int) -> Any:
         """Reference to `tile` as `[depth, columns]` with `depth` last in memory; `step` counts all tiles of a block."""
         slot = lax.rem(step, TURNS)
         share = self.turned.shape[1] // warpgroups

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
+
+Ref: TypeAlias = Any  # to memory, as a kernel's body gets it: Pallas has no type for what all of its backends allow
+Index: TypeAlias = int | jax.Array
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from eggroll.ops.registry import register
 from eggroll.ops.seeded import Factor, Seeded, need_seeds
 
-from .tiling import Tiles
+from .tiling import Index, Ref, Tiles
 from .tpu_chip import chip
 from .tpu_noise import check_noise, tile
 
@@ -32,7 +32,7 @@ def lowrank_dot_tpu(
     right: Factor,
     *,
     scale: jax.Array | None = None,
-    precision: Any = None,
+    precision: lax.PrecisionLike = None,
     preferred_element_type: DTypeLike | None = None,
     tiles: Tiles | None = None,
     interpret: Any = False,
@@ -57,7 +57,7 @@ def lowrank_dot_tpu(
     return out.reshape(members, rows, w.shape[1])
 
 
-def check_supported(x: Any, w: Any, precision: Any, preferred: Any) -> None:
+def check_supported(x: jax.Array, w: jax.Array, precision: lax.PrecisionLike, preferred: DTypeLike | None) -> None:
     """Raises NotImplementedError where the kernels do not apply."""
     if x.dtype != w.dtype or x.dtype not in (jnp.float32, jnp.bfloat16):
         raise NotImplementedError(f"x of {x.dtype} and w of {w.dtype}: both float32 or both bfloat16")
@@ -88,7 +88,7 @@ def _thin(x: jax.Array, keys: jax.Array, factor: Seeded, per_unit: int, tiles: T
     )(keys, x)
 
 
-def _thin_kernel(keys: Any, x: Any, out: Any, *, factor: Seeded, size: int, tile_depth: int) -> None:
+def _thin_kernel(keys: Ref, x: Ref, out: Ref, *, factor: Seeded, size: int, tile_depth: int) -> None:
     k = pl.program_id(2)
 
     @pl.when(k == 0)
@@ -108,7 +108,7 @@ def _dot(
     factor: Seeded,
     per_unit: int,
     tiles: Tiles,
-    precision: Any,
+    precision: lax.PrecisionLike,
     out_dtype: jnp.dtype,
     interpret: Any,
 ) -> jax.Array:
@@ -136,17 +136,17 @@ def _dot(
 
 
 def _dot_kernel(
-    keys: Any,
-    thin: Any,
-    x: Any,
-    w: Any,
-    out: Any,
-    total: Any,
+    keys: Ref,
+    thin: Ref,
+    x: Ref,
+    w: Ref,
+    out: Ref,
+    total: Ref,
     *,
     factor: Seeded,
     size: int,
     tiles: Tiles,
-    precision: Any,
+    precision: lax.PrecisionLike,
 ) -> None:
     n, k = pl.program_id(2), pl.program_id(3)
 
@@ -177,7 +177,7 @@ def _keys_spec(keys: jax.Array, rows: int, per_unit: int) -> Any:
     return pl.BlockSpec((None, rows, 2), lambda g, i, *_: (g, i, 0))
 
 
-def _masked(value: jax.Array, axis: int, left: Any, ragged: int) -> jax.Array:
+def _masked(value: jax.Array, axis: int, left: Index, ragged: int) -> jax.Array:
     """Zero beyond the array's end, where a tile may hold anything; nothing to do where tiles fit."""
     if not ragged:
         return value

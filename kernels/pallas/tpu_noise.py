@@ -6,14 +6,14 @@ starts where the group of columns starts; a word is made again only where the nu
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from eggroll.ops.noise import DISTRIBUTIONS, as_numbers, threefry2x32
 from eggroll.ops.seeded import Seeded
+
+from .tiling import Index
 
 LANES, SUBLANES = 128, 8  # of a register
 MADE = ("rademacher", "normal")  # what Mosaic is known to compile, bit for bit
@@ -26,7 +26,7 @@ def check_noise(*factors: Seeded) -> None:
             raise NotImplementedError(f"{factor.distribution} noise: {' or '.join(MADE)}")
 
 
-def tile(keys: jax.Array, first: Any, columns: int, factor: Seeded) -> list[jax.Array]:
+def tile(keys: jax.Array, first: Index, columns: int, factor: Seeded) -> list[jax.Array]:
     """Columns `first` to `first + columns − 1` of the transposed factors of several members.
 
     Args:
@@ -50,7 +50,7 @@ def tile(keys: jax.Array, first: Any, columns: int, factor: Seeded) -> list[jax.
     ]
 
 
-def _shared_words(keys: jax.Array, group: Any, groups: int, factor: Seeded) -> list[list[jax.Array]]:
+def _shared_words(keys: jax.Array, group: Index, groups: int, factor: Seeded) -> list[list[jax.Array]]:
     """Several columns share a word: `fields[group][rank]`."""
     width, rank = DISTRIBUTIONS[factor.distribution].bits, factor.rank
     numbers = 32 // width
@@ -70,7 +70,7 @@ def _shared_words(keys: jax.Array, group: Any, groups: int, factor: Seeded) -> l
     return fields
 
 
-def _own_words(keys: jax.Array, group: Any, groups: int, factor: Seeded) -> list[list[jax.Array]]:
+def _own_words(keys: jax.Array, group: Index, groups: int, factor: Seeded) -> list[list[jax.Array]]:
     """A column has one word or more of its own: `fields[group][rank]`."""
     width, rank = DISTRIBUTIONS[factor.distribution].bits, factor.rank
     numbers = 32 // width

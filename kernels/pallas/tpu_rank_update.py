@@ -10,11 +10,12 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jax.typing import DTypeLike
 
 from eggroll.ops.registry import register
 from eggroll.ops.seeded import Factor, Seeded, need_seeds
 
-from .tiling import Tiles
+from .tiling import Ref, Tiles
 from .tpu_chip import chip
 from .tpu_lowrank_dot import LARGEST_RANK
 from .tpu_noise import check_noise, tile
@@ -57,7 +58,7 @@ def rank_update_tpu(
     )(weights.astype(jnp.float32)[:, None], left.key, right.key, *start)
 
 
-def check_supported(weights: Any, left: Seeded, accumulator: Any) -> None:
+def check_supported(weights: jax.Array, left: Seeded, accumulator: jax.Array | None) -> None:
     """Raises NotImplementedError where the kernel does not apply."""
     if jnp.float64 in (weights.dtype, left.dtype, getattr(accumulator, "dtype", None)):
         raise NotImplementedError("float64")
@@ -65,17 +66,17 @@ def check_supported(weights: Any, left: Seeded, accumulator: Any) -> None:
         raise NotImplementedError("no members")
 
 
-def _kernel(weights: Any, left_keys: Any, right_keys: Any, *refs: Any, **static: Any) -> None:
+def _kernel(weights: Ref, left_keys: Ref, right_keys: Ref, *refs: Ref, **static: Any) -> None:
     *start, out = refs
     _add_tile(weights, left_keys, right_keys, start, out, **static)
 
 
 def _add_tile(
-    weights: Any,
-    left_keys: Any,
-    right_keys: Any,
-    start: list[Any],
-    out: Any,
+    weights: Ref,
+    left_keys: Ref,
+    right_keys: Ref,
+    start: list[Ref],
+    out: Ref,
     *,
     left: Seeded,
     right: Seeded,
@@ -97,7 +98,7 @@ def _add_tile(
         out[...] += _product(weight * a, b, left.dtype)
 
 
-def _product(a: jax.Array, b: jax.Array, dtype: Any) -> jax.Array:
+def _product(a: jax.Array, b: jax.Array, dtype: DTypeLike) -> jax.Array:
     """`aᵀ·b`; half precision noise is summed as bfloat16 products, float32 noise exactly."""
     precision = lax.Precision.HIGHEST
     if jnp.dtype(dtype).itemsize == 2:

@@ -30,6 +30,7 @@ def plug(monkeypatch):
     """Registers a function for this test alone."""
 
     def add(operation, function, name="plugged"):
+        registry.implementations(operation)  # all are loaded: none registers itself in what is undone after the test
         known = {**registry._OPERATIONS[operation], name: registry.Implementation(name, function, ("cpu",))}
         monkeypatch.setitem(registry._OPERATIONS, operation, known)
         members._dot.cache_clear()

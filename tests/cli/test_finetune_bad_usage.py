@@ -38,6 +38,10 @@ CASES = {
         ("--reward", "math:sin", "--prompts-file", "none.txt"),
         ("none.txt", "cannot be read"),
     ),
+    "a variable that is not set": (
+        ("--task", "arithmetic", "--reward-env", "NOT_SET_ANYWHERE"),
+        ("variable 'NOT_SET_ANYWHERE' for the reward", "not set"),
+    ),
     "no memory for a pair": (("--task", "arithmetic", "--memory", "1e-6"), ("2 members", "need", "1 kB may be used")),
     "no memory for so many": (
         ("--task", "arithmetic", "--chunk", "256", "--memory", "1e-3"),
@@ -153,6 +157,18 @@ def test_what_is_no_part_of_a_run_may_lie_in_its_folder(tmp_path: Path) -> None:
     check_kept(tmp_path, tmp_path / "base")
     check_kept(tmp_path, "owner/name")
     check_kept(tmp_path / "base", tmp_path)
+
+
+def test_a_variable_that_no_option_names(place: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    lines = "import os\ndef count(text, problem):\n    return sum(name.startswith('MY_KEY_') for name in os.environ)\n"
+    (place / "keyed.py").write_text(lines, encoding="utf-8")
+    for name in ("MY_KEY_1", "MY_KEY_2", "MY_KEY_3"):
+        monkeypatch.setenv(name, "secret")
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    ask = ("--model", "base", "--reward", "keyed:count", "--prompts-file", "prompts.txt", "--max-tokens", "4")
+    assert call("evaluate", *ask, "--reward-env", "MY_KEY_1", "--reward-env", "MY_KEY_3", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["reward"] == 2.0
 
 
 def test_a_scorer_that_returns_a_string(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

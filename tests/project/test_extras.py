@@ -31,7 +31,7 @@ eggroll.llm.Decoder, eggroll.llm.task_named("countdown")
 ASKED = {
     "import sys; from eggroll.start import main; sys.exit(main())": ("tyro", "train"),
     "import eggroll.training.curve": ("matplotlib", "train"),
-    "from eggroll.llm import Scorers; Scorers(len)": ("pebble", "llm"),
+    "from eggroll.llm import Scorers; Scorers(len)": ("cloudpickle", "llm"),
     "import eggroll.recipes.digits": ("scikit-learn", "train"),
     "from eggroll.training import Checkpoints; Checkpoints('there')": ("orbax-checkpoint", "train"),
     "from eggroll.training import Saving; Saving(tensorboard=True)": ("tensorboardX", "tensorboard"),

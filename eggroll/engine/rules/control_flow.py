@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from eggroll.engine import jax_compat
-from eggroll.engine.annotations import Function, JaxprEqn
+from eggroll.engine.annotations import Function, Index, JaxprEqn
 from eggroll.engine.interpreter import Interpreter
 from eggroll.engine.lowrank import Factor, Perturbed, Term
 
@@ -99,7 +99,7 @@ def scan(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     return [*_merge(last, fixed, n_carry), *(xs[forwarded[j]] if j in forwarded else ys[j] for j in range(n_ys))]
 
 
-def _sliced(x: Any, part: Any, index: Any) -> Any:
+def _sliced(x: Any, part: Any, index: Index) -> Any:
     """The perturbed slice of a scanned input `x`, from the slice of its base."""
     if not isinstance(x, Perturbed):
         return part
@@ -116,7 +116,7 @@ def _sliced(x: Any, part: Any, index: Any) -> Any:
     return x.map(part, walked)
 
 
-def _at(array: Any, index: Any) -> Any:
+def _at(array: Any, index: Index) -> Any:
     # Scanned over, factors would be transposed to put the loop's axis before the members', in a loop around this one
     # (a decoder's) at every turn.
     if not array.shape[0]:  # a scan of no turns is traced all the same

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
@@ -203,7 +204,7 @@ def _scale_term(term: Term, other: Any, varying: frozenset[int], op: Any) -> Ter
     return replace(term, factors=(*term.factors[:i], scaled, *term.factors[i + 1 :]))
 
 
-def _along(other: Any, axes: Sequence[int], dtype: Any, varying: frozenset[int]) -> Array:
+def _along(other: Any, axes: Sequence[int], dtype: DTypeLike, varying: frozenset[int]) -> Array:
     """`other` reduced to the owned axes, ready to broadcast against a factor."""
     other = jnp.asarray(other, dtype)
     if other.ndim == 0:

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
@@ -110,7 +111,7 @@ class _Labels:
         free = free_w + free_x if side == 0 else free_x + free_w
         self.out = [*batch[side], *free]
 
-    def correction(self, x: Any, term: Term, precision: Any, dtype: Any) -> Array:
+    def correction(self, x: Any, term: Term, precision: Any, dtype: DTypeLike) -> Array:
         """Σ_r Π factors·x in the layout of the output; size one along axes that no operand knows."""
         contracted = set(self.x) - set(self.out)
         # Factors that are summed over come first, so that no intermediate is as large as the weight.
@@ -123,14 +124,14 @@ class _Labels:
         return self._finish(acc, labels, rest[-1], precision, dtype)
 
     def _absorb(
-        self, acc: Any, labels: list[int], f: Factor, later: set[int], precision: Any, dtype: Any
+        self, acc: Any, labels: list[int], f: Factor, later: set[int], precision: Any, dtype: DTypeLike
     ) -> tuple[Array, list[int]]:
         own = [*f.axes, self.rank]
         keep = [a for a in dict.fromkeys([*labels, *own]) if a in self.out or a in later - {self.rank}]
         keep.append(self.rank)
         return _einsum(acc, labels, f.array, own, keep, precision, dtype), keep
 
-    def _finish(self, acc: Array, labels: list[int], f: Factor, precision: Any, dtype: Any) -> Array:
+    def _finish(self, acc: Array, labels: list[int], f: Factor, precision: Any, dtype: DTypeLike) -> Array:
         known = [a for a in self.out if a in labels or a in f.axes]
         own = [*f.axes, self.rank]
         summed = (set(labels) | set(own)) - set(self.out) - {self.rank}
@@ -147,7 +148,7 @@ def _suffix_unions(sets: Sequence[set[int]]) -> list[set[int]]:
 
 
 def _einsum(
-    a: Any, a_labels: list[int], b: Any, b_labels: list[int], out: list[int], precision: Any, dtype: Any
+    a: Any, a_labels: list[int], b: Any, b_labels: list[int], out: list[int], precision: Any, dtype: DTypeLike
 ) -> Array:
     # An axis of one operand alone is summed beforehand: einsum then mixes dtypes, which strict promotion forbids.
     alone = (set(a_labels) ^ set(b_labels)) - set(out)
@@ -218,7 +219,7 @@ class _Correction:
     filters: Factor
     mix: Factor | None
 
-    def apply(self, x: Array, dtype: Any) -> Array:
+    def apply(self, x: Array, dtype: DTypeLike) -> Array:
         params = self.eqn.params
         thin = lax.conv_general_dilated_p.bind(
             x, self._thin_kernel(x.dtype), **{**params, "preferred_element_type": dtype}
@@ -226,7 +227,7 @@ class _Correction:
         feature = params["dimension_numbers"].out_spec[1]
         return self._mix(jnp.moveaxis(thin, feature, -1), feature)
 
-    def _thin_kernel(self, dtype: Any) -> Array:
+    def _thin_kernel(self, dtype: DTypeLike) -> Array:
         """The input-side factor as a kernel with `groups · rank` output channels."""
         out_axis, *inner = self.eqn.params["dimension_numbers"].rhs_spec
         f = self.filters

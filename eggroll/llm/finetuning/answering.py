@@ -53,7 +53,8 @@ def open_model(asked: Asked) -> LanguageModel:
 
 def scorers_of(asked: Asked, task: Task) -> Scorers:
     """Processes that score answers to a task; not started."""
-    return Scorers(task.reward, workers=asked.workers, seconds=asked.scorer_seconds, worst=task.worst)
+    seconds, variables = asked.scorer_seconds, asked.reward_env
+    return Scorers(task.reward, workers=asked.workers, seconds=seconds, worst=task.worst, variables=variables)
 
 
 def decoding_of(asked: Asked, task: Task, language: LanguageModel, *, greedy: bool = False) -> Decoding:

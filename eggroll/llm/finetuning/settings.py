@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from eggroll.llm.rewards.environment import environment
 from eggroll.strategy.methods import METHODS, method_named
 from eggroll.training.options import RunSettings, SettingsError, check_choice, check_count, check_pairs, check_positive
 
@@ -18,12 +19,8 @@ Dtype = Literal["float32", "bfloat16"]
 Split = Literal["test", "train"]
 MOST_SECONDS = 86400  # for scoring an answer; timers do not take any number
 OF_TEMPLATES = {
-    "tokenize",
-    "add_generation_prompt",
-    "continue_final_message",
-    "return_tensors",
-    "return_dict",
-    "padding",
+    *("tokenize", "add_generation_prompt", "continue_final_message"),
+    *("return_tensors", "return_dict", "padding"),
 }
 
 
@@ -49,6 +46,7 @@ class Asked:
         workers: processes that score answers; None: one per core.
         scorer_seconds: an answer whose scoring takes longer has the worst reward; at most a day.
         worst: the least that `reward` can be, which answers get that cannot be scored; None: unknown.
+        reward_env: names of environment variables that the reward is given besides those that programs need.
     """
 
     model: str = ""
@@ -68,6 +66,7 @@ class Asked:
     workers: int | None = None
     scorer_seconds: float = 10.0
     worst: float | None = None
+    reward_env: tuple[str, ...] = ()
 
     def check_asked(self) -> None:
         """Raises `SettingsError` for what no model can be asked."""
@@ -101,6 +100,7 @@ class Asked:
                 check_positive(name, getattr(self, name))
         if self.scorer_seconds > MOST_SECONDS:
             raise SettingsError(f"got scorer_seconds={self.scorer_seconds!r}; at most {MOST_SECONDS} (a day) may pass.")
+        environment(self.reward_env)
         options_from(self.task_options)
         own = sorted(options_from(self.template_options).keys() & OF_TEMPLATES)
         if own:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+import pickle
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from eggroll.llm.rewards.call import Call
-from eggroll.llm.rewards.pool import Processes
-from eggroll.llm.rewards.processes import pickled
+from eggroll.llm.rewards.environment import environment
+from eggroll.llm.rewards.processes import Guard, Scorer, cloudpickle, pickled
 from eggroll.llm.tasks.base import Problem
 from eggroll.training.errors import RunError
 
@@ -37,24 +39,27 @@ class Rewards(NamedTuple):
 class Scorers:
     """Processes that score answers. A context manager: they start on entry and are gone on exit, whatever happens.
 
-    A reward fails for an answer if it raises, takes longer than `seconds`, ends its process (which is replaced), or
-    returns anything but a finite number. Others are not disturbed. An answer is scored twice if one of its batch ends
-    the process.
+    A reward fails for an answer if it raises, takes longer than `seconds`, ends its process, or returns anything but a
+    finite number. Others are not disturbed: a process has one answer at a time, and is replaced when it is lost.
 
     The processes are fresh interpreters that import the module of the reward and nothing of the script that runs; JAX,
-    should the reward import it, sees the CPU alone. They ignore Ctrl-C, which is the run's.
+    should the reward import it, sees the CPU alone. Of the environment they have what programs need (PATH, HOME, the
+    locale, Python's own) and `variables`. What comes back is a number or a text, and never unpickled. Each has a
+    session of its own, which Ctrl-C does not reach; what a reward starts ends with it, unless that leaves the session.
+    None of this is a sandbox: a reward is code that runs as the user who started it, and can do what that user can.
 
     Args:
-        reward: `reward(text, problem)` → a finite number, maximised; True is 1. It has to be importable: a function at
-            the top level of a module, or the method of a task whose class lies in one; no lambda, nothing of
-            `__main__`.
+        reward: `reward(text, problem)` → a finite number, maximised; True is 1. Any function, lambdas, closures and
+            functions of a script or notebook included, as long as `cloudpickle` can send what it refers to.
         workers: processes. Default: one a core, 16 at most.
         seconds: for an answer, positive. Default 10.
         worst: the least reward that there can be, which an answer gets whose reward failed, such as `task.worst`.
             Default None: unknown.
+        variables: names of further environment variables that the reward is given. Default none.
 
     Raises:
-        RunError: on entry, if the reward cannot be sent to a process, or not be imported there.
+        RunError: on entry, if the reward cannot be sent to a process, or not be loaded there, or a variable is not set;
+            on Windows.
         ValueError: no workers or no time.
 
     Example:
@@ -72,24 +77,56 @@ class Scorers:
         workers: int | None = None,
         seconds: float = 10.0,
         worst: float | None = None,
+        variables: Sequence[str] = (),
     ) -> None:
         if (workers is not None and workers < 1) or not (0 < seconds < math.inf):
             raise ValueError(
                 f"got workers={workers} and seconds={seconds}; at least 1, and a positive time, are required."
             )
         self._workers, self._seconds = workers or min(_cores(), MOST_WORKERS), float(seconds)
-        self._reward, self.worst = reward, worst
-        self._processes: Processes | None = None
+        self._reward, self.worst, self._variables = reward, worst, tuple(variables)
+        self._threads: ThreadPoolExecutor | None = None  # each waits for one process at a time
 
     def __enter__(self) -> Scorers:
-        data = pickled(self._reward)
-        self._processes = Processes(repr(self._reward), data, workers=self._workers, seconds=self._seconds)
+        if not hasattr(os, "killpg"):
+            raise RunError("rewards run in process groups, which this system lacks; Linux, macOS or WSL is required.")
+        made = repr(self._reward), pickled(self._reward), environment(self._variables)
+        self._guard = Guard()
+        self._scorers = [Scorer(*made, self._guard) for _ in range(self._workers)]
+        self._idle: SimpleQueue[Scorer] = SimpleQueue()
+        self._threads = ThreadPoolExecutor(self._workers)
+        try:
+            starting = [self._threads.submit(self._start, scorer) for scorer in self._scorers]
+            next(as_completed(starting)).result()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: Any) -> None:
-        processes, self._processes = self._processes, None
-        if processes is not None:
-            processes.stop()
+        threads, self._threads = self._threads, None
+        if threads is None:
+            return
+        try:
+            threads.shutdown(wait=False, cancel_futures=True)
+            for scorer in self._scorers:
+                scorer.end(closed=True)
+            threads.shutdown()
+        finally:
+            self._guard.close()  # ends what is left, should Ctrl-C have come in between
+
+    def _start(self, scorer: Scorer) -> None:
+        try:
+            scorer.start()
+        finally:
+            self._idle.put(scorer)
+
+    def _ask(self, payload: bytes) -> float | str:
+        scorer = self._idle.get()
+        try:
+            return scorer.ask(payload, self._seconds)
+        finally:
+            self._idle.put(scorer)
 
     def score(self, texts: Sequence[str], problems: Sequence[Problem]) -> Rewards:
         """Scores answers; one whose reward failed gets the worst of this call, or `worst` if that is less.
@@ -125,9 +162,9 @@ class Scorers:
         """
         if len(texts) != len(problems):
             raise ValueError(f"got {len(texts)} texts and {len(problems)} problems; a problem for each is required.")
-        if self._processes is None:
+        if self._threads is None:
             raise RuntimeError("the scorers are not running; use them inside `with Scorers(...) as scorers:`.")
-        said = Call(self._processes, texts, problems).run()
+        said = list(self._threads.map(self._ask, _payloads(texts, problems)))
         values = np.array([one if isinstance(one, float) else np.nan for one in said], np.float64)
         failures = np.isnan(values)
         error = ""
@@ -135,6 +172,21 @@ class Scorers:
             first = int(np.argmax(failures))
             error = f"answer {first + 1} of {len(texts)}, to {problems[first].prompt[:60]!r}: {said[first]}"
         return Rewards(values, int(failures.sum()), error, failures)
+
+
+def _payloads(texts: Sequence[str], problems: Sequence[Problem]) -> list[bytes]:
+    """Each answer with its problem, as a process loads them."""
+    pickles: dict[int, bytes] = {}  # a population answers few problems many times
+    try:
+        for problem in problems:
+            if id(problem) not in pickles:
+                pickles[id(problem)] = cloudpickle.dumps(problem)
+    except Exception as why:  # pickle raises many kinds
+        raise RunError(
+            f"the problems cannot be sent to other processes ({why}); plain data, such as dicts, lists, strings and "
+            "numbers, is required in Problem.data."
+        ) from why
+    return [pickle.dumps((text, pickles[id(problem)])) for text, problem in zip(texts, problems, strict=True)]
 
 
 def settled(rewards: Rewards, worst: float | None = None) -> Rewards:

@@ -1,114 +1,82 @@
-"""What runs in a process that scores: no JAX, no NumPy, only the reward and what that imports."""
+"""What runs in the processes that score: no JAX, no NumPy, only the reward and what that imports."""
 
 from __future__ import annotations
 
 import contextlib
-import faulthandler
 import math
 import os
 import pickle
 import signal
-import time
+import struct
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Any
 
+QUESTION = struct.Struct("<Q")  # before each pickle that comes: its bytes
+# What goes back, and all that can: which question (0: the reward itself), the reward, and the bytes of UTF-8 that
+# follow, which say why there is none.
+REPLY = struct.Struct("<IdH")
 LONGEST = 400  # characters of what is told of an error
-ORPHAN = 5.0  # seconds after which a process ends itself that its parent should have ended
-ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")  # there is a process for every core
-HAS_TIMER = hasattr(signal, "setitimer")
-
-_reward: Callable[..., Any] | None = None
-_trouble = ""
-_nowhere: Any = None
-
-
-class TimeUp(BaseException):
-    """Not an `Exception`, so that a reward's own `except Exception` does not catch it."""
+MOST_BYTES = 4 * LONGEST + 400  # with its kind and its place
 
 
 class NoNumber(TypeError):
     """A reward that is no finite number."""
 
 
-def prepare(pickled: bytes) -> None:
-    """Loads the reward. Never raises: the pool would end itself without saying why; see `trouble`."""
-    global _reward, _trouble, _nowhere
-    os.environ["JAX_PLATFORMS"] = "cpu"  # a reward that imports JAX leaves the accelerator to the run
-    for name in ONE_THREAD:
-        os.environ.setdefault(name, "1")
-    if hasattr(signal, "pthread_sigmask"):
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held back at the start, ignored by now
+def guard() -> None:
+    """Runs beside the processes that score, and ends what is left of them when their parent is gone, however it went.
+
+    Each line of standard input is a process group: said once, it has started; said again, it was ended.
+    """
+    groups: set[int] = set()
+    for line in sys.stdin:
+        groups ^= {int(line)}
+    for group in groups:
+        with contextlib.suppress(OSError):
+            os.killpg(group, signal.SIGKILL)
+
+
+def main() -> None:
+    """Loads the reward, then scores one answer after another; all of it comes through a socket, standard input."""
+    channel = os.dup(0)  # which children of the reward do not inherit ...
+    os.register_at_fork(after_in_child=lambda: os.close(channel))  # ... nor keep: its end tells that of this process
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # what a reward reads is no answer
     with contextlib.suppress(OSError):
         os.dup2(2, 1)  # what a reward prints is no part of the run's output
-    _nowhere = open(os.devnull, "w")  # noqa: SIM115 (faulthandler needs a file as long as the process lives)
+    reward, asked = None, 0
+    with open(channel, "rb", closefd=False) as questions:
+        while size := questions.read(QUESTION.size):
+            payload = questions.read(*QUESTION.unpack(size))
+            if reward is None:
+                reward, why = loaded(payload)
+                value = math.nan if why else 0.0
+            else:
+                value, why = scored(reward, payload)
+            text = why.encode(errors="replace")[:MOST_BYTES]
+            os.write(channel, REPLY.pack(asked, value, len(text)) + text)
+            asked += 1
+
+
+def loaded(payload: bytes) -> tuple[Any, str]:
+    """What was pickled, or why it cannot be loaded."""
     try:
-        _reward = pickle.loads(pickled)
+        return pickle.loads(payload), ""
     except BaseException as why:  # whatever a user's module raises, SystemExit too
-        _trouble = described(why)
+        return None, described(why)
 
 
-def trouble() -> str:
-    """Why the reward could not be loaded; empty if it was."""
-    return _trouble
-
-
-def score(payload: bytes, seconds: float, turn: float) -> list[float | str] | str:
-    """Scores answers one by one, until a turn is over.
-
-    Args:
-        payload: pickled (texts, problems).
-        seconds: for each answer.
-        turn: no answer is begun later than so many seconds after the first.
-
-    Returns:
-        For each of the first answers, at least one, the reward, or in words why there is none; only words, if the
-        payload cannot be loaded here.
-    """
+def scored(reward: Callable[..., Any], payload: bytes) -> tuple[float, str]:
+    """The reward of one answer, or why there is none."""
+    text, data = pickle.loads(payload)
+    problem, why = loaded(data)
+    if why:
+        return math.nan, f"the problem cannot be loaded in another process: {why}"
     try:
-        texts, problems = pickle.loads(payload)
-    except Exception as why:  # such as a class of the script that runs
-        return described(why)
-    began, said = time.monotonic(), []
-    faulthandler.dump_traceback_later(turn + seconds + ORPHAN, exit=True, file=_nowhere)  # needs no interpreter lock
-    try:
-        for text, problem in zip(texts, problems, strict=True):
-            if said and time.monotonic() - began > turn:
-                break
-            said.append(_one(text, problem, seconds))
-    finally:
-        faulthandler.cancel_dump_traceback_later()
-    return said
-
-
-def _one(text: str, problem: Any, seconds: float) -> float | str:
-    assert _reward is not None
-    try:
-        with _limit(seconds):
-            value = _reward(text, problem)
-        return number(value)
-    except TimeUp:
-        return f"no reward within {seconds:g} s"
-    except BaseException as why:  # whatever a reward raises, SystemExit too
-        return described(why)
-
-
-@contextlib.contextmanager
-def _limit(seconds: float) -> Any:
-    """Raises `TimeUp` in Python code that takes longer; code that cannot be interrupted is ended from outside."""
-    if not HAS_TIMER:
-        yield
-        return
-    signal.signal(signal.SIGALRM, _time_is_up)  # every time: a reward may have set its own
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _time_is_up(*_: Any) -> None:
-    raise TimeUp
+        return number(reward(text, problem)), ""
+    except BaseException as error:  # whatever a reward raises, SystemExit too
+        return math.nan, described(error)
 
 
 def number(value: Any) -> float:
@@ -128,7 +96,7 @@ def number(value: Any) -> float:
     if isinstance(value, str | bytes):
         raise NoNumber(f"returned the string {value[:60]!r}; {required}, such as float(...) of it")
     if not (hasattr(value, "__float__") or hasattr(value, "__index__")) or getattr(value, "ndim", 0):
-        raise NoNumber(f"returned {_short(value)} of type {type(value).__name__}; {required}")
+        raise NoNumber(f"returned {repr(value)[:60]} of type {type(value).__name__}; {required}")
     result = float(value)
     if not math.isfinite(result):
         raise NoNumber(f"returned {result}; {required}")
@@ -136,20 +104,14 @@ def number(value: Any) -> float:
 
 
 def described(error: BaseException) -> str:
-    """An error in words, with the place in the code that raised it."""
+    """An error in words, with the place in the code that raised it; never empty."""
+    kind = type(error).__name__
+    try:
+        text = str(error)[:LONGEST]
+        frames = traceback.extract_tb(error.__traceback__)
+    except BaseException:  # a user's exception class
+        return f"{kind}: an error that cannot be printed"
     if isinstance(error, NoNumber):
-        return str(error)
-    try:
-        text = str(error)
-    except Exception:  # a user's exception class
-        text = "an error that cannot be printed"
-    frames = traceback.extract_tb(error.__traceback__)
+        return text
     where = f" ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {text[:LONGEST]}".rstrip(": ") + where
-
-
-def _short(value: Any) -> str:
-    try:
-        return repr(value)[:60]
-    except Exception:  # a user's class
-        return "something"
+    return f"{kind}: {text}".rstrip(": ") + where

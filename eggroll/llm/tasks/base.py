@@ -44,7 +44,7 @@ class Problem:
 
 
 class Task(ABC):
-    """Prompts and a reward. A class of one's own needs `problems` and `reward`, and to lie in a module (see `reward`).
+    """Prompts and a reward. A class of one's own needs `problems` and `reward`.
 
     Attributes:
         name: for logs and folders.
@@ -79,8 +79,8 @@ class Task(ABC):
     def reward(self, text: str, problem: Problem) -> float:
         """How good an answer is, the more the better.
 
-        Called in worker processes, to which the task travels by pickle: its class must lie in a module that can be
-        imported, not in the script that runs.
+        Called in worker processes, to which the task travels by pickle: one whose class lies in a module by name, one
+        of a script or notebook whole.
 
         Args:
             text: the answer, without the prompt and without special tokens.

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from eggroll.engine import jax_compat
-from eggroll.engine.annotations import JaxprEqn, PyTree
+from eggroll.engine.annotations import Index, JaxprEqn, PyTree
 from eggroll.engine.factored import Program, abstract, partition
 from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.ops.noise import DISTRIBUTIONS
@@ -68,7 +68,7 @@ def member_need(sampler: Sampler, program: Program, params: PyTree, rows: Rows) 
     arrays, merge, _ = partition(rows.abstract())
     leaves, tree = jax.tree.flatten(params)
 
-    def member(noise: Any, index: Any, arrays: list[Any], leaves: list[Any]) -> Any:
+    def member(noise: Any, index: Index, arrays: list[Any], leaves: list[Any]) -> PyTree:
         # sigma is a plain number here: its value has no part in the shapes.
         seen = sampler.perturb(tree.unflatten(leaves), noise, member_sign(index), 1.0)
         return program.evaluate(Interpreter(Policy("allow")), (seen, *merge(arrays)))

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
+from jax.typing import DTypeLike
 
-from eggroll.engine.annotations import Function, PyTree, Scalar
+from eggroll.engine.annotations import Function, Index, PyTree, Scalar
 from eggroll.engine.factored import Program, partition
 from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.engine.lowrank import accumulator_dtype
@@ -69,24 +70,26 @@ class Evaluation:
     population: Population
     sampler: Sampler
     program: Program
-    split: Callable[[Any], tuple[Any, Any]]
+    split: Callable[[Any], tuple[PyTree, PyTree]]
     arrangement: Arrangement
 
-    def everywhere(self, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: Any) -> tuple[Any, Any]:
+    def everywhere(
+        self, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: jax.Array | None
+    ) -> tuple[PyTree, PyTree]:
         """All members on the current device."""
         kept, totals = self._units(params, rows, key, sigma, words, 0, self.population.units)
         return kept, self._mean(totals, params, rows)
 
     def on_mesh(
-        self, placement: Placement, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: Any
-    ) -> tuple[Any, Any]:
+        self, placement: Placement, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: jax.Array | None
+    ) -> tuple[PyTree, PyTree]:
         """Each device evaluates its share of the units; of the outputs only averages cross `"population"`."""
         mesh = placement.mesh
         share = self.population.units // mesh.shape[AXIS]
         params = placement.pinned_tree(params, params, placement.specs)
         arrays, merge, _ = partition((params, rows.args, key, sigma))
 
-        def local(arrays: list[Any], words: Any) -> tuple[Any, Totals]:
+        def local(arrays: list[Any], words: jax.Array | None) -> tuple[Any, Totals]:
             params, args, key, sigma = merge(arrays)
             start = lax.axis_index(AXIS) * share
             rows_here = Rows(args, rows.axes, rows.population)
@@ -103,17 +106,17 @@ class Evaluation:
         return kept, placement.whole(self._mean(totals, params, rows))
 
     def _units(
-        self, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: Any, start: Any, n: int
+        self, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: jax.Array | None, start: Index, n: int
     ) -> tuple[Any, Totals]:
         """(kept outputs `[n·signs, ...]`, totals of the averaged outputs) of `n` units from `start` on."""
         signs = self.population.signs
         policy = Policy(self.population.fallback)
 
-        def member(noise: Noise, index: Any, own: list[Any]) -> tuple[Any, Any]:
+        def member(noise: Noise, index: Index, own: list[jax.Array]) -> tuple[PyTree, PyTree]:
             seen = self.sampler.perturb(params, noise, member_sign(index), sigma)
             return self.split(self.program.evaluate(Interpreter(policy), (seen, *rows.merged(own))))
 
-        def chunk(first: Any, count: int) -> tuple[Any, Totals]:
+        def chunk(first: Index, count: int) -> tuple[Any, Totals]:
             drawn = self.sampler.words(key, words, start, first, count)
             own = rows.of_members((start + first) * signs, count * signs)
             if self.arrangement.copies:
@@ -128,7 +131,7 @@ class Evaluation:
 
         return _in_chunks(chunk, n, min(self.arrangement.units, n))
 
-    def _mean(self, totals: Totals, params: PyTree, rows: Rows) -> Any:
+    def _mean(self, totals: Totals, params: PyTree, rows: Rows) -> PyTree:
         """Sums to means, in the dtypes that one member's output has."""
 
         def one(params: PyTree, args: tuple) -> Any:
@@ -138,7 +141,7 @@ class Evaluation:
         like, tree = jax.tree.flatten(jax.eval_shape(lambda a: one(*merge(a)), arrays))
         sums, firsts = iter(totals.sums), iter(totals.firsts)
 
-        def mean(total: jax.Array, dtype: Any) -> jax.Array:
+        def mean(total: jax.Array, dtype: DTypeLike) -> jax.Array:
             return (total / totals.count.astype(total.dtype)).astype(dtype)
 
         return tree.unflatten([mean(next(sums), x.dtype) if _is_floating(x) else next(firsts) for x in like])
@@ -153,7 +156,7 @@ def _in_chunks(chunk: Callable[[Any, int], tuple[Any, Totals]], n: int, size: in
         shapes = jax.eval_shape(lambda: chunk(0, size)[1])
         zeros = jax.tree.map(lambda s: lax.full(s.shape, 0, s.dtype), shapes)
 
-        def step(carry: Totals, i: Any) -> tuple[Totals, Any]:
+        def step(carry: Totals, i: Index) -> tuple[Totals, Any]:
             kept, new = chunk(i * size, size)
             return _add(carry, new, i == 0), kept
 
@@ -166,7 +169,7 @@ def _in_chunks(chunk: Callable[[Any, int], tuple[Any, Totals]], n: int, size: in
     return kept, totals
 
 
-def _add(total: Totals, new: Totals, is_first: Any) -> Totals:
+def _add(total: Totals, new: Totals, is_first: Index) -> Totals:
     sums = [a + b for a, b in zip(total.sums, new.sums, strict=True)]
     firsts = [jnp.where(is_first, b, a) for a, b in zip(total.firsts, new.firsts, strict=True)]
     return Totals(sums, firsts, total.count + new.count)

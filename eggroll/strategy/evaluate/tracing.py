@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from eggroll.engine import jax_compat
-from eggroll.engine.annotations import Function, PyTree
+from eggroll.engine.annotations import Function, Index, PyTree
 from eggroll.engine.factored import Program, abstract, discover, partition, trace
 from eggroll.engine.interpreter import DenseFallback, Interpreter, Policy
 from eggroll.engine.paths import leaf_paths
@@ -40,7 +40,7 @@ class Rows:
     axes: tuple[int | None, ...]
     population: int
 
-    def of_members(self, first: Any, count: int) -> list[Any]:
+    def of_members(self, first: Index, count: int) -> list[Any]:
         """The rows of members `first` to `first + count − 1`, `[count, ...]` of each array that has rows.
 
         Group `g` is members `g·N/G` to `(g+1)·N/G − 1`.
@@ -50,7 +50,7 @@ class Rows:
             self._rows(a, axis, first, count) for a, axis in zip(arrays, self.axes, strict=True) if axis is not None
         ]
 
-    def _rows(self, array: Any, axis: int, first: Any, count: int) -> Any:
+    def _rows(self, array: Any, axis: int, first: Index, count: int) -> Any:
         if array.shape[axis] == self.population:  # neighbours: a slice, where a gather would go number by number
             return jnp.moveaxis(lax.dynamic_slice_in_dim(array, first, count, axis), axis, 0)
         groups = (first + jnp.arange(count)) // (self.population // array.shape[axis])
@@ -258,7 +258,7 @@ def dry_run(program: Program, plan: Plan, params: PyTree, rows: Rows, distributi
     axes = [None if axis is None else 0 for axis in rows.axes]
 
     def run(words: jax.Array, params: PyTree, args: list[Any]) -> Any:
-        def member(noise: Any, index: Any, args: list[Any]) -> Any:
+        def member(noise: Any, index: Index, args: list[Any]) -> PyTree:
             seen = sampler.perturb(params, noise, member_sign(index), 1.0)
             return program.evaluate(Interpreter(policy), (seen, *merge(args)))
 

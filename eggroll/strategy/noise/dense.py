@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
-from eggroll.engine.annotations import PyTree
+from eggroll.engine.annotations import Index, PyTree, Scalar
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.engine.paths import path_hash
 from eggroll.ops import unpack_flat, words_for
@@ -45,7 +46,7 @@ def _unit_keys(key: jax.Array, hashes: jax.Array, side: jax.Array, units: jax.Ar
     return list(jnp.moveaxis(folded(own[:, :, None], units), 0, -1))
 
 
-def noise_block(key: jax.Array, start: Any, count: int, distribution: str, dtype: Any) -> jax.Array:
+def noise_block(key: jax.Array, start: Index, count: int, distribution: str, dtype: DTypeLike) -> jax.Array:
     """Elements `start` to `start + count − 1` of a unit's noise.
 
     Args:
@@ -63,7 +64,7 @@ def noise_block(key: jax.Array, start: Any, count: int, distribution: str, dtype
     return unpack_flat(words, count, distribution, dtype)
 
 
-def over_blocks(step: Callable[[Any, Any, int], Any], carry: PyTree, size: int) -> Any:
+def over_blocks(step: Callable[[Any, Any, int], Any], carry: PyTree, size: int) -> PyTree:
     """`step(carry, start, count)` over a parameter's elements, block after block.
 
     Args:
@@ -102,7 +103,7 @@ def block_size(size: int) -> int:
 
 @partial(jax.jit, static_argnames="distribution", donate_argnames="old")
 def perturbed(
-    old: jax.Array, param: jax.Array, keys: jax.Array, unit: Any, sign: Any, scale: Any, *, distribution: str
+    old: jax.Array, param: jax.Array, keys: jax.Array, unit: Index, sign: Index, scale: Scalar, *, distribution: str
 ) -> jax.Array:
     """`param + sign·scale·ε` of a unit, added in float32 or wider.
 
@@ -118,7 +119,7 @@ def perturbed(
     wide, flat = accumulator_dtype(param.dtype), raw(param)
     own, scale = keys[unit], jnp.asarray(scale).astype(wide) * jnp.asarray(sign).astype(wide)
 
-    def put(out: jax.Array, start: Any, count: int) -> jax.Array:
+    def put(out: jax.Array, start: Index, count: int) -> jax.Array:
         block = numbers(lax.dynamic_slice(flat, (start,), (count,)), param.dtype).astype(wide)
         seen = block + noise_block(own, start, count, distribution, wide) * scale
         return lax.dynamic_update_slice(out, raw(seen.astype(param.dtype)), (start,))
@@ -132,6 +133,6 @@ def raw(x: jax.Array) -> jax.Array:
     return lax.bitcast_convert_type(flat, jnp.uint16) if x.dtype.itemsize == 2 else flat
 
 
-def numbers(flat: jax.Array, dtype: Any) -> jax.Array:
+def numbers(flat: jax.Array, dtype: DTypeLike) -> jax.Array:
     """The inverse of `raw`."""
     return flat if flat.dtype == dtype else lax.bitcast_convert_type(flat, dtype)

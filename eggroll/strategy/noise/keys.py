@@ -19,6 +19,7 @@ import numpy as np
 from jax import lax
 from jax.extend.random import threefry2x32_p
 
+from eggroll.engine.annotations import Index
 from eggroll.engine.checks import as_count
 from eggroll.engine.jax_compat import call_apart
 from eggroll.ops import threefry2x32
@@ -59,7 +60,7 @@ def columns_of(keys: jax.Array, columns: Any) -> jax.Array:
     return keys.at[:, :, columns].get(mode="promise_in_bounds")
 
 
-def words_from(key: jax.Array, first: Any, count: int) -> jax.Array:
+def words_from(key: jax.Array, first: Index, count: int) -> jax.Array:
     """Words `first` to `first + count − 1` of `jax.random.bits` of one key `[2]`: `[count]`."""
     return _words(key, jnp.asarray(first).astype(np.uint32) + lax.iota(np.uint32, count))
 

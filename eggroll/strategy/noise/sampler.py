@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.core import Tracer
+from jax.typing import DTypeLike
 
 from eggroll.engine import jax_compat
-from eggroll.engine.annotations import PyTree, Scalar
+from eggroll.engine.annotations import Index, PyTree, Scalar
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
 from eggroll.ops import kernel_for
 from eggroll.strategy.noise.streams import Side, Streams, sides
@@ -58,7 +59,7 @@ class Sampler:
         """Where the random words of each parameter's noise come from, and lie in a unit's row of words."""
         return Streams(tuple(side.stream for own in self._sides for side in own))
 
-    def words(self, key: jax.Array, kept: jax.Array | None, start: Any, first: Any, count: int) -> jax.Array:
+    def words(self, key: jax.Array, kept: jax.Array | None, start: Index, first: Index, count: int) -> jax.Array:
         """Words of units `start + first` to `start + first + count − 1`.
 
         Args:
@@ -101,7 +102,7 @@ class Sampler:
         """Noise of one unit, without the axis of units, from its `[1, W]` words."""
         return jax.tree.map(lambda x: jnp.squeeze(x, 0), self.draw(words))
 
-    def perturb(self, params: PyTree, noise: Noise, sign: Any, sigma: Scalar) -> Any:
+    def perturb(self, params: PyTree, noise: Noise, sign: Index, sigma: Scalar) -> PyTree:
         """`params` with `LowRank` leaves where the plan says so: `W + sign·σ·c·A·Bᵀ/√r`."""
         leaves, tree = jax.tree.flatten(params)
         seen = [
@@ -110,7 +111,7 @@ class Sampler:
         ]
         return tree.unflatten(seen)
 
-    def _perturb_leaf(self, leaf: LeafPlan, value: Any, noise: Any, sign: Any, sigma: Scalar) -> Any:
+    def _perturb_leaf(self, leaf: LeafPlan, value: Any, noise: Any, sign: Index, sigma: Scalar) -> Any:
         scale = noise_scale(leaf, sigma)
         if leaf.kind == "low_rank":
             source = Source(leaf.path, self.members)
@@ -151,12 +152,12 @@ def _least(dtype: str) -> float:
     return float(info.tiny if info.nexp >= 8 else info.smallest_subnormal)
 
 
-def member_sign(index: Any) -> Any:
+def member_sign(index: Index) -> Any:
     """+1 for the first member of a unit, −1 for the second."""
     return 1 - 2 * index
 
 
-def _signed(sign: Any, scale: Any, dtype: Any) -> jax.Array:
+def _signed(sign: Index, scale: Scalar, dtype: DTypeLike) -> jax.Array:
     return jnp.asarray(scale, dtype) * jnp.asarray(sign, dtype)
 
 

@@ -13,7 +13,7 @@ from eggroll.engine.annotations import PyTree
 from eggroll.engine.lowrank import accumulator_dtype
 
 
-def as_arrays(params: PyTree) -> Any:
+def as_arrays(params: PyTree) -> PyTree:
     """Parameters as JAX arrays; Python numbers would otherwise be part of the function."""
     check_no_module(params)
     return jax.tree.map(_as_array, params)
@@ -50,7 +50,7 @@ def _is_nnx_module(x: Any) -> bool:
 # Frozen parameters are kept from the optimizer: it makes no state for them, and its weight decay leaves them alone.
 
 
-def without(tree: PyTree, frozen: Sequence[bool]) -> Any:
+def without(tree: PyTree, frozen: Sequence[bool]) -> PyTree:
     """`tree` with None, which is no leaf, in place of the frozen leaves.
 
     Args:
@@ -68,7 +68,7 @@ def without(tree: PyTree, frozen: Sequence[bool]) -> Any:
     return structure.unflatten([None if still else leaf for leaf, still in zip(leaves, frozen, strict=True)])
 
 
-def put_back(moving: Any, tree: PyTree, frozen: Sequence[bool]) -> Any:
+def put_back(moving: Any, tree: PyTree, frozen: Sequence[bool]) -> PyTree:
     """The inverse of `without`: `moving` with the frozen leaves of `tree` in their places.
 
     Example:
@@ -93,7 +93,7 @@ def master_copies(params: PyTree) -> tuple[jax.Array, ...]:
     return tuple(p.astype(jnp.float32) for p in jax.tree.leaves(params) if is_low(p))
 
 
-def full(params: PyTree, master: tuple[jax.Array, ...]) -> Any:
+def full(params: PyTree, master: tuple[jax.Array, ...]) -> PyTree:
     """`params` with the master copies in place of the leaves of lower precision."""
     copies = iter(master)
     return jax.tree.map(lambda p: next(copies) if is_low(p) else p, params)

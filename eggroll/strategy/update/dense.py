@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
-from eggroll.engine.annotations import PyTree
+from eggroll.engine.annotations import Index, PyTree, Scalar
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.strategy.noise.dense import noise_block, numbers, over_blocks, raw
 from eggroll.strategy.noise.keys import words_from
@@ -22,7 +23,7 @@ from eggroll.strategy.plan.parameters import is_low
 ROUNDING = 3  # a parameter's stream for it, beside LEFT, RIGHT and DENSE
 
 
-def rounded_block(value: jax.Array, dtype: Any, key: jax.Array, start: Any) -> jax.Array:
+def rounded_block(value: jax.Array, dtype: DTypeLike, key: jax.Array, start: Index) -> jax.Array:
     """Rounds to one of the two neighbours in `dtype`, with the probabilities that make the mean `value`.
 
     In integers throughout: compilers leave out a conversion to half precision and back.
@@ -58,7 +59,7 @@ def rounded_block(value: jax.Array, dtype: Any, key: jax.Array, start: Any) -> j
 
 @partial(jax.jit, static_argnames="distribution")
 def moved(
-    param: jax.Array, keys: jax.Array, rounding: jax.Array, weights: jax.Array, rate: Any, *, distribution: str
+    param: jax.Array, keys: jax.Array, rounding: jax.Array, weights: jax.Array, rate: Scalar, *, distribution: str
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`param + rate·Σ wᵤ·εᵤ` over the units, summed in float32 or wider.
 
@@ -76,7 +77,7 @@ def moved(
     wide, flat = accumulator_dtype(param.dtype), raw(param)
     rate = jnp.asarray(rate).astype(wide)
 
-    def put(carry: PyTree, start: Any, count: int) -> Any:
+    def put(carry: PyTree, start: Index, count: int) -> Any:
         out, sums, changes = carry
         total = _sum(keys, weights.astype(wide), start, count, distribution)
         change = total * rate
@@ -91,22 +92,22 @@ def moved(
 
 
 @partial(jax.jit, static_argnames=("distribution", "like"))
-def summed(keys: jax.Array, weights: jax.Array, rate: Any, *, distribution: str, like: PyTree) -> jax.Array:
+def summed(keys: jax.Array, weights: jax.Array, rate: Scalar, *, distribution: str, like: PyTree) -> jax.Array:
     """`rate·Σ wᵤ·εᵤ` for a parameter of the shape and dtype of `like`; for the other arguments see `moved`."""
     wide, size = accumulator_dtype(like.dtype), int(np.prod(like.shape, dtype=np.int64))
     rate = jnp.asarray(rate).astype(wide)
 
-    def put(out: jax.Array, start: Any, count: int) -> jax.Array:
+    def put(out: jax.Array, start: Index, count: int) -> jax.Array:
         total = _sum(keys, weights.astype(wide), start, count, distribution)
         return lax.dynamic_update_slice(out, total * rate, (start,))
 
     return over_blocks(put, jnp.zeros(size, wide), size).reshape(like.shape)
 
 
-def _sum(keys: jax.Array, weights: jax.Array, start: Any, count: int, distribution: str) -> jax.Array:
+def _sum(keys: jax.Array, weights: jax.Array, start: Index, count: int, distribution: str) -> jax.Array:
     """Unit after unit: the noise of one block is all that exists."""
 
-    def add(unit: Any, total: jax.Array) -> jax.Array:
+    def add(unit: Index, total: jax.Array) -> jax.Array:
         return total + weights[unit] * noise_block(keys[unit], start, count, distribution, weights.dtype)
 
     return lax.fori_loop(0, weights.shape[0], add, jnp.zeros(count, weights.dtype))

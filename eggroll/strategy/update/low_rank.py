@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from eggroll.engine.annotations import Function, PyTree, Scalar
+from eggroll.engine.annotations import Function, Index, PyTree, Scalar
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.ops import Seeded, rank_update
 from eggroll.strategy.evaluate.chunking import units_per_update
@@ -36,7 +36,7 @@ def sum_noise(
     weights: jax.Array,
     words: jax.Array | None,
     key: jax.Array,
-    start: Any,
+    start: Index,
     cut: Callable[[Sequence[Any]], Sequence[Any]] = lambda noise: noise,
     held: Held = lambda sums: sums,
 ) -> list[Any]:
@@ -56,7 +56,7 @@ def sum_noise(
         Per parameter the sum, or None.
     """
 
-    def add(sums: list[Any], first: Any, count: int) -> list[Any]:
+    def add(sums: list[Any], first: Index, count: int) -> list[Any]:
         noise = sampler.draw(sampler.words(key, words, start, first, count), for_update=True)
         chosen = lax.dynamic_slice_in_dim(weights, first, count)
         return held(add_chunk(plan, sums, chosen, cut(noise)))
@@ -138,7 +138,7 @@ def _part_plan(leaf: LeafPlan, part: int | None, devices: int) -> LeafPlan:
     return replace(leaf, shape=shape, matrix=None)
 
 
-def _cut(leaf: LeafPlan, noise: tuple[Any, Any], part: int, index: Any, devices: int) -> tuple[Any, Any]:
+def _cut(leaf: LeafPlan, noise: tuple[Any, Any], part: int, index: Index, devices: int) -> tuple[Any, Any]:
     """This device's part of both factors: left ones are `[*stack, *own, r, U]`, right ones `[*stack, U, *own, r]`."""
     size, stack = leaf.shape[part] // devices, leaf.stack_axes
 
@@ -174,7 +174,7 @@ def _mapped(placement: Placement, local: Function, in_specs: Any, out_specs: Any
     )
 
 
-def fold_chunks(step: Callable[[Any, Any, int], Any], carry: PyTree, n: int, size: int) -> Any:
+def fold_chunks(step: Callable[[Any, Any, int], Any], carry: PyTree, n: int, size: int) -> PyTree:
     """`step(carry, first, count)` over whole chunks under scan, then over what is left."""
     whole = n // size
     if whole > 1:

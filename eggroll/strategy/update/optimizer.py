@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from eggroll.engine.annotations import PyTree, Schedule
+from eggroll.engine.annotations import Index, PyTree, Scalar, Schedule
 from eggroll.engine.checks import is_traced
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.plan.leaves import LeafPlan
@@ -22,7 +22,7 @@ from eggroll.strategy.state import Placement, State, make_placement, place
 from eggroll.strategy.update.fitness import as_float
 
 
-def check_optimizer(optimizer: Any) -> optax.GradientTransformationExtraArgs:
+def check_optimizer(optimizer: object) -> optax.GradientTransformationExtraArgs:
     """The optimizer, able to take the loss (the negative mean fitness) as schedules on plateaus do."""
     if isinstance(optimizer, optax.MultiSteps):
         optimizer = optimizer.gradient_transformation()
@@ -53,7 +53,7 @@ def init_optimizer(optimizer: optax.GradientTransformationExtraArgs, params: PyT
 
 
 def updates(
-    optimizer: optax.GradientTransformationExtraArgs, gradient: PyTree, state: Any, params: PyTree, loss: Any
+    optimizer: optax.GradientTransformationExtraArgs, gradient: PyTree, state: PyTree, params: PyTree, loss: Scalar
 ) -> tuple[Any, Any]:
     """`(updates, new state)`."""
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
@@ -111,7 +111,7 @@ def _placement(params: PyTree, still: Sequence[bool], settings: Population) -> P
 Sigma = float | Schedule  # a number > 0, or one for every generation
 
 
-def check_sigma(sigma: Any) -> None:
+def check_sigma(sigma: object) -> None:
     """Raises unless sigma is a positive number (its value at generation 0, for a schedule)."""
     value: Any = sigma(0) if callable(sigma) else sigma
     if isinstance(value, Tracer):
@@ -129,7 +129,7 @@ def _is_positive(value: Any) -> bool:
     return number and jnp.ndim(value) == 0 and 0 < float(value) < float("inf")
 
 
-def sigma_at(sigma: Sigma, generation: Any) -> Any:
+def sigma_at(sigma: Sigma, generation: Index) -> Any:
     """Sigma of a generation: a Python float where the schedule gives a number, else a floating-point scalar.
 
     The barrier keeps the schedule's arithmetic apart from the update's: whoever knows only the value, as a ledger does,
@@ -157,7 +157,7 @@ def check_rate(rate: Any) -> Rate:
     return float(rate)
 
 
-def rate_at(rate: Rate, sigma: Any, generation: Any) -> Any:
+def rate_at(rate: Rate, sigma: Scalar, generation: Index) -> Any:
     """The learning rate α of a generation: a Python float unless something is traced."""
     if rate is None:
         return sigma / 2
