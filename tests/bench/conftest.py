@@ -12,8 +12,9 @@ SMOKE = "test_smoke.py"
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Leaves out what the default run would import, which takes both of its processes long, to deselect it then."""
-    others = collection_path.parent == HERE and collection_path.name.startswith("test_") and collection_path.name != SMOKE
-    return True if others and config.option.markexpr == "not slow" else None
+    name = collection_path.name
+    other = collection_path.parent == HERE and name.startswith("test_") and name != SMOKE
+    return True if other and config.option.markexpr == "not slow" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
