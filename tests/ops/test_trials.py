@@ -125,7 +125,8 @@ def test_after_a_crash_nothing_more_is_tried_or_kept(plug, tmp_path):
     assert not list(tmp_path.rglob("*.json"))  # of `good` nothing is known
 
 
-@pytest.mark.parametrize("where", ["scan", "vmap", "shard_map", "default_device", "eager"])
+@pytest.mark.first(3)
+@pytest.mark.parametrize("where", ["shard_map", "scan", "default_device", "vmap", "eager"])
 def test_it_is_tried_once_wherever_it_is_met(plug, where):
     plug(good)
     weights, left, right = operands()
@@ -227,37 +228,51 @@ def test_what_was_found_is_remembered(plug, tmp_path):
     assert next(iter(trials._FOUND.values())).remembered
 
 
-@pytest.mark.parametrize("change", ["cut", "another", "state", "list", "deep", "large", "writable", "folder", "gone"])
-def test_a_file_that_says_something_else_counts_for_nothing(plug, tmp_path, change):
-    plug(good)
-    is_right(rank_update(*operands()))
+def key():
+    found = remembered.key_of("rank_update", "plugged", good, "rademacher, float32, rank 1", jax.devices()[0])
+    assert found is not None
+    return found
+
+
+CONTENT = {"state": "right", "reason": ""}
+
+
+@pytest.mark.parametrize("change", ["cut", "another", "list", "deep", "large", "bytes", "writable", "folder", "gone"])
+def test_a_file_that_says_something_else_counts_for_nothing(tmp_path, change):
+    assert remembered.write(key(), CONTENT) == "" and remembered.read(key()) == CONTENT
     (file,) = tmp_path.rglob("*.json")
     text = file.read_text()
     content = json.loads(text)
     written = {
         "cut": text[: len(text) // 2],
         "another": json.dumps({**content, "key": {**content["key"], "chip": "TPU v5"}}),
-        "state": json.dumps({**content, "found": {"state": "splendid", "reason": ""}}),
         "list": json.dumps([content]),
         "deep": "[" * 60000,
         "large": text + " " * remembered.LARGEST,
-        "writable": text,
-        "folder": "",
-        "gone": "",
-    }[change]
-    file.write_text(written)
+        "bytes": "\udcff",
+    }
+    file.write_text(written.get(change, text), errors="surrogateescape")
     if change == "writable":
         os.chmod(file, 0o666)
     if change in ("folder", "gone"):
         file.unlink()
     if change == "folder":
         file.mkdir()
-    again()
-    is_right(rank_update(*operands()))
-    assert (67, 70, 1) in CALLS
-    if change != "folder":
-        assert json.loads(file.read_text()) == content
+    assert remembered.read(key()) is None
+    why = remembered.write(key(), CONTENT)
+    assert "IsADirectoryError" in why if change == "folder" else remembered.read(key()) == CONTENT
     assert not list(tmp_path.rglob("*.part"))
+
+
+@pytest.mark.parametrize("found", [{"state": "splendid", "reason": ""}, {"state": "right"}, "right"], ids=str)
+def test_only_what_is_known_counts(found):
+    device = jax.devices()[0]
+    case = trials.Case("rank_update", SHAPE, "rademacher", "float32")
+    remembered.write(key(), CONTENT)
+    asked = "rank_update", "plugged", good, case, device.device_kind
+    assert trials._recalled(asked, device) is not None
+    remembered.write(key(), found)
+    assert trials._recalled(asked, device) is None
 
 
 def test_a_cache_that_cannot_be_written_costs_a_check_and_nothing_else(plug, tmp_path, monkeypatch):
