@@ -19,8 +19,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import jax
-
 LARGEST = 1 << 16  # bytes of a file that is read
 
 Key = dict[str, Any]
@@ -41,7 +39,7 @@ def folder() -> Path:
         raise OSError(f"no home folder: {why}") from why
 
 
-def key_of(operation: str, name: str, function: Callable[..., Any], kind: str, device: jax.Device) -> Key | None:
+def key_of(operation: str, name: str, function: Callable[..., Any], kind: str, device: Any) -> Key | None:
     """All that a finding depends on; None where that cannot be known: a function that no other process could import."""
     source = _source(function)
     if source is None:
@@ -62,8 +60,7 @@ def read(key: Key) -> Any:
         content = json.loads(text) if len(text) <= LARGEST else None
     except (OSError, ValueError, RecursionError):
         return None
-    same = isinstance(content, dict) and content.get("key") == key
-    return content.get("found") if same else None
+    return content.get("found") if isinstance(content, dict) and content.get("key") == key else None
 
 
 def write(key: Key, found: Mapping[str, Any]) -> str:
@@ -95,16 +92,17 @@ def _version(package: str) -> str:
 
 
 def _source(function: Callable[..., Any]) -> str | None:
-    """A digest of the file that a function is in, and of eggroll's kernels and operations; None for one without."""
+    """A function's name and a digest of its file, and of eggroll's kernels and operations; None for one without."""
+    name = getattr(function, "__qualname__", "<none>")
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     found: Any = module
-    for part in getattr(function, "__qualname__", "<none>").split("."):
+    for part in name.split("."):
         found = getattr(found, part, None)
     file = getattr(module, "__file__", None)
     if found is not function or file is None:  # a partial, a lambda, a local function: their names do not tell them
         return None
     with contextlib.suppress(OSError):
-        return hashlib.sha256(Path(file).read_bytes() + _own_sources()).hexdigest()
+        return f"{name} {hashlib.sha256(Path(file).read_bytes() + _own_sources()).hexdigest()}"
     return None
 
 

@@ -86,7 +86,7 @@ def trusted(operation: str, name: str, function: Callable[..., Any], *args: Any,
     return _FOUND[key].trusted
 
 
-def tried(key: Key, device: jax.Device) -> Verdict:
+def tried(key: Key, device: Any) -> Verdict:
     """Runs a kernel's check on a device, and puts down what was found.
 
     The arguments of whoever asks may be tracers, on a mesh of many processes. A thread of its own has none of that: no
@@ -161,7 +161,7 @@ def _outcome(key: Key) -> tuple[str, str, bool]:
     return (UNKNOWN, f"it does not take what it is checked with: {refusal}", False) if refusal else (RIGHT, "", True)
 
 
-def _recalled(key: Key, device: jax.Device) -> Verdict | None:
+def _recalled(key: Key, device: Any) -> Verdict | None:
     """What an earlier process put down."""
     operation, name, function, case, chip = key
     at = remembered.key_of(operation, name, function, case.kind, device)
@@ -194,7 +194,7 @@ def _tell(verdict: Verdict) -> None:
     )
 
 
-def _device() -> jax.Device | None:
+def _device() -> Any:
     """The device of this process that kernels run on or are lowered for; None where it has none of that chip."""
     chip = jax.sharding.get_abstract_mesh().abstract_device  # of the mesh that is in use, or lowered for
     default = jax.config.jax_default_device  # pyright: ignore[reportAttributeAccessIssue]

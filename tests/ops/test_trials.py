@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import warnings
 from dataclasses import replace
@@ -18,7 +17,7 @@ from jax.sharding import PartitionSpec
 
 from eggroll.kernels import Seeded, kernel_for, lowrank_dot, rank_update
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
-from eggroll.ops import registry, remembered, trials
+from eggroll.ops import registry, trials
 from eggroll.ops.operations import lowrank_dot_reference, rank_update_reference
 from eggroll.ops.truth import seeded, update_operands
 
@@ -228,53 +227,6 @@ def test_what_was_found_is_remembered(plug, tmp_path):
     assert next(iter(trials._FOUND.values())).remembered
 
 
-def key():
-    found = remembered.key_of("rank_update", "plugged", good, "rademacher, float32, rank 1", jax.devices()[0])
-    assert found is not None
-    return found
-
-
-CONTENT = {"state": "right", "reason": ""}
-
-
-@pytest.mark.parametrize("change", ["cut", "another", "list", "deep", "large", "bytes", "writable", "folder", "gone"])
-def test_a_file_that_says_something_else_counts_for_nothing(tmp_path, change):
-    assert remembered.write(key(), CONTENT) == "" and remembered.read(key()) == CONTENT
-    (file,) = tmp_path.rglob("*.json")
-    text = file.read_text()
-    content = json.loads(text)
-    written = {
-        "cut": text[: len(text) // 2],
-        "another": json.dumps({**content, "key": {**content["key"], "chip": "TPU v5"}}),
-        "list": json.dumps([content]),
-        "deep": "[" * 60000,
-        "large": text + " " * remembered.LARGEST,
-        "bytes": "\udcff",
-    }
-    file.write_text(written.get(change, text), errors="surrogateescape")
-    if change == "writable":
-        os.chmod(file, 0o666)
-    if change in ("folder", "gone"):
-        file.unlink()
-    if change == "folder":
-        file.mkdir()
-    assert remembered.read(key()) is None
-    why = remembered.write(key(), CONTENT)
-    assert "IsADirectoryError" in why if change == "folder" else remembered.read(key()) == CONTENT
-    assert not list(tmp_path.rglob("*.part"))
-
-
-@pytest.mark.parametrize("found", [{"state": "splendid", "reason": ""}, {"state": "right"}, "right"], ids=str)
-def test_only_what_is_known_counts(found):
-    device = jax.devices()[0]
-    case = trials.Case("rank_update", SHAPE, "rademacher", "float32")
-    remembered.write(key(), CONTENT)
-    asked = "rank_update", "plugged", good, case, device.device_kind
-    assert trials._recalled(asked, device) is not None
-    remembered.write(key(), found)
-    assert trials._recalled(asked, device) is None
-
-
 def test_a_cache_that_cannot_be_written_costs_a_check_and_nothing_else(plug, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
@@ -282,14 +234,6 @@ def test_a_cache_that_cannot_be_written_costs_a_check_and_nothing_else(plug, tmp
     is_right(rank_update(*operands()))
     (verdict,) = trials._FOUND.values()
     assert verdict.state == trials.RIGHT and "NotADirectoryError" in verdict.kept
-
-
-def test_other_code_is_another_kernel():
-    device, kind = jax.devices()[0], "rademacher, float32, rank 1"
-    keys = [remembered.key_of("rank_update", "a", each, kind, device) for each in (good, rank_update_reference)]
-    assert keys[0] is not None and keys[1] is not None and keys[0]["source"] != keys[1]["source"]
-    for unknown in (partial(good), lambda *_: None):
-        assert remembered.key_of("rank_update", "a", unknown, kind, device) is None
 
 
 def test_a_full_device_says_nothing_of_the_kernel(plug, tmp_path):
