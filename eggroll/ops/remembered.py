@@ -12,6 +12,7 @@ import hashlib
 import importlib
 import json
 import os
+import stat
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -52,12 +53,12 @@ def key_of(operation: str, name: str, function: Callable[..., Any], kind: str, d
 def read(key: Key) -> Any:
     """What was found; None where nothing was, or the file is damaged, another's or about something else."""
     try:
-        with open(_file(key), "rb") as file:
-            status = os.fstat(file.fileno())
-            if hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o022):
-                return None
-            text = file.read(LARGEST + 1)
-        content = json.loads(text) if len(text) <= LARGEST else None
+        file = _file(key)
+        status = file.stat()
+        others = hasattr(os, "geteuid") and (status.st_uid != os.geteuid() or status.st_mode & 0o022)
+        if others or not stat.S_ISREG(status.st_mode) or status.st_size > LARGEST:
+            return None
+        content = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError):
         return None
     return content.get("found") if isinstance(content, dict) and content.get("key") == key else None

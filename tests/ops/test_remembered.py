@@ -31,7 +31,9 @@ def key():
 CONTENT = {"state": "right", "reason": ""}
 
 
-@pytest.mark.parametrize("change", ["cut", "another", "list", "deep", "large", "bytes", "writable", "folder", "gone"])
+@pytest.mark.parametrize(
+    "change", ["cut", "another", "list", "deep", "large", "bytes", "writable", "folder", "pipe", "gone"]
+)
 def test_a_file_that_says_something_else_counts_for_nothing(tmp_path, change):
     assert remembered.write(key(), CONTENT) == "" and remembered.read(key()) == CONTENT
     (file,) = tmp_path.rglob("*.json")
@@ -48,10 +50,12 @@ def test_a_file_that_says_something_else_counts_for_nothing(tmp_path, change):
     file.write_text(written.get(change, text), errors="surrogateescape")
     if change == "writable":
         os.chmod(file, 0o666)
-    if change in ("folder", "gone"):
+    if change in ("folder", "pipe", "gone"):
         file.unlink()
     if change == "folder":
         file.mkdir()
+    if change == "pipe":
+        os.mkfifo(file)
     assert remembered.read(key()) is None
     why = remembered.write(key(), CONTENT)
     assert "IsADirectoryError" in why if change == "folder" else remembered.read(key()) == CONTENT
