@@ -15,7 +15,7 @@ from eggroll.commands.explain import Explain, explain
 from eggroll.commands.finetune import Finetune, finetune
 from eggroll.commands.replay import Ledger, Replay, ledger, replay
 from eggroll.commands.train import Train, train
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, abridged, mended
 
 DESCRIPTION = "Train neural networks without backpropagation. `eggroll --version` prints the version."
 RUN: dict[type, Callable[[Any], int]] = {
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in (["--version"], ["-V"]):
-        from eggroll.training.folder.versions import package_version
+        from eggroll.extras import package_version
 
         print(f"eggroll {package_version()}")
         return 0
@@ -54,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return RUN[type(command)](command)
     except RunError as why:
         print(f"eggroll: {why}", file=sys.stderr)
+        return BAD_USAGE
+    except OSError as why:  # of a file that nothing above had a better word for
+        place = "" if why.filename is None else f" at '{abridged(why.filename)}'"
+        print(f"eggroll: the system refuses what is asked for{place} {mended(why, 'another one')}.", file=sys.stderr)
         return BAD_USAGE
     except KeyboardInterrupt:
         print("eggroll: interrupted", file=sys.stderr)

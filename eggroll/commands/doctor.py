@@ -57,7 +57,7 @@ def doctor(command: Doctor) -> int:
 
 def examined(rank: int) -> dict[str, Any]:
     """Everything; an `error` says why there is no more."""
-    from eggroll.training.folder.versions import version_of
+    from eggroll.extras import version_of
 
     versions = {name: version_of(name) for name in (*PACKAGES, *PLUGINS)}
     found: dict[str, Any] = {

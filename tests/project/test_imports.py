@@ -50,7 +50,7 @@ def test_import_does_without_jax_until_a_name_needs_it(root):
     python(root, "-c", "import sys, eggroll; assert 'ES' in dir(eggroll) and 'jax' not in sys.modules; eggroll.ES")
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["-c", "-m"])
 def test_transformers_imports_from_the_repository_root(root, how):
     if how == "-c":

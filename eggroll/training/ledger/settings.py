@@ -11,6 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from eggroll.extras import versions
 from eggroll.ops.registry import chosen
 from eggroll.strategy.methods import METHODS
 from eggroll.strategy.plan.leaves import Kind, LeafPlan, Plan
@@ -19,21 +20,13 @@ from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.update.optimizer import sigma_at
 from eggroll.training.errors import RunError
 from eggroll.training.folder import settings as folder
-from eggroll.training.folder.versions import versions
-from eggroll.training.ledger.base import joint_digest
+from eggroll.training.ledger.format import FORMAT, joint_digest
 from eggroll.training.ledger.mesh import laid_out, mesh_difference, mesh_to_json
 from eggroll.training.optimizers import from_json, spec_of, to_json
 
-FORMAT = 1
 NOT_KEPT = ("rules", "chunk")  # the plan says what rules made; a chunk's sums are evaluated
 DECODED = ("shaping", "sigma", "optimizer", "mesh", "sharding", "update")  # from the settings otherwise, or not at all
-ENVIRONMENT = (
-    "versions",
-    "platform",
-    "devices",
-    "mesh",
-    "kernels",
-)  # may change in a run without anyone having asked for it
+ENVIRONMENT = ("versions", "platform", "devices", "mesh", "kernels")  # change in a run without anyone having asked
 CUSTOM = "custom: "  # before the name of a shaping of one's own
 PACKAGES = ("eggroll", "jax", "jaxlib", "optax")
 
@@ -44,7 +37,7 @@ def settings_of(es: Strategy, key: jax.Array, base: Mapping[str, str], name: str
     Args:
         es: the strategy; its plan is left out before its first generation.
         key: typed threefry key of the run.
-        base: path → digest, from `eggroll.training.ledger.base.digests`.
+        base: path → digest, from `eggroll.training.ledger.format.digests`.
         name: what the base is called, such as a model's name; or None.
 
     Returns:
