@@ -12,6 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from eggroll.extras import versions
+from eggroll.ops.registry import chosen
 from eggroll.strategy.methods import METHODS
 from eggroll.strategy.plan.leaves import Kind, LeafPlan, Plan
 from eggroll.strategy.population import AXIS, Population, Sharding
@@ -25,7 +26,7 @@ from eggroll.training.optimizers import from_json, spec_of, to_json
 
 NOT_KEPT = ("rules", "chunk")  # the plan says what rules made; a chunk's sums are evaluated
 DECODED = ("shaping", "sigma", "optimizer", "mesh", "sharding", "update")  # from the settings otherwise, or not at all
-ENVIRONMENT = ("versions", "platform", "devices", "mesh")  # may change in a run without anyone having asked for it
+ENVIRONMENT = ("versions", "platform", "devices", "mesh", "kernels")  # change in a run without anyone having asked
 CUSTOM = "custom: "  # before the name of a shaping of one's own
 PACKAGES = ("eggroll", "jax", "jaxlib", "optax")
 
@@ -42,7 +43,7 @@ def settings_of(es: Strategy, key: jax.Array, base: Mapping[str, str], name: str
     Returns:
         `format`, the strategy's options but its rules, which are in the plan, and its chunk (`sigma` None: in every
         record; `optimizer` None: to be given again; other functions by their names), `key`, `plan`, `base`, `x64`,
-        `versions`, `platform`, `devices` and `mesh` (None: no mesh).
+        `versions`, `platform`, `devices`, `mesh` (None: no mesh); `kernels`, where any were tried.
 
     Raises:
         RunError: an option that a ledger cannot hold.
@@ -60,6 +61,7 @@ def settings_of(es: Strategy, key: jax.Array, base: Mapping[str, str], name: str
         "platform": jax.default_backend(),
         "devices": 1 if es.settings.mesh is None else int(es.settings.mesh.shape[AXIS]),
         "mesh": mesh_to_json(es.settings),
+        **({"kernels": dict(chosen)} if chosen else {}),
     }
 
 
