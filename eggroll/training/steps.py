@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.strategy.evaluate.tracing import InAxes
@@ -26,7 +25,7 @@ class Step(ABC):
     recorded: tuple[str, ...] = ()
 
     @abstractmethod
-    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, Any, Metrics]:
+    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, PyTree, Metrics]:
         """From a state, what the model carries along and a batch, to the next ones and the metrics of `ES.tell`."""
 
 
@@ -53,7 +52,7 @@ class Compiled(Step):
     def __init__(self, fitness_fn: Function, *, carries: bool = False, in_axes: InAxes = None) -> None:
         self._fitness_fn, self._carries, self._in_axes = fitness_fn, carries, in_axes
 
-    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, Any, Metrics]:
+    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, PyTree, Metrics]:
         """One compiled generation."""
         if not self._carries:
             state, metrics = es.step(state, self._fitness_fn, *batch, in_axes=self._in_axes)
@@ -89,7 +88,7 @@ class Scored(Step):
         self._fun, self._scorer, self._in_axes = fun, scorer, in_axes
         self._told = False  # of an error
 
-    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, Any, Metrics]:
+    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, PyTree, Metrics]:
         """One generation, scored on the host."""
         members = es.ask(state)
         outputs = members.apply(self._fun, *batch, in_axes=self._in_axes)

@@ -6,11 +6,11 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any
 
+import jax
 import numpy as np
 
 from eggroll.engine.annotations import PyTree
@@ -40,7 +40,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def was_asked(self) -> bool:
         """Whether a signal came."""
@@ -106,7 +106,7 @@ class Seen:
     best: float | None = None
     since: int = 0
 
-    def hopeless(self, stopping: EarlyStopping, record: Mapping[str, Any]) -> bool:
+    def hopeless(self, stopping: EarlyStopping, record: Record) -> bool:
         """Takes note of a record; whether patience has run out. A value that is not finite is no improvement."""
         if stopping.metric not in record:
             return False
@@ -151,12 +151,12 @@ class Result:
         return int(self.state.generation)
 
 
-def plain(x: Any) -> Any:
+def plain(x: jax.Array | float) -> int | float:
     """A number of the metrics as JSON can hold it: integers as they are, others with six digits."""
     return int(x) if np.issubdtype(np.asarray(x).dtype, np.integer) else float(f"{float(x):.6g}")
 
 
-def measured(values: Mapping[str, Any], record: Record) -> Record:
+def measured(values: Mapping[str, float | str | None], record: Record) -> Record:
     """What an evaluation hook returned, as JSON can hold it."""
     taken = sorted(values.keys() & (record.keys() | {"members_per_second", "seconds"}))
     if taken:
