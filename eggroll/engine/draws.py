@@ -24,7 +24,7 @@ _KEPT = {
 }
 
 
-def draws(eqn: JaxprEqn) -> bool:
+def draws(eqn: Any) -> bool:
     """Whether the equation draws bits that depend on the batch."""
     kept = _KEPT.get(eqn.primitive.name)
     return kept is not None and str(eqn.invars[0].aval.dtype) not in kept

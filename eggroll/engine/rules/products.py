@@ -96,7 +96,7 @@ def _canonical(eqn: JaxprEqn, x: Any, weight: Perturbed, side: int) -> Array | N
     return lowrank_dot(x, base, left, right, scale=term.scale, **options).reshape(shape)
 
 
-def _refuse_narrow(eqn: JaxprEqn) -> None:
+def _refuse_narrow(eqn: Any) -> None:
     """A base product that is rounded to a byte has lost the places where the correction belongs."""
     if (dtype := eqn.outvars[0].aval.dtype).itemsize < EXACT_BELOW:
         raise Unsupported(f"a product rounded to {dtype}")

@@ -142,7 +142,8 @@ def as_threefry(key: jax.Array) -> jax.Array:
             )
         return key if jax.random.key_impl(key) == _IMPL else _fold_words(jax.random.key_data(key))
     if dtype == np.uint32:
-        if shape == (4,) and jax.config.jax_default_prng_impl != _IMPL:  # what PRNGKey then makes
+        default = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
+        if shape == (4,) and default != _IMPL:  # what PRNGKey then makes
             return _fold_words(jnp.asarray(key))
         if shape != (2,):
             raise ValueError(
