@@ -56,7 +56,7 @@ class Strategy(ABC):
     def __init__(self, settings: Population, *, sigma: Sigma, shaping: Shaping, rules: Rules, noise_reuse: int) -> None:
         check_sigma(sigma)
         validate_shaping(shaping)
-        generation_key(jax.random.key(0), 0, noise_reuse)  # checks noise_reuse
+        generation_key(as_threefry(jax.random.key(0)), 0, noise_reuse)  # checks noise_reuse
         self.settings = settings
         self.population, self.groups = settings.size, settings.groups
         self.sigma, self.shaping, self.rules, self.noise_reuse = sigma, shaping, as_rules(rules), noise_reuse
