@@ -11,9 +11,9 @@ from flax import nnx
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.nnx.model import Call, Pure, axes_of
 from eggroll.strategy import value_and_grad as gradient
-from eggroll.strategy.explain import Explanation
+from eggroll.strategy.explain import ExplainOptions, Explanation
 from eggroll.strategy.explain import explain as explain_function
-from eggroll.strategy.value_and_grad import ExplainOptions, ModelOptions, OfModel
+from eggroll.strategy.value_and_grad import ModelOptions, OfModel
 
 __all__ = ["explain", "grad", "value_and_grad"]
 

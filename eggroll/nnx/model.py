@@ -11,7 +11,7 @@ from flax import nnx
 
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import is_traced
-from eggroll.strategy.noise.keys import as_threefry
+from eggroll.strategy.noise.keys import as_threefry, member_keys
 
 
 @jax.tree_util.register_static
@@ -99,6 +99,11 @@ class Pure:
     fun: Function
     has_aux: bool
 
+    @property
+    def __wrapped__(self) -> Function:
+        """Whose name and line messages have."""
+        return self.fun
+
     def __call__(self, params: PyTree, rest: PyTree, keys: Any, split: Split, args: tuple, kwargs: dict) -> Any:
         """`(output, (aux, what the function changed of the other state))`."""
         before = _by_path(rest)  # the merged model may share its variables, which the function changes
@@ -139,10 +144,7 @@ class Call:
 
     def keys(self, population: int, antithetic: bool, key: jax.Array) -> list[jax.Array]:
         """One key per member for every RNG stream; a pair shares its own."""
-        pair = jnp.arange(population) // (2 if antithetic else 1)
-        seed = jax.random.bits(as_threefry(key), (), "uint32")
-        fold = lambda k: jax.vmap(lambda i: jax.random.fold_in(jax.random.fold_in(k, seed), i))(pair)  # noqa: E731
-        return [fold(k) for k in _keys_of(self.rest)]
+        return [member_keys(stream, as_threefry(key), population, antithetic) for stream in _keys_of(self.rest)]
 
     def write(self, changed: Any, lost: Any = False) -> None:
         """Writes to the objects what the function changed; nothing where, under a trace, the generation was lost."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -13,19 +14,21 @@ import jax
 import numpy as np
 
 from eggroll.engine.annotations import Function, PyTree
+from eggroll.engine.checks import as_count
+from eggroll.ops.registry import SWITCH, chosen
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
 from eggroll.training import processes
-from eggroll.training.data import Data, Source, as_source, length, outline
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
 from eggroll.training.opening import Opening, check_processes
 from eggroll.training.processes.talk import gather
 from eggroll.training.progress import Meter
-from eggroll.training.steps import Compiled, Step
-from eggroll.training.stopping import EarlyStopping, Result, StopRequest, check_measured, measured, plain
-from eggroll.training.store import Place, Saving, Store
+from eggroll.training.steps import Compiled, Data, Source, Step, as_source, length, outline
+from eggroll.training.stopping import EarlyStopping, Place, Result, StopRequest, check_measured, measured, plain
+from eggroll.training.store import Saving, Store
 
+LOGGER = logging.getLogger("eggroll")
 Evaluate = Callable[[State, PyTree], Mapping[str, float]]
 RECORDED = ("fitness_mean", "fitness_best", "fitness_worst", "fitness_std", "gradient_norm", "update_norm", "sigma")
 FINISHED, INTERRUPTED, OUT_OF_TIME, OUT_OF_DATA = "finished", "interrupted", "out of time", "out of data"
@@ -39,6 +42,7 @@ def fit(
     data: Data = None,
     *,
     generations: int,
+    epochs: int | None = 1,
     carry: PyTree = (),
     folder: Path | str | None = None,
     resume: bool = False,
@@ -69,8 +73,10 @@ def fit(
         fitness: `fitness(params, *batch)` → a scalar in JAX, maximised; or a `Step`: `Compiled` for models with state
             of their own, `Scored` for a fitness in Python.
         data: None, an iterable of batches (Grain's data sets and loaders among them), or a function of the generation's
-            number; see `eggroll.training.data.as_source`.
+            number; see `eggroll.training.steps.as_source`.
         generations: updates in all, at least 1.
+        epochs: passes over an iterable, at least 1; None: as many as the generations need. Default 1: the run ends with
+            its data, and a warning says so. A generator has one pass, and more are refused.
         carry: the model's own state at the start, for a step that has such. Default: none.
         folder: where metrics, ledger and checkpoints go. Default None: nothing is written.
         resume: go on from the newest whole checkpoint in `folder`, from the start if there is no run yet. Default:
@@ -95,7 +101,8 @@ def fit(
         asked_to_stop: asked after every generation; True ends the run. Default: SIGINT and SIGTERM.
 
     Returns:
-        The result. A run in which no member has a finite fitness ends, with what it had.
+        The result. A run whose data end, or in which no member has a finite fitness, ends with what it had; a warning
+        of the logger `eggroll` says so.
 
     Raises:
         RunError: the folder holds another run, is in use, or cannot be written; other settings; every checkpoint is
@@ -112,21 +119,22 @@ def fit(
         ('finished', True)
     """
     deadline = math.inf if seconds is None else time.perf_counter() + seconds
-    _check_counts(generations, evaluate_every)
+    generations, evaluate_every = as_count("generations", generations), as_count("evaluate_every", evaluate_every)
+    epochs = None if epochs is None else as_count("epochs", epochs, hint=" Or None: as many as the generations need.")
     step = fitness if isinstance(fitness, Step) else Compiled(fitness)
-    source, begun = as_source(data), Place(state, jax.tree.map(_canonical, carry))
+    source, begun = as_source(data, epochs), Place(state, jax.tree.map(_canonical, carry))
     saving = saving or Saving()
     with ExitStack() as stack:
         stack.enter_context(processes.watching())  # while the folder is opened, and the last save is made, too
-        decides = {"generations": generations, "evaluate_every": evaluate_every, "evaluate": evaluate is not None}
-        decides |= {"until": until is not None, "early_stopping": early_stopping and asdict(early_stopping)}
-        decides |= {"fitness": type(step).__name__, "data": length(data), "folder": folder is not None}
+        decides = {"generations": generations, "epochs": epochs, "evaluate_every": evaluate_every}
+        decides |= {"evaluate": evaluate is not None, "until": until is not None}
+        decides |= {"early_stopping": early_stopping and asdict(early_stopping), "fitness": type(step).__name__}
+        decides |= {"data": length(data), "folder": folder is not None}
         decides |= {f"saving.{name}": getattr(saving, name) for name in ("every", "keep", "best", "score")}
         check_processes(es, begun, {**decides, "settings": dict(settings or {})})
         stop = asked_to_stop or stack.enter_context(StopRequest()).was_asked
         store = None
         if folder is not None:
-            _check_fresh(state, saving)
             options = {"resume": resume, "overwrite": overwrite, "force": force}
             opening = Opening(Path(folder), es, saving, settings or {}, frozenset(may_change), **options)
             store = stack.enter_context(opening.opened(begun))
@@ -139,7 +147,7 @@ def fit(
         loop = _Loop(
             es, step, source, store, generations, until, evaluate, evaluate_every, early_stopping, deadline, shows, stop
         )
-        return loop.run(place, saving.score)
+        return loop.run(place, saving.score, begun.generation)
 
 
 def _canonical(leaf: object) -> object:
@@ -147,21 +155,6 @@ def _canonical(leaf: object) -> object:
     if not isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic):
         return leaf
     return np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype))
-
-
-def _check_counts(generations: int, evaluate_every: int) -> None:
-    if generations < 1 or evaluate_every < 1:
-        raise ValueError(
-            f"got generations={generations} and evaluate_every={evaluate_every}; at least 1 is required of both."
-        )
-
-
-def _check_fresh(state: State, saving: Saving) -> None:
-    if saving.ledger and int(state.generation):
-        raise RunError(
-            f"got a state of generation {int(state.generation)} to begin with; a ledger starts from parameters alone. "
-            "Begin with es.init(params, key), or without a ledger: saving=Saving(ledger=False)."
-        )
 
 
 @dataclass
@@ -179,8 +172,9 @@ class _Loop:
     shows: list[Callable[[Record], None]]
     asked_to_stop: Callable[[], bool]
 
-    def run(self, place: Place, score: str) -> Result:
+    def run(self, place: Place, score: str, begun: int) -> Result:
         """Makes generations until something ends them."""
+        self.begun = begun
         self.resumed, self.score, self.place, self.measured = place.generation, score, place, False
         self.last = time.perf_counter()
         if place.data is not None:
@@ -192,6 +186,7 @@ class _Loop:
             processes.part()  # the others may be waiting for this one, who must not wait for them
         except FloatingPointError as why:
             ended = str(why)
+            self._warn(ended)
             self._save_last()
         except Exception as why:
             if processes.count() == 1:  # others could not take part
@@ -221,7 +216,19 @@ class _Loop:
             batch = None
         told = "none: the data have ended" if batch is None else outline(batch)
         processes.same(told, f"data of generation {self.place.generation + 1}")
+        if batch is None:
+            taken = self.place.generation - self.begun
+            self._warn(
+                f"its data ended with {taken} batch{'' if taken == 1 else 'es'}. Give more, or of data that can be "
+                "started again, such as a list, more epochs (epochs=None: as many as it takes); a run in a folder then "
+                "goes on with resume=True."
+            )
         return batch
+
+    def _warn(self, why: str) -> None:
+        """Says that the run ends before its last generation for a reason that nobody asked for."""
+        if processes.is_main():
+            LOGGER.warning("the run ends after %d of %d generations: %s", self.place.generation, self.generations, why)
 
     def _ended_before(self) -> str | None:
         """Why a resumed run has nothing to do, or None."""
@@ -245,6 +252,8 @@ class _Loop:
     def _generation(self, batch: tuple) -> str | None:
         place = self.place
         state, carry, metrics = self.step(self.es, place.state, place.carry, batch)
+        if place.generation == self.resumed:  # now it is compiled, and each process has tried its kernels
+            processes.same(chosen, "kernels", f"Set {SWITCH}=off in all of them: then XLA does the work everywhere.")
         record = self._record(state, carry, metrics)
         now = time.perf_counter()
         spent, self.last = now - self.last, now

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -36,6 +36,8 @@ SCHEDULES = _names(
 )
 CHAIN = "chain"
 Spec = Json
+Number: TypeAlias = bool | int | float | np.generic | np.ndarray | jax.Array  # arrays without axes
+Argument: TypeAlias = "Number | str | NamedSchedule | Sequence[Argument] | Mapping[int, Argument] | None"
 
 
 class NamedSchedule:
@@ -79,7 +81,7 @@ class NamedOptimizer(optax.GradientTransformationExtraArgs):
         return f"named({_written(self.spec['name'], self.spec['arguments'])})"
 
 
-def named(name: str, **arguments: object) -> NamedOptimizer:
+def named(name: str, **arguments: Argument) -> NamedOptimizer:
     """An optimizer of optax by name: `getattr(optax, name)(**arguments)`, which a ledger can hold.
 
     Args:
@@ -103,7 +105,7 @@ def named(name: str, **arguments: object) -> NamedOptimizer:
     return NamedOptimizer(_called(name, encoded), {"name": name, "arguments": encoded})
 
 
-def schedule(name: str, **arguments: object) -> NamedSchedule:
+def schedule(name: str, **arguments: Argument) -> NamedSchedule:
     """A schedule of optax by name: `getattr(optax, name)(**arguments)`, for the arguments of `named`.
 
     Args:
@@ -202,7 +204,7 @@ def to_json(key: str, value: object) -> object:
     )
 
 
-def from_json(value: object) -> object:
+def from_json(value: object) -> Any:
     """The inverse of `to_json`."""
     if isinstance(value, list):
         return [from_json(each) for each in value]

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from eggroll.engine.annotations import PyTree
 from eggroll.strategy.protocol import Metrics, Strategy
-from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
-from eggroll.training.data import Position
 from eggroll.training.folder.layout import LEDGER
 from eggroll.training.ledger.journal import Journal
 from eggroll.training.ledger.reader import LedgerError
 from eggroll.training.metrics import MetricsFile, Record, TensorBoard
 from eggroll.training.options import check_tensorboard
-from eggroll.training.stopping import Seen
+from eggroll.training.stopping import Place
 
 RECORD: tuple[str, ...] = ("data", "seconds", "seen", "score")  # of a checkpoint, beside its arrays
 LOGGER = logging.getLogger("eggroll")
@@ -63,32 +60,6 @@ class Saving:
             )
         if self.tensorboard:
             check_tensorboard()
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run stands between two generations.
-
-    Attributes:
-        state: the strategy's.
-        carry: the model's own.
-        data: where the data are.
-        seconds: that all generations took so far.
-        seen: what early stopping remembers.
-        score: the newest value of what the best checkpoints are kept by.
-    """
-
-    state: State
-    carry: PyTree
-    data: Position = None
-    seconds: float = 0.0
-    seen: Seen = field(default_factory=Seen)
-    score: float | None = None
-
-    @property
-    def generation(self) -> int:
-        """Updates made."""
-        return int(self.state.generation)
 
 
 class Store:
@@ -204,5 +175,5 @@ def _set_aside(path: Path, why: LedgerError) -> None:
     """Keeps a ledger that is damaged for whoever can mend it."""
     aside = path.with_name(f"{path.stem}-damaged{path.suffix}")
     if path.exists():
-        path.replace(aside)
+        path.replace(aside)  # a rename: no file is written to, and a link is moved as it is
     LOGGER.warning("the run goes on without a ledger: %s", f"{why} It is kept as '{aside}'." if aside.exists() else why)

@@ -65,7 +65,7 @@ def test_the_version_is_known_without_jax_and_is_the_checkouts(root, pyproject):
     assert eggroll.__version__ == pyproject["project"]["version"]
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["-c", "-m"])
 def test_transformers_imports_from_the_repository_root(root, how):
     if how == "-c":

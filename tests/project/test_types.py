@@ -70,7 +70,8 @@ from flax import nnx
 
 import eggroll
 from eggroll.llm import generat  # "generat" is unknown import symbol
-from eggroll.training import fit, replays  # "replays" is unknown import symbol
+from eggroll.llm import settings_for, task_named
+from eggroll.training import fit, named, replays  # "replays" is unknown import symbol
 
 key = jax.random.key(0)
 params = {"w": jnp.ones(3)}
@@ -84,6 +85,10 @@ eggroll.nnx.value_and_grad(loss_fn, population=4, sigma="0.1")  # "sigma"
 eggroll.nnx.ES(poplation=4)  # "poplation"
 eggroll.FullRankES(learning_rte=0.1)  # "learning_rte"
 eggroll.LowRankRule(rank="x")  # "rank"
+settings_for("eggroll", model="m", populaton=8)  # "populaton"
+settings_for("eggroll", model="m", sigma="0.1")  # "sigma"
+task_named("countdown", sizes=object())  # "object"
+named("adam", learning_rate=lambda count: 0.1)  # "learning_rate"
 loss, grads = eggroll.value_and_grad(loss_fn, population=4, sigma=0.1)(params)  # "key"
 loss, grads = eggroll.grad(loss_fn, population=4, sigma=0.1)(jnp.ones(3), key=key)["w"].numpy()  # "numpy"
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +18,7 @@ from eggroll.strategy.plan.rules import FrozenRule
 from eggroll.strategy.protocol import Strategy
 from eggroll.training.errors import RunError
 from eggroll.training.folder.described import FUNCTION, SCHEDULE, UNSEEN, VALUES, apart, described
+from eggroll.training.folder.layout import holds_run, read_config
 
 LOGGER = logging.getLogger("eggroll")
 # What a run's configuration has; what else is in one decides something that this version does not know.
@@ -197,3 +199,14 @@ def check_same(
             "own, start anew with --overwrite (overwrite=True), or go on with the new ones with --force (force=True)."
         )
     return changed
+
+
+def check_options(folder: Path, options: Mapping[str, object], may_change: frozenset[str]) -> None:
+    """Says before anything dear is done that the run in `folder`, if there is one, was begun with other options.
+
+    Raises:
+        RunError: it was; the strategy is compared later.
+    """
+    if holds_run(folder):
+        before = {"options": read_config(folder).get("options", {})}
+        check_same(before, {"options": as_json(options)}, may_change=may_change, force=False)

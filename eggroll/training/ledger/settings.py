@@ -11,6 +11,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from eggroll.extras import versions
+from eggroll.ops.registry import chosen
 from eggroll.strategy.methods import METHODS
 from eggroll.strategy.plan.leaves import Kind, LeafPlan, Plan
 from eggroll.strategy.population import AXIS, Population, Sharding
@@ -18,16 +20,14 @@ from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.update.optimizer import sigma_at
 from eggroll.training.errors import RunError, check_known
 from eggroll.training.folder import settings as folder
-from eggroll.training.folder.versions import versions
-from eggroll.training.ledger.base import joint_digest
+from eggroll.training.ledger.format import FORMAT, joint_digest
 from eggroll.training.ledger.mesh import laid_out, mesh_difference, mesh_to_json
 from eggroll.training.optimizers import from_json, spec_of, to_json
 
-FORMAT = 1
-NOT_KEPT = ("rules", "chunk", "share_rngs")  # the plan says what rules made; the others decide what is evaluated
+NOT_KEPT = ("rules", "chunk", "share_rngs")
 DECODED = ("shaping", "sigma", "optimizer", "mesh", "sharding", "update")  # from the settings otherwise, or not at all
-ENVIRONMENT = ("versions", "platform", "devices", "mesh")  # may change in a run without anyone having asked for it
-HEADER = ("format", "method", "key", "plan", "base", "x64", "versions", "platform", "devices", "mesh")
+ENVIRONMENT = ("versions", "platform", "devices", "mesh", "kernels")  # change in a run without anyone having asked
+HEADER = ("format", "method", "key", "plan", "base", "x64", "devices", *ENVIRONMENT)
 CUSTOM = "custom: "  # before the name of a shaping of one's own
 PACKAGES = ("eggroll", "jax", "jaxlib", "optax")
 
@@ -38,13 +38,13 @@ def settings_of(es: Strategy, key: jax.Array, base: Mapping[str, str], name: str
     Args:
         es: the strategy; its plan is left out before its first generation.
         key: typed threefry key of the run.
-        base: path → digest, from `eggroll.training.ledger.base.digests`.
+        base: path → digest, from `eggroll.training.ledger.format.digests`.
         name: what the base is called, such as a model's name; or None.
 
     Returns:
         `format`, the strategy's options but its rules, which are in the plan, and its chunk (`sigma` None: in every
         record; `optimizer` None: to be given again; other functions by their names), `key`, `plan`, `base`, `x64`,
-        `versions`, `platform`, `devices` and `mesh` (None: no mesh).
+        `versions`, `platform`, `devices`, `mesh` (None: no mesh); `kernels`, where any were tried.
 
     Raises:
         RunError: an option that a ledger cannot hold.
@@ -62,6 +62,7 @@ def settings_of(es: Strategy, key: jax.Array, base: Mapping[str, str], name: str
         "platform": jax.default_backend(),
         "devices": 1 if es.settings.mesh is None else int(es.settings.mesh.shape[AXIS]),
         "mesh": mesh_to_json(es.settings),
+        **({"kernels": dict(chosen)} if chosen else {}),
     }
 
 
