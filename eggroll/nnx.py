@@ -12,13 +12,12 @@ from flax import nnx
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import is_traced
 from eggroll.strategy import value_and_grad as gradient
-from eggroll.strategy.explain import Explanation
+from eggroll.strategy.explain import ExplainOptions, Explanation
 from eggroll.strategy.explain import explain as explain_function
-from eggroll.strategy.noise.keys import as_threefry
-from eggroll.strategy.value_and_grad import ExplainOptions, ModelOptions, OfModel
+from eggroll.strategy.noise.keys import as_threefry, member_keys
+from eggroll.strategy.value_and_grad import ModelOptions, OfModel
 
 __all__ = ["explain", "grad", "value_and_grad"]
-
 
 Value = tuple[jax.Array, nnx.State]
 ValueAux = tuple[tuple[jax.Array, PyTree], nnx.State]
@@ -91,6 +90,7 @@ def value_and_grad(loss_fn: Function, *, wrt: Any = nnx.Param, share_rngs: bool 
         loss, aux = out if has_aux else (out, ())
         return loss, (aux, _changed(before, split.rest_of(nodes)))
 
+    setattr(pure, "__wrapped__", loss_fn)  # noqa: B010  whose name and line messages have
     # One row per member only where the user says so, and for keys that are not shared.
     axes = (None, None if share_rngs else 0, None, in_axes if in_axes is None else _axes(in_axes), None)
     estimate = gradient.value_and_grad(pure, has_aux=True, in_axes=axes, **options)
@@ -98,7 +98,8 @@ def value_and_grad(loss_fn: Function, *, wrt: Any = nnx.Param, share_rngs: bool 
     def value_and_grad_fun(model: Any, *args: Any, key: Any, **kwargs: Any) -> Any:
         nodes, (args, kwargs) = _taken_out(model, (args, kwargs))
         split, params, rest = _Split.of(nodes, wrt)
-        keys = [] if share_rngs else _member_keys(rest, options["population"], options.get("antithetic", True), key)
+        size, antithetic = options["population"], options.get("antithetic", True)
+        keys = [] if share_rngs else [member_keys(k, as_threefry(key), size, antithetic) for k in _keys_of(rest)]
         (value, (aux, new)), grads = estimate(params, rest, keys, split, args, kwargs, key=key)
         new = _with_keys(_with_unchanged(rest, new), _keys_of(rest))
         nnx.update(nodes, _kept_if(jnp.isnan(value), rest, new) if is_traced(value) else new)
@@ -291,10 +292,3 @@ def _kept_if(lost: jax.Array, old: PyTree, new: PyTree) -> Any:
         return jnp.where(lost, kept, x) if kept.shape == x.shape and kept.dtype == x.dtype else x
 
     return jax.tree_util.tree_map_with_path(one, new)
-
-
-def _member_keys(rest: PyTree, population: int, antithetic: bool, key: jax.Array) -> list[jax.Array]:
-    """One key per member for every RNG stream; a pair shares its own."""
-    pair = jnp.arange(population) // (2 if antithetic else 1)
-    seed = jax.random.bits(as_threefry(key), (), "uint32")
-    return [jax.vmap(lambda i, k=k: jax.random.fold_in(jax.random.fold_in(k, seed), i))(pair) for k in _keys_of(rest)]

@@ -12,7 +12,7 @@ import jax
 from eggroll.engine.annotations import Chunk, Function, Index, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.engine.paths import leaf_paths
-from eggroll.strategy.evaluate.loops import CompiledCache
+from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, make_rows
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population

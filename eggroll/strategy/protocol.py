@@ -17,10 +17,10 @@ import jax.numpy as jnp
 
 from eggroll.engine.annotations import Flag, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
-from eggroll.strategy.evaluate.loops import CompiledCache
+from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar
 from eggroll.strategy.members import Draw, Members, check_members
-from eggroll.strategy.noise.keys import as_threefry, generation_key
+from eggroll.strategy.noise.keys import as_threefry, generation_key, warn_if_fixed
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
@@ -56,7 +56,7 @@ class Strategy(ABC):
     def __init__(self, settings: Population, *, sigma: Sigma, shaping: Shaping, rules: Rules, noise_reuse: int) -> None:
         check_sigma(sigma)
         validate_shaping(shaping)
-        generation_key(jax.random.key(0), 0, noise_reuse)  # checks noise_reuse
+        generation_key(as_threefry(jax.random.key(0)), 0, noise_reuse)  # checks noise_reuse
         self.settings = settings
         self.population, self.groups = settings.size, settings.groups
         self.sigma, self.shaping, self.rules, self.noise_reuse = sigma, shaping, as_rules(rules), noise_reuse
@@ -157,7 +157,9 @@ class Strategy(ABC):
             TypeError: no `State`.
         """
         check_state(state)
-        return Members(state.params, state.generation, self.draw(state))
+        draw = self.draw(state)
+        warn_if_fixed("es.ask", (draw.key,))
+        return Members(state.params, state.generation, draw)
 
     def tell(self, state: State, members: Members, fitness: Numbers) -> tuple[State, Metrics]:
         """Updates the parameters from the members' fitness.

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.core import Tracer
+from jax.typing import DTypeLike
 
 from eggroll.engine.checks import is_traced
 from eggroll.engine.lowrank import accumulator_dtype
@@ -219,3 +220,11 @@ def nothing_finite(what: str, population: int) -> FloatingPointError:
         f"got no finite {what} among {population} members (with antithetic pairs, a pair counts only when both are "
         f"finite): nothing was updated. Look at the {what} of the unperturbed parameters; if it is finite, lower sigma."
     )
+
+
+def mean_loss(fitness: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The mean of the finite losses `−fitness`, in the loss's own dtype if that is floating point."""
+    finite = jnp.isfinite(fitness)
+    total = -jnp.where(finite, fitness, 0).sum()
+    mean = total / finite.sum().astype(total.dtype)
+    return mean.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else mean
