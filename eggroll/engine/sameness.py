@@ -109,6 +109,10 @@ class _Walk:
             return self._itself(kind), x.name
         if kind is weakref.ReferenceType:
             return kind, self.of(x())
+        return self._code(x, kind)
+
+    def _code(self, x: Any, kind: type) -> Hashable:
+        """What can be called, or is found by its name."""
         if kind is types.FunctionType:
             return self._function(x)
         if kind is types.MethodType:
