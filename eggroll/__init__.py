@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from eggroll.strategy.plan.rules import DenseRule, LowRankRule
     from eggroll.strategy.state import State
     from eggroll.strategy.value_and_grad import grad, value_and_grad
+    from eggroll.version import __version__ as __version__
 
 __all__ = [
     "ES",
@@ -72,6 +73,7 @@ _FILES = {
     "factored": "eggroll.engine.factored",
     "grad": "eggroll.strategy.value_and_grad",
     "value_and_grad": "eggroll.strategy.value_and_grad",
+    "__version__": "eggroll.version",
 }
 _PACKAGES = (
     "eggroll.engine",

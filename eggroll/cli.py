@@ -1,4 +1,4 @@
-"""The command line: `eggroll train`, `finetune`, `evaluate`, `explain`, `replay` and `ledger`."""
+"""The command line: `eggroll train`, `finetune`, `evaluate`, `explain`, `replay`, `ledger` and `doctor`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import tyro
 
 from eggroll.commands.common import BAD_USAGE, INTERRUPTED
+from eggroll.commands.doctor import Doctor, doctor
 from eggroll.commands.evaluate import Evaluate, evaluate
 from eggroll.commands.explain import Explain, explain
 from eggroll.commands.finetune import Finetune, finetune
@@ -24,6 +25,7 @@ RUN: dict[type, Callable[[Any], int]] = {
     Explain: explain,
     Replay: replay,
     Ledger: ledger,
+    Doctor: doctor,
 }
 
 
@@ -38,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in (["--version"], ["-V"]):
-        from eggroll.extras import package_version
+        from eggroll.version import __version__
 
-        print(f"eggroll {package_version()}")
+        print(f"eggroll {__version__}")
         return 0
     command = tyro.cli(
-        Train | Finetune | Evaluate | Explain | Replay | Ledger,
+        Train | Finetune | Evaluate | Explain | Replay | Ledger | Doctor,
         prog="eggroll",
         description=DESCRIPTION,
         args=arguments or ["--help"],

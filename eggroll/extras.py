@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 from eggroll.training.errors import RunError
+from eggroll.version import __version__
 
 # What is imported -> the distribution that has it, and the extra of pyproject.toml that brings it.
 PACKAGES = {
@@ -78,7 +79,7 @@ def versions() -> dict[str, str]:
     import jax
 
     return {
-        "eggroll": package_version(),
+        "eggroll": __version__,
         "jax": jax.__version__,
         "jaxlib": version("jaxlib"),
         "optax": version("optax"),
@@ -86,11 +87,6 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": f"{platform.platform()}, {jax.default_backend()}",
     }
-
-
-def package_version() -> str:
-    """The installed version of this package."""
-    return version_of("eggroll-jax")
 
 
 def version_of(package: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 
 import jax
@@ -11,10 +12,12 @@ from flax import nnx
 
 from eggroll.engine.paths import leaf_paths
 from eggroll.recipes.models import build
-from eggroll.training.errors import RunError
+from eggroll.recipes.settings import Settings
+from eggroll.training.errors import RunError, check_known
 from eggroll.training.folder.arrays import by_path, read_arrays
 from eggroll.training.folder.integrity import check_run
 from eggroll.training.folder.layout import CONFIG, PARAMETERS, read_config
+from eggroll.training.folder.settings import CONFIGURATION
 
 
 def arrays_of(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -42,7 +45,10 @@ def load(folder: Path | str) -> nnx.Module:
         if not (folder / name).exists():
             raise FileNotFoundError(f"'{folder}' has no {name}: it holds no finished run of `eggroll train`.")
     check_run(folder)
-    options = read_config(folder)["options"]
+    config = read_config(folder)
+    check_known(f"'{folder / CONFIG}'", config, CONFIGURATION)
+    options = config["options"]
+    check_known(f"the options of '{folder / CONFIG}'", options, [f.name for f in fields(Settings)])
     try:
         model = build(options["model"], options["seed"])
     except (KeyError, TypeError, ValueError, OverflowError) as why:

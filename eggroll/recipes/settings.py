@@ -83,7 +83,8 @@ def settings_for(model: str | None = None, **given: Any) -> Settings:
         The settings.
 
     Raises:
-        SettingsError: an unknown model, or a value that no run can use. What `eggroll.ES` checks itself is left to it.
+        SettingsError: an unknown model or setting, or a value that no run can use. What `eggroll.ES` checks itself is
+            left to it.
 
     Example:
         >>> settings_for("mlp", population=64).population

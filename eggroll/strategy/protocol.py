@@ -31,6 +31,7 @@ from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_sha
 
 Metrics = dict[str, Any]
 Norms = dict[str, jax.Array]  # "gradient_norm" and "update_norm"
+SHOWN = ("population", "sigma", "rank")  # of a strategy, always
 
 
 class Strategy(ABC):
@@ -56,7 +57,7 @@ class Strategy(ABC):
     def __init__(self, settings: Population, *, sigma: Sigma, shaping: Shaping, rules: Rules, noise_reuse: int) -> None:
         check_sigma(sigma)
         validate_shaping(shaping)
-        generation_key(jax.random.key(0), 0, noise_reuse)  # checks noise_reuse
+        generation_key(as_threefry(jax.random.key(0)), 0, noise_reuse)  # checks noise_reuse
         self.settings = settings
         self.population, self.groups = settings.size, settings.groups
         self.sigma, self.shaping, self.rules, self.noise_reuse = sigma, shaping, as_rules(rules), noise_reuse
@@ -120,10 +121,22 @@ class Strategy(ABC):
             "rules": self.rules,
         }
 
+    def __repr__(self) -> str:
+        """Its class with population, sigma, rank, and what else is not as it would be by default."""
+        default = {name: each.default for name, each in self.parameters().items()}
+        found = {name: value for name, value in self.options().items() if name in default and name != "optimizer"}
+        kept = [name for name, value in found.items() if name in SHOWN or value != default[name]]
+        return f"{type(self).__name__}({', '.join(f'{name}={_short(found[name])}' for name in kept)})"
+
+    @classmethod
+    def parameters(cls) -> Mapping[str, inspect.Parameter]:
+        """Its settings, by the names that `__init__` has for them."""
+        return inspect.signature(cls).parameters
+
     @classmethod
     def takes(cls, name: str) -> bool:
         """Whether there is a setting of that name."""
-        return name in inspect.signature(cls).parameters
+        return name in cls.parameters()
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -231,7 +244,7 @@ class Strategy(ABC):
         fitness = as_float(fitness)
         state, metrics = self.tell(state, members, fitness)
         metrics["chunk"] = jnp.int32(1 if members.one_at_a_time else self.population)
-        return state, {**metrics, "aux": _averaged(aux, jnp.isfinite(fitness))} if has_aux else metrics
+        return state, {**metrics, "aux": averaged(aux, jnp.isfinite(fitness))} if has_aux else metrics
 
     def _told(self, state: State, members: Members, fitness: Any) -> tuple[Plan, Any]:
         """The plan of the members and their fitness, once both are known to belong to the state."""
@@ -255,12 +268,17 @@ class Strategy(ABC):
         return sigma_at(self.sigma, state.generation)
 
 
+def _short(value: Any) -> str:
+    """A function by its name: its address says nothing."""
+    return str(getattr(value, "__qualname__", None) or type(value).__qualname__) if callable(value) else repr(value)
+
+
 def _of_one(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
 
 
 @jax.jit
-def _averaged(aux: PyTree, finite: jax.Array) -> PyTree:
+def averaged(aux: PyTree, finite: jax.Array) -> PyTree:
     """Floating-point leaves averaged over members with finite fitness, of others the first member's."""
 
     def one(x: jax.Array) -> jax.Array:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterable
 from typing import Any
 
 LONGEST = 200  # characters of a name in a message
@@ -70,3 +71,23 @@ def remedy(why: OSError, other: str = "another place with --out") -> str:
 def mended(why: OSError, other: str = "another place with --out") -> str:
     """What the operating system said, and what helps."""
     return f"({why.strerror or why}); {remedy(why, other)}"
+
+
+def check_known(what: str, found: Iterable[str], known: Iterable[str], error: type[Exception] = RunError) -> None:
+    """Raises unless all names are known: what is passed over may have decided something.
+
+    Args:
+        what: what has the names, for the message.
+        found: names that are there.
+        known: names that are understood.
+        error: what is raised.
+
+    Example:
+        >>> check_known("the settings", ["rank"], ["population", "rank"])
+    """
+    unknown = sorted(set(found) - set(known))
+    if unknown:
+        raise error(
+            f"got {what} with {', '.join(map(repr, unknown[:8]))}, which this version of eggroll does not know, and so "
+            f"cannot heed; known are {', '.join(sorted(known))}."
+        )

@@ -15,6 +15,7 @@ import numpy as np
 
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import as_count
+from eggroll.ops.registry import SWITCH, chosen
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
 from eggroll.training import processes
@@ -251,6 +252,8 @@ class _Loop:
     def _generation(self, batch: tuple) -> str | None:
         place = self.place
         state, carry, metrics = self.step(self.es, place.state, place.carry, batch)
+        if place.generation == self.resumed:  # now it is compiled, and each process has tried its kernels
+            processes.same(chosen, "kernels", f"Set {SWITCH}=off in all of them: then XLA does the work everywhere.")
         record = self._record(state, carry, metrics)
         now = time.perf_counter()
         spent, self.last = now - self.last, now

@@ -17,7 +17,7 @@ from eggroll.extras import versions
 from eggroll.strategy.protocol import Strategy
 from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, check_known
 from eggroll.training.folder.arrays import by_path, read_arrays, save_arrays
 from eggroll.training.folder.disk import check_own, not_writable
 from eggroll.training.folder.files import FolderLock, write_text
@@ -38,7 +38,7 @@ from eggroll.training.metrics import count_lines
 from eggroll.training.processes.deciding import first_decides
 from eggroll.training.steps import outline
 from eggroll.training.stopping import Place, Seen
-from eggroll.training.store import Saving, Store
+from eggroll.training.store import RECORD, Saving, Store
 
 LOGGER = logging.getLogger("eggroll")
 ROUNDING = 1e-5  # between parameters drawn on two processors: a few units in the last place of float32
@@ -164,6 +164,7 @@ class Opening:
         for damaged in found.skipped:
             LOGGER.warning("skipped %s: %s", damaged.path, damaged.reason)
         record = found.record
+        check_known("the record of a checkpoint", record, RECORD)
         try:
             seen = Seen(**record["seen"])
             rest = {"data": record["data"], "seconds": float(record["seconds"]), "score": record["score"], "seen": seen}

@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from eggroll.engine.annotations import Json, Schedule
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, check_known
 
 
 def _names(text: str) -> frozenset[str]:
@@ -161,6 +161,7 @@ def from_spec(spec: Spec) -> NamedOptimizer:
         named('sgd', learning_rate=0.1)
     """
     try:
+        check_known("an optimizer", spec, ("name", "of" if spec["name"] == CHAIN else "arguments"), ValueError)
         if spec["name"] == CHAIN:
             return chain(*map(from_spec, spec["of"]))
         return named(spec["name"], **{key: from_json(value) for key, value in spec["arguments"].items()})
@@ -208,6 +209,7 @@ def from_json(value: object) -> Any:
     if isinstance(value, list):
         return [from_json(each) for each in value]
     if isinstance(value, dict):
+        check_known("an argument", value, ("pairs",) if "pairs" in value else ("schedule", "arguments"), ValueError)
         if "pairs" in value:
             return {int(key): from_json(each) for key, each in value["pairs"]}
         return schedule(value["schedule"], **{key: from_json(each) for key, each in value["arguments"].items()})

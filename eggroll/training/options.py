@@ -16,7 +16,7 @@ from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from eggroll.extras import check_installed
-from eggroll.training.errors import RunError, abridged
+from eggroll.training.errors import RunError, abridged, check_known
 from eggroll.training.folder.disk import not_writable
 from eggroll.training.folder.layout import holds_run, read_config
 
@@ -166,6 +166,7 @@ def as_begun(settings: type[RunSettings], given: Mapping[str, Any]) -> dict[str,
     Raises:
         RunError: the run is of another kind, was begun with something else, or its configuration cannot be read.
     """
+    check_known("settings", given, [f.name for f in fields(settings)], SettingsError)
     known = {name: x for name, x in given.items() if x is not None}
     if not known.get("resume"):
         return known

@@ -19,6 +19,7 @@ from eggroll.training.metrics import MetricsFile, Record, TensorBoard
 from eggroll.training.options import check_tensorboard
 from eggroll.training.stopping import Place
 
+RECORD: tuple[str, ...] = ("data", "seconds", "seen", "score")  # of a checkpoint, beside its arrays
 LOGGER = logging.getLogger("eggroll")
 
 
@@ -146,7 +147,8 @@ class Store:
             return
         for log in [*self._logs, *([] if self._journal is None else [self._journal])]:
             log.sync()  # so that no checkpoint is ahead of them, even after a power cut
-        record = {"data": place.data, "seconds": place.seconds, "seen": asdict(place.seen), "score": place.score}
+        values = place.data, place.seconds, asdict(place.seen), place.score
+        record = dict(zip(RECORD, values, strict=True))
         tree = {"state": place.state, "carry": place.carry}
         self._checkpoints.save(place.generation, tree, record, score=place.score)
         self._saved = place.generation

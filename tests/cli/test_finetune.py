@@ -205,9 +205,11 @@ def test_evaluate_does_not_take_trained_prompts_for_held_out_ones(there: Path) -
         for same in (absolute, replace(absolute, model="run/model")):  # by other names
             assert asked_as_in_its_run(same).test_prompts_file == Path("others.txt")
         assert asked_as_in_its_run(replace(asked, system="")).system == ""
-        assert asked_as_in_its_run(replace(asked, prompts_file=Path("p.txt"))) == replace(
-            asked, prompts_file=Path("p.txt")
-        )
+        other = replace(asked, prompts_file=Path("p.txt"))
+        assert asked_as_in_its_run(other) == other
+        config.write_text(json.dumps({"options": {**options["options"], "persona": "a pirate"}}), encoding="utf-8")
+        with pytest.raises(RunError, match="options of the run in 'run' with 'persona', which this version"):
+            asked_as_in_its_run(asked)
     finally:
         config.write_text(before, encoding="utf-8")
 

@@ -15,6 +15,7 @@ from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.sampling import choose
 from eggroll.llm.answers.stop_strings import StopStrings
 from eggroll.llm.model.decoder import empty_cache
+from eggroll.strategy.noise.keys import as_threefry
 
 __all__ = ["Answers", "Decoding", "Generator", "generator", "row_keys", "split"]
 
@@ -185,7 +186,9 @@ def row_keys(key: jax.Array | None, decoding: Decoding, batch: int) -> jax.Array
             f"got no key at temperature={decoding.temperature}; a key is required to draw tokens: fun(params, tokens, "
             "start, key)."
         )
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch)) if key.ndim == 0 else key
+    if key.ndim:
+        return jax.vmap(as_threefry)(key)
+    return jax.vmap(jax.random.fold_in, (None, 0))(as_threefry(key), jnp.arange(batch))
 
 
 def _empty_row(batch: int, decoding: Decoding) -> _Row:

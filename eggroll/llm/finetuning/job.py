@@ -15,9 +15,9 @@ from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import generator, split
 from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model, scorers_of
 from eggroll.llm.finetuning.evaluation import Evaluator, Measured
-from eggroll.llm.finetuning.model_folders import write_model
+from eggroll.llm.finetuning.model_folders import FACTS, write_model
 from eggroll.llm.finetuning.questions import Questions, chosen, questions, task_of
-from eggroll.llm.finetuning.run_facts import NAMES, digest_of, facts_of
+from eggroll.llm.finetuning.run_facts import digest_of, facts_of
 from eggroll.llm.finetuning.samples import Samples
 from eggroll.llm.finetuning.settings import FinetuneSettings, options_from
 from eggroll.llm.finetuning.step import Answered, draw_key, no_tokens, tokens_in
@@ -117,7 +117,7 @@ def finetune(
     """
     check_kept(settings.folder, settings.model, resume=settings.resume)
     if settings.resume and not settings.force:
-        first_decides(lambda: check_options(settings.folder, settings.to_json(), settings.may_change | NAMES))
+        first_decides(lambda: check_options(settings.folder, settings.to_json(), settings.may_change | FACTS))
     task = task_of(settings)
     language = open_model(settings)
     with scorers_of(settings, task) as scorers:

@@ -7,13 +7,13 @@ import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eggroll.llm.finetuning.settings import Asked
+from eggroll.llm.finetuning.settings import Asked, FinetuneSettings
 from eggroll.llm.model.loading import LanguageModel, load, save
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, check_known
 from eggroll.training.folder.disk import not_writable, open_to_read, partial_name, remove
 from eggroll.training.folder.integrity import check_run, write_manifest
 from eggroll.training.folder.layout import CONFIG, MODEL, read_config
@@ -22,6 +22,7 @@ from eggroll.training.ledger.reader import Summary
 WEIGHTS = "*.safetensors"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 AS_THERE = "system", "template_options", "max_tokens", "task_options", "test_prompts_file", "worst"
+FACTS = frozenset({"budget", "date", "files", "prompt_tokens"})  # that a run's options have beside its settings
 AskedT = TypeVar("AskedT", bound=Asked)
 
 
@@ -57,6 +58,8 @@ def asked_as_in_its_run(asked: AskedT) -> AskedT:
     options = run_options(folder) or (run_options(folder.parent) if folder.name == MODEL else None) or {}
     if options.get("task") != asked.task or options.get("reward") != asked.reward or not _same_prompts(asked, options):
         return asked
+    known = {f.name for f in fields(FinetuneSettings)} | FACTS
+    check_known(f"the options of the run in '{folder}'", options, known)
     more = {name: options.get(name) for name in AS_THERE if getattr(asked, name) in (None, ())}
     if isinstance(test := more.get("test_prompts_file"), str):
         more["test_prompts_file"] = Path(test)

@@ -18,8 +18,6 @@ from eggroll.llm.finetuning.settings import FinetuneSettings
 from eggroll.training.folder.layout import holds_run
 from eggroll.training.processes.deciding import first_decides
 
-NAMES = frozenset({"budget", "date", "files", "prompt_tokens"})
-
 
 def facts_of(settings: FinetuneSettings, *, dated: bool = False) -> dict[str, Any]:
     """`budget` in bytes, which a run that goes on has from its start, and `files`: SHA-256 of prompts and reward.

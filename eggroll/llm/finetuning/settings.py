@@ -253,7 +253,7 @@ def settings_for(method: str | None = None, **given: Any) -> FinetuneSettings:
         The settings.
 
     Raises:
-        SettingsError: an unknown method, or a value that no run can use.
+        SettingsError: an unknown method or setting, or a value that no run can use.
 
     Example:
         >>> settings_for("full-rank", model="folder", task="conciseness").rate

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine.annotations import PyTree
-from eggroll.engine.paths import leaf_paths
+from eggroll.engine.paths import leaf_paths, unique_paths
 from eggroll.training.errors import RunError
 from eggroll.training.folder.disk import open_to_read
 from eggroll.training.folder.files import whole_file
@@ -171,7 +171,7 @@ def flatten(state: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         (['key'], [('key', 'key<fry>'), ('mean', 'float32')])
     """
     leaves = jax.tree.leaves(state)
-    table = [_row(path, leaf) for path, leaf in zip(_paths(state), leaves, strict=True)]
+    table = [_row(path, leaf) for path, leaf in zip(unique_paths(state), leaves, strict=True)]
     plain = {row["path"]: _plain(leaf) for row, leaf in zip(table, leaves, strict=True) if np.size(leaf)}
     return plain, table
 
@@ -179,7 +179,7 @@ def flatten(state: Any) -> tuple[dict[str, Any], list[dict[str, Any]]]:
 def check_fits(table: Sequence[Mapping[str, Any]], like: PyTree, where: str) -> None:
     """Raises `RunError`, with the paths, if what `table` describes is not what `like` asks for."""
     saved = {row["path"]: _kind(row) for row in table}
-    asked = {row["path"]: _kind(row) for row in map(_row, _paths(like), jax.tree.leaves(like))}
+    asked = {row["path"]: _kind(row) for row in map(_row, unique_paths(like), jax.tree.leaves(like))}
     wrong = [f"{path} is not in the checkpoint" for path in asked if path not in saved]
     wrong += [f"{path} is in the checkpoint only" for path in saved if path not in asked]
     wrong += [
@@ -210,7 +210,7 @@ class Place:
 
 def places(table: Sequence[Mapping[str, Any]], like: PyTree) -> dict[str, Place]:
     """For each array of `flatten`, what to read it as."""
-    leaves = dict(zip(_paths(like), jax.tree.leaves(like), strict=True))
+    leaves = dict(zip(unique_paths(like), jax.tree.leaves(like), strict=True))
     wanted = [(row["path"], leaves[row["path"]]) for row in table if 0 not in row["shape"]]
     return {path: Place(np.dtype(np.uint32 if _is_key(x) else x.dtype), _read_with(x)) for path, x in wanted}
 
@@ -219,16 +219,8 @@ def unflatten(arrays: Mapping[str, Any], table: Sequence[Mapping[str, Any]], lik
     """The pytree of `flatten` in the structure of `like`, each leaf where the leaf of `like` lies."""
     rows = {row["path"]: row for row in table}
     leaves, structure = jax.tree.flatten(like)
-    back = [_back(arrays.get(path), rows[path], leaf) for path, leaf in zip(_paths(like), leaves, strict=True)]
+    back = [_back(arrays.get(path), rows[path], leaf) for path, leaf in zip(unique_paths(like), leaves, strict=True)]
     return jax.tree.unflatten(structure, back)
-
-
-def _paths(tree: PyTree) -> list[str]:
-    short = leaf_paths(tree)
-    if len(set(short)) == len(short):
-        return short
-    # `{"a/b": 1, "a": {"b": 2}}`: names that are long, but one for each.
-    return [jax.tree_util.keystr(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
 
 
 def _row(path: str, leaf: Any) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from eggroll.training.folder.described import FUNCTION, SCHEDULE, UNSEEN, VALUES
 from eggroll.training.folder.layout import holds_run, read_config
 
 LOGGER = logging.getLogger("eggroll")
+# What a run's configuration has; what else is in one decides something that this version does not know.
+CONFIGURATION = ("options", "strategy", "parameters", "versions", "checkpoint_every", "changes")
 LINE = 80  # characters of a value that is shown as it is
 MOST = 8  # differences that are told
 SHOWN = 2  # results of a function that are told
@@ -188,7 +190,8 @@ def check_same(
         if es[name] is not None and name in was and unseen(name, was[name], es[name]):
             why = es[name].get(UNSEEN, "an earlier version wrote it down otherwise")
             LOGGER.warning("resuming with the same %s as far as names tell, not compared by results: %s", name, why)
-    changed = list(dict.fromkeys([*differences(was, es), *differences(*options)]))
+    unknown = {name: value for name, value in before.items() if name not in CONFIGURATION}
+    changed = list(dict.fromkeys([*differences(was, es), *differences(*options), *differences(unknown, {})]))
     if changed and not force:
         more = f"; and {len(changed) - MOST} more" if len(changed) > MOST else ""
         raise RunError(
