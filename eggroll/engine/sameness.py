@@ -122,6 +122,9 @@ class _Walk:
         if kind is types.BuiltinFunctionType:
             owner = x.__self__
             return kind, x.__name__, self._itself(owner) if isinstance(owner, types.ModuleType) else self.of(owner)
+        return self._other(x, kind)
+
+    def _other(self, x: Any, kind: type) -> Hashable:
         if isinstance(x, type):
             return self._class(x)
         if isinstance(x, types.ModuleType):
