@@ -116,4 +116,5 @@ def test_what_an_earlier_configuration_has_and_nobody_knows_is_named(tmp_path: P
     config |= {"precision": "float16"}
     config["strategy"]["momentum"] = 0.9
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "MANIFEST.json").unlink()  # as another version would have written it
     refused(tmp_path, 'settings: momentum: 0.9 → nothing; precision: "float16" → nothing')
