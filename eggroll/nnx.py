@@ -12,6 +12,7 @@ from flax import nnx
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import is_traced
 from eggroll.strategy import value_and_grad as gradient
+from eggroll.strategy.evaluate.averages import check_carried
 from eggroll.strategy.explain import Explanation
 from eggroll.strategy.explain import explain as explain_function
 from eggroll.strategy.noise.keys import as_threefry
@@ -20,15 +21,13 @@ from eggroll.strategy.value_and_grad import ExplainOptions, ModelOptions, OfMode
 __all__ = ["explain", "grad", "value_and_grad"]
 
 
-Value = tuple[jax.Array, nnx.State]
 ValueAux = tuple[tuple[jax.Array, PyTree], nnx.State]
-GradAux = tuple[nnx.State, PyTree]
 
 
 @overload
 def value_and_grad(
     loss_fn: Function, *, has_aux: Literal[False] = False, **options: Unpack[ModelOptions]
-) -> OfModel[Value]: ...
+) -> OfModel[tuple[jax.Array, nnx.State]]: ...
 @overload
 def value_and_grad(
     loss_fn: Function, *, has_aux: Literal[True], **options: Unpack[ModelOptions]
@@ -37,7 +36,7 @@ def value_and_grad(loss_fn: Function, *, wrt: Any = nnx.Param, share_rngs: bool 
     """Estimates loss and gradient of an unmodified NNX model from forward passes alone.
 
     Only the variables that `wrt` selects are perturbed. Other state (batch statistics, RNG streams, caches) passes
-    through: what the loss changes of it is written back to the model, averaged over members where it is floating point.
+    through: what the loss changes of it is written back, averaged over members; integers that differ are refused.
 
     Args:
         loss_fn: `loss_fn(model, *args, **kwargs)` → scalar loss, or `(loss, aux)` with `has_aux`. Arguments may be NNX
@@ -53,8 +52,8 @@ def value_and_grad(loss_fn: Function, *, wrt: Any = nnx.Param, share_rngs: bool 
         `nnx.Optimizer.update(model, grads)`.
 
     Raises:
-        TypeError: no NNX object as the first argument, parameters that are not floating point, no key, or `argnums`
-            (use `wrt`).
+        TypeError: no NNX object as the first argument, parameters that are not floating point, no key, `argnums`
+            (use `wrt`), or integers of the model in which members differ.
         ValueError: `wrt` selects nothing, or as `eggroll.value_and_grad`.
         FloatingPointError: no member's loss is finite; the model is unchanged. Under `nnx.jit` nothing can be raised:
             the model is unchanged, the gradient zero and the value NaN.
@@ -100,7 +99,7 @@ def value_and_grad(loss_fn: Function, *, wrt: Any = nnx.Param, share_rngs: bool 
         split, params, rest = _Split.of(nodes, wrt)
         keys = [] if share_rngs else _member_keys(rest, options["population"], options.get("antithetic", True), key)
         (value, (aux, new)), grads = estimate(params, rest, keys, split, args, kwargs, key=key)
-        new = _with_keys(_with_unchanged(rest, new), _keys_of(rest))
+        new = check_carried(rest, _with_unchanged(rest, new))
         nnx.update(nodes, _kept_if(jnp.isnan(value), rest, new) if is_traced(value) else new)
         return ((value, aux) if has_aux else value), grads
 
@@ -112,7 +111,9 @@ def grad(
     loss_fn: Function, *, has_aux: Literal[False] = False, **options: Unpack[ModelOptions]
 ) -> OfModel[nnx.State]: ...
 @overload
-def grad(loss_fn: Function, *, has_aux: Literal[True], **options: Unpack[ModelOptions]) -> OfModel[GradAux]: ...
+def grad(
+    loss_fn: Function, *, has_aux: Literal[True], **options: Unpack[ModelOptions]
+) -> OfModel[tuple[nnx.State, PyTree]]: ...
 def grad(loss_fn: Function, **options: Any) -> OfModel[Any]:
     """Estimates the gradient of an unmodified NNX model; `value_and_grad` without the value.
 
@@ -271,8 +272,9 @@ def _by_path(state: Any) -> dict[Any, Any]:
 
 
 def _changed(before: dict[Any, Any], new: PyTree) -> Any:
-    """The new state, None where it is the very same array: a mean over members would be that but for rounding."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: None if x is before.get(path) else x, new)
+    """The new state, None where it is the very same array (a mean would be that but for rounding) or a random key."""
+    same = lambda path, x: path in before and (x is before[path] or _is_key(x))  # noqa: E731
+    return jax.tree_util.tree_map_with_path(lambda path, x: None if same(path, x) else x, new)
 
 
 def _with_unchanged(old: PyTree, changed: Any) -> Any:

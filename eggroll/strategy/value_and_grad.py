@@ -144,8 +144,8 @@ def value_and_grad(
         population: number of members `N`, even with `antithetic`.
         sigma: noise scale `σ` > 0, in the units of the weights.
         rank: columns of each factor, at least 1. A layer that is smaller gets dense noise.
-        has_aux: whether `loss_fn` returns auxiliary output. Floating-point leaves of it are averaged over members,
-            other leaves are the first member's.
+        has_aux: whether `loss_fn` returns auxiliary output. It is averaged over members; integers and flags that come
+            from nothing that differs among members stay exactly what they are, others come back as means, in float32.
         antithetic: members `2i` and `2i + 1` share noise with opposite signs.
         distribution: `"rademacher"` (±1, default) or `"normal"`.
         shaping: `"none"` (default), `"zscore"`, `"group"`, `"centered_rank"`, `"sign"`, or a callable `[N] -> [N]`;
@@ -170,7 +170,8 @@ def value_and_grad(
     Raises:
         ValueError: settings that do not fit together, a loss that is not scalar, rules that match nothing, a loss that
             does not use its parameters, a sigma that is zero in a parameter's dtype.
-        TypeError: no function, parameters that are not floating point, an NNX module, or a key that is none.
+        TypeError: no function, parameters that are not floating point, an NNX module, a key that is none, or auxiliary
+            random keys that differ among members.
         FloatingPointError: no member's loss is finite. Under `jit` nothing can be raised: the gradient is then zero
             and the value NaN.
 

@@ -14,8 +14,9 @@ import jax
 import numpy as np
 
 from eggroll.engine.annotations import Function, PyTree
+from eggroll.engine.checks import as_count, as_flag, as_number, check_function
 from eggroll.strategy.protocol import Metrics, Strategy
-from eggroll.strategy.state import State
+from eggroll.strategy.state import State, check_state
 from eggroll.training import processes
 from eggroll.training.data import Data, Source, as_source
 from eggroll.training.errors import RunError
@@ -23,7 +24,7 @@ from eggroll.training.metrics import Record
 from eggroll.training.opening import Opening
 from eggroll.training.processes.talk import gather
 from eggroll.training.progress import Meter
-from eggroll.training.steps import Compiled, Step
+from eggroll.training.steps import Compiled, Step, check_made
 from eggroll.training.stopping import EarlyStopping, Result, StopRequest, check_measured, measured, plain
 from eggroll.training.store import Place, Saving, Store
 
@@ -99,6 +100,8 @@ def fit(
         The result. A run in which no member has a finite fitness ends, with what it had.
 
     Raises:
+        TypeError: no strategy, no state (parameters need `es.init`), or no function where one is required; a callback that
+            returns something else than it has to.
         RunError: the folder holds another run, is in use, or cannot be written; other settings; every checkpoint is
             damaged; another process is lost.
         ValueError: counts out of their range.
@@ -112,8 +115,18 @@ def fit(
         >>> result.ended, bool(jnp.all(jnp.abs(result.state.params["w"] - 1) < 0.2))
         ('finished', True)
     """
-    deadline = math.inf if seconds is None else time.perf_counter() + seconds
-    _check_counts(generations, evaluate_every)
+    callbacks = {"evaluate": evaluate, "until": until, "started": started, "show": show, "asked_to_stop": asked_to_stop}
+    _check_given(es, state, fitness, callbacks)
+    objects = (
+        ("settings", settings, Mapping),
+        ("saving", saving, Saving),
+        ("early_stopping", early_stopping, EarlyStopping),
+    )
+    for name, value, kind in objects:
+        if not isinstance(value, kind | None):
+            raise TypeError(f"got {type(value).__name__} as {name}; None or a {kind.__name__} is required.")
+    generations, evaluate_every = as_count("generations", generations), as_count("evaluate_every", evaluate_every)
+    deadline = math.inf if seconds is None else time.perf_counter() + as_number("seconds=", seconds)
     step = fitness if isinstance(fitness, Step) else Compiled(fitness)
     source, begun = as_source(data), Place(state, jax.tree.map(_canonical, carry))
     saving = saving or Saving()
@@ -145,11 +158,16 @@ def _canonical(leaf: Any) -> Any:
     return np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype))
 
 
-def _check_counts(generations: int, evaluate_every: int) -> None:
-    if generations < 1 or evaluate_every < 1:
-        raise ValueError(
-            f"got generations={generations} and evaluate_every={evaluate_every}; at least 1 is required of both."
-        )
+def _check_given(es: object, state: object, fitness: object, callbacks: Mapping[str, object]) -> None:
+    usage = "fit(es, state, fitness, data, generations=...)"
+    if not isinstance(es, Strategy):
+        raise TypeError(f"got {type(es).__name__} as the strategy; an eggroll.ES or FullRankES is required: {usage}.")
+    check_state(state)
+    if not isinstance(fitness, Step):
+        check_function("fitness", fitness, usage)
+    for name, fun in callbacks.items():
+        if fun is not None and not callable(fun):
+            raise TypeError(f"got {type(fun).__name__} as {name}; a function that `fit` calls is required, or None.")
 
 
 def _check_fresh(state: State, saving: Saving) -> None:
@@ -221,7 +239,7 @@ class _Loop:
         return STOPPED_EARLY if stopping is not None and self.place.seen.since >= stopping.patience else None
 
     def _enough(self, state: State, carry: PyTree) -> bool:
-        return self.until is not None and self.until(state, carry)
+        return self.until is not None and as_flag("until(state, carry)", self.until(state, carry))
 
     def _save_last(self) -> None:
         if self.store is not None:
@@ -234,7 +252,11 @@ class _Loop:
 
     def _generation(self, batch: tuple) -> str | None:
         place = self.place
-        state, carry, metrics = self.step(self.es, place.state, place.carry, batch)
+        made = self.step(self.es, place.state, place.carry, batch)
+        check_made(made, (*RECORDED, "nonfinite", *self.step.recorded))
+        state, carry, metrics = made
+        if metrics.keys() >= {"generation", "equal_fitness"}:  # a step may be compiled, with no one to say it
+            self.es.standstill.watch(dict(metrics), self.es.population)
         record = self._record(state, carry, metrics)
         now = time.perf_counter()
         spent, self.last = now - self.last, now
@@ -272,7 +294,7 @@ class _Loop:
         if self.place.generation >= self.generations or self._enough(self.place.state, self.place.carry):
             return FINISHED
         late = time.perf_counter() > self.deadline
-        asked = self.asked_to_stop()
-        mine = 3 * hopeless or 2 * bool(asked) or 1 * late
+        asked = as_flag("asked_to_stop()", self.asked_to_stop())
+        mine = 3 * hopeless or 2 * asked or 1 * late
         # One process's reason is that of all.
         return (None, OUT_OF_TIME, INTERRUPTED, STOPPED_EARLY)[int(gather(np.array(mine, np.uint8)).max())]

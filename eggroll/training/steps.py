@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from eggroll.engine.annotations import Function, PyTree
+from eggroll.strategy.evaluate.averages import check_carried
 from eggroll.strategy.evaluate.tracing import InAxes
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
@@ -30,6 +31,22 @@ class Step(ABC):
         """From a state, what the model carries along and a batch, to the next ones and the metrics of `ES.tell`."""
 
 
+def check_made(made: Any, names: Iterable[str]) -> None:
+    """Raises TypeError unless a step returned a state, what is carried along, and metrics of these names."""
+    if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], State) and isinstance(made[2], Mapping)):
+        got = f"({', '.join(type(x).__name__ for x in made)})" if isinstance(made, tuple) else type(made).__name__
+        raise TypeError(
+            f"got {got} from the step; (state, carry, metrics) is required: the State and the metrics that es.step or "
+            "es.tell returned, and between them what the model carries along, () for nothing."
+        )
+    missing = sorted(set(names) - made[2].keys())
+    if missing:
+        raise TypeError(
+            f"got metrics without {', '.join(missing)} from the step; those that es.step or es.tell returned are "
+            "required, with the step's own (Step.recorded) added."
+        )
+
+
 class Compiled(Step):
     """A fitness in JAX: the whole generation is one compiled call.
 
@@ -37,7 +54,7 @@ class Compiled(Step):
         fitness_fn: `fitness_fn(params, *batch)` → scalar fitness, maximised; with `carries`,
             `fitness_fn(params, carry, *batch)` → `(fitness, carry)`.
         carries: whether the model has state of its own, such as batch statistics, that goes from generation to
-            generation; it is averaged over members. Default False.
+            generation; it is averaged over members, and integers in which members differ are refused. Default False.
         in_axes: for the batch, as in `ES.step`. Default None: all members see the same.
 
     Example:
@@ -60,7 +77,7 @@ class Compiled(Step):
             return state, carry, metrics
         axes = self._in_axes if isinstance(self._in_axes, tuple) else (self._in_axes,) * len(batch)
         state, metrics = es.step(state, self._fitness_fn, carry, *batch, in_axes=(None, *axes), has_aux=True)
-        return state, metrics.pop("aux"), metrics
+        return state, check_carried(carry, metrics.pop("aux")), metrics
 
 
 class Scored(Step):
