@@ -21,9 +21,6 @@ from eggroll.strategy.value_and_grad import ExplainOptions, ModelOptions, OfMode
 __all__ = ["explain", "grad", "value_and_grad"]
 
 
-ValueAux = tuple[tuple[jax.Array, PyTree], nnx.State]
-
-
 @overload
 def value_and_grad(
     loss_fn: Function, *, has_aux: Literal[False] = False, **options: Unpack[ModelOptions]
@@ -31,7 +28,7 @@ def value_and_grad(
 @overload
 def value_and_grad(
     loss_fn: Function, *, has_aux: Literal[True], **options: Unpack[ModelOptions]
-) -> OfModel[ValueAux]: ...
+) -> OfModel[tuple[tuple[jax.Array, PyTree], nnx.State]]: ...
 def value_and_grad(loss_fn: Function, *, wrt: Any = nnx.Param, share_rngs: bool = True, **options: Any) -> OfModel[Any]:
     """Estimates loss and gradient of an unmodified NNX model from forward passes alone.
 

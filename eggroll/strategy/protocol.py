@@ -30,7 +30,7 @@ from eggroll.strategy.state import State, check_state
 from eggroll.strategy.update.fitness import Standstill, as_float, raise_if_lost, summary
 from eggroll.strategy.update.optimizer import Sigma, check_sigma, sigma_at
 from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
-from eggroll.strategy.update.told import check_fitness, check_weights, float64_on_host, is_wide, narrowed
+from eggroll.strategy.update.told import beyond, check_fitness, check_weights, float64_on_host, is_wide, narrowed
 
 Metrics = dict[str, Any]
 Norms = dict[str, jax.Array]  # "gradient_norm" and "update_norm"
@@ -278,7 +278,10 @@ class Strategy(ABC):
         """The same of wide fitness, in NumPy: all in float64, but for the weights, which updates take in float32."""
         with float64_on_host():
             metrics = jax.device_get(self.cache(self._weigh, "weigh", fitness))
-        check_weights(metrics["weights"])
+            if beyond(metrics["weights"]):  # weights on the scale of the fitness: without the members that break it
+                held = np.where(beyond(fitness, each=True), np.inf, fitness)
+                metrics = {**jax.device_get(self.cache(self._weigh, "weigh", held)), "fitness": fitness}
+        check_weights(metrics, fitness)
         return {**metrics, "weights": narrowed(metrics["weights"])}
 
     def _key(self, state: State) -> jax.Array:

@@ -100,8 +100,8 @@ def fit(
         The result. A run in which no member has a finite fitness ends, with what it had.
 
     Raises:
-        TypeError: no strategy, no state (parameters need `es.init`), or no function where one is required; a callback that
-            returns something else than it has to.
+        TypeError: no strategy, no state (parameters need `es.init`), or no function where one is required; a callback
+            that returns something else than it has to.
         RunError: the folder holds another run, is in use, or cannot be written; other settings; every checkpoint is
             damaged; another process is lost.
         ValueError: counts out of their range.
@@ -117,12 +117,8 @@ def fit(
     """
     callbacks = {"evaluate": evaluate, "until": until, "started": started, "show": show, "asked_to_stop": asked_to_stop}
     _check_given(es, state, fitness, callbacks)
-    objects = (
-        ("settings", settings, Mapping),
-        ("saving", saving, Saving),
-        ("early_stopping", early_stopping, EarlyStopping),
-    )
-    for name, value, kind in objects:
+    stopping = "early_stopping", early_stopping, EarlyStopping
+    for name, value, kind in (("settings", settings, Mapping), ("saving", saving, Saving), stopping):
         if not isinstance(value, kind | None):
             raise TypeError(f"got {type(value).__name__} as {name}; None or a {kind.__name__} is required.")
     generations, evaluate_every = as_count("generations", generations), as_count("evaluate_every", evaluate_every)

@@ -170,9 +170,8 @@ def measured(values: Mapping[str, Any], record: Record) -> Record:
         RunError: names that are the loop's own.
     """
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
-        got = f"{type(values).__name__} {values!r}" if isinstance(values, Mapping | float) else type(values).__name__
         raise TypeError(
-            f"got {got} from evaluate(state, carry); a dictionary of numbers by name is required: return "
+            f"got {type(values).__name__} from evaluate(state, carry); a dictionary of numbers by name is required: return "
             "{'test_loss': 0.5}, or {} where there is nothing to measure."
         )
     taken = sorted(values.keys() & (record.keys() | {"members_per_second", "seconds"}))

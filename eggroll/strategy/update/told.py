@@ -135,6 +135,12 @@ def float64_on_host() -> Iterator[None]:
         yield
 
 
+def beyond(numbers: np.ndarray, *, each: bool = False) -> Any:
+    """Whether float32 does not reach up to any of these numbers, or to `each`."""
+    found = np.abs(numbers) > np.finfo(np.float32).max
+    return found if each else found.any()
+
+
 def narrowed(x: Any) -> Any:
     """Wide numbers as updates and ledgers take them: in float32, those beyond its range as its largest."""
     if not is_wide(x):
@@ -143,12 +149,12 @@ def narrowed(x: Any) -> Any:
     return np.asarray(np.clip(x, -largest, largest), np.float32)
 
 
-def check_weights(weights: np.ndarray) -> None:
-    """Raises FloatingPointError where shaping made weights of wide fitness that float32 does not hold."""
-    largest = np.abs(weights).max()
-    if largest > np.finfo(np.float32).max:
+def check_weights(metrics: dict[str, Any], fitness: np.ndarray) -> None:
+    """Raises FloatingPointError where shaping makes no weights in the range of float32 of wide fitness."""
+    if beyond(metrics["weights"]) or (metrics["nonfinite"] == fitness.size and np.isfinite(fitness).any()):
+        largest = np.abs(fitness[np.isfinite(fitness)]).max()
         raise FloatingPointError(
-            f"got fitness whose weights are as large as {largest:.3g}, beyond the range of float32 that updates have: "
-            'nothing was updated. Use shaping="zscore" or "centered_rank", which do not depend on the scale, or divide '
-            "the fitness by a number."
+            f"got fitness as large as {largest:.3g}, of which the shaping makes weights beyond the range of float32, "
+            'which updates have: nothing was updated. Use shaping="zscore" or "centered_rank", which do not depend on '
+            "the scale, or divide the fitness by a number."
         )
