@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from eggroll.extras import needed_for
+from eggroll.training.metrics import Record
 
 with needed_for("pictures of runs"):
     from matplotlib.axes import Axes
@@ -42,7 +43,7 @@ class Drawn:
     spent: str | None = None
 
 
-def draw_curve(records: Sequence[dict[str, Any]], path: Path, drawn: Drawn) -> None:
+def draw_curve(records: Sequence[Record], path: Path, drawn: Drawn) -> None:
     """Draws a run's metrics into a PNG; draws nothing without records.
 
     Args:
@@ -70,7 +71,7 @@ def draw_curve(records: Sequence[dict[str, Any]], path: Path, drawn: Drawn) -> N
     figure.savefig(path, dpi=150)
 
 
-def _fitness(axes: Axes, records: Sequence[dict[str, Any]], drawn: Drawn) -> None:
+def _fitness(axes: Axes, records: Sequence[Record], drawn: Drawn) -> None:
     usable = [r for r in records if r.get("fitness_mean") is not None and r.get("fitness_std") is not None]
     generation = [r["generation"] for r in usable]
     mean = [r["fitness_mean"] for r in usable]
@@ -82,7 +83,7 @@ def _fitness(axes: Axes, records: Sequence[dict[str, Any]], drawn: Drawn) -> Non
     axes.legend(loc="lower right", frameon=False, fontsize=9)
 
 
-def _score(axes: Axes, records: Sequence[dict[str, Any]], drawn: Drawn) -> None:
+def _score(axes: Axes, records: Sequence[Record], drawn: Drawn) -> None:
     axes.set_ylabel(f"{drawn.label} ({drawn.unit})" if drawn.unit else drawn.label)
     if not records:
         return
@@ -103,7 +104,7 @@ def _score(axes: Axes, records: Sequence[dict[str, Any]], drawn: Drawn) -> None:
     )
 
 
-def _spent(axes: Axes, records: Sequence[dict[str, Any]], name: str) -> None:
+def _spent(axes: Axes, records: Sequence[Record], name: str) -> None:
     """A second axis above, with what was spent up to a generation."""
     if not records or records[-1][name] <= 0:
         return
@@ -113,10 +114,12 @@ def _spent(axes: Axes, records: Sequence[dict[str, Any]], name: str) -> None:
     spent = spent / size + 1e-9 * generation  # strictly growing, as its inverse needs
     rate = spent[-1] / generation[-1]  # beyond the margins of the picture
 
-    def forth(x: Any) -> Any:
+    def forth(x: ArrayLike) -> np.ndarray:
+        x = np.asarray(x)
         return np.interp(x, generation, spent) + rate * (np.minimum(x, 0) + np.maximum(x - generation[-1], 0))
 
-    def back(x: Any) -> Any:
+    def back(x: ArrayLike) -> np.ndarray:
+        x = np.asarray(x)
         return np.interp(x, spent, generation) + (np.minimum(x, 0) + np.maximum(x - spent[-1], 0)) / rate
 
     axes.secondary_xaxis("top", functions=(forth, back)).set_xlabel(f"{word}{name}", fontsize=9, color=GREY)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
 from typing import Any, Protocol
 
+import jax
+
+from eggroll.engine.annotations import PyTree
 from eggroll.training.errors import RunError
 
 Position = Any  # JSON
-Data = Iterable[Any] | Callable[[int], Any] | None  # what a user passes
+Data = Iterable[object] | Callable[[int], object] | None  # what a user passes
 
 
 class Source(Protocol):
@@ -64,12 +68,32 @@ def as_source(data: Data) -> Source:
     )
 
 
-def _arguments(batch: Any) -> tuple:
+def length(data: Data) -> int | None:
+    """How many batches there are, where that is known."""
+    try:
+        found = length_hint(data, -1)
+    except Exception:  # of other libraries, which may not know how long they are
+        return None
+    return None if found < 0 else found
+
+
+def outline(tree: PyTree) -> str:
+    """The dtypes and shapes of a tree's arrays, and the types of its other leaves, in a line.
+
+    Example:
+        >>> outline((jax.numpy.zeros((5, 4)), "text"))
+        'float32[5, 4], str'
+    """
+    leaves = jax.tree.leaves(tree)
+    return ", ".join(f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__ for x in leaves)
+
+
+def _arguments(batch: object) -> tuple:
     return batch if type(batch) is tuple else (batch,)
 
 
 class _ByGeneration:
-    def __init__(self, data: Callable[[int], Any]) -> None:
+    def __init__(self, data: Callable[[int], object]) -> None:
         self._data, self._generation = data, 0
 
     def next(self) -> tuple:
@@ -85,7 +109,7 @@ class _ByGeneration:
 
 
 class _Counted:
-    def __init__(self, iterator: Iterator[Any]) -> None:
+    def __init__(self, iterator: Iterator[object]) -> None:
         self._iterator, self._taken = iterator, 0
 
     def next(self) -> tuple:

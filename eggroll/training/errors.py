@@ -10,6 +10,11 @@ class RunError(ValueError):
 
     Attributes:
         result: what the run had, an `eggroll.training.Result`, if it was under way; else None.
+        everywhere: whether all processes of the run raise it, so that they still say farewell to one another.
     """
 
     result: Any = None
+
+    def __init__(self, message: str = "", *, everywhere: bool = False) -> None:
+        super().__init__(message)
+        self.everywhere = everywhere

@@ -6,25 +6,24 @@ import math
 import time
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
 from eggroll.engine.annotations import Function, PyTree
-from eggroll.engine.checks import as_count, as_flag, as_number, check_function
+from eggroll.engine.checks import as_count, as_flag, as_number
 from eggroll.strategy.protocol import Metrics, Strategy
-from eggroll.strategy.state import State, check_state
+from eggroll.strategy.state import State
 from eggroll.training import processes
-from eggroll.training.data import Data, Source, as_source
+from eggroll.training.data import Data, Source, as_source, length, outline
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
-from eggroll.training.opening import Opening
+from eggroll.training.opening import Opening, check_processes
 from eggroll.training.processes.talk import gather
 from eggroll.training.progress import Meter
-from eggroll.training.steps import Compiled, Step, check_made
+from eggroll.training.steps import Compiled, Step, check_given, check_made
 from eggroll.training.stopping import EarlyStopping, Result, StopRequest, check_measured, measured, plain
 from eggroll.training.store import Place, Saving, Store
 
@@ -46,7 +45,7 @@ def fit(
     resume: bool = False,
     overwrite: bool = False,
     force: bool = False,
-    settings: Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
     may_change: Collection[str] = (),
     saving: Saving | None = None,
     evaluate: Evaluate | None = None,
@@ -103,7 +102,7 @@ def fit(
         TypeError: no strategy, no state (parameters need `es.init`), or no function where one is required; a callback
             that returns something else than it has to.
         RunError: the folder holds another run, is in use, or cannot be written; other settings; every checkpoint is
-            damaged; another process is lost.
+            damaged; another process is lost, or differs in what decides the run.
         ValueError: counts out of their range.
 
     Example:
@@ -116,11 +115,7 @@ def fit(
         ('finished', True)
     """
     callbacks = {"evaluate": evaluate, "until": until, "started": started, "show": show, "asked_to_stop": asked_to_stop}
-    _check_given(es, state, fitness, callbacks)
-    stopping = "early_stopping", early_stopping, EarlyStopping
-    for name, value, kind in (("settings", settings, Mapping), ("saving", saving, Saving), stopping):
-        if not isinstance(value, kind | None):
-            raise TypeError(f"got {type(value).__name__} as {name}; None or a {kind.__name__} is required.")
+    check_given(es, state, fitness, callbacks, (settings, Mapping), (saving, Saving), (early_stopping, EarlyStopping))
     generations, evaluate_every = as_count("generations", generations), as_count("evaluate_every", evaluate_every)
     deadline = math.inf if seconds is None else time.perf_counter() + as_number("seconds=", seconds)
     step = fitness if isinstance(fitness, Step) else Compiled(fitness)
@@ -128,6 +123,11 @@ def fit(
     saving = saving or Saving()
     with ExitStack() as stack:
         stack.enter_context(processes.watching())  # while the folder is opened, and the last save is made, too
+        decides = {"generations": generations, "evaluate_every": evaluate_every, "evaluate": evaluate is not None}
+        decides |= {"until": until is not None, "early_stopping": early_stopping and asdict(early_stopping)}
+        decides |= {"fitness": type(step).__name__, "data": length(data), "folder": folder is not None}
+        decides |= {f"saving.{name}": getattr(saving, name) for name in ("every", "keep", "best", "score")}
+        check_processes(es, begun, {**decides, "settings": dict(settings or {})})
         stop = asked_to_stop or stack.enter_context(StopRequest()).was_asked
         store = None
         if folder is not None:
@@ -147,23 +147,11 @@ def fit(
         return loop.run(place, saving.score)
 
 
-def _canonical(leaf: Any) -> Any:
+def _canonical(leaf: object) -> object:
     """Numbers and NumPy's arrays in the dtypes that JAX keeps, so that what is saved fits what is begun with."""
     if not isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic):
         return leaf
     return np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype))
-
-
-def _check_given(es: object, state: object, fitness: object, callbacks: Mapping[str, object]) -> None:
-    usage = "fit(es, state, fitness, data, generations=...)"
-    if not isinstance(es, Strategy):
-        raise TypeError(f"got {type(es).__name__} as the strategy; an eggroll.ES or FullRankES is required: {usage}.")
-    check_state(state)
-    if not isinstance(fitness, Step):
-        check_function("fitness", fitness, usage)
-    for name, fun in callbacks.items():
-        if fun is not None and not callable(fun):
-            raise TypeError(f"got {type(fun).__name__} as {name}; a function that `fit` calls is required, or None.")
 
 
 def _check_fresh(state: State, saving: Saving) -> None:
@@ -218,14 +206,20 @@ class _Loop:
     def _generations(self) -> str:
         ended = self._ended_before()
         while ended is None:
-            try:
-                batch = self.source.next()
-            except StopIteration:
-                ended = OUT_OF_DATA
-                break
-            ended = self._one(batch)
+            batch = self._next()
+            ended = OUT_OF_DATA if batch is None else self._one(batch)
         self._save_last()
         return ended
+
+    def _next(self) -> tuple | None:
+        """The next batch; None at the end of the data, to which all processes have to come together."""
+        try:
+            batch = self.source.next()
+        except StopIteration:
+            batch = None
+        told = "none: the data have ended" if batch is None else outline(batch)
+        processes.same(told, f"data of generation {self.place.generation + 1}")
+        return batch
 
     def _ended_before(self) -> str | None:
         """Why a resumed run has nothing to do, or None."""
@@ -287,10 +281,10 @@ class _Loop:
         return record
 
     def _why_end(self, hopeless: bool) -> str | None:
-        if self.place.generation >= self.generations or self._enough(self.place.state, self.place.carry):
-            return FINISHED
+        done = self.place.generation >= self.generations or self._enough(self.place.state, self.place.carry)
         late = time.perf_counter() > self.deadline
         asked = as_flag("asked_to_stop()", self.asked_to_stop())
-        mine = 3 * hopeless or 2 * asked or 1 * late
+        mine = 4 * done or 3 * hopeless or 2 * asked or 1 * late
         # One process's reason is that of all.
-        return (None, OUT_OF_TIME, INTERRUPTED, STOPPED_EARLY)[int(gather(np.array(mine, np.uint8)).max())]
+        reasons = (None, OUT_OF_TIME, INTERRUPTED, STOPPED_EARLY, FINISHED)
+        return reasons[int(gather(np.array(mine, np.uint8)).max())]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
 from eggroll.training.errors import RunError
@@ -77,7 +78,7 @@ class MetricsFile:
             self._file.close()
 
 
-def _generation(line: bytes) -> Any:
+def _generation(line: bytes) -> object:
     try:
         return json.loads(line)["generation"]
     except (ValueError, KeyError, TypeError):
@@ -161,11 +162,11 @@ class TensorBoard:
         self._try(lambda: self._writer.close())
         self._writer = None
 
-    def _write(self, **event: Any) -> None:
+    def _write(self, **event: object) -> None:
         made = _proto("event").Event(wall_time=time.time(), **event)
         self._try(lambda: self._writer.write(made.SerializeToString()))
 
-    def _try(self, write: Callable[[], Any]) -> None:
+    def _try(self, write: Callable[[], object]) -> None:
         if self._writer is None:
             return
         try:
@@ -177,6 +178,6 @@ class TensorBoard:
             LOGGER.warning("the run goes on without TensorBoard's files: cannot write to '%s' (%s)", self._path, why)
 
 
-def _proto(file: str) -> Any:
+def _proto(file: str) -> ModuleType:
     """Classes that are made when their file is imported: unknown to type checkers."""
     return importlib.import_module(f"tensorboardX.proto.{file}_pb2")

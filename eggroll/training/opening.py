@@ -8,13 +8,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
+import numpy as np
 
+from eggroll.engine.annotations import Json
 from eggroll.strategy.protocol import Strategy
 from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
+from eggroll.training.data import outline
 from eggroll.training.errors import RunError
 from eggroll.training.folder.arrays import by_path, save_arrays
 from eggroll.training.folder.files import write_text
@@ -48,7 +50,7 @@ class Opening:
     folder: Path
     es: Strategy
     saving: Saving
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     may_change: frozenset[str]
     resume: bool
     overwrite: bool
@@ -61,43 +63,48 @@ class Opening:
         Raises:
             RunError: the folder is in use, holds a run of other settings, or cannot be read or written.
         """
-        config = as_json({"options": dict(self.settings), "strategy": describe(self.es)})
-        # Not the platform: hosts may run other kernels.
-        same = {name: value for name, value in versions().items() if name != "platform"}
-        processes.same(json.dumps([config, same], sort_keys=True), "settings or versions")
+        config = as_json({"options": dict(self.settings), "strategy": describe(self.es, begun.state.params)})
         with ExitStack() as stack:
             # What the first process finds holds for all: a shared disk may show files late.
             found = first_decides(lambda: self._prepare(stack, config))
-            goes_on, changes = found["goes_on"], found["changes"]
+            changes = found["changes"]
             checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep=self.saving.keep, best=self.saving.best)
-            place = self._newest(checkpoints, begun) if goes_on else begun
-            # A change that was forced before may have left its mark in the configuration alone.
-            options: dict[str, Any] = {"begun": begun, "place": place, "changed": bool(changes) or self.force}
-            options |= {"force": self.force, "checkpoints": checkpoints}
-            store = stack.enter_context(Store(self.folder, self.es, self.saving, **options))
+            place = self._newest(checkpoints, begun) if found["goes_on"] else begun
+            # A change that was forced here or later is in the configuration, and not in the ledger up to here.
+            forced = any(each["generation"] >= place.generation for each in found["past"])
+            store = Store(
+                self.folder,
+                self.es,
+                self.saving,
+                begun=begun,
+                place=place,
+                changed=bool(changes) or self.force or forced,
+                force=self.force,
+                checkpoints=checkpoints,
+            )
+            stack.enter_context(store)
             if processes.is_main():  # only now: what the store refuses must not leave new settings behind
-                self._write(config, begun, place, changes if goes_on else None)
+                self._write(config, begun, place, found)
             yield store
 
-    def _prepare(self, stack: ExitStack, config: Mapping[str, Any]) -> dict[str, Any]:
-        """Claims, locks and clears the folder, in the first process; says whether a run goes on, and what changed."""
+    def _prepare(self, stack: ExitStack, config: Mapping[str, object]) -> Json:
+        """Claims, locks and clears the folder, in the first process; whether a run goes on, what changes, and did."""
         claim(self.folder, overwrite=self.overwrite, resume=self.resume)
         stack.enter_context(FolderLock(self.folder))
         claim(self.folder, overwrite=self.overwrite, resume=self.resume)  # a run may have begun and ended in between
         goes_on = self.resume and holds_run(self.folder)
         changes = self._changes(config) if goes_on else []
+        past = read_config(self.folder).get("changes", []) if goes_on else []
         if not goes_on:
             clear(self.folder)
-        return {"goes_on": goes_on, "changes": changes}
+        return {"goes_on": goes_on, "changes": changes, "past": past}
 
-    def _changes(self, config: Mapping[str, Any]) -> list[str]:
+    def _changes(self, config: Mapping[str, object]) -> list[str]:
         """How the settings differ from those in the folder."""
         before = read_config(self.folder)
-        others = differences(before.get("versions", {}), versions())
-        for line in others:
+        for line in differences(before.get("versions", {}), versions()):
             LOGGER.warning("resuming with other versions, so not necessarily bit for bit: %s", line)
-        same = all(line.startswith("platform: ") for line in others)
-        return check_same(before, config, may_change=self.may_change, force=self.force, code=same)
+        return check_same(before, config, may_change=self.may_change, force=self.force)
 
     def _newest(self, checkpoints: Checkpoints, begun: Place) -> Place:
         """Where the newest whole checkpoint was taken; `begun` if the run was stopped before the first."""
@@ -137,13 +144,15 @@ class Opening:
         if made:
             LOGGER.warning("'%s' has no checkpoint yet: the run starts again from its beginning", self.folder)
 
-    def _write(self, config: dict[str, Any], begun: Place, place: Place, changes: list[str] | None) -> None:
+    def _write(self, config: Json, begun: Place, place: Place, found: Json) -> None:
         """The configuration, where it is new, and the initial parameters."""
-        if changes is None or changes or not place.generation:
-            past = [] if changes is None else read_config(self.folder).get("changes", [])
+        past = [{**each, "generation": min(each["generation"], place.generation)} for each in found["past"]]
+        if past != found["past"]:
+            LOGGER.warning("settings that were forced later in the run hold from generation %d on", place.generation)
+        now = [{"generation": place.generation, "differences": found["changes"]}] if found["changes"] else []
+        if not found["goes_on"] or now or past != found["past"] or not place.generation:
             size = sum(x.size for x in jax.tree.leaves(begun.state.params))
             more = {"parameters": size, "versions": versions(), "checkpoint_every": self.saving.every}
-            now = [{"generation": place.generation, "differences": changes}] if changes else []
             if past or now:
                 more["changes"] = [*past, *now]
             write_text(self.folder / CONFIG, json.dumps({**config, **more}, indent=2) + "\n")
@@ -151,7 +160,40 @@ class Opening:
             save_arrays(self.folder / INITIAL, by_path(begun.state.params))
 
 
-def check_options(folder: Path, options: Mapping[str, Any], may_change: frozenset[str]) -> None:
+def check_processes(es: Strategy, begun: Place, settings: Mapping[str, object]) -> None:
+    """Compares between all processes of a run what decides its numbers, and what they wait for one another for.
+
+    Args:
+        es: the strategy.
+        begun: where each process begins: its arrays' shapes and its key.
+        settings: what else is to be the same, as JSON by name.
+
+    Raises:
+        RunError: something differs, in all of them.
+    """
+    if processes.count() == 1:
+        return
+    state, mesh = begun.state, es.settings.mesh
+    leaves = jax.tree_util.tree_leaves_with_path(
+        {"params": state.params, "opt_state": state.opt_state, "carry": begun.carry}
+    )
+    decides = {
+        **settings,
+        "strategy": {
+            **describe(es, state.params),
+            "mesh": None if mesh is None else dict(mesh.shape),
+            "update": es.settings.update,
+        },
+        "generation": begun.generation,
+        "key": np.asarray(jax.random.key_data(state.key)).tolist(),
+        "arrays": {jax.tree_util.keystr(path): outline(leaf) for path, leaf in leaves},
+        # Not the platform: hosts may run other kernels.
+        "versions": {name: value for name, value in versions().items() if name != "platform"},
+    }
+    processes.same(as_json(decides), "settings or versions")
+
+
+def check_options(folder: Path, options: Mapping[str, object], may_change: frozenset[str]) -> None:
     """Says before anything dear is done that the run in `folder`, if there is one, was begun with other options.
 
     Raises:
@@ -162,7 +204,7 @@ def check_options(folder: Path, options: Mapping[str, Any], may_change: frozense
         check_same(before, {"options": as_json(options)}, may_change=may_change, force=False)
 
 
-def read_config(folder: Path) -> dict[str, Any]:
+def read_config(folder: Path) -> Json:
     """The run's configuration.
 
     Raises:

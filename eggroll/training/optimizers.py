@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import optax
 
+from eggroll.engine.annotations import Json, Schedule
 from eggroll.training.errors import RunError
 
 
@@ -34,7 +35,7 @@ SCHEDULES = _names(
     "warmup_constant_schedule warmup_cosine_decay_schedule warmup_exponential_decay_schedule"
 )
 CHAIN = "chain"
-Spec = dict[str, Any]
+Spec = Json
 
 
 class NamedSchedule:
@@ -44,7 +45,7 @@ class NamedSchedule:
         spec: `{"schedule": name, "arguments": {...}}`.
     """
 
-    def __init__(self, spec: Spec, function: Any) -> None:
+    def __init__(self, spec: Spec, function: Schedule) -> None:
         self.spec = spec
         self._function = function
 
@@ -78,7 +79,7 @@ class NamedOptimizer(optax.GradientTransformationExtraArgs):
         return f"named({_written(self.spec['name'], self.spec['arguments'])})"
 
 
-def named(name: str, **arguments: Any) -> NamedOptimizer:
+def named(name: str, **arguments: object) -> NamedOptimizer:
     """An optimizer of optax by name: `getattr(optax, name)(**arguments)`, which a ledger can hold.
 
     Args:
@@ -102,7 +103,7 @@ def named(name: str, **arguments: Any) -> NamedOptimizer:
     return NamedOptimizer(_called(name, encoded), {"name": name, "arguments": encoded})
 
 
-def schedule(name: str, **arguments: Any) -> NamedSchedule:
+def schedule(name: str, **arguments: object) -> NamedSchedule:
     """A schedule of optax by name: `getattr(optax, name)(**arguments)`, for the arguments of `named`.
 
     Args:
@@ -144,7 +145,7 @@ def chain(*parts: NamedOptimizer) -> NamedOptimizer:
     return NamedOptimizer(optax.chain(*parts), {"name": CHAIN, "of": [part.spec for part in parts]})
 
 
-def from_spec(spec: Any) -> NamedOptimizer:
+def from_spec(spec: Spec) -> NamedOptimizer:
     """The optimizer that a `.spec` describes.
 
     Args:
@@ -168,7 +169,7 @@ def from_spec(spec: Any) -> NamedOptimizer:
         ) from why
 
 
-def _check_name(name: Any, allowed: frozenset[str], what: str) -> None:
+def _check_name(name: object, allowed: frozenset[str], what: str) -> None:
     if not isinstance(name, str) or name not in allowed or not hasattr(optax, name):
         known = ", ".join(sorted(each for each in allowed if hasattr(optax, each)))
         raise ValueError(f"got {name!r} as {what}; one of {known} is required.")
@@ -179,7 +180,7 @@ def _called(name: str, encoded: Spec) -> Any:
     return getattr(optax, name)(**{key: from_json(value) for key, value in encoded.items()})
 
 
-def to_json(key: str, value: Any) -> Any:
+def to_json(key: str, value: object) -> object:
     """`value` as JSON can hold it."""
     if isinstance(value, np.generic | np.ndarray | jax.Array) and np.ndim(value) == 0:
         value = value.item()
@@ -200,7 +201,7 @@ def to_json(key: str, value: Any) -> Any:
     )
 
 
-def from_json(value: Any) -> Any:
+def from_json(value: object) -> object:
     """The inverse of `to_json`."""
     if isinstance(value, list):
         return [from_json(each) for each in value]
@@ -216,7 +217,7 @@ def _written(name: str, arguments: Spec) -> str:
     return ", ".join([repr(name), *(f"{key}={value!r}" for key, value in decoded.items())])
 
 
-def spec_of(optimizer: Any) -> Spec | None:
+def spec_of(optimizer: object) -> Spec | None:
     """The description of an optimizer from `named` or `chain`; None for any other.
 
     Example:

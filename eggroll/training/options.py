@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from pathlib import Path, PurePath
-from typing import Any, get_args
+from typing import get_args
 
 from eggroll.extras import check_installed
 from eggroll.training.errors import RunError
@@ -66,7 +66,7 @@ class RunSettings:
         """Where the run is written."""
         return Path("runs") / self.name if self.out is None else Path(self.out)
 
-    def to_json(self) -> dict[str, Any]:
+    def to_json(self) -> dict[str, object]:
         """The settings as JSON can hold them; those in `UNDECIDING` do not decide what the run computes."""
         plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"out": self.folder}
         return {name: x.as_posix() if isinstance(x, PurePath) else x for name, x in plain.items()}
@@ -99,19 +99,19 @@ def check_tensorboard() -> None:
     check_installed("tensorboardX", "TensorBoard's files")
 
 
-def check_choice(name: str, value: Any, choices: Any) -> None:
+def check_choice(name: str, value: object, choices: object) -> None:
     """Raises `SettingsError` unless `value` is one of those of the `Literal` `choices`."""
     if value not in get_args(choices):
         raise SettingsError(f"got {name}={value!r}; one of {', '.join(map(repr, get_args(choices)))} is required.")
 
 
-def check_count(name: str, value: Any, least: int) -> None:
+def check_count(name: str, value: object, least: int) -> None:
     """Raises `SettingsError` unless `value` is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SettingsError(f"got {name}={value!r}; an integer of at least {least} is required.")
 
 
-def check_positive(name: str, value: Any) -> None:
+def check_positive(name: str, value: float) -> None:
     """Raises `SettingsError` unless `value` is a finite number > 0."""
     if not 0 < value < math.inf:
         raise SettingsError(f"got {name}={value!r}; a finite number > 0 is required.")

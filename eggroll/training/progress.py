@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
+
+from eggroll.training.metrics import Record
 
 LINES = 10  # printed over a run where there is no terminal
 SILENCE = 60.0  # seconds there without a line, at most, if a generation takes no longer
@@ -78,10 +79,10 @@ class Meter:
     def __enter__(self) -> Meter:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         self._bar.stop()
 
-    def update(self, record: Mapping[str, Any]) -> None:
+    def update(self, record: Record) -> None:
         """Shows one line of the metrics; the first one, of the generation that the run starts at, starts the bar."""
         generation = record["generation"]
         for name, text in self._shown.values.items():
@@ -109,7 +110,7 @@ class Meter:
             where = place if place.startswith("generation") else f"generation {place}"
             self._console.print(f"{where}  {status}", highlight=False)
 
-    def _done(self, record: Mapping[str, Any]) -> tuple[int, int]:
+    def _done(self, record: Record) -> tuple[int, int]:
         """How much of what is done, of whatever will end the run first as it looks now."""
         generation = record["generation"]
         if self._shown.goal is None:

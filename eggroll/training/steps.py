@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
 
 from eggroll.engine.annotations import Function, PyTree
+from eggroll.engine.checks import check_function
 from eggroll.strategy.evaluate.averages import check_carried
 from eggroll.strategy.evaluate.tracing import InAxes
 from eggroll.strategy.protocol import Metrics, Strategy
-from eggroll.strategy.state import State
+from eggroll.strategy.state import State, check_state
 from eggroll.training.processes.scoring import score
 
 LOGGER = logging.getLogger("eggroll")
@@ -27,11 +27,29 @@ class Step(ABC):
     recorded: tuple[str, ...] = ()
 
     @abstractmethod
-    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, Any, Metrics]:
+    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, PyTree, Metrics]:
         """From a state, what the model carries along and a batch, to the next ones and the metrics of `ES.tell`."""
 
 
-def check_made(made: Any, names: Iterable[str]) -> None:
+def check_given(
+    es: object, state: object, fitness: object, callbacks: Mapping[str, object], *options: tuple[object, type]
+) -> None:
+    """Raises TypeError unless `fit` has a strategy, a state and a fitness, and what else it was given is of its kind."""
+    usage = "fit(es, state, fitness, data, generations=...)"
+    if not isinstance(es, Strategy):
+        raise TypeError(f"got {type(es).__name__} as the strategy; an eggroll.ES or FullRankES is required: {usage}.")
+    check_state(state)
+    if not isinstance(fitness, Step):
+        check_function("fitness", fitness, usage)
+    for name, fun in callbacks.items():
+        if fun is not None and not callable(fun):
+            raise TypeError(f"got {type(fun).__name__} as {name}; a function that `fit` calls is required, or None.")
+    for value, kind in options:
+        if not isinstance(value, kind | None):
+            raise TypeError(f"got {type(value).__name__} where `fit` takes a {kind.__name__} or None.")
+
+
+def check_made(made: object, names: Iterable[str]) -> None:
     """Raises TypeError unless a step returned a state, what is carried along, and metrics of these names."""
     if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], State) and isinstance(made[2], Mapping)):
         got = f"({', '.join(type(x).__name__ for x in made)})" if isinstance(made, tuple) else type(made).__name__
@@ -70,7 +88,7 @@ class Compiled(Step):
     def __init__(self, fitness_fn: Function, *, carries: bool = False, in_axes: InAxes = None) -> None:
         self._fitness_fn, self._carries, self._in_axes = fitness_fn, carries, in_axes
 
-    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, Any, Metrics]:
+    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, PyTree, Metrics]:
         """One compiled generation."""
         if not self._carries:
             state, metrics = es.step(state, self._fitness_fn, *batch, in_axes=self._in_axes)
@@ -106,7 +124,7 @@ class Scored(Step):
         self._fun, self._scorer, self._in_axes = fun, scorer, in_axes
         self._told = False  # of an error
 
-    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, Any, Metrics]:
+    def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, PyTree, Metrics]:
         """One generation, scored on the host."""
         members = es.ask(state)
         outputs = members.apply(self._fun, *batch, in_axes=self._in_axes)

@@ -7,11 +7,11 @@ import math
 import os
 import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import FrameType, TracebackType
-from typing import Any
 
+import jax
 import numpy as np
 
 from eggroll.engine.annotations import PyTree
@@ -43,7 +43,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: dict[int, Any] = {}
+        self._before: dict[int, Callable[[int, FrameType | None], object] | int | None] = {}
 
     def was_asked(self) -> bool:
         """Whether a signal came."""
@@ -109,7 +109,7 @@ class Seen:
     best: float | None = None
     since: int = 0
 
-    def hopeless(self, stopping: EarlyStopping, record: Mapping[str, Any]) -> bool:
+    def hopeless(self, stopping: EarlyStopping, record: Record) -> bool:
         """Takes note of a record; whether patience has run out. A value that is not finite is no improvement."""
         if stopping.metric not in record:
             return False
@@ -154,7 +154,7 @@ class Result:
         return int(self.state.generation)
 
 
-def plain(x: Any) -> Any:
+def plain(x: jax.Array | float) -> int | float:
     """A number of the metrics as JSON can hold it: integers and arrays of float64 as they are, others in six digits."""
     if np.issubdtype(np.asarray(x).dtype, np.integer):
         return int(x)
@@ -162,7 +162,7 @@ def plain(x: Any) -> Any:
     return float(x) if getattr(x, "dtype", None) == np.float64 else float(f"{float(x):.6g}")
 
 
-def measured(values: Mapping[str, Any], record: Record) -> Record:
+def measured(values: Mapping[str, float | str | None], record: Record) -> Record:
     """What an evaluation hook returned, as JSON can hold it.
 
     Raises:
@@ -171,8 +171,8 @@ def measured(values: Mapping[str, Any], record: Record) -> Record:
     """
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
         raise TypeError(
-            f"got {type(values).__name__} from evaluate(state, carry); a dictionary of numbers by name is required: return "
-            "{'test_loss': 0.5}, or {} where there is nothing to measure."
+            f"got {type(values).__name__} from evaluate(state, carry); a dictionary of numbers by name is required: "
+            "return {'test_loss': 0.5}, or {} where there is nothing to measure."
         )
     taken = sorted(values.keys() & (record.keys() | {"members_per_second", "seconds"}))
     if taken:

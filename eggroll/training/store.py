@@ -6,8 +6,10 @@ import logging
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from types import TracebackType
+from typing import Self
 
+from eggroll.engine.annotations import PyTree
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
 from eggroll.training import processes
@@ -76,7 +78,7 @@ class Place:
     """
 
     state: State
-    carry: Any
+    carry: PyTree
     data: Position = None
     seconds: float = 0.0
     seen: Seen = field(default_factory=Seen)
@@ -122,7 +124,7 @@ class Store:
         self._logs: list[MetricsFile | TensorBoard] = []
         self._journal: Journal | None = None
         with ExitStack() as opened:
-            opened.enter_context(checkpoints)
+            opened.push(self._close_checkpoints)
             if processes.is_main():
                 self._open_logs(opened, folder, es, begun, changed)
             self._open = opened.pop_all()
@@ -140,13 +142,19 @@ class Store:
     def _opened_journal(self, path: Path, es: Strategy, begun: Place, changed: bool) -> Journal | None:
         """The ledger, gone on with; None if it cannot be, and that is forced."""
         after = self.place.generation
-        options: dict[str, Any] = {"base_name": self._saving.base, "after": after, "changed": changed}
-        # The run's own key; whether a ledger may be replaced was asked before.
-        options |= {"key": self.place.state.key, "overwrite": not after}
         try:
             if after and not path.exists():
                 raise LedgerError(f"'{path}' is not there.")
-            return Journal(path, es, begun.state.params, **options)
+            return Journal(
+                path,
+                es,
+                begun.state.params,
+                base_name=self._saving.base,
+                key=self.place.state.key,  # the run's own
+                after=after,
+                changed=changed,
+                overwrite=not after,  # whether it may be replaced was asked before
+            )
         except LedgerError as why:
             if not after:
                 raise
@@ -174,12 +182,20 @@ class Store:
         if last:
             self._checkpoints.wait()
 
+    def _close_checkpoints(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if not processes.lost():  # else what is being saved waits for a process that is gone
+            self._checkpoints.__exit__(kind, error, trace)
+
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         """Closes all files, once what is being saved is saved; an error on its way goes before their own."""
-        self._open.__exit__(*error)
+        self._open.__exit__(kind, error, trace)
 
 
 def _set_aside(path: Path, why: LedgerError) -> None:

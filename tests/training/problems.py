@@ -60,10 +60,11 @@ CARRY = {"mean": np.zeros((), np.float32)}  # not of JAX, which several processe
 COUNTING = Compiled(counting, carries=True)
 
 
-def run(folder: Path | None, generations: int = 12, *, es: Any = None, **options: Any) -> Result:
+def run(folder: Path | None, generations: int = 12, *, es: Any = None, data: Any = None, **options: Any) -> Result:
     es = usual() if es is None else es
+    data = batches() if data is None else data
     options = {"saving": Saving(every=4), "carry": CARRY, **options}
-    return fit(es, begin(es), COUNTING, batches(), generations=generations, folder=folder, **options)
+    return fit(es, begin(es), COUNTING, data, generations=generations, folder=folder, **options)
 
 
 def left_by(folder: Path) -> dict[str, Any]:

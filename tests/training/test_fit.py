@@ -106,7 +106,7 @@ GIVEN: dict[str, tuple[dict[str, Any], str]] = {
     "no strategy": ({"es": fitness}, "got function as the strategy; an eggroll.ES or FullRankES is required"),
     "no fitness": ({"fitness": 1.0}, "got float as fitness; a function of the parameters is required"),
     "evaluate is none": ({"evaluate": 3}, "got int as evaluate; a function"),
-    "saving": ({"saving": 3}, "got int as saving; None or a Saving is required"),
+    "saving": ({"saving": 3}, "got int where `fit` takes a Saving or None"),
     "a float": ({"evaluate": lambda state, carry: 0.5}, "got float " + NUMBERS),
     "nothing": ({"evaluate": lambda state, carry: None}, "got NoneType " + NUMBERS),
     "a pair": ({"evaluate": lambda state, carry: ("x", 1.0)}, "got tuple " + NUMBERS),

@@ -175,9 +175,24 @@ def test_a_forced_change_that_was_killed_at_once_goes_on(tmp_path: Path) -> None
 
     with pytest.raises(Killed):
         run(tmp_path, LAST, es=es, resume=True, force=True, evaluate=dies, evaluate_every=7)
-    result = run(tmp_path, LAST, es=es, resume=True, force=True)
+    result = run(tmp_path, LAST, es=es, resume=True)  # what was forced once is the run's own
     rebuilt = replay(begin(es).params, tmp_path / "ledger.bin")
     assert_same(Result(rebuilt, result.carry, "", 0.0, 0), result)
+
+
+def test_a_forced_change_is_the_runs_own_from_before_it_too(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    stop_after(tmp_path, 6)
+    run(tmp_path, 7, es=strategy(sigma=0.2), resume=True, force=True)
+    for generation in (6, 7):
+        shutil.rmtree(tmp_path / f"checkpoints/{generation}")
+    refused(tmp_path, "sigma: 0.2 → 0.1", resume=True)
+    refused(tmp_path, "sigma: 0.2 → 0.3", resume=True, es=strategy(sigma=0.3))
+    with caplog.at_level(logging.WARNING, "eggroll"):
+        result = run(tmp_path, LAST, es=strategy(sigma=0.2), resume=True)
+    assert result.resumed == 4 and "hold from generation 4 on" in caplog.text
+    config = left_by(tmp_path)["config"]
+    assert config["changes"] == [{"generation": 4, "differences": ["sigma: 0.1 → 0.2"]}]
+    assert_same(Result(replay(begin(usual()).params, tmp_path / "ledger.bin"), result.carry, "", 0.0, 0), result)
 
 
 def test_what_the_ledger_refuses_leaves_the_settings_alone(tmp_path: Path) -> None:

@@ -1,184 +1,226 @@
-"""What a function, a schedule or an optax optimizer computes, as JSON: so that another one in its place is seen.
+"""Optimizers, shapings and schedules as JSON, by what they do: their results on fixed inputs.
 
-A function is its name, its code and what it has captured, again and again down to numbers, strings and arrays. Of
-functions of installed packages, whose code goes with the package's version, the name stands for the code.
+Two that compute the same are the same, however they are written and wherever their code lies; results are compared up
+to rounding (`apart`), so that other versions of JAX and other processors agree. What is not seen: a fork in the road
+that no input takes, such as a step of an optimizer's schedule between two of the `GENERATIONS`, or a mask by the size
+of parameters that are larger than `LARGE` together, which are cut to try them.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import inspect
-import json
 import math
-import site
-import sysconfig
-import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from itertools import zip_longest
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
-COUNTS = (0, 1, 10, 100, 1000, 10_000, 100_000)  # generations at which schedules are compared
-LONGEST = 20_000  # characters; a longer description is its digest
-SHOWN = 8  # numbers of an array, beyond which its digest stands for it
-FUNCTION, VALUES = "function", "values"
+from eggroll.engine.annotations import PyTree
+from eggroll.engine.paths import leaf_paths, path_name
+from eggroll.strategy.update.optimizer import updates
+from eggroll.training.optimizers import NamedOptimizer, NamedSchedule
+
+FUNCTION, SCHEDULE, VALUES, UNSEEN = "function", "schedule", "values", "unseen"
+LEADS = (1, 1.2, 1.5, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
+GENERATIONS = (*range(10), *(round(lead * 10**power) for power in range(1, 6) for lead in LEADS), 10**6)
+SPANS = tuple(2**power for power in range(3, 17))  # a schedule's mean from each to its double finds every step
+SIZES = (1e-8, 1e-3, 1.0, 1e4, 0.1, 1e-5, 10.0, 0.3)  # of successive gradients: below and above any epsilon and clip
+PATIENCE = 1000  # updates in which an optimizer has to move something: some gather gradients first
+LARGE = 2**20  # numbers in all parameters; of more, an array keeps 132 along its longest two axes and 4 along others
+ROUNDING, FLOOR = 3e-5, 1e-6  # of a number; of the largest value of a schedule
 
 
-def described(value: Any) -> Any:
-    """A description that is equal, in any process, for what computes the same from the same numbers.
+def described(name: str, value: Any, params: PyTree, members: int) -> Any:
+    """JSON for a setting of a strategy; a function by its results, what `named` and `schedule` made by its arguments.
 
     Args:
-        value: a function, an optimizer, a schedule, or anything that they may have captured.
-
-    Returns:
-        JSON. Two descriptions may differ though the results are the same (other code that does the same); what reads
-        files, clocks or random numbers is not seen into.
+        name: of the setting: `"shaping"` and `"rules"` are read as such.
+        value: a number, a string, an optimizer, or a function.
+        params: what an optimizer is given: a pytree of arrays, or of their shapes.
+        members: of the population.
 
     Example:
-        >>> import optax
-        >>> described(optax.sgd(0.1)) == described(optax.sgd(0.1)) != described(optax.sgd(0.2))
-        True
+        >>> one, other = (described("", optax.adam(rate), {"w": jnp.ones(3)}, 8)["values"] for rate in (0.1, 0.1001))
+        >>> apart(one["w"], other["w"]) is None
+        False
     """
-    found = _Walk().of(value)
-    text = json.dumps(found, sort_keys=True)
-    return found if len(text) <= LONGEST else {FUNCTION: _name(value), "digest": _digest(text.encode())}
+    if name == "rules":
+        return [[pattern, str(rule)] for pattern, rule in value]
+    if isinstance(value, NamedOptimizer):
+        return value.spec
+    if isinstance(value, optax.GradientTransformation):
+        return _results(value.update, lambda: _moves(optax.with_extra_args_support(value), params))
+    if callable(value):
+        found = _results(value, lambda: _weights(value, members) if name == "shaping" else schedule_values(value))
+        return {SCHEDULE: value.spec, VALUES: found[VALUES]} if isinstance(value, NamedSchedule) else found
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def apart(one: Any, other: Any, largest: float = 0.0) -> tuple[str, str] | None:
+    """Where two results differ by more than rounding; None if they do not.
+
+    Args:
+        one: a number, groups of them as a string, or the name of an error.
+        other: another.
+        largest: of the values that these are among.
+
+    Example:
+        >>> apart("0.1 nan, 1e-9", "0.1000001 nan, 1.00001e-9"), apart("0.1, 1e-9", "0.1, 2e-9")
+        (None, ('1e-9', '2e-9'))
+    """
+    for was, now in zip_longest(str(one).split(", "), str(other).split(", "), fillvalue="nothing"):
+        try:
+            pair = [np.array([float(x) for x in group.split()]) for group in (was, now)]
+            size = max((abs(x) for x in [*pair[0], *pair[1]] if math.isfinite(x)), default=0.0)
+            same = np.allclose(*pair, rtol=0, atol=ROUNDING * size + FLOOR * largest, equal_nan=True)
+        except ValueError:
+            same = was == now
+        if not same:
+            return was, now
+    return None
 
 
 def schedule_values(schedule: Callable[[Any], Any]) -> dict[str, Any]:
-    """The values of a schedule at several generations, to nine digits.
+    """The values of a schedule at `GENERATIONS`, to nine digits; its means over `SPANS` if it can be mapped.
 
     Example:
         >>> schedule_values(lambda generation: 0.5)["1000"]
         0.5
     """
-    found = {}
-    for count in COUNTS:
-        with jax.numpy_dtype_promotion("standard"):  # optax mixes integers and floats
-            x = float(schedule(jnp.int32(count)))
-        found[str(count)] = float(f"{x:.9g}") if math.isfinite(x) else str(x)
-    return found
+    found = {str(at): _tried(lambda at=at: float(schedule(jnp.int32(at)))) for at in GENERATIONS}
+    if all(isinstance(x, type) for x in found.values()):
+        raise TypeError(f"{next(iter(found.values())).__name__} at every generation")
+    values: dict[str, Any] = {at: x.__name__ if isinstance(x, type) else _number(x) for at, x in found.items()}
+    span = jnp.arange(2 * SPANS[-1], dtype=jnp.int32)
+    many = _tried(lambda: np.asarray(jax.jit(jax.vmap(schedule))(span), np.float64))
+    means = {} if isinstance(many, type) else {f"mean from {at}": _number(many[at : 2 * at].mean()) for at in SPANS}
+    return values | means
 
 
-class _Walk:
-    """Goes down into what a value consists of; what is met again on the way is not entered again."""
+def _tried(result: Callable[[], Any]) -> Any:
+    """The result, or the class of the error: a schedule may be a list that ends, or know nothing of arrays."""
+    try:
+        return result()
+    except Exception as why:
+        return type(why)
 
-    def __init__(self) -> None:
-        self._inside: set[int] = set()
 
-    def of(self, value: Any) -> Any:
-        """The description of one value."""
-        if value is None or isinstance(value, bool | int | str):
-            return value
-        if isinstance(value, float | complex):
-            return value if isinstance(value, float) and math.isfinite(value) else repr(value)
-        if isinstance(value, np.ndarray | np.generic | jax.Array):
-            return _array(value)
-        if isinstance(value, type | types.ModuleType | types.BuiltinFunctionType | np.ufunc):
-            return {FUNCTION: _name(value)}
-        if id(value) in self._inside:
-            return "..."
-        self._inside.add(id(value))
+def _results(function: Any, values: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+    """The function's name and results; what keeps it from having any, whose name alone is then compared, and told."""
+    with ExitStack() as context:
+        if not isinstance(device := _tried(lambda: jax.local_devices(backend="cpu")[0]), type):
+            context.enter_context(jax.default_device(device))  # its rounding is what is compared
+        context.enter_context(jax.default_matmul_precision("highest"))
+        context.enter_context(np.errstate(all="ignore"))  # what overflows is a result, too
+        context.enter_context(jax.numpy_dtype_promotion("standard"))  # optax mixes int32 counts with floats
         try:
-            return self._inner(value)
-        finally:
-            self._inside.discard(id(value))
-
-    def _inner(self, value: Any) -> Any:
-        if hasattr(value, "spec") and isinstance(value.spec, dict):
-            return value.spec
-        if isinstance(value, tuple) and hasattr(value, "_asdict"):
-            return {name: self.of(each) for name, each in value._asdict().items()}  # type: ignore[attr-defined]
-        if isinstance(value, Mapping):
-            return {str(key): self.of(each) for key, each in value.items()}
-        if isinstance(value, set | frozenset):
-            return sorted((self.of(each) for each in value), key=lambda each: json.dumps(each, sort_keys=True))
-        if isinstance(value, Sequence) and not isinstance(value, bytes | bytearray):
-            return [self.of(each) for each in value]
-        if isinstance(value, functools.partial):
-            return {**self._called(value.func), "args": self.of(value.args), "keywords": self.of(value.keywords)}
-        if isinstance(value, types.MethodType):
-            return {**self._called(value.__func__), "self": self.of(value.__self__)}
-        return self._called(value)
-
-    def _called(self, value: Any) -> dict[str, Any]:
-        """A function, or an object with what it holds."""
-        plain = inspect.unwrap(value)  # what `jax.jit` and decorators made of one
-        if not isinstance(plain, types.FunctionType):
-            held = {name: each for name, each in getattr(value, "__dict__", {}).items() if name != "__wrapped__"}
-            call = inspect.getattr_static(type(value), "__call__", None)
-            more = {"call": self._called(call)} if isinstance(call, types.FunctionType) else {}
-            return {FUNCTION: _name(type(value)), **more, **{name: self.of(each) for name, each in held.items()}}
-        found: dict[str, Any] = {FUNCTION: _name(plain)}
-        if not _installed(plain):
-            found["code"] = _digest(_code(plain.__code__))
-            found |= {name: self.of(plain.__globals__[name]) for name in _globals(plain)}
-        found |= {name: self.of(each) for name, each in _captured(plain)}
-        if plain.__defaults__ or plain.__kwdefaults__:
-            found["defaults"] = self.of([plain.__defaults__, plain.__kwdefaults__])
-        return found
+            return {FUNCTION: _name(function), VALUES: dict(values())}
+        except Exception as why:
+            return {FUNCTION: _name(function), UNSEEN: f"{type(why).__name__}: {str(why).partition(chr(10))[0]:.100}"}
 
 
-def _captured(function: types.FunctionType) -> list[tuple[str, Any]]:
-    found = []
-    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        try:
-            found.append((name, cell.cell_contents))
-        except ValueError:  # not assigned yet
-            continue
-    return found
+def _weights(shaping: Any, members: int) -> dict[str, str]:
+    """What a shaping makes of several kinds of fitness, for the run's population: others it need not know."""
+    x = _even(members, 0)
+    kinds = {"spread": x - 0.25, "ties": np.floor(3 * x), "falling": -np.arange(members), "large": 1e5 * x}
+    kinds["one ahead"] = np.where(np.arange(members) == members // 2, 1e3, x)
+    shaped = jax.jit(shaping)
+    return {f"{kind}, {members} members": _summary(shaped(jnp.float32(each))) for kind, each in kinds.items()}
 
 
-def _globals(function: types.FunctionType) -> list[str]:
-    """Global names that the function, or one inside it, reads; modules say nothing."""
-    names, codes = set(), [function.__code__]
-    while codes:
-        code = codes.pop()
-        names |= set(code.co_names)
-        codes += [each for each in code.co_consts if isinstance(each, types.CodeType)]
-    there = function.__globals__
-    return sorted(name for name in names if name in there and not isinstance(there[name], types.ModuleType))
+def _moves(optimizer: optax.GradientTransformationExtraArgs, params: PyTree) -> dict[str, Any]:
+    """What an optimizer makes of gradients of several sizes one after the other, and then at far generations.
+
+    By parameter, since masks and labels may go by names: the first updates that moved something. Then all of them
+    together: after so many updates as the counts in the state can be made to say, and after a gradient that is no
+    number.
+    """
+    inputs = _inputs(params)
+
+    @jax.jit
+    def update(size: Any, inputs: tuple[PyTree, PyTree], state: Any) -> Any:
+        gradient = jax.tree.map(lambda g, p: (size * g).astype(p.dtype), *inputs)
+        return updates(optimizer, gradient, state, inputs[1], jnp.float32(1))
+
+    before = state = jax.jit(optimizer.init)(inputs[0][1])
+    told: dict[int, list[str]] = {}
+    for step in range(PATIENCE):
+        moved, after = update(SIZES[len(told)], inputs[len(told) % 2], state)
+        each = jax.tree.leaves(moved)
+        if any(np.any(np.asarray(u)) for u in each):
+            told[step], before = [_summary(u) for u in each], state
+        if len(told) == len(SIZES):
+            break
+        state = after
+    by_path = zip(leaf_paths(params), zip(*told.values(), strict=True), strict=True) if told else ()
+    found: dict[str, Any] = {path: ", ".join(each) for path, each in by_path}
+    for at in GENERATIONS[len(SIZES) :]:
+        found[f"update {at}"] = _together(update(1.0, inputs[0], _at(before, at))[0])
+    last = _together(update(math.nan, inputs[0], before)[0])
+    return {"moved at": " ".join(map(str, told)), **found, "not a number": str(last)}
 
 
-def _code(code: types.CodeType) -> bytes:
-    """Instructions, names and constants; not the lines that they stand in."""
-    parts = [code.co_code, repr(code.co_names).encode(), repr(code.co_varnames).encode()]
-    for each in code.co_consts:
-        set_like = sorted(map(repr, each)) if isinstance(each, frozenset) else each
-        parts.append(_code(each) if isinstance(each, types.CodeType) else repr(set_like).encode())
-    return b"\0".join(parts)
+def _inputs(params: PyTree) -> list[tuple[PyTree, PyTree]]:
+    """Two gradients, each with the parameters that it is given at, on the host."""
+    leaves, tree = jax.tree.flatten(params)
+    shapes = [leaf.shape for leaf in leaves]
+    if sum(map(math.prod, shapes)) > LARGE:
+        shapes = [_cut(shape) for shape in shapes]
+    x = [_even(math.prod(shape), i).reshape(shape) for i, shape in enumerate(shapes)]
+    made = []
+    for turn, size in ((0.4, 100), (0.8, 50)):
+        slope = [(1.5 * ((each + turn) % 1) - 0.5).astype(np.float32) for each in x]
+        start = [(size * (each - 0.25)).astype(leaf.dtype) for each, leaf in zip(x, leaves, strict=True)]
+        made.append((tree.unflatten(slope), tree.unflatten(start)))
+    return made
 
 
-@functools.cache
-def _libraries() -> tuple[str, ...]:
-    paths = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
-    return tuple({*paths, *site.getsitepackages(), site.getusersitepackages()})
+def _at(state: Any, count: int) -> Any:
+    """The state, as if that many updates had been made; those that wait for an update of several stay as they are."""
+
+    def one(path: Any, leaf: Any) -> Any:
+        counts = jnp.ndim(leaf) == 0 and jnp.issubdtype(leaf.dtype, jnp.integer) and path_name(path[-1:]) != "mini_step"
+        return np.full((), min(count, jnp.iinfo(leaf.dtype).max), leaf.dtype) if counts else leaf
+
+    return jax.tree_util.tree_map_with_path(one, state)
 
 
-def _installed(function: types.FunctionType) -> bool:
-    ours = function.__module__ or ""
-    return function.__code__.co_filename.startswith(_libraries()) or ours.split(".")[0] == "eggroll"
+def _cut(shape: tuple[int, ...]) -> tuple[int, ...]:
+    longest = sorted(range(len(shape)), key=lambda axis: -shape[axis])[:2]
+    return tuple(min(size, 132 if axis in longest else 4) for axis, size in enumerate(shape))
 
 
-def _name(value: Any) -> str:
-    module = getattr(value, "__module__", None) or ""
-    name = getattr(value, "__qualname__", None) or getattr(value, "__name__", None) or type(value).__name__
-    short = module if module in ("", "__main__") else module.split(".")[0] + "."
-    # A script is `__main__` when it is run and has a name when it is imported.
-    return ("" if short == "__main__" else short) + name.replace(".<locals>", "")
+def _even(size: int, seed: int) -> np.ndarray:
+    """Numbers that cover `[0, 1)` evenly, the same everywhere: multiples of the golden ratio."""
+    return ((np.arange(size) + 1.0) * 0.6180339887498949 + seed * 0.7548776662466927) % 1.0
 
 
-def _array(value: Any) -> Any:
-    if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
-        value = jax.random.key_data(value)
-    array = np.asarray(value)
-    if array.dtype.kind in "biuf" and array.size <= SHOWN and np.isfinite(array).all():
-        return array.tolist()
-    shape = ",".join(map(str, array.shape))
-    return f"{array.dtype.name}[{shape}] {_digest(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)}"
+def _summary(array: Any) -> str:
+    """A weighted mean, in which order and signs are seen, and the root of the mean square."""
+    x = np.asarray(array).astype(np.float64).reshape(-1)
+    return f"{(x * (0.5 + _even(x.size, 1))).sum() / max(x.size, 1):.7g} {_norm(x):.7g}"
 
 
-def _digest(data: Any) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]
+def _norm(array: Any) -> float:
+    x = np.asarray(array).astype(np.float64)
+    return math.sqrt((x * x).sum() / max(x.size, 1))
+
+
+def _together(moved: PyTree) -> Any:
+    return _number(sum(map(_norm, jax.tree.leaves(moved))))
+
+
+def _number(x: float) -> float | str:
+    return float(f"{x:.9g}") if math.isfinite(x) else str(float(x))
+
+
+def _name(function: Any) -> str:
+    """What it is called, in the package or module that it comes from; a script has no name when it is run."""
+    named = function if hasattr(function, "__qualname__") else getattr(function, "func", type(function))
+    package = (getattr(named, "__module__", None) or "").split(".")[0]
+    name = getattr(named, "__qualname__", type(named).__name__).replace(".<locals>", "")
+    return name if package in ("", "__main__") else f"{package}.{name}"

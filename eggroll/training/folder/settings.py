@@ -3,37 +3,48 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Mapping
 from typing import Any
 
+import jax
+
+from eggroll.engine.annotations import PyTree
+from eggroll.engine.paths import leaf_paths
+from eggroll.strategy.plan.leaves import check_params
+from eggroll.strategy.plan.parameters import full, master_copies, without
+from eggroll.strategy.plan.rules import FrozenRule
 from eggroll.strategy.protocol import Strategy
 from eggroll.training.errors import RunError
-from eggroll.training.folder.described import FUNCTION, VALUES, described, schedule_values
+from eggroll.training.folder.described import FUNCTION, SCHEDULE, UNSEEN, VALUES, apart, described
 
+LOGGER = logging.getLogger("eggroll")
 LINE = 80  # characters of a value that is shown as it is
 MOST = 8  # differences that are told
-SCHEDULES = ("sigma", "learning_rate")  # settings that may be one
+SHOWN = 2  # results of a function that are told
 NOTHING = object()  # in place of a setting that is not there
 
 
-def describe(es: Strategy) -> dict[str, Any]:
+def describe(es: Strategy, params: PyTree) -> dict[str, Any]:
     """The settings of a strategy that decide its numbers, as JSON can hold them.
 
+    Args:
+        es: the strategy.
+        params: of the run, for their names, shapes and dtypes.
+
     Example:
-        >>> import eggroll
-        >>> describe(eggroll.ES(population=4, sigma=0.1))["population"]
+        >>> import eggroll, jax.numpy as jnp
+        >>> describe(eggroll.ES(population=4, sigma=0.1), {"w": jnp.zeros(3)})["population"]
         4
     """
-    return {name: _described(name, value) for name, value in es.options().items()}
 
+    def moving(params: PyTree) -> PyTree:
+        return full(without(params, still), master_copies(without(params, still)))
 
-def _described(name: str, value: Any) -> Any:
-    if name == "rules":
-        return [[pattern, str(rule)] for pattern, rule in value]
-    if name in SCHEDULES and callable(value):  # by its values too, which other versions of a library share
-        return {"schedule": described(value), VALUES: schedule_values(value)}
-    return value if value is None or isinstance(value, str | int | float) else described(value)
+    rules = check_params(params, es.rules)
+    still = [isinstance(rules.get(path), FrozenRule) for path in leaf_paths(params)]
+    shapes = jax.eval_shape(moving, params)
+    return {name: described(name, value, shapes, es.population) for name, value in es.options().items()}
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -50,64 +61,84 @@ def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:
         ) from why
 
 
-def differences(before: Mapping[str, Any], now: Mapping[str, Any], *, code: bool = True) -> list[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Names what changed, each as `name: before → now`.
 
     Args:
         before: the settings that were written down.
         now: the present ones.
-        code: whether descriptions of functions are compared. False where versions of libraries differ, which describe
-            the same otherwise.
 
     Example:
         >>> differences({"population": 4, "model": {"width": 8}}, {"population": 8, "model": {"width": 9}})
         ['population: 4 → 8', 'model.width: 8 → 9']
     """
-    names = [*before, *(name for name in now if name not in before)]
-    found = [compared(name, before.get(name, NOTHING), now.get(name, NOTHING), code) for name in names]
-    return list(dict.fromkeys(line for lines in found for line in lines))
+    pairs = {name: (before.get(name, NOTHING), now.get(name, NOTHING)) for name in {**before, **now}}
+    return [line for name, pair in pairs.items() for line in compared(name, *pair)]
 
 
-def compared(name: str, was: Any, now: Any, code: bool = True) -> list[str]:
+def compared(name: str, was: Any, now: Any) -> list[str]:
     """The differences between two values of one setting; `NOTHING` for one that is not there.
 
     Example:
         >>> compared("rank", 1, NOTHING)
         ['rank: 1 → nothing']
     """
+    if was == now or unseen(name, was, now):
+        return []
+    if isinstance(was, Mapping) and isinstance(now, Mapping):
+        if _tried(was) and _tried(now):
+            return _other_results(name, was, now)
+        if _kind(was) == _kind(now):
+            inner = [(_joined(name, key), was.get(key, NOTHING), now.get(key, NOTHING)) for key in {**was, **now}]
+            return [line for each in inner for line in compared(*each)]
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        pairs = enumerate(zip(was, now, strict=True))
+        return [line for i, pair in pairs for line in compared(f"{name}[{i}]", *pair)]
+    return [f"{name}: {_text(was)} → {_text(now)}"]
+
+
+def _other_results(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What two functions do otherwise, of that which both were asked; by their arguments where both have them."""
+    both = [key for key in now[VALUES] if key in was[VALUES]]
+    curve = [abs(x) for found in (was, now) for key in both if isinstance(x := found[VALUES][key], float)]
+    pairs = {key: apart(was[VALUES][key], now[VALUES][key], max(curve, default=0.0)) for key in both}
+    other = [f"{name}.{VALUES}.{key}: {pair[0]} → {pair[1]}" for key, pair in pairs.items() if pair]
+    lines = []
+    if _arguments(was) and _arguments(now):
+        lines = compared(name, was[SCHEDULE], now[SCHEDULE])
+    elif other and was.get(FUNCTION) != now.get(FUNCTION):
+        lines = [f"{name}: {_text(was)} → {_text(now)}"]
+    more = [f"{len(other) - SHOWN} more results of {name}"] if len(other) > SHOWN else []
+    return [*lines, *other[:SHOWN], *more]
+
+
+def _tried(value: Mapping[str, Any]) -> bool:
+    return isinstance(value.get(VALUES), Mapping) and (FUNCTION in value or SCHEDULE in value)
+
+
+def _arguments(value: Mapping[str, Any]) -> bool:
+    return "arguments" in value.get(SCHEDULE, {})
+
+
+def unseen(name: str, was: Any, now: Any) -> bool:
+    """Whether a setting is a function of which nothing but its name can be compared, and that is the same.
+
+    It could not be tried, or an earlier version wrote it down, which described functions by their code.
+    """
     if name == "optimizer" and now is None:  # earlier versions wrote one down for full-rank ES, which never used it
-        return []
-    if was == now or _undescribed(was, now) or (not code and (_is_function(was) or _is_function(now))):
-        return []
-    if isinstance(was, Mapping) and isinstance(now, Mapping) and _kind(was) == _kind(now):
-        # A function deep inside an optimizer is better known by its own name than by the way there.
-        place = f"{name.split(' ')[0].split('.')[0]} {_short(was[FUNCTION])}" if _is_function(was) else name
-        inner = [(_joined(place, key), was.get(key, NOTHING), now.get(key, NOTHING)) for key in {**was, **now}]
-    elif isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
-        inner = [(f"{name}[{i}]", *pair) for i, pair in enumerate(zip(was, now, strict=True))]
-    else:
-        return [f"{name}: {_text(was)} → {_text(now)}"]
-    return [line for each in inner for line in compared(*each, code)]
+        return isinstance(was, Mapping) and "init" in was
+    if not isinstance(now, Mapping) or not (UNSEEN in now or _tried(now)):
+        return False
+    if not isinstance(was, Mapping):
+        return was == "a function" or str(was).startswith("schedule, ") or (was is None and name == "optimizer")
+    if "name" in was or VALUES in was or (UNSEEN in was and VALUES in now):
+        return False
+    names = [str(each.get(FUNCTION)).rpartition(".")[2] for each in (was, now)]
+    return "init" in was or names[0] == names[1]
 
 
-def _undescribed(was: Any, now: Any) -> bool:
-    """Whether the first was written by a version of eggroll that could not describe what the second is."""
-    old = was is None or was == "a function" or (isinstance(was, str) and was.startswith("schedule, "))
-    return old and isinstance(now, Mapping) and "name" not in now
-
-
-def _short(function: str) -> str:
-    """Without the parts of an optimizer that all have."""
-    return re.sub(r"\.(init|update)(_fn)?$", "", function)
-
-
-def _is_function(value: Any) -> bool:
-    return isinstance(value, Mapping) and FUNCTION in value
-
-
-def _kind(value: Mapping[str, Any]) -> list[str | None]:
-    named = [value.get(name) for name in ("name", FUNCTION, "schedule")]
-    return [_short(one) if isinstance(one, str) else None for one in named]
+def _kind(value: Mapping[str, Any]) -> list[Any]:
+    return [value.get(name) if isinstance(value.get(name), str) else None for name in ("name", FUNCTION, SCHEDULE)]
 
 
 def _joined(name: str, key: str) -> str:
@@ -115,32 +146,18 @@ def _joined(name: str, key: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value in a line: what is long is known by its names."""
+    """A value in a line: a function is known by its name, and `name(argument=value)` where it has arguments."""
     if value is NOTHING:
         return "nothing"
     text = json.dumps(value)
-    if not isinstance(value, Mapping | list) or len(text) <= LINE:
-        return _called(value) if isinstance(value, Mapping) else text
-    names = list(dict.fromkeys(_names(value)))
-    return ", ".join(names[:4]) + (", …" if len(names) > 4 else "") if names else f"{text[:LINE]} …"
-
-
-def _called(value: Mapping[str, Any]) -> str:
-    """`name(argument=value)` of what is described so, else JSON."""
-    name = next((one for one in _kind(value) if one), None)
-    if name is None:
-        return json.dumps(value)
-    more = value.get("arguments", {key: each for key, each in value.items() if key not in ("name", FUNCTION)})
-    return f"{name}({', '.join(f'{key}={_text(each)}' for key, each in more.items())})"
-
-
-def _names(value: Any) -> Iterator[str]:
-    """Of all functions inside."""
-    if isinstance(value, Mapping):
-        yield from (one for one in _kind(value) if one)
-    if isinstance(value, Mapping | list):
-        for each in value.values() if isinstance(value, Mapping) else value:
-            yield from _names(each)
+    called = next((one for one in _kind(value) if one), None) if isinstance(value, Mapping) else None
+    if called is None:
+        inner = value.get(SCHEDULE) if isinstance(value, Mapping) else None
+        return _text(inner) if inner else text if len(text) <= LINE else f"{text[:LINE]} …"
+    if UNSEEN in value:
+        return f"{called}, which cannot be tried ({value[UNSEEN]})"
+    arguments = value.get("arguments", {"of": value["of"]} if "of" in value else {})
+    return f"{called}({', '.join(f'{key}={_text(each)}' for key, each in arguments.items())})" if arguments else called
 
 
 def check_same(
@@ -149,7 +166,6 @@ def check_same(
     *,
     force: bool,
     may_change: frozenset[str] = frozenset(),
-    code: bool = True,
 ) -> list[str]:
     """The differences between two configurations, if `force` allows them.
 
@@ -158,7 +174,6 @@ def check_same(
         now: the present one.
         force: whether there may be any.
         may_change: options that are not compared.
-        code: as in `differences`.
 
     Raises:
         RunError: there are some, and `force` is false.
@@ -166,8 +181,12 @@ def check_same(
     options = [
         {name: x for name, x in config.get("options", {}).items() if name not in may_change} for config in (before, now)
     ]
-    pairs = [(before.get("strategy", {}), now.get("strategy", {})), options]
-    changed = list(dict.fromkeys(line for old, new in pairs for line in differences(old, new, code=code)))
+    was, es = before.get("strategy", {}), now.get("strategy", {})
+    for name in es:
+        if es[name] is not None and name in was and unseen(name, was[name], es[name]):
+            why = es[name].get(UNSEEN, "an earlier version wrote it down otherwise")
+            LOGGER.warning("resuming with the same %s as far as names tell, not compared by results: %s", name, why)
+    changed = list(dict.fromkeys([*differences(was, es), *differences(*options)]))
     if changed and not force:
         more = f"; and {len(changed) - MOST} more" if len(changed) > MOST else ""
         raise RunError(

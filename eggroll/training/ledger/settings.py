@@ -17,8 +17,8 @@ from eggroll.strategy.population import AXIS, Population, Sharding
 from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.update.optimizer import sigma_at
 from eggroll.training.errors import RunError
-from eggroll.training.folder.settings import NOTHING, compared
-from eggroll.training.folder.versions import version_of
+from eggroll.training.folder import settings as folder
+from eggroll.training.folder.versions import versions
 from eggroll.training.ledger.base import joint_digest
 from eggroll.training.ledger.mesh import laid_out, mesh_difference, mesh_to_json
 from eggroll.training.optimizers import from_json, spec_of, to_json
@@ -27,7 +27,8 @@ FORMAT = 1
 NOT_KEPT = ("rules", "chunk")  # the plan says what rules made; a chunk's sums are evaluated
 DECODED = ("shaping", "sigma", "optimizer", "mesh", "sharding", "update")  # from the settings otherwise, or not at all
 ENVIRONMENT = ("versions", "platform", "devices", "mesh")  # may change in a run without anyone having asked for it
-PACKAGES = {"eggroll": "eggroll-jax", "jax": "jax", "jaxlib": "jaxlib", "optax": "optax"}
+CUSTOM = "custom: "  # before the name of a shaping of one's own
+PACKAGES = ("eggroll", "jax", "jaxlib", "optax")
 
 
 def settings_of(es: Strategy, key: jax.Array, base: Mapping[str, str], name: str | None) -> dict[str, Any]:
@@ -67,7 +68,7 @@ def _recorded(name: str, value: Any) -> Any:
     if name == "sigma":
         return _constant(value)
     if name == "shaping":  # its results, the weights, are in every record
-        return value if isinstance(value, str) else f"custom: {getattr(value, '__qualname__', '')}"
+        return value if isinstance(value, str) else CUSTOM + getattr(value, "__qualname__", "")
     if name == "optimizer":
         return None if value is None else spec_of(value)
     try:
@@ -128,22 +129,15 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         >>> differences({"rank": 1, "platform": "cpu"}, {"rank": 2, "platform": "gpu"})
         ['rank: 1 → 2']
     """
-    found = []
-    for name in sorted((old.keys() | new.keys()) - {"base", *ENVIRONMENT}):
-        was, now = old.get(name), new.get(name)
-        if was != now and name == "plan":
-            found += _plan_differences(was, now)
-        elif was != now:
-            found += compared(name, old.get(name, NOTHING), new.get(name, NOTHING))
-    return found
-
-
-def _plan_differences(old: Any, new: Any) -> list[str]:
-    if old is None or new is None:
-        return []
-    was, now = ({leaf["path"]: leaf for leaf in plan} for plan in (old, new))
-    paths = [path for path in {**was, **now} if was.get(path) != now.get(path)]
-    return [f"the plan of {path}: {was.get(path)} → {now.get(path)}" for path in paths] or ["the plan's order"]
+    kept = [{name: x for name, x in each.items() if name not in ("base", "plan", *ENVIRONMENT)} for each in (old, new)]
+    for content in kept:
+        if content.get("shaping", "").startswith(CUSTOM):  # its name says nothing: a configuration has its results
+            del content["shaping"]
+    known = all(content.get("plan") for content in (old, new))
+    for content, plan in zip(kept, (old.get("plan"), new.get("plan")), strict=True) if known else ():
+        content["parameters"] = [leaf["path"] for leaf in plan or ()]
+        content |= {f"the plan of {leaf['path']}": leaf for leaf in plan or ()}
+    return folder.differences(*kept)
 
 
 def plan_to_json(plan: Plan) -> list[dict[str, Any]]:
@@ -186,9 +180,8 @@ def elsewhere(content: Mapping[str, Any], population: Population | None = None) 
         content: the settings.
         population: of the replay. Default None: one that knows no mesh.
     """
-    here = {"platform": jax.default_backend(), **_versions()}
-    there = {"platform": content["platform"], **content["versions"]}
-    found = [line for name in here for line in compared(name, there.get(name, NOTHING), here[name])]
+    there, here = {"platform": content["platform"], **content["versions"]}, {"platform": jax.default_backend()}
+    found = folder.differences(there, {**here, **_versions()})
     layout = mesh_difference(content.get("mesh"), population and mesh_to_json(population))
     return found if layout is None else [*found, layout]
 
@@ -207,7 +200,7 @@ def check_format(content: Mapping[str, Any]) -> None:
 
 
 def _versions() -> dict[str, str]:
-    return {short: version_of(package) for short, package in PACKAGES.items()}
+    return {name: version for name, version in versions().items() if name in PACKAGES}
 
 
 def _x64() -> bool:

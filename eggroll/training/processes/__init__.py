@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from eggroll.training.processes.joining import agree, same, start, stop, watching
+from eggroll.training.processes.deciding import agree, same
+from eggroll.training.processes.joining import start, stop
 from eggroll.training.processes.scoring import Scores, local_members, score
-from eggroll.training.processes.talk import count, is_main, lost, part
+from eggroll.training.processes.talk import count, is_main, lost, part, watching
 
-__all__ = [
-    "Scores",
-    "agree",
-    "count",
-    "is_main",
-    "local_members",
-    "lost",
-    "part",
-    "same",
-    "score",
-    "start",
-    "stop",
-    "watching",
-]
+__all__ = ["Scores", "agree", "count", "is_main", "local_members", "lost", "part", "same", "score", "start", "stop"]
+__all__ += ["watching"]

@@ -1,23 +1,25 @@
-"""Several processes that make one run, through `jax.distributed`: start, agree, score, and stop when one is lost."""
+"""How processes come to be one run, and how they part.
+
+All of them meet before JAX joins them, for JAX ends a process that waits in vain by `abort()`.
+"""
 
 from __future__ import annotations
 
-import atexit
-import hashlib
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import contextlib
+import socket
+import time
+from collections.abc import Sequence
 
 import jax
-import numpy as np
 
 from eggroll.engine import jax_compat
 from eggroll.training.errors import RunError
-from eggroll.training.processes.meeting import meet
-from eggroll.training.processes.talk import count, gather, lost, translated
-from eggroll.training.processes.words import LastWords
+from eggroll.training.processes.deciding import agree
+from eggroll.training.processes.talk import end_in_words, last_words, lost
 
-_WORDS: list[LastWords] = []  # of this process, while it is one of several
+GO = "go"
+PAUSE = 0.02  # seconds between two attempts to connect
+ANSWER = 5.0  # seconds that process 0 gives whoever connects to say who it is
 
 
 def start(
@@ -60,38 +62,39 @@ def start(
             "JAX has started its devices in this process already, alone; call processes.start(...) once, before any "
             "computation and before jax.devices()."
         )
-    if isinstance(local_devices, int):
+    simulated = isinstance(local_devices, int)
+    if simulated:
         jax.config.update("jax_num_cpu_devices", local_devices)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    words = LastWords(
-        f"eggroll: {_name(process_id, processes)} ended before all processes of the run had met: one of them did not "
-        "come or went away (JAX's own message is above). Start all of them again, with the same address and number."
+    where = coordinator, processes, process_id
+    name = "a process" if process_id is None else f"process {process_id} of {processes}"
+    end_in_words(
+        f"eggroll: {name} ended before all processes of the run had met: one of them did not come or went away (JAX's "
+        "own message is above). Start all of them again, with the same address and number."
     )
-    _WORDS.append(words)
     try:
-        left = meet(coordinator, processes, process_id, timeout)
+        left = meet(*where, timeout)
         jax.distributed.initialize(
-            coordinator,
-            processes,
-            process_id,
-            None if isinstance(local_devices, int) else local_devices,
+            *where,
+            None if simulated else local_devices,
             initialization_timeout=max(int(left), 10),
             heartbeat_timeout_seconds=lost_after,
             shutdown_timeout_seconds=lost_after,  # for ends without `stop`, which itself waits as long as it takes
         )
-        _check_devices()
+        here, everywhere = jax.local_device_count(), jax.device_count()
+        if here * jax.process_count() != everywhere:
+            raise RunError(
+                f"got {here} devices in process {jax.process_index()} of {jax.process_count()}, and {everywhere} in "
+                "all; the same number in every process is required."
+            )
     except (RuntimeError, ValueError) as why:
         jax_compat.forget_distributed()
-        _silent()
+        last_words("")
         if isinstance(why, RunError):
             raise
-        raise _not_joined(why, coordinator) from why
-    words.change(
-        f"eggroll: {_name(jax.process_index(), jax.process_count())} ended without a word of its own: it was "
-        "killed, or JAX ended it because another process was gone (JAX's message is above). What was saved is whole: "
-        "start again with --resume, on the processes that are left or on more."
-    )
-    atexit.register(_at_exit)
+        hint = " JAX found no cluster to tell them apart by: give coordinator=, processes=, process_id=."
+        raise RunError(f"the processes of this run could not be joined: {why}{'' if coordinator else hint}") from why
+    end_in_words()
 
 
 def stop(*, failed: bool = False) -> None:
@@ -100,107 +103,119 @@ def stop(*, failed: bool = False) -> None:
     Args:
         failed: leave at once, without waiting for the others, who then stop as well. Default False.
     """
-    if not _WORDS:
+    if not jax.distributed.is_initialized():
         return
     if failed or lost():
         jax_compat.forget_distributed()
     else:
         agree(False)  # waits for the slowest; JAX's own farewell has a time limit
         jax.distributed.shutdown()
-    _silent()
+    last_words("")
 
 
-def agree(stop: bool) -> bool:
-    """Whether any process asks to stop: the same answer in all of them, so that they end after the same generation.
+def meet(coordinator: str | None, processes: int | None, process_id: int | None, timeout: float) -> float:
+    """Waits until all processes are there, where JAX does not find them; the seconds that are left.
 
-    A gather of one byte per process; all of them have to call it. Free in a process that is alone.
-
-    Args:
-        stop: what this process asks.
-
-    Returns:
-        True if any does.
-
-    Raises:
-        RunError: another process is gone.
+    Raises `RunError` where one did not come or has another's number, a port is taken, or arguments do not fit together.
     """
-    return bool(stop) if count() == 1 else bool(gather(np.array([bool(stop)], np.uint8)).any())
-
-
-def same(value: bytes | str, what: str) -> None:
-    """Raises unless all processes have the same value: settings, versions, the data's position.
-
-    Args:
-        value: the value or a digest of it; its SHA-256 is what crosses between processes.
-        what: its name, for the message.
-
-    Raises:
-        RunError: it differs, or another process is gone.
-    """
-    if count() == 1:
-        return
-    digest = hashlib.sha256(value.encode() if isinstance(value, str) else value).digest()
-    found = [row.tobytes() for row in gather(np.frombuffer(digest, np.uint8))]
-    others = [i for i, row in enumerate(found) if row != found[0]]
-    if others:
-        numbers = ", ".join(map(str, others))
+    if coordinator is None and processes is None and process_id is None:
+        return timeout
+    host, _, port = (coordinator or "").rpartition(":")
+    if not host or not port.isdigit():
+        raise RunError(f'got coordinator={coordinator!r}; "host:port" of process 0 is required.')
+    if processes is None or process_id is None or not 0 <= process_id < processes:
         raise RunError(
-            f"got {what} in which {'process' if len(others) == 1 else 'processes'} {numbers} of {count()} differ from "
-            "process 0; all have to be the same. Start every process with the same command, code and files."
+            f"got processes={processes} and process_id={process_id}; with a coordinator both are required, numbered "
+            "from 0."
         )
+    end = time.monotonic() + timeout
+    if process_id == 0:
+        _receive(int(port), processes, end, timeout)
+    else:
+        _come((host.strip("[]"), int(port)), f"{process_id} {processes}", end, timeout)
+    return end - time.monotonic()
 
 
-@contextmanager
-def watching(generation: int | None = None) -> Iterator[None]:
-    """A context in which JAX's errors about a process that is gone become a `RunError` that says what to do.
-
-    What is computed has to be waited for inside it: JAX reports errors where a result is read.
-
-    Args:
-        generation: its number, for the message.
-
-    Raises:
-        RunError: contact with another process was lost.
-
-    Example:
-        >>> from eggroll.training import processes
-        >>> with processes.watching(generation=12):
-        ...     pass  # state, metrics = es.step(...); float(metrics["fitness_mean"])
-    """
-    with translated(generation):
-        yield
-
-
-def _at_exit() -> None:
-    """Before JAX's own: a process that failed must not wait for the others, who may wait for it."""
-    error = getattr(sys, "last_exc", None) or getattr(sys, "last_value", None)
-    if lost() or error is not None:
-        jax_compat.forget_distributed()
-    _silent()
-
-
-def _silent() -> None:
-    while _WORDS:
-        _WORDS.pop().change("")
+def _receive(port: int, processes: int, end: float, timeout: float) -> None:
+    """Process 0: lets everyone go once all have come."""
+    try:
+        both = socket.has_dualstack_ipv6()
+        family = socket.AF_INET6 if both else socket.AF_INET
+        server = socket.create_server(("", port), family=family, dualstack_ipv6=both, backlog=processes)
+    except OSError as why:
+        raise RunError(f"process 0 cannot listen on port {port} ({why}); choose one that is free.") from why
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(server)
+        come: dict[int, socket.socket] = {}
+        while len(come) < processes - 1:
+            server.settimeout(max(end - time.monotonic(), 0))
+            try:
+                guest = stack.enter_context(server.accept()[0])
+            except (TimeoutError, BlockingIOError):
+                numbers = ", ".join(str(i) for i in range(1, processes) if i not in come)
+                raise RunError(
+                    f"of {processes} processes, these did not come within {timeout:g} s: {numbers}. Start them too, "
+                    "with the same coordinator and number of processes."
+                ) from None
+            number = _welcome(guest, processes, come)
+            if number is not None:
+                come[number] = guest
+        for guest in come.values():
+            _say(guest, GO)
+            guest.recv(1)  # the guest closes first: the port is free at once
 
 
-def _not_joined(why: Exception, coordinator: str | None) -> RunError:
-    hint = (
-        ""
-        if coordinator
-        else " JAX found no cluster to tell them apart by: give coordinator=, processes=, process_id=."
-    )
-    return RunError(f"the processes of this run could not be joined: {why}{hint}")
+def _welcome(guest: socket.socket, processes: int, come: dict[int, socket.socket]) -> int | None:
+    """The guest's number; None for someone who does not belong here."""
+    guest.settimeout(ANSWER)
+    try:
+        number, of = map(int, _line(guest).split())
+    except (OSError, ValueError):
+        return None
+    if of != processes:
+        _say(guest, f"it was told that there are {of} processes, process 0 that there are {processes}")
+    elif not 0 < number < processes or number in come:
+        _say(guest, f"another process has the number {number} too")
+    else:
+        return number
+    return None
 
 
-def _check_devices() -> None:
-    here, everywhere = jax.local_device_count(), jax.device_count()
-    if here * jax.process_count() != everywhere:
-        raise RunError(
-            f"got {here} devices in process {jax.process_index()} of {jax.process_count()}, and {everywhere} in all; "
-            "the same number in every process is required."
-        )
+def _come(where: tuple[str, int], who: str, end: float, timeout: float) -> None:
+    """Another process: says who it is, waits for the word, and for JAX's service on the same port."""
+    host, port = where
+    with _connect(where, end, timeout) as door:
+        _say(door, who)
+        door.settimeout(max(end - time.monotonic(), PAUSE))
+        try:
+            answer = _line(door)
+        except OSError:
+            answer = ""
+    if answer != GO:
+        why = answer or "process 0 went away, or others did not come, before all were there"
+        raise RunError(f"process {who.replace(' ', ' of ')} could not join the run at {host}:{port}: {why}.")
+    _connect(where, end, timeout).close()
 
 
-def _name(process_id: int | None, processes: int | None) -> str:
-    return "a process" if process_id is None else f"process {process_id} of {processes}"
+def _connect(where: tuple[str, int], end: float, timeout: float) -> socket.socket:
+    while True:
+        try:
+            return socket.create_connection(where, timeout=max(end - time.monotonic(), PAUSE))
+        except OSError as why:
+            if time.monotonic() >= end:
+                raise RunError(
+                    f"there is no process 0 at {where[0]}:{where[1]} after {timeout:g} s ({why}). Start it too, and "
+                    "check the address and the firewall."
+                ) from why
+            time.sleep(PAUSE)
+
+
+def _say(to: socket.socket, text: str) -> None:
+    with contextlib.suppress(OSError):
+        to.sendall(text.encode() + b"\n")
+
+
+def _line(of: socket.socket) -> str:
+    """One line of at most 200 characters."""
+    with of.makefile(encoding="utf-8", errors="replace") as lines:
+        return lines.readline(200).strip()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -11,9 +10,9 @@ import numpy as np
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import as_number
 from eggroll.training.errors import RunError
-from eggroll.training.processes.talk import count, gather
+from eggroll.training.processes.talk import count, gather, gather_json
 
-MESSAGE = 1000  # bytes of an error's text that cross between processes
+MESSAGE = 1000  # characters of an error's text that cross between processes
 
 
 class Scores(NamedTuple):
@@ -30,7 +29,7 @@ class Scores(NamedTuple):
     error: str
 
 
-def local_members(outputs: PyTree) -> tuple[np.ndarray, Any]:
+def local_members(outputs: PyTree) -> tuple[np.ndarray, PyTree]:
     """The members for which this process answers, and their outputs.
 
     A member that several processes hold is one process's alone, so that all together have every member once.
@@ -58,7 +57,7 @@ def local_members(outputs: PyTree) -> tuple[np.ndarray, Any]:
 def score(outputs: PyTree, scorer: Function, *, numbered: bool = False) -> Scores:
     """Scores every member in the process that holds its output, and gathers the numbers.
 
-    `8·N` bytes reach each process, and one byte a member more for what failed.
+    `8·N` bytes reach each process, and 8 from each other one: for how many members its scorer raised.
 
     Args:
         outputs: from `members.apply`: a pytree of arrays with a leading axis `population`.
@@ -81,8 +80,7 @@ def score(outputs: PyTree, scorer: Function, *, numbered: bool = False) -> Score
     """
     shares = _shares(outputs)
     mine, host = local_members(outputs)
-    longest = max(map(len, shares))
-    values, raised = np.full(longest, np.nan), np.zeros(longest, np.uint8)
+    values = np.full(max(map(len, shares)) + 1, np.nan)
     errors: dict[int, Exception] = {}
     for k, member in enumerate(mine.tolist()):
         one = jax.tree.map(lambda leaf, k=k: leaf[k], host)
@@ -90,33 +88,20 @@ def score(outputs: PyTree, scorer: Function, *, numbered: bool = False) -> Score
             found = scorer(one, member) if numbered else scorer(one)
             values[k] = as_number("the scorer", found, " A member without a score has float('nan').")
         except Exception as why:  # whatever a reward model or a parser may raise
-            raised[k] = 1
             errors[member] = why
-    failed = int(gather(raised).sum())
-    text, error = _first(errors) if failed else ("", None)
-    if failed == sum(map(len, shares)):
-        raise RunError(f"the scorer raised for all {failed} members; the first: {text}") from error
-    return Scores(_in_order(gather(values), shares), failed, text)
-
-
-def _in_order(rows: np.ndarray, shares: Sequence[np.ndarray]) -> np.ndarray:
+    values[-1] = len(errors)
+    rows = gather(values)
     fitness = np.full(sum(map(len, shares)), np.nan)
     for row, members in zip(rows, shares, strict=True):
         fitness[members] = row[: len(members)]
-    return fitness
-
-
-def _first(errors: dict[int, Exception]) -> tuple[str, Exception | None]:
-    """(the text of the error of the first member of all processes for which there is one, the error if it is ours)."""
-    member = min(errors, default=-1)
-    error = errors.get(member)
-    text = f"member {member}: {type(error).__name__}: {error}".encode()[:MESSAGE] if error is not None else b""
-    message = np.zeros(MESSAGE, np.uint8)
-    message[: len(text)] = np.frombuffer(text, np.uint8)
-    numbers = gather(np.array(member, np.int64))
-    first = int(np.argmin(np.where(numbers < 0, np.iinfo(np.int64).max, numbers)))
-    said = gather(message)[first].tobytes().rstrip(b"\0").decode(errors="replace")
-    return said, error if int(numbers[first]) == member else None
+    failed, first, text = int(rows[:, -1].sum()), len(fitness), ""
+    if failed:
+        own = [(member, f"member {member}: {type(why).__name__}: {why}"[:MESSAGE]) for member, why in errors.items()]
+        first, text = min(gather_json(min(own, default=(first, ""))))
+    if failed == len(fitness):
+        message = f"the scorer raised for all {failed} members; the first: {text}"
+        raise RunError(message, everywhere=True) from errors.get(first)
+    return Scores(fitness, failed, text)
 
 
 def _shares(outputs: PyTree) -> list[np.ndarray]:
@@ -129,28 +114,20 @@ def _shares(outputs: PyTree) -> list[np.ndarray]:
             "required, as members.apply(...) returns."
         )
     leaf, ((members,),) = leaves[0], sizes
-    whole = [np.arange(members)]
-    if count() == 1:
-        return whole
-    parts: list[list[np.ndarray]] = [[] for _ in range(count())]
-    for (first, last), holders in sorted(_holders(leaf, members).items()):
-        for process, part in zip(holders, np.array_split(np.arange(first, last), len(holders)), strict=True):
-            parts[process].append(part)
-    return [np.concatenate(own) if own else np.arange(0) for own in parts]
-
-
-def _holders(leaf: Any, members: int) -> dict[tuple[int, int], list[int]]:
-    """For each run of members, the processes that hold their outputs."""
+    holders: dict[tuple[int, int], set[int]] = {}  # of each run of members, the processes that hold their outputs
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:  # each process has computed them all
-        return {(0, members): list(range(count()))}
-    holders: dict[tuple[int, int], set[int]] = {}
-    for device, index in leaf.sharding.devices_indices_map(leaf.shape).items():
-        first, last, _ = index[0].indices(members)
-        holders.setdefault((first, last), set()).add(device.process_index)
-    return {run: sorted(processes) for run, processes in holders.items()}
+        holders[0, members] = set(range(count()))
+    else:
+        for device, index in leaf.sharding.devices_indices_map(leaf.shape).items():
+            holders.setdefault(index[0].indices(members)[:2], set()).add(device.process_index)
+    parts: list[list[int]] = [[] for _ in range(count())]
+    for (first, last), several in sorted(holders.items()):
+        for process, part in zip(sorted(several), np.array_split(np.arange(first, last), len(several)), strict=True):
+            parts[process].extend(part)
+    return [np.array(own, int) for own in parts]
 
 
-def _rows(leaf: Any, members: np.ndarray) -> np.ndarray:
+def _rows(leaf: jax.Array | np.ndarray, members: np.ndarray) -> np.ndarray:
     """The rows of these members, from the parts of the array that this process holds."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable:
         return np.asarray(leaf)[members]

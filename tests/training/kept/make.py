@@ -3,8 +3,7 @@
     python -m tests.training.kept.make              # all that are not there yet
     python -m tests.training.kept.make normal train # these
 
-Run in the repository's root on a CPU, without XLA_FLAGS and JAX_ variables, and with the packages in the environment's
-own site-packages: functions from elsewhere are described by their code, and not only by name.
+Run in the repository's root on a CPU, without XLA_FLAGS and JAX_ variables.
 The `made.json` of each kind says with which versions it was made and on what processor; all were made with JAX 0.10.2,
 optax 0.2.8, Flax 0.12.8, Orbax 0.12.0, NumPy 2.1.0 and transformers 5.10.4 under Python 3.11.
 

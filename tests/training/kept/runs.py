@@ -56,7 +56,7 @@ def carrying(params: Any, seen: Any, x: Any, y: Any) -> Any:
 
 
 def steep(fitness: Any) -> Any:
-    """A shaping of one's own, which a configuration describes by its code."""
+    """A shaping of one's own, which the configurations of its day describe by its code."""
     centred = fitness - fitness.mean()
     return centred * jnp.abs(centred)
 

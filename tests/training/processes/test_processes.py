@@ -16,9 +16,10 @@ import pytest
 from eggroll.training import processes
 from eggroll.training.errors import RunError
 from eggroll.training.processes import talk as processes_talk
-from eggroll.training.processes.meeting import meet
-from tests.training.process_launch import free_port
+from eggroll.training.processes.joining import meet
+from tests.training.process_launch import free_port, launch
 
+FIT = "tests.training.process_fit_job"
 OUTPUTS = {"answer": np.arange(8.0).reshape(4, 2), "length": np.array([3, 1, 4, 1])}
 
 
@@ -179,11 +180,29 @@ def test_other_errors_stay_what_they_are(monkeypatch, error):
     assert not processes_talk.lost()
 
 
+@pytest.mark.parametrize("by_jax", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_settings_that_differ_are_named_in_every_process(by_jax, tmp_path):
+    own = {"generations": 6, "evaluate_every": 5, "every": 2, "strategy": {"population": 16, "chunk": 2}, "batches": 3}
+    for end in launch(tmp_path, 2, job=FIT, run=str(tmp_path / "run"), by_jax=by_jax, own={"1": own}):
+        assert (end.status, end.log) == (1, None)
+        assert "in which process 1 of 2 differ from process 0: " in end.stderr
+        for said in (
+            "generations: 12 → 6",
+            "evaluate_every: 10 → 5",
+            "data: null → 3",
+            "saving.every: 4 → 2",
+            "strategy.population: 8 → 16",
+            'strategy.chunk: "auto" → 2',
+        ):
+            assert f"{said} (process 0 → process 1)" in end.stderr
+    assert not (tmp_path / "run").exists()
+
+
 LAST_WORDS = """
 import os, signal, sys
-from eggroll.training.processes.words import LastWords
-words = LastWords("at first")
-words.change("it's over, 100%")
+from eggroll.training.processes.talk import last_words
+last_words("at first")
+last_words("it's over, 100%")
 exec(sys.argv[1])
 """
 
@@ -193,7 +212,7 @@ exec(sys.argv[1])
     [
         ("os.abort()", "it's over, 100%\n"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "it's over, 100%\n"),
-        ("words.change('')", ""),
+        ("last_words('')", ""),
     ],
 )
 def test_last_words_come_however_the_process_ends(end, said):

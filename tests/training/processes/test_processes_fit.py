@@ -89,6 +89,25 @@ def test_a_run_that_lost_a_process_goes_on_in_fewer_or_more(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("by_jax", [False, True])
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("how", ["killed while it saves", "an error"])
+def test_who_is_left_says_so_and_ends_with_a_status(how: str, victim: int, by_jax: bool, tmp_path: Path) -> None:
+    spec = {"error": [victim, 5]} if how == "an error" else {"signals": {"5": [victim, "SIGKILL"]}}
+    ended = start(tmp_path, 2, by_jax=by_jax, **spec)
+    assert ended[victim].status == (1 if how == "an error" else -signal.SIGKILL)
+    left = ended[1 - victim]
+    assert left.log is None and left.status in (1, 6) and LOST in left.stderr, left
+
+
+@pytest.mark.slow
+def test_data_that_end_in_one_process_end_all_with_the_reason(tmp_path: Path) -> None:
+    for end in start(tmp_path, 2, own={"1": {"ends": 4}}):
+        assert end.status == 1 and end.log is None
+        assert 'data of generation 5: "float32[5, 4], float32[5, 3]" → "none: the data have ended"' in end.stderr
+
+
+@pytest.mark.slow
 def test_a_second_ctrl_c_in_one_leaves_the_others_nothing_to_wait_for(tmp_path: Path) -> None:
     ended = start(tmp_path, 2, saved=4, times=2, signals={"7": [1, "SIGINT"]})
     assert ended[1].log is not None and ended[1].log["ended"] == "interrupted at once"

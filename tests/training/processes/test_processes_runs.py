@@ -18,6 +18,7 @@ from tests.training.process_launch import collect, free_port, launch, spawn
 pytestmark = pytest.mark.optimised  # bits, as users get them
 
 POPULATION, STOP, FAILS = process_job.POPULATION, 4, {"2": [5]}
+ENDS = (1, 6)  # by its own error, or by JAX's abort, which it does in a process whose coordinator is gone
 LOST = "What was saved is whole: start again with --resume, on the processes that are left or on more."
 
 
@@ -131,8 +132,8 @@ def test_a_process_that_is_killed_stops_the_others_and_the_run_resumes(processes
         assert LOST in end.stderr
         if number == victim:
             assert end.status == -signal.SIGKILL
-        else:  # JAX ends a process whose coordinator is gone, unless Python was faster
-            assert end.status == 1 or (victim == 0 and end.status == -signal.SIGABRT), end.stderr
+        else:
+            assert end.status in ENDS, end.stderr
     log = in_this_process(tmp_path)
     assert list(log["means"]) == list(range(3, process_job.GENERATIONS))
     assert_same_parameters(log["params"], alone["params"])
@@ -144,7 +145,7 @@ def test_an_error_in_one_process_stops_the_others(tmp_path):
     assert (failed.status, failed.log) == (1, None)
     assert "ZeroDivisionError: a bug in one process" in failed.stderr
     assert LOST not in failed.stderr
-    assert other.status in (1, -signal.SIGABRT)
+    assert other.status in ENDS
     assert LOST in other.stderr
 
 
@@ -153,7 +154,7 @@ def test_an_error_in_one_process_stops_the_others(tmp_path):
 def test_a_process_that_ends_early_stops_the_others(tmp_path, first):
     ended = launch(tmp_path, 2, lost_after=10, exit=[first, 3])
     assert [end.log for end in ended] == [None, None]
-    assert all(end.status for end in ended)
+    assert all(end.status > 0 for end in ended)
     assert LOST in ended[1 - first].stderr
 
 
@@ -167,5 +168,5 @@ def test_a_process_that_no_longer_answers_stops_the_others(tmp_path):
     finally:
         started[1].kill()
         started[1].communicate()
-    assert end.status in (1, -signal.SIGABRT)
+    assert end.status in ENDS
     assert LOST in end.stderr
