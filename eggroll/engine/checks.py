@@ -50,11 +50,14 @@ def as_number(what: str, value: Any, hint: str = "") -> float:
         3.0
     """
     try:
-        if not getattr(value, "ndim", 0) and not isinstance(value, str | bytes):
+        if getattr(value, "ndim", 0):
+            got = f"an array of shape {value.shape}"
+        elif not isinstance(value, str | bytes):
             return float(value)
-        got = f"an array of shape {value.shape}" if hasattr(value, "shape") else repr(value)
+        else:
+            got = repr(value)
     except (TypeError, ValueError, OverflowError):
-        got = "None" if value is None else f"{type(value).__name__}"
+        got = "None" if value is None else type(value).__name__
     raise TypeError(f"got {got} from {what}; one real number is required.{hint}")
 
 

@@ -191,9 +191,9 @@ class ES(Strategy):
 
     def tell(self, state: State, members: Members, fitness: Numbers) -> tuple[State, Metrics]:
         """See `Strategy.tell`; one compiled call."""
-        plan, fitness = self._told(state, members, fitness)
-        wide = self._weighed(fitness) if is_wide(fitness) else {}
-        given = {name: narrowed(wide[name]) for name in ("weights", "nonfinite", "fitness_mean")} if wide else fitness
+        plan, scores = self._told(state, members, fitness)
+        wide = self._weighed(scores) if is_wide(scores) else {}
+        given = {name: narrowed(wide[name]) for name in ("weights", "nonfinite", "fitness_mean")} if wide else scores
 
         def run(state: State, given: Any) -> tuple[State, Metrics]:
             generation = self._generation(plan, state)

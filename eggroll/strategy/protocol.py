@@ -190,9 +190,9 @@ class Strategy(ABC):
             FloatingPointError: no fitness is finite, or float32 does not hold the weights; the state is unchanged.
                 Under `jit` nothing can be raised: the state then stays as it is.
         """
-        plan, fitness = self._told(state, members, fitness)
+        plan, scores = self._told(state, members, fitness)
         sigma = self._sigma(state)
-        metrics = self._weighed(fitness) if is_wide(fitness) else self.cache(self._weigh, "weigh", fitness)
+        metrics = self._weighed(scores) if is_wide(scores) else self.cache(self._weigh, "weigh", scores)
         metrics |= {"sigma": as_float(jnp.asarray(sigma)), "generation": state.generation}
         raise_if_lost(metrics, self.population)
         some = (metrics["nonfinite"] < self.population) & (metrics["sigma"] > 0) if is_traced(metrics) else True

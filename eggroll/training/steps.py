@@ -34,7 +34,7 @@ class Step(ABC):
 def check_given(
     es: object, state: object, fitness: object, callbacks: Mapping[str, object], *options: tuple[object, type]
 ) -> None:
-    """Raises TypeError unless `fit` has a strategy, a state and a fitness, and what else it was given is of its kind."""
+    """Raises TypeError unless `fit` has a strategy, a state and a fitness, and all else it was given is of its kind."""
     usage = "fit(es, state, fitness, data, generations=...)"
     if not isinstance(es, Strategy):
         raise TypeError(f"got {type(es).__name__} as the strategy; an eggroll.ES or FullRankES is required: {usage}.")
