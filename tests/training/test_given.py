@@ -1,4 +1,4 @@
-"""What `fit` is given in the wrong place, and what callbacks return: the error says what was got and what is required."""
+"""What `fit` is given in the wrong place, and what callbacks return: errors say what was got and is required."""
 
 from __future__ import annotations
 
