@@ -4,7 +4,7 @@
 
 - environment: device, driver, versions;
 - check: every implementation of `lowrank_dot` and `rank_update` for this platform against float64, with a computed
-  bound, and its noise bit for bit (`bench.tools.kernel_cases`), all implementations side by side;
+  bound, and its noise bit for bit (`eggroll.ops.cases`), all implementations side by side;
 - the speed of what does not crash: `bench.kernels` and `bench.layer` at the paper's width 8192 and population 1024 in
   bfloat16 and float32, `bench.roofline` at that width, `bench.model` for digits and transformer.
 

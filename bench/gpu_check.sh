@@ -64,6 +64,7 @@ if [ "${1:-}" = pack ]; then
   pack
   exit
 fi
+export XDG_CACHE_HOME="$SCRATCH/cache" # what steps find out about kernels as they first use them
 export PYTHONPATH="$ROOT:$SCRATCH/packages${PYTHONPATH:+:$PYTHONPATH}"
 install_packages
 "$PYTHON" -P -m bench.gpu_check "$@"

@@ -18,7 +18,6 @@ import tyro
 from bench.kernels import working
 from bench.tools.kernel_candidates import INFERENCE, PRODUCT, Candidate, normal, products, weight
 from bench.tools.kernel_shapes import PAPER, Shape
-from bench.tools.kernel_truth import seeded
 from bench.tools.needs import Need
 from bench.tools.options import Common
 from bench.tools.report import Report
@@ -26,6 +25,7 @@ from bench.tools.timing import interleave
 from eggroll.kernels.gpu_lowrank_dot import lowrank_dot_gpu
 from eggroll.kernels.gpu_rank_update import rank_update_gpu
 from eggroll.kernels.tiling import GpuTiles
+from eggroll.ops.truth import seeded
 
 NOTHING = Need("")  # is counted here
 

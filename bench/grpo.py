@@ -127,7 +127,7 @@ def run(language: LanguageModel, options: Options, seed: int, say: Callable[[str
     grpo = Grpo(graphdef, params, generator(graphdef, replace(greedy, temperature=1.0)), options.recipe)
     points, found = [], {}
     with Scorers(task.reward, workers=options.workers, worst=task.worst) as scorers:
-        marker = Marker(language.tokenizer, language.stop, scorers)
+        marker = Marker(language.tokenizer, language.stop, scorers, language.stop_strings)
         evaluator = Evaluator(generator(graphdef, greedy), test, marker)
         start, spent = time.perf_counter(), 0.0
         for n in count():

@@ -23,12 +23,15 @@ if TYPE_CHECKING:
     from eggroll.engine.interpreter import DenseFallback, DenseFallbackError, DenseFallbackWarning
     from eggroll.engine.lowrank import LowRank
     from eggroll.strategy.es import ES
+    from eggroll.strategy.evaluate.compiled import RecompilationWarning
     from eggroll.strategy.explain import Explanation, explain
     from eggroll.strategy.full_rank import FullRankES
     from eggroll.strategy.members import Members
+    from eggroll.strategy.noise.keys import FixedKeyWarning
     from eggroll.strategy.plan.rules import DenseRule, LowRankRule
     from eggroll.strategy.state import State
     from eggroll.strategy.value_and_grad import grad, value_and_grad
+    from eggroll.version import __version__ as __version__
 
 __all__ = [
     "ES",
@@ -37,10 +40,12 @@ __all__ = [
     "DenseFallbackWarning",
     "DenseRule",
     "Explanation",
+    "FixedKeyWarning",
     "FullRankES",
     "LowRank",
     "LowRankRule",
     "Members",
+    "RecompilationWarning",
     "State",
     "explain",
     "factored",
@@ -57,15 +62,18 @@ _FILES = {
     "DenseFallbackWarning": "eggroll.engine.interpreter",
     "DenseRule": "eggroll.strategy.plan.rules",
     "Explanation": "eggroll.strategy.explain",
+    "FixedKeyWarning": "eggroll.strategy.noise.keys",
     "FullRankES": "eggroll.strategy.full_rank",
     "LowRank": "eggroll.engine.lowrank",
     "LowRankRule": "eggroll.strategy.plan.rules",
     "Members": "eggroll.strategy.members",
+    "RecompilationWarning": "eggroll.strategy.evaluate.compiled",
     "State": "eggroll.strategy.state",
     "explain": "eggroll.strategy.explain",
     "factored": "eggroll.engine.factored",
     "grad": "eggroll.strategy.value_and_grad",
     "value_and_grad": "eggroll.strategy.value_and_grad",
+    "__version__": "eggroll.version",
 }
 _PACKAGES = (
     "eggroll.engine",

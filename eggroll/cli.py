@@ -1,4 +1,4 @@
-"""The command line: `eggroll train`, `finetune`, `evaluate`, `explain`, `replay` and `ledger`."""
+"""The command line: `eggroll train`, `finetune`, `evaluate`, `explain`, `replay`, `ledger` and `doctor`."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ from typing import Any
 import tyro
 
 from eggroll.commands.common import BAD_USAGE, INTERRUPTED
+from eggroll.commands.doctor import Doctor, doctor
 from eggroll.commands.evaluate import Evaluate, evaluate
 from eggroll.commands.explain import Explain, explain
 from eggroll.commands.finetune import Finetune, finetune
 from eggroll.commands.replay import Ledger, Replay, ledger, replay
 from eggroll.commands.train import Train, train
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, abridged, mended
 
 DESCRIPTION = "Train neural networks without backpropagation. `eggroll --version` prints the version."
 RUN: dict[type, Callable[[Any], int]] = {
@@ -24,6 +25,7 @@ RUN: dict[type, Callable[[Any], int]] = {
     Explain: explain,
     Replay: replay,
     Ledger: ledger,
+    Doctor: doctor,
 }
 
 
@@ -38,12 +40,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments in (["--version"], ["-V"]):
-        from eggroll.training.folder.versions import package_version
+        from eggroll.version import __version__
 
-        print(f"eggroll {package_version()}")
+        print(f"eggroll {__version__}")
         return 0
     command = tyro.cli(
-        Train | Finetune | Evaluate | Explain | Replay | Ledger,
+        Train | Finetune | Evaluate | Explain | Replay | Ledger | Doctor,
         prog="eggroll",
         description=DESCRIPTION,
         args=arguments or ["--help"],
@@ -52,6 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return RUN[type(command)](command)
     except RunError as why:
         print(f"eggroll: {why}", file=sys.stderr)
+        return BAD_USAGE
+    except OSError as why:  # of a file that nothing above had a better word for
+        place = "" if why.filename is None else f" at '{abridged(why.filename)}'"
+        print(f"eggroll: the system refuses what is asked for{place} {mended(why, 'another one')}.", file=sys.stderr)
         return BAD_USAGE
     except KeyboardInterrupt:
         print("eggroll: interrupted", file=sys.stderr)

@@ -1,13 +1,16 @@
-"""Packages that only a part of eggroll needs: which extra brings each, and what is said where one is missing."""
+"""Packages: which extra brings each, what is said where one is missing, and the versions that are installed."""
 
 from __future__ import annotations
 
 import importlib.util
+import platform
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 
 from eggroll.training.errors import RunError
+from eggroll.version import __version__
 
 # What is imported -> the distribution that has it, and the extra of pyproject.toml that brings it.
 PACKAGES = {
@@ -69,3 +72,26 @@ def _missing(module: str, what: str) -> MissingPackageError:
     error = MissingPackageError(f'got no package {package}, which {what} need: pip install "eggroll-jax[{extra}]"')
     error.name = module
     return error
+
+
+def versions() -> dict[str, str]:
+    """Of what decides the numbers of a run, by name: eggroll, JAX, jaxlib, optax, Flax, Python and the platform."""
+    import jax
+
+    return {
+        "eggroll": __version__,
+        "jax": jax.__version__,
+        "jaxlib": version("jaxlib"),
+        "optax": version("optax"),
+        "flax": version("flax"),
+        "python": platform.python_version(),
+        "platform": f"{platform.platform()}, {jax.default_backend()}",
+    }
+
+
+def version_of(package: str) -> str:
+    """The installed version of a package."""
+    try:
+        return version(package)
+    except PackageNotFoundError:  # a checkout that is on the path without being installed
+        return "unknown"

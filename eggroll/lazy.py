@@ -1,10 +1,15 @@
-"""Packages whose names are loaded when they are asked for."""
+"""Packages whose names are loaded when they are asked for, and what waits for a package of others."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.abc
+import importlib.util
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
 
 
 def lazy(
@@ -32,6 +37,38 @@ def lazy(
         raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     def __dir__() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *files, *modules})
+        own = (name for name in vars(sys.modules[package]) if name.startswith("__"))
+        return sorted({*own, *files, *modules})  # and not what the file itself needs
 
     return __getattr__, __dir__
+
+
+def when_imported(name: str, then: Callable[[ModuleType], object]) -> None:
+    """Calls `then(module)` once the module of that name is loaded: now if it is, else after whoever imports it."""
+    if name in sys.modules:
+        then(sys.modules[name])
+    else:
+        sys.meta_path.insert(0, _Waiting(name, then))
+
+
+class _Waiting(importlib.abc.MetaPathFinder):
+    """Finds nothing itself; of the module that it waits for it changes what happens after loading."""
+
+    def __init__(self, name: str, then: Callable[[ModuleType], object]) -> None:
+        self._name, self._then = name, then
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """What the other finders find."""
+        if fullname != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            load = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                load(module)
+                self._then(module)
+
+            spec.loader.exec_module = exec_module
+        return spec

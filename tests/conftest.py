@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -45,6 +46,18 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 EXAMPLES = int(os.environ.get("EGGROLL_TEST_EXAMPLES", "8"))
 settings.register_profile("eggroll", deadline=None, max_examples=EXAMPLES, derandomize=True, database=None)
 settings.load_profile("eggroll")
+
+
+# Importing makes millions of objects that live to the end: nothing is garbage yet, and later nobody need look there.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Collects garbage from here on, among what tests make: rarely, for what a compiled function holds is much."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    gc.enable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

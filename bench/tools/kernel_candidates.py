@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from bench.tools import needs
-from bench.tools.kernel_calls import population_dot
 from bench.tools.kernel_shapes import Shape
-from bench.tools.kernel_truth import seeded
 from bench.tools.linear import LEARNING_RATE, SIGMA, reduced
 from bench.tools.needs import Need
 from eggroll.kernels import implementations, rank_update
+from eggroll.ops.cases import population_dot
+from eggroll.ops.truth import seeded
 
 INFERENCE, PRODUCT, SQUARE = "inference", "product of update shape", "square product"
 BOTH = "inference and update without noise"

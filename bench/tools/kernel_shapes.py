@@ -2,39 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-
-@dataclass(frozen=True)
-class Shape:
-    """One population's product.
-
-    Attributes:
-        units: that have factors of their own.
-        signs: members that share a unit's factors.
-        rows: of input that each member has.
-        depth: inputs of the layer.
-        columns: outputs of the layer.
-        rank: of the factors.
-    """
-
-    units: int
-    signs: int
-    rows: int
-    depth: int
-    columns: int
-    rank: int = 1
-
-    @property
-    def members(self) -> int:
-        """Of the population."""
-        return self.units * self.signs
-
-    @property
-    def name(self) -> str:
-        """For test ids and tables."""
-        return f"{self.units}x{self.signs} members, {self.rows} rows, {self.depth}x{self.columns}, rank {self.rank}"
-
+from eggroll.ops.truth import Shape
 
 # No size is a multiple of a tile, or every size is; tiles are shared by members, or several to a member.
 SMALL = (

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 import eggroll
+from eggroll.ops import unpack, words_for
 
 SIGMA, LEARNING_RATE = 0.01, 1e-6  # so small that a thousand timed steps leave the weights finite
 
@@ -76,9 +77,9 @@ class Layer:
     @cached_property
     def factors(self) -> tuple[jax.Array, jax.Array]:
         """Both `[pairs, width, rank]`, of unit variance: one draw for a pair of members."""
-        draw = jax.random.rademacher if self.distribution == "rademacher" else jax.random.normal
-        shape = (self.pairs, self.width, self.rank)
-        left, right = (draw(key, shape, self.dtype) for key in jax.random.split(jax.random.key(2)))
+        shape, count = (self.width, self.rank), words_for(self.width * self.rank, self.distribution)
+        words = (jax.random.bits(key, (self.pairs, count)) for key in jax.random.split(jax.random.key(2)))
+        left, right = (unpack(each, shape, self.distribution, self.dtype) for each in words)
         return left, right
 
     @cached_property

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from bench.tools.limits import HIGHEST, VECTOR, Limits
+from eggroll.ops.noise import DISTRIBUTIONS
 
 LEGEND = (
     "Every input is read once and every output written once; what is made on the way stays in registers or cache, and "
@@ -20,7 +21,6 @@ LEGEND = (
 # A word is one threefry block: 20 rounds of add, rotate (two shifts and an or) and xor, five key injections of two
 # adds, and the xor of its two halves. The counter's high word is zero: one add before the first round.
 WORD_OPERATIONS = 20 * 5 + 5 * 2 + 1 + 1
-BITS = {"rademacher": 1, "normal": 16}
 # From bits to a number: shift, mask, sign bit. The normal's logarithm and polynomial: see eggroll.ops.normal.
 NUMBER_OPERATIONS = {"rademacher": 3, "normal": 52}
 
@@ -84,7 +84,7 @@ def rank_update_on_the_fly(units: int, k: int, m: int, rank: int, distribution: 
 
 def drawn(distribution: str) -> str:
     """Operations on the numbers of all units' factors, in words."""
-    return f"Ur(K + M)·({WORD_OPERATIONS}·{BITS[distribution]}/32 + {NUMBER_OPERATIONS[distribution]}) operations"
+    return f"Ur(K + M)·({_of_a_number(distribution)}) operations"
 
 
 def correction(members: int, draws: int, k: int, m: int, rank: int, dtype: str) -> Need:
@@ -95,13 +95,17 @@ def correction(members: int, draws: int, k: int, m: int, rank: int, dtype: str) 
 
 def draw(numbers: int, distribution: str, dtype: str) -> Need:
     """`numbers` random numbers, written."""
-    formula = f"n({WORD_OPERATIONS}·{BITS[distribution]}/32 + {NUMBER_OPERATIONS[distribution]}) operations; bn bytes"
+    formula = f"n({_of_a_number(distribution)}) operations; bn bytes"
     return Need(formula, {VECTOR: numbers * operations_per_number(distribution)}, itemsize(dtype) * numbers)
+
+
+def _of_a_number(distribution: str) -> str:
+    return f"{WORD_OPERATIONS}·{DISTRIBUTIONS[distribution].bits}/32 + {NUMBER_OPERATIONS[distribution]}"
 
 
 def operations_per_number(distribution: str) -> float:
     """Elementwise operations for one random number: its share of a word, and what makes a number of it."""
-    return WORD_OPERATIONS * BITS[distribution] / 32 + NUMBER_OPERATIONS[distribution]
+    return WORD_OPERATIONS * DISTRIBUTIONS[distribution].bits / 32 + NUMBER_OPERATIONS[distribution]
 
 
 def rank_update(pairs: int, k: int, m: int, rank: int, dtype: str) -> Need:

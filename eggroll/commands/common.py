@@ -1,69 +1,85 @@
-"""What commands share: exit states, options of every run, and how a run's end is told."""
+"""What commands share: options read from settings classes, exit states, and how a run's end is told."""
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any, Literal, TypedDict, get_args, get_origin
 
 import tyro
 from rich.console import Console
+
+from eggroll.training.options import options_of
 
 FAILED, BAD_USAGE, INTERRUPTED = 1, 2, 130
 AT_ONCE = "interrupted at once"
 WITH_RESULTS = {"finished": 0, "out of time": 0, "stopped early": 0, "interrupted": INTERRUPTED, AT_ONCE: INTERRUPTED}
 WIDE = 130  # columns of a table that no terminal limits
-
-Seconds = Annotated[float | None, tyro.conf.arg(metavar="SECONDS", help_behavior_hint="(default: none)")]
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """Where and how often a run is written, and what ends it."""
-
-    overwrite: bool = False
-    """Replace a run in the folder."""
-    resume: bool = False
-    """Go on with the run in the folder, from its newest whole checkpoint; start if there is none."""
-    force: bool = False
-    """Resume although settings changed."""
-    checkpoint_every: int = 50
-    """Generations between two checkpoints; there is one at the end, too."""
-    keep: int = 2
-    """Newest checkpoints that are kept."""
-    keep_best: int = 1
-    """Checkpoints of the highest held-out score that are kept besides."""
-    patience: int = 0
-    """Measurements of the held-out score that may bring nothing better before the run ends; 0: it goes on."""
-    time_limit: Seconds = None
-    """Save and end after this time; --resume goes on."""
-    tensorboard: bool = False
-    """Write TensorBoard's files, too (needs the extra `tensorboard`)."""
+METAVARS = {int: "INT", float: "FLOAT", str: "STR", Path: "PATH"}
 
 
-def given(command: Any) -> dict[str, Any]:
-    """The options of a command by name, those of its parts among them."""
-    found: dict[str, Any] = {}
-    for field in fields(command):
-        value = getattr(command, field.name)
-        found |= given(value) if is_dataclass(value) else {field.name: value}
+def settings_options(settings: type, defaults: Mapping[str, Any] | None = None) -> Any:
+    """Stands in the annotation of a command's field: the options of a settings class, those that are given by name.
+
+    Args:
+        settings: the class.
+        defaults: settings by the value of the option that decides their defaults. Default None: the class's own.
+    """
+    return tyro.conf.arg(name="", constructor_factory=partial(_options, settings, defaults or {"": settings}))
+
+
+def none_given() -> dict[str, Any]:
+    """The default of such a field: tyro wants a value for options that may be given several times."""
+    return {"reward_env": ()}
+
+
+def given(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What was given of such a field."""
+    return {name: value for name, value in options.items() if value != ()}
+
+
+def _options(settings: type, defaults: Mapping[str, Any]) -> Any:
+    helps, fields = _helps(settings), {}
+    for name, (kind, option) in options_of(settings).items():
+        values = {choice: getattr(chosen, name) for choice, chosen in defaults.items()}
+        each = ", ".join(f"{choice} {value}" for choice, value in values.items())
+        decides = all(choice == value for choice, value in values.items())
+        text = str(getattr(settings, name)) if decides or len(set(values.values())) == 1 else each
+        hint = "(required)" if option.default == "required" else f"(default: {option.default or text})"
+        shown = tyro.conf.arg(metavar=option.metavar or _metavar(kind), help=helps[name], help_behavior_hint=hint)
+        fields[name] = Annotated[kind, shown]
+        if option.repeated:
+            fields[name] = tyro.conf.UseAppendAction[fields[name]]
+    made: Any = TypedDict  # what is not given is left out, so that a default is told from a value
+    return made(settings.__name__, fields, total=False)
+
+
+def _helps(settings: type) -> dict[str, str]:
+    """The texts under the fields of a class and its bases."""
+    found = {}
+    for kind in reversed(settings.__mro__[:-1]):
+        body: Any = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
+        for each, text in pairwise(body.body):
+            if isinstance(each, ast.AnnAssign) and isinstance(text, ast.Expr):
+                found[ast.unparse(each.target)] = " ".join(ast.literal_eval(text.value).split())
     return found
 
 
-def default_by(defaults: Mapping[str, Any], name: str, metavar: str) -> Any:
-    """Help for an option whose default depends on another option, such as the model."""
-    values = {choice: getattr(settings, name) for choice, settings in defaults.items()}
-    same = len(set(values.values())) == 1
-    text = str(next(iter(values.values()))) if same else ", ".join(f"{m} {v}" for m, v in values.items())
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {text})")
-
-
-def choices(literal: Any) -> str:
-    """The values of a `Literal`, as help shows them."""
-    return "{" + ",".join(get_args(literal)) + "}"
+def _metavar(kind: Any) -> str | None:
+    """How help shows a value of the type; None: as tyro does."""
+    for each in (kind, *get_args(kind)):
+        if get_origin(each) is Literal:
+            return "{" + ",".join(get_args(each)) + "}"
+        if each in METAVARS:
+            return METAVARS[each]
+    return None
 
 
 def quiet_transformers() -> None:

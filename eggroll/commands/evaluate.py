@@ -3,45 +3,36 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
-from eggroll.commands.asking import AskOptions, unless
-from eggroll.commands.common import given, quiet_transformers, say
-from eggroll.llm.finetuning.settings import EvaluateSettings, Split
+from eggroll.commands.common import given, none_given, quiet_transformers, say, settings_options
+from eggroll.llm.finetuning.settings import EvaluateSettings
 from eggroll.training.folder.files import check_writable, write_text
+from eggroll.training.options import check_path
 
 
 @dataclass(frozen=True)
 class Evaluate:
     """Score a language model at a task: mean reward ± standard error, length of answers, speed, and some answers."""
 
-    ask: Annotated[AskOptions, tyro.conf.arg(name="")]
-    prompts: Annotated[int | None, unless("INT", "256, or what there is")] = None
-    """Prompts that are answered."""
-    split: Split = EvaluateSettings.split
-    """Which prompts: held-out ones, or those that fine-tuning may have seen."""
-    seed: int = EvaluateSettings.seed
-    """Decides the prompts; that of a run gives the ones that it was tested on."""
-    samples: int = EvaluateSettings.samples
-    """Answers that are shown."""
+    options: Annotated[dict[str, Any], settings_options(EvaluateSettings)] = field(default_factory=none_given)
     json: bool = False
     """Print one JSON object and nothing else."""
-    out: Annotated[Path | None, unless("PATH", "none")] = None
+    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: none)")] = None
     """Write the JSON object, with every answer, to this file."""
 
 
 def evaluate(command: Evaluate) -> int:
     """Runs the command; the exit status."""
-    options = given(command)
-    as_json, out = options.pop("json"), options.pop("out")
-    settings = EvaluateSettings(**options)
+    settings, out = EvaluateSettings(**given(command.options)), command.out
     settings.check()
     if out is not None:
+        check_path("out", out)
         check_writable(out)
     quiet_transformers()
     from eggroll.llm.finetuning.evaluation import evaluate as run
@@ -55,7 +46,7 @@ def evaluate(command: Evaluate) -> int:
     if out is not None:
         answers = samples_of(asked, measured, len(asked))
         write_text(out, json.dumps({**result, "answers": answers}, indent=2, ensure_ascii=False) + "\n")
-    if as_json:
+    if command.json:
         print(json.dumps(result))
         return 0
     console = Console()

@@ -3,24 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import tyro
 from rich.console import Console
 
-from eggroll.commands.asking import AskOptions, unless
-from eggroll.commands.common import (
-    RunOptions,
-    choices,
-    default_by,
-    generations,
-    given,
-    quiet_transformers,
-    say,
-    say_end,
-)
-from eggroll.llm.finetuning.settings import DEFAULTS, FinetuneSettings, Optimizer, settings_for
+from eggroll.commands.common import generations, given, none_given, quiet_transformers, say, say_end, settings_options
+from eggroll.llm.finetuning.settings import DEFAULTS, FinetuneSettings, settings_for
 from eggroll.training.folder.layout import check_kept, claimed
 
 
@@ -33,51 +21,12 @@ class Finetune:
     ends the run early and writes what there is; --resume goes on with it.
     """
 
-    ask: Annotated[AskOptions, tyro.conf.arg(name="")]
-    method: str = FinetuneSettings.method
-    """EGGROLL (low-rank noise, large population), or full-rank noise (arXiv 2509.24372)."""
-    population: Annotated[int | None, default_by(DEFAULTS, "population", "INT")] = None
-    """Members in a generation."""
-    rank: Annotated[int | None, unless("INT", str(FinetuneSettings.rank))] = None
-    """Columns of each noise factor (eggroll)."""
-    sigma: Annotated[float | None, default_by(DEFAULTS, "sigma", "FLOAT")] = None
-    """Noise scale, in the units of the weights."""
-    learning_rate: Annotated[
-        float | None, unless("FLOAT", "sgd sigma²·√population/6, adam sigma/20, full-rank sigma/2")
-    ] = None
-    """The optimizer's; for full-rank the α of its paper."""
-    optimizer: Annotated[Optimizer | None, unless(choices(Optimizer), FinetuneSettings.optimizer)] = None
-    """Of eggroll."""
-    generations: int = FinetuneSettings.generations
-    """Number of updates."""
-    prompts: int = FinetuneSettings.prompts
-    """Different prompts in a generation."""
-    groups: Annotated[int | None, unless("INT", "eggroll --prompts, full-rank 1")] = None
-    """Groups of members: each has its share of the prompts and compares fitness within. 1: all answer all prompts."""
-    chunk: Annotated[int | None, unless("INT", "what fits --memory")] = None
-    """Members that answer at once (eggroll)."""
-    token_budget: Annotated[int | None, unless("INT", "none")] = None
-    """End after this many tokens of generated answers."""
-    eval_every: int = FinetuneSettings.eval_every
-    """Generations between two evaluations on held-out prompts."""
-    eval_prompts: Annotated[int | None, unless("INT", "64, or what there is")] = None
-    """Held-out prompts."""
-    pool: Annotated[int | None, unless("INT", "1024, or what there is")] = None
-    """Training prompts to draw from."""
-    samples: int = FinetuneSettings.samples
-    """Held-out prompts whose answers are shown."""
-    seed: int = FinetuneSettings.seed
-    """Decides prompts, noise and draws."""
-    out: Annotated[Path | None, unless("PATH", "runs/TASK-METHOD")] = None
-    """Run folder."""
-    run: Annotated[RunOptions, tyro.conf.arg(name="")] = field(
-        default_factory=lambda: RunOptions(keep=FinetuneSettings.keep, keep_best=FinetuneSettings.keep_best)
-    )
+    options: Annotated[dict[str, Any], settings_options(FinetuneSettings, DEFAULTS)] = field(default_factory=none_given)
 
 
 def finetune(command: Finetune) -> int:
     """Runs the command; the exit status."""
-    settings = settings_for(**given(command))
+    settings = settings_for(**given(command.options))
     with claimed(settings.folder, overwrite=settings.overwrite, resume=settings.resume):
         check_kept(settings.folder, settings.model, resume=settings.resume)
         return _finetune(settings)
@@ -104,12 +53,18 @@ def _finetune(settings: FinetuneSettings) -> int:
     say(
         console,
         f"held-out reward {_spread(result.before)} before, {_spread(result.after)} after "
-        f"{generations(result.generations)}, {result.tokens} generated tokens and {result.seconds:.1f} s"
+        f"{generations(result.generations)}, {result.tokens} generated tokens{_of(budget)} and {result.seconds:.1f} s"
         + (f" (resumed after {result.resumed})" if result.resumed else ""),
     )
+    if budget is not None and result.ended == "finished" and result.generations < settings.generations:
+        say(console, "ended by --token-budget, which one generation more could have exceeded")
     if result.failed:
         say(console, f"{result.failed} answers in training could not be scored: scorer_errors in metrics.jsonl")
     return say_end(console, result.ended, settings.folder.iterdir())
+
+
+def _of(budget: int | None) -> str:
+    return "" if budget is None else f" of {budget}"
 
 
 def _spread(numbers) -> str:

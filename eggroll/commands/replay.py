@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import tyro
 
 from eggroll.commands.common import quiet_transformers
+from eggroll.training.options import check_path
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,8 @@ class Ledger:
 
 def replay(command: Replay) -> int:
     """Runs the command; the exit status."""
+    for name in ("base", "ledger", "out"):
+        check_path(name, getattr(command, name))
     from eggroll.training.ledger.replay_files import replay_files
 
     base, write = _base(command)
@@ -67,6 +70,7 @@ def _base(command: Replay) -> tuple[Any, Callable[[Path, Any], None] | None]:
 
 def ledger(command: Ledger) -> int:
     """Runs the command; the exit status."""
+    check_path("ledger", command.ledger)
     from eggroll.training.ledger.replay_files import describe, verify
 
     print(describe(verify(command.ledger)))

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-import tyro
 from rich.console import Console
 
-from eggroll.commands.common import RunOptions, choices, default_by, generations, given, say, say_end
-from eggroll.recipes.settings import DEFAULTS, Distribution, Model, Settings, Shaping, settings_for
+from eggroll.commands.common import generations, say, say_end, settings_options
+from eggroll.recipes.settings import DEFAULTS, Settings, settings_for
 from eggroll.training.folder.layout import claimed
 
 
@@ -23,34 +21,12 @@ class Train:
     --resume goes on with it.
     """
 
-    model: Model = Settings.model
-    """The network: an ordinary Flax NNX module."""
-    population: Annotated[int | None, default_by(DEFAULTS, "population", "INT")] = None
-    """Members in a generation; an even number."""
-    rank: Annotated[int | None, default_by(DEFAULTS, "rank", "INT")] = None
-    """Columns of each noise factor."""
-    sigma: Annotated[float | None, default_by(DEFAULTS, "sigma", "FLOAT")] = None
-    """Noise scale, in the units of the weights."""
-    generations: Annotated[int | None, default_by(DEFAULTS, "generations", "INT")] = None
-    """Number of updates."""
-    learning_rate: Annotated[float | None, default_by(DEFAULTS, "learning_rate", "FLOAT")] = None
-    """Adam's learning rate at the start; it falls along a cosine."""
-    batch_size: Annotated[int | None, default_by(DEFAULTS, "batch_size", "INT")] = None
-    """Images in a generation's minibatch, the same for all members."""
-    distribution: Annotated[Distribution | None, default_by(DEFAULTS, "distribution", choices(Distribution))] = None
-    """Distribution of the noise."""
-    shaping: Annotated[Shaping | None, default_by(DEFAULTS, "shaping", choices(Shaping))] = None
-    """How fitness becomes the weight of a member."""
-    seed: int = Settings.seed
-    """Decides initial parameters, noise and the order of the data."""
-    out: Annotated[Path | None, tyro.conf.arg(metavar="PATH", help_behavior_hint="(default: runs/digits-MODEL)")] = None
-    """Run folder."""
-    run: Annotated[RunOptions, tyro.conf.arg(name="")] = field(default_factory=RunOptions)
+    options: Annotated[dict[str, Any], settings_options(Settings, DEFAULTS)]
 
 
 def train(command: Train) -> int:
     """Runs the command; the exit status."""
-    settings = settings_for(**given(command))
+    settings = settings_for(**command.options)
     with claimed(settings.folder, overwrite=settings.overwrite, resume=settings.resume):
         return _train(settings)
 

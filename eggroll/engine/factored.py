@@ -16,9 +16,10 @@ from eggroll.engine.annotations import Function, JaxprEqn, PyTree
 from eggroll.engine.interpreter import Fallback, Interpreter, Policy, check_fallback
 from eggroll.engine.lowrank import Factor, LowRank, Perturbed, Source, Term, as_perturbed, is_low_rank
 from eggroll.engine.paths import path_name
+from eggroll.engine.user_code import telling
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Program:
     """A function traced once on the shapes of dense parameters, to be evaluated on perturbed ones."""
 
@@ -51,7 +52,7 @@ def partition(tree: PyTree) -> tuple[list[Any], Callable[[Sequence[Any]], Any], 
     booleans, callables) are part of the function that puts the arrays back.
     """
     leaves, structure = jax.tree.flatten(tree, is_leaf=_is_value)
-    dynamic = [_is_array(leaf) for leaf in leaves]
+    dynamic = [is_array(leaf) for leaf in leaves]
 
     def merge(arrays: Sequence[Any]) -> Any:
         rest = iter(arrays)
@@ -71,7 +72,9 @@ def trace(fun: Function, args: tuple, kwargs: dict[str, Any] | None = None) -> P
         out_trees.append(out_tree)
         return leaves
 
-    closed = jax.make_jaxpr(flat_fun)(*[abstract(a) for a in arrays])
+    shapes = [abstract(a) for a in arrays]
+    with telling(fun):
+        closed = jax.make_jaxpr(flat_fun)(*shapes)
     jaxpr, consts = jax_compat.open_jaxpr(closed)
     return Program(jax_compat.drop_dead_code(jaxpr), consts, in_tree, out_trees[-1])
 
@@ -89,7 +92,8 @@ def _is_value(leaf: Any) -> bool:
     return isinstance(leaf, LowRank | Perturbed)
 
 
-def _is_array(leaf: Any) -> bool:
+def is_array(leaf: Any) -> bool:
+    """Whether a leaf is traced: an array, a shape, or a perturbed value."""
     return isinstance(leaf, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct | LowRank | Perturbed)
 
 

@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
+import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
+from eggroll.engine.draws import bind_alone, draws, draws_inside
 from eggroll.engine.lowrank import Perturbed, Term
 
 Fallback = Literal["warn", "allow", "error"]
@@ -98,6 +100,19 @@ def check_fallback(mode: str) -> None:
 # By primitive: how it acts on perturbed values. `eggroll.engine.rules` fills it, which `eggroll.engine` imports.
 RULES: dict[str, Callable[..., list[Any]]] = {}
 
+# Evaluated in place; and these with others that are walked whether or not a value is perturbed.
+CALLS = frozenset({"jit", "pjit", "closed_call", "call", "core_call", "eval_jaxpr"})
+WALKED = CALLS | {"remat", "remat2", "checkpoint", "scan", "while", "cond"}
+
+# Those that only put numbers elsewhere, or walk on: the casts of a perturbed value can wait until after them.
+MOVES = CALLS | {
+    *("transpose", "squeeze", "broadcast_in_dim", "rev", "reshape", "neg", "copy", "copy_p", "convert_element_type"),
+    *("stop_gradient", "optimization_barrier", "sharding_constraint"),
+    *("slice", "split", "unstack", "dynamic_slice", "gather"),
+}
+
+EXACT_BELOW = 2  # bytes: rounded to fewer, most members would have the weights of their neighbours
+
 Out = TypeVar("Out")
 
 
@@ -127,11 +142,11 @@ class Interpreter:
     def evaluate(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
         """Evaluates an open or closed jaxpr; outputs may be `Perturbed`."""
         jaxpr, consts = jax_compat.open_jaxpr(jaxpr)
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, consts, strict=True))
-        env.update(zip(jaxpr.invars, args, strict=True))
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_as_jax, consts), strict=True))
+        env.update(zip(jaxpr.invars, map(_as_jax, args), strict=True))
 
         def read(atom: Any) -> Any:
-            return atom.val if isinstance(atom, jax_compat.Literal) else env[atom]
+            return _as_jax(atom.val) if isinstance(atom, jax_compat.Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
             outs = self._apply(eqn, [read(v) for v in eqn.invars])
@@ -140,19 +155,43 @@ class Interpreter:
 
     def _apply(self, eqn: JaxprEqn, args: list[Any]) -> list[Any]:
         if not any(isinstance(a, Perturbed) for a in args):
-            outs = jax_compat.bind(eqn, args)
-            if eqn.primitive.name == "broadcast_in_dim":
-                self._note_broadcast(eqn, args[0], outs[0])
-            return outs
+            return self._apply_plain(eqn, args)
         rule = RULES.get(eqn.primitive.name)
         reason = "no rule for this primitive"
         if rule is not None:
+            settled = args if eqn.primitive.name in MOVES else [self._settled(a, eqn) for a in args]
+            if not any(isinstance(a, Perturbed) for a in settled):
+                return self._apply_plain(eqn, settled)
             try:
                 with jax_compat.source_context(eqn):
-                    return rule(self, eqn, args)
+                    return rule(self, eqn, settled)
             except Unsupported as why:
                 reason = str(why)
-        return jax_compat.bind(eqn, [self.dense(a, eqn, reason) for a in args])
+        return self._apply_plain(eqn, [self.dense(a, eqn, reason) for a in args])
+
+    def _apply_plain(self, eqn: JaxprEqn, args: list[Any]) -> list[Any]:
+        if draws(eqn):
+            return bind_alone(eqn, args)
+        if draws_inside(eqn):
+            if eqn.primitive.name not in WALKED:
+                return bind_alone(eqn, args)
+            with jax_compat.source_context(eqn):
+                return RULES[eqn.primitive.name](self, eqn, args)
+        outs = jax_compat.bind(eqn, args)
+        if eqn.primitive.name == "broadcast_in_dim":
+            self._note_broadcast(eqn, args[0], outs[0])
+        return outs
+
+    def _settled(self, value: Any, eqn: JaxprEqn) -> Any:
+        """A value whose casts are made: apart, or of the sum where that is rounded to a byte or less.
+
+        In discovery they keep the factors apart: how a parameter is used does not depend on its rounding.
+        """
+        if not isinstance(value, Perturbed):
+            return value
+        if self.observer is None and value.narrowest.itemsize < EXACT_BELOW:
+            return self.dense(value, eqn, f"{value.narrowest} rounds the sum of weight and noise")
+        return value.cast_apart()
 
     def base(self, eqn: JaxprEqn, args: Sequence[Any]) -> Any:
         """The equation applied to the bases: the product or reshaping that all members share."""
@@ -165,7 +204,7 @@ class Interpreter:
         if self.observer is not None:
             if not self._silent:
                 self.observer.dense(eqn, value)
-            return value.base
+            return value.cast_apart().base
         if not self._silent:
             for term in value.terms:
                 self.policy.report(value, term, eqn, reason)
@@ -196,3 +235,8 @@ class Interpreter:
         """Axes along which a plain array may vary, as far as its own broadcast tells."""
         known = self._varying.get(id(value))
         return known[1] if known else frozenset(range(np.ndim(value)))
+
+
+def _as_jax(value: Any) -> Any:
+    """NumPy's arrays, which constants may be, as JAX's: rules index them by traced positions."""
+    return jnp.asarray(value) if isinstance(value, np.ndarray) and value.ndim else value

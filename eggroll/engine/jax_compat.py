@@ -7,13 +7,14 @@ Supported: JAX 0.10.2 to 0.12. What moved in that range: `ClosedJaxpr` became an
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src import distributed, source_info_util, xla_bridge
+from jax._src import config, distributed, source_info_util, xla_bridge
 from jax._src.interpreters import partial_eval
+from jax.core import Tracer
 from jax.experimental.scheduling_groups import xla_metadata_call
 from jax.extend import core as jex
 
@@ -114,6 +115,73 @@ def name_stacks(jaxpr: Any) -> Iterator[str]:
         yield str(eqn.source_info.name_stack)
         for inner in inner_jaxprs(eqn):
             yield from name_stacks(inner)
+
+
+def where_run(eqn: JaxprEqn) -> str:
+    """What contexts of the user's inside a function ask of an equation: where it runs, and names for the compiler."""
+    return f"{eqn.ctx.compute_type} {eqn.ctx.xla_metadata}"
+
+
+def trace_context() -> Hashable:
+    """The settings of JAX that decide what a trace is made of: precision, promotion, 64-bit mode, the mesh."""
+    return config.trace_context()
+
+
+LOOPS = ("scan", "while_body", "fori_loop")  # what JAX calls the traces of their bodies
+
+
+def is_fixed(x: Any, beside: Any) -> bool:
+    """Whether `x` is the same at every call, or at every turn, of the compiled function or loop that traces `beside`.
+
+    Args:
+        x: an array, concrete or traced.
+        beside: a pytree; False unless an input of what is compiled reaches it (an outer `vmap` alone compiles nothing).
+    """
+    traces = [t._trace for t in map(_staged, jax.tree.leaves(beside)) if t is not None and _depends(t)]
+    return any(_fixed_in(x, trace) for trace in traces[:1])
+
+
+def is_constant(x: Any) -> bool:
+    """Whether `x` was made inside a function that is being compiled, and from none of its inputs."""
+    staged = _staged(x)
+    return staged is not None and bool(staged._trace.frame.invars) and not _depends(staged)
+
+
+def _staged(x: Any) -> Any | None:
+    """The tracer of a compiled function below those of `vmap` and derivatives, or None."""
+    for _ in range(32):
+        if isinstance(x, partial_eval.DynamicJaxprTracer):
+            return x
+        x = getattr(x, "val", getattr(x, "primal", None)) if isinstance(x, Tracer) else None
+    return None
+
+
+def _fixed_in(x: Any, trace: Any) -> bool:
+    staged = _staged(x)
+    if staged is None:
+        return not isinstance(x, Tracer)
+    turned = False
+    while staged._trace is not trace:  # of a function around: the same at every turn of a loop between
+        turned |= trace.frame.debug_info is not None and trace.frame.debug_info.traced_for in LOOPS
+        trace = trace.parent_trace
+        if not isinstance(trace, partial_eval.DynamicJaxprTrace):
+            return False
+    return turned or not _depends(staged)
+
+
+def _depends(tracer: Any) -> bool:
+    """Whether any input of the traced function is among what a tracer was computed from."""
+    waiting, seen = [tracer], set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen or not isinstance(one, partial_eval.DynamicJaxprTracer):
+            continue
+        seen.add(id(one))
+        if one.parent is not None:
+            waiting += one.parent.in_tracers
+        elif isinstance(one.full_lower(), Tracer):
+            return True
+    return False
 
 
 def devices_started() -> bool:

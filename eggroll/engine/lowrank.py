@@ -228,10 +228,15 @@ class Term:
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True, eq=False)
 class Perturbed:
-    """`base` plus a sum of terms: what the interpreter carries instead of a dense perturbed array."""
+    """`base` plus a sum of terms: what the interpreter carries instead of a dense perturbed array.
+
+    `casts` are made of the sum, in order. Base and terms are as before them, so that what moves numbers, looks them up
+    or makes them dense rounds each member's own sum, as a dense weight would be.
+    """
 
     base: Array
     terms: tuple[Term, ...]
+    casts: tuple[Any, ...] = field(default=(), metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -241,19 +246,37 @@ class Perturbed:
     @property
     def dtype(self) -> Any:
         """Dtype of the dense value."""
-        return self.base.dtype
+        return self.casts[-1] if self.casts else self.base.dtype
+
+    @property
+    def narrowest(self) -> Any:
+        """The dtype of fewest bytes that the dense value goes through."""
+        return min((self.base.dtype, *self.casts), key=lambda dtype: dtype.itemsize)
 
     def map(self, base: Array, change: Callable[[Term], Term]) -> Perturbed:
         """A new base, and every term changed."""
-        return Perturbed(base, tuple(change(t) for t in self.terms))
+        return replace(self, base=base, terms=tuple(change(t) for t in self.terms))
+
+    def cast_apart(self) -> Perturbed:
+        """The casts made of base and factors each: linear, so the sum is not rounded."""
+        if not self.casts:
+            return self
+        terms = (t.map(lambda f: f.with_array(_cast(f.numbers, self.casts))) for t in self.terms)
+        return Perturbed(_cast(self.base, self.casts), tuple(terms))
 
     def dense(self) -> Array:
-        """The dense value, summed in float32 or wider and cast once."""
-        wide = accumulator_dtype(self.dtype)
+        """The dense value, summed in float32 or wider, rounded to the base's dtype, and cast."""
+        wide = accumulator_dtype(self.base.dtype)
         total = self.base.astype(wide)
         for term in self.terms:
             total = total + term.dense(self.shape, wide)
-        return total.astype(self.dtype)
+        return _cast(total, (self.base.dtype, *self.casts))
+
+
+def _cast(numbers: Any, dtypes: Sequence[Any]) -> Any:
+    for dtype in dtypes:
+        numbers = numbers.astype(dtype)
+    return numbers
 
 
 def accumulator_dtype(dtype: DTypeLike) -> Any:

@@ -21,6 +21,19 @@ def leaf_paths(params: PyTree) -> list[str]:
     return [path_name(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(params)]
 
 
+def unique_paths(tree: PyTree) -> list[str]:
+    """The same, in the long form of `jax.tree_util.keystr` where two leaves had the same path otherwise.
+
+    Example:
+        >>> unique_paths({"a/b": 1, "a": {"b": 2}})
+        ["['a']['b']", "['a/b']"]
+    """
+    short = leaf_paths(tree)
+    if len(set(short)) == len(short):
+        return short
+    return [jax.tree_util.keystr(keys) for keys, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
 def path_name(keys: Sequence[Any]) -> str:
     """The path of the leaf at `keys`, as in `leaf_paths`."""
     boxed = len(keys) > 1 and getattr(keys[-1], "name", None) == "value"

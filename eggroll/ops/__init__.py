@@ -31,3 +31,7 @@ __all__ = [
     "unpack_flat",
     "words_for",
 ]
+
+
+def __dir__() -> list[str]:
+    return list(__all__)  # and not what the file itself needs

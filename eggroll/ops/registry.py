@@ -12,14 +12,23 @@ A kernel plugs in by registering itself under the operation's name; nothing else
 from __future__ import annotations
 
 import importlib
+import os
 import re
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 
 REFERENCE = "reference"  # every operation has it; it runs everywhere and takes everything
+SWITCH = "EGGROLL_KERNELS"  # environment variable: "off" leaves everything to XLA that names no kernel
+_CHECKS = "eggroll.ops.trials"  # loaded where a kernel is about to be used, and nowhere else
+
+# What this process found about the kernels that it came across: operation, implementation and kind of its operands →
+# "used" or "refused". For records of a run; empty on a CPU.
+chosen: dict[str, str] = {}
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -110,8 +119,45 @@ def implementations(operation: str, *, platform: str | None = None) -> tuple[str
 
 def kernels(operation: str) -> dict[str, Callable[..., Any]]:
     """What is tried on the current platform before the reference, by name and in that order; on a CPU nothing."""
+    switch = os.environ.get(SWITCH, "")
+    if switch not in ("", "off"):
+        raise ValueError(f"got {SWITCH}={switch!r}; 'off' is required, or nothing: set it to off to leave all to XLA")
+    return {} if switch or _within.unchecked else candidates(operation)
+
+
+def candidates(operation: str) -> dict[str, Callable[..., Any]]:
+    """Every kernel of the current platform by its name, whatever `kernels` leaves out."""
     platform = current_platform()
     return {name: found.function for name, found in _known(operation, platform).items() if platform in found.platforms}
+
+
+class _Within(threading.local):
+    """What holds for a thread alone."""
+
+    unchecked = False
+
+
+_within = _Within()
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Within it a kernel runs where it is named, whether it is right or not, and nowhere else: for its own check."""
+    before, _within.unchecked = _within.unchecked, True
+    try:
+        yield
+    finally:
+        _within.unchecked = before
+
+
+def trusted(operation: str, name: str, function: Callable[..., Any], *args: Any, **options: Any) -> bool:
+    """Whether a kernel of this platform computes such arguments as the reference does; the first time it is tried.
+
+    Raises `NotImplementedError` where it is tried and does not take these arguments.
+    """
+    if _within.unchecked:
+        return True
+    return importlib.import_module(_CHECKS).trusted(operation, name, function, *args, **options)
 
 
 class Choice(NamedTuple):
@@ -145,7 +191,8 @@ def dispatch(operation: str, *args: Any, implementation: str | None, **options: 
         operation: the operation's name.
         *args: passed on.
         implementation: a name, which then runs or raises; or None for those registered for the current
-            platform, in order, then the reference, moving on when one raises `NotImplementedError`.
+            platform, in order, then the reference, moving on when one raises `NotImplementedError` or computed
+            wrong numbers when it was tried. A named one is tried, too, and runs whatever came of it, with a warning.
         **options: passed on.
 
     Returns:
@@ -168,10 +215,14 @@ def dispatch(operation: str, *args: Any, implementation: str | None, **options: 
                 f"{operation} has no implementation {implementation!r}: choose one of {', '.join(known)}, "
                 "or None to let the platform decide"
             )
-        return run(implementation, known[implementation].function)
+        named = known[implementation]
+        if current_platform() in named.platforms:
+            trusted(operation, implementation, named.function, *args, **options)
+        return run(implementation, named.function)
     for name, function in kernels(operation).items():
         try:
-            return run(name, function)
+            if trusted(operation, name, function, *args, **options):
+                return run(name, function)
         except NotImplementedError:
             continue
     return run(REFERENCE, _known(operation)[REFERENCE].function)

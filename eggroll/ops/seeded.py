@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from eggroll.ops.noise import DISTRIBUTIONS, check_distribution, threefry2x32, unpack, words_for
-from eggroll.ops.registry import REFERENCE, Choice, current_platform, kernels
+from eggroll.ops.registry import REFERENCE, Choice, current_platform, kernels, trusted
 
 
 @jax.tree_util.register_dataclass
@@ -119,8 +119,8 @@ def kernel_for(rows: int, columns: int, rank: int, distribution: str, dtype: DTy
         dtype: of matrix, inputs and factors.
 
     Returns:
-        The name of the implementation of `lowrank_dot`; None where only the reference can do it: with factors that are
-        arrays it then does not draw them anew at every use.
+        The name of the implementation of `lowrank_dot`, which was tried; None where only the reference can do it: with
+        factors that are arrays it then does not draw them anew at every use.
 
     Example:
         >>> from eggroll.kernels import kernel_for
@@ -144,9 +144,11 @@ def _kernel_for(
     keys = specs(1, 2, dtype="uint32")
     left, right = (Seeded(keys, size, rank, distribution, dtype) for size in (rows, columns))
     for name, function in candidates:
+        args = specs(2, 1, rows), specs(rows, columns), left, right
         try:
-            jax.eval_shape(function, specs(2, 1, rows), specs(rows, columns), left, right)
+            jax.eval_shape(function, *args)
+            if trusted("lowrank_dot", name, function, *args):
+                return name
         except NotImplementedError:
             continue
-        return name
     return None

@@ -25,7 +25,6 @@ from eggroll.training.folder.layout import CURVE, PARAMETERS
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, read_metrics
 from eggroll.training.optimizers import named, schedule
-from eggroll.training.options import UNDECIDING
 from eggroll.training.progress import Shown
 from eggroll.training.steps import Compiled
 from eggroll.training.stopping import EarlyStopping
@@ -165,7 +164,7 @@ def train(
         overwrite=settings.overwrite,
         force=settings.force,
         settings=settings.to_json(),
-        may_change=UNDECIDING,
+        may_change=settings.may_change,
         saving=_saving(settings),
         evaluate=task.evaluate,
         early_stopping=EarlyStopping("test_accuracy", settings.patience) if settings.patience else None,

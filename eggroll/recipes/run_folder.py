@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+from dataclasses import fields
 from pathlib import Path
 
 import jax
@@ -12,8 +12,12 @@ from flax import nnx
 
 from eggroll.engine.paths import leaf_paths
 from eggroll.recipes.models import build
-from eggroll.training.folder.arrays import by_path
-from eggroll.training.folder.layout import CONFIG, PARAMETERS
+from eggroll.recipes.settings import Settings
+from eggroll.training.errors import RunError, check_known
+from eggroll.training.folder.arrays import by_path, read_arrays
+from eggroll.training.folder.integrity import check_run
+from eggroll.training.folder.layout import CONFIG, PARAMETERS, read_config
+from eggroll.training.folder.settings import CONFIGURATION
 
 
 def arrays_of(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -33,16 +37,28 @@ def load(folder: Path | str) -> nnx.Module:
 
     Raises:
         FileNotFoundError: no finished run in that folder.
-        ValueError: parameters that do not fit the model that the configuration names.
+        RunError: a file that is damaged, or not as it was written; parameters that do not fit the model that the
+            configuration names.
     """
     folder = Path(folder)
     for name in (CONFIG, PARAMETERS):
         if not (folder / name).exists():
             raise FileNotFoundError(f"'{folder}' has no {name}: it holds no finished run of `eggroll train`.")
-    options = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["options"]
-    model = build(options["model"], options["seed"])
-    with np.load(folder / PARAMETERS, allow_pickle=False) as file:
-        put_arrays(model, dict(file))
+    check_run(folder)
+    config = read_config(folder)
+    check_known(f"'{folder / CONFIG}'", config, CONFIGURATION)
+    options = config["options"]
+    check_known(f"the options of '{folder / CONFIG}'", options, [f.name for f in fields(Settings)])
+    try:
+        model = build(options["model"], options["seed"])
+    except (KeyError, TypeError, ValueError, OverflowError) as why:
+        raise RunError(
+            f"'{folder / CONFIG}' names no model of `eggroll train` ({type(why).__name__}: {why}); one of that "
+            "command is required. Restore it from a copy."
+        ) from why
+    shapes = {path: array.shape for path, array in arrays_of(model).items()}
+    mend = f"The parameters of {type(model).__name__} are required: restore it from a copy."
+    put_arrays(model, read_arrays(folder / PARAMETERS, shapes, mend))
     model.eval()
     return model
 

@@ -16,19 +16,11 @@ from eggroll.engine.annotations import Chunk, Flag, Function, Numbers, PyTree, S
 from eggroll.engine.checks import check_function
 from eggroll.engine.interpreter import Fallback
 from eggroll.engine.paths import leaf_paths
-from eggroll.strategy.evaluate.tracing import (
-    InAxes,
-    Plans,
-    Rows,
-    check_covered,
-    check_scalar,
-    make_rows,
-    split_aux,
-    trace_member,
-)
+from eggroll.strategy.evaluate.compiled import Plans
+from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
 from eggroll.strategy.generation import Generation, LowRankDraw, moved_if
 from eggroll.strategy.members import Members
-from eggroll.strategy.noise.keys import as_threefry
+from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
 from eggroll.strategy.plan.leaves import Plan, check_params
 from eggroll.strategy.plan.rules import FrozenRule, Rules, check_rank
 from eggroll.strategy.population import Population, Sharding, layout
@@ -111,7 +103,7 @@ class ES(Strategy):
         super().__init__(settings, sigma=sigma, shaping=shaping, rules=rules, noise_reuse=noise_reuse)
         self.rank = check_rank(rank)
         self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
-        self._plans = Plans(settings, self.rank, self.rules)
+        self._plans = Plans(settings, self.rank, self.rules, self.cache)
 
     def init(self, params: PyTree, key: jax.Array) -> State:
         """A fresh state.
@@ -140,9 +132,9 @@ class ES(Strategy):
         return initial_state(on_mesh(params, self.settings), frozen, self.optimizer, key, self.settings)
 
     def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
-        """The plan for parameters of these shapes; the first function seen decides it, for all later generations.
+        """The plan for a function of parameters of these shapes.
 
-        Without a function, a plan by shapes alone, which later generations do not inherit.
+        Without a function that of the last one; before the first, a plan by shapes alone.
         """
         return self._plans.plan_for(params, fun, rows)
 
@@ -215,21 +207,22 @@ class ES(Strategy):
     ) -> tuple[State, Metrics]:
         """Ask, apply and tell in one compiled call; see `Strategy.step` for arguments, metrics and errors.
 
-        Pass the same `fitness_fn` object at every call: a new one is compiled anew. A function that uses parameters
-        which the first one of this ES did not use is a `ValueError`.
+        A `fitness_fn` made anew, by the same line with the same captured values, is compiled once. Each function has a
+        plan of its own: one after another may use other parameters, or in another way.
         """
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         rows = make_rows(args, in_axes, self.population, self.groups)
+        warn_if_fixed("es.step", (state.key, state.generation), (state.params, args))
         self._choose_update(state.params)
-        self.plan = plan = self.plan_for(state.params, fitness_fn, rows)
+        program = self.cache.program(fitness_fn, state.params, rows)
+        check_scalar(program.out_shape, has_aux, "fitness")
+        self.plan = plan = self._plans.of(program, state.params, rows)
+        rows = rows.arrays_alone()
         axes = rows.axes
 
         def run(state: State, args: tuple) -> tuple[State, Metrics]:
             rows = Rows(args, axes, self.population)
-            program = trace_member(fitness_fn, state.params, rows)
-            check_scalar(program.out_shape, has_aux, "fitness")
-            check_covered(plan, program, state.params, rows)
             generation = self._generation(plan, state)
             arrangement = generation.arrangement(program, state.params, rows)
             words = generation.words()
@@ -238,7 +231,7 @@ class ES(Strategy):
             metrics["chunk"] = jnp.int32(arrangement.units * self.settings.signs)
             return state, {**metrics, "aux": aux} if has_aux else metrics
 
-        state, metrics = self.cache(run, ("step", fitness_fn, plan, axes, has_aux), state, args)
+        state, metrics = self.cache(run, ("step", program, plan, axes, has_aux), state, rows.args)
         raise_if_lost(metrics, self.population)
         self.standstill.watch(metrics, self.population)
         return state, metrics

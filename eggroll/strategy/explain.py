@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,16 @@ from eggroll.strategy.evaluate.tracing import DryRun, InAxes, dry_run, for_kerne
 from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
 from eggroll.strategy.plan.parameters import check_no_module
 from eggroll.strategy.plan.rules import Rules
+
+
+class ExplainOptions(TypedDict, total=False):
+    """Options of `eggroll.explain`."""
+
+    rank: int
+    rules: Rules
+    in_axes: InAxes
+    population: int | None
+    distribution: str
 
 
 @dataclass(frozen=True)

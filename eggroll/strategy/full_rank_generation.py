@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine.annotations import Chunk, Flag, Function, Index, PyTree, Scalar
+from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.tracing import Rows
 from eggroll.strategy.members import Draw
@@ -187,17 +188,21 @@ class FullRankDraw(Draw):
 
     def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> PyTree:
         """See `Draw.apply`: one compiled call after the other, of any function of dense parameters."""
-        generation, size, axes = self._of(plan), self.settings.size, rows.axes
+        generation, size = self._of(plan), self.settings.size
+        program = self.cache.program(fun, params, rows)
+        rows = rows.arrays_alone()
+        axes = rows.axes
 
         def run(params: PyTree, args: tuple, i: Index) -> Any:
             rows = Rows(args, axes, size)
-            out = fun(params, *rows.merged([x[0] for x in rows.of_members(i, 1)]))
+            seen = params, *rows.merged([x[0] for x in rows.of_members(i, 1)])
+            out = program.evaluate(Interpreter(Policy("allow")), seen)
             return jax.tree.map(lambda x: jnp.expand_dims(x, 0), out)  # never the parameters' own memory
 
         outputs, buffers = [], generation.buffers(params)
         for i in range(size):
             own, buffers = generation.member(params, i, buffers)
-            outputs.append(self.cache(run, ("apply", fun, axes), own, rows.args, np.int32(i)))
+            outputs.append(self.cache(run, ("apply", program, axes), own, rows.args, np.int32(i)))
         return _joined(outputs)
 
     def member(self, plan: Plan, params: PyTree, i: Index) -> PyTree:

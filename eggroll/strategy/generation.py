@@ -13,11 +13,12 @@ import optax
 from jax.sharding import PartitionSpec
 
 from eggroll.engine.annotations import Chunk, Flag, Function, Index, PyTree, Scalar
-from eggroll.engine.factored import Program
+from eggroll.engine.factored import Program, partition
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
 from eggroll.strategy.evaluate.chunking import Arrangement, Need, arrange, keep_words, may_copy, member_need, remembered
-from eggroll.strategy.evaluate.loops import Evaluation
-from eggroll.strategy.evaluate.tracing import Plans, Rows, check_covered, trace_member
+from eggroll.strategy.evaluate.compiled import Plans
+from eggroll.strategy.evaluate.loops import Evaluation, undifferentiated
+from eggroll.strategy.evaluate.tracing import Rows, check_covered
 from eggroll.strategy.members import Draw
 from eggroll.strategy.noise.sampler import Sampler, check_noise_is_seen, member_sign
 from eggroll.strategy.plan.leaves import Plan
@@ -128,6 +129,9 @@ class Generation:
             finite, see `Averages`).
         """
         arrangement = arrangement or self.arrangement(program, params, rows)
+        arrays, merge, _ = partition((params, rows.args))
+        params, args = merge(undifferentiated(arrays))
+        rows = replace(rows, args=args)
         run = Evaluation(self.population, self.sampler, program, split, arrangement)
         if self.placement is not None:
             return run.on_mesh(self.placement, params, rows, self.key, self.sigma, words)
@@ -248,16 +252,17 @@ class LowRankDraw(Draw):
     def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> PyTree:
         """See `Draw.apply`."""
         settings = self.settings if chunk is None else replace(self.settings, chunk=chunk)
+        program = self.cache.program(fun, params, rows)
+        rows = rows.arrays_alone()
         axes = rows.axes
 
         def run(params: PyTree, args: tuple, key: jax.Array, sigma: Scalar) -> Any:
             rows = Rows(args, axes, settings.size)
-            program = trace_member(fun, params, rows)
             check_covered(plan, program, params, rows)
             generation = Generation(settings, plan, key, sigma)
             return generation.evaluate(program, params, rows, lambda out: (out, ()))[0]
 
-        return self.cache(run, ("apply", fun, plan, axes, settings.chunk), params, rows.args, self.key, self.sigma)
+        return self.cache(run, ("apply", program, plan, axes, settings.chunk), params, rows.args, self.key, self.sigma)
 
     def member(self, plan: Plan, params: PyTree, i: Index) -> PyTree:
         """See `Draw.member`."""

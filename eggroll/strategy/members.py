@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import jax
 from eggroll.engine.annotations import Chunk, Function, Index, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.engine.paths import leaf_paths
-from eggroll.strategy.evaluate.loops import CompiledCache
+from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, make_rows
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
@@ -138,8 +139,11 @@ class Members:
 
     def plan_for(self, fun: Function, *args: Any, in_axes: InAxes = None) -> Plan:
         """How each parameter is perturbed, as `apply` with these arguments decides it; nothing is evaluated."""
+        return self._plan_of(fun, self._rows(args, in_axes))
+
+    def _plan_of(self, fun: Function, rows: Rows) -> Plan:
         if self._plan is None:
-            self._plan = self._draw.plan_for(self.params, fun, self._rows(args, in_axes))
+            self._plan = self._draw.plan_for(self.params, fun, rows)
         return self._plan
 
     def apply(self, fun: Function, *args: Any, in_axes: InAxes = None, chunk: Chunk | None = None) -> PyTree:
@@ -169,8 +173,20 @@ class Members:
             (8, 5, 3)
         """
         check_function("fun", fun, "members.apply(fun, *args)")
-        plan = self.plan_for(fun, *args, in_axes=in_axes)
-        return self._draw.apply(plan, self.params, fun, self._rows(args, in_axes), chunk)
+        rows = self._rows(args, in_axes)
+        return self._draw.apply(self._plan_of(fun, rows), self.params, fun, rows, chunk)
+
+    def __getitem__(self, i: Any) -> Any:
+        """The dense parameters of member `i`, counted from the end if it is negative; of a slice, a list of them."""
+        if isinstance(i, slice):
+            return [self.materialize(j) for j in range(*i.indices(len(self)))]
+        if not is_traced(i) and -len(self) <= (i := operator.index(i)) < 0:
+            i += len(self)
+        return self.materialize(i)
+
+    def __iter__(self) -> Iterator[PyTree]:
+        """The dense parameters of one member after the other."""
+        return map(self.materialize, range(len(self)))
 
     def materialize(self, i: int | jax.Array) -> PyTree:
         """The dense parameters of member `i`, to inspect or ship; equal to what `apply` evaluates, up to rounding.

@@ -18,11 +18,11 @@ import numpy as np
 
 from eggroll.engine.annotations import Flag, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
-from eggroll.strategy.evaluate.averages import Averages
-from eggroll.strategy.evaluate.loops import CompiledCache
+from eggroll.strategy.evaluate.averages import averaged_output
+from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows
 from eggroll.strategy.members import Draw, Members, check_members
-from eggroll.strategy.noise.keys import as_threefry, generation_key
+from eggroll.strategy.noise.keys import as_threefry, generation_key, warn_if_fixed
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
@@ -34,6 +34,7 @@ from eggroll.strategy.update.told import beyond, check_fitness, check_weights, f
 
 Metrics = dict[str, Any]
 Norms = dict[str, jax.Array]  # "gradient_norm" and "update_norm"
+SHOWN = ("population", "sigma", "rank")  # of a strategy, always
 
 
 class Strategy(ABC):
@@ -59,7 +60,7 @@ class Strategy(ABC):
     def __init__(self, settings: Population, *, sigma: Sigma, shaping: Shaping, rules: Rules, noise_reuse: int) -> None:
         check_sigma(sigma)
         validate_shaping(shaping)
-        generation_key(jax.random.key(0), 0, noise_reuse)  # checks noise_reuse
+        generation_key(as_threefry(jax.random.key(0)), 0, noise_reuse)  # checks noise_reuse
         self.settings = settings
         self.population, self.groups = settings.size, settings.groups
         self.sigma, self.shaping, self.rules, self.noise_reuse = sigma, shaping, as_rules(rules), noise_reuse
@@ -123,10 +124,22 @@ class Strategy(ABC):
             "rules": self.rules,
         }
 
+    def __repr__(self) -> str:
+        """Its class with population, sigma, rank, and what else is not as it would be by default."""
+        default = {name: each.default for name, each in self.parameters().items()}
+        found = {name: value for name, value in self.options().items() if name in default and name != "optimizer"}
+        kept = [name for name, value in found.items() if name in SHOWN or value != default[name]]
+        return f"{type(self).__name__}({', '.join(f'{name}={_short(found[name])}' for name in kept)})"
+
+    @classmethod
+    def parameters(cls) -> Mapping[str, inspect.Parameter]:
+        """Its settings, by the names that `__init__` has for them."""
+        return inspect.signature(cls).parameters
+
     @classmethod
     def takes(cls, name: str) -> bool:
         """Whether there is a setting of that name."""
-        return name in inspect.signature(cls).parameters
+        return name in cls.parameters()
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -160,7 +173,9 @@ class Strategy(ABC):
             TypeError: no `State`.
         """
         check_state(state)
-        return Members(state.params, state.generation, self.draw(state))
+        draw = self.draw(state)
+        warn_if_fixed("es.ask", (draw.key,))
+        return Members(state.params, state.generation, draw)
 
     def tell(self, state: State, members: Members, fitness: Numbers) -> tuple[State, Metrics]:
         """Updates the parameters from the members' fitness.
@@ -170,8 +185,7 @@ class Strategy(ABC):
             members: from `ask`; they decide the plan (rank and rules).
             fitness: `[N]` real numbers, maximised; JAX, NumPy or a list. A member whose fitness is not finite is
                 dropped with its pair, and counted. What the host gives is centred and scaled in float64 where float32
-                does not hold it: a large offset costs nothing. JAX's own arrays of float32 have lost what they do not
-                hold: 1e8 and 1e8 + 1 are equal there.
+                does not hold it: a large offset costs nothing. In JAX's float32, 1e8 and 1e8 + 1 are equal already.
 
         Returns:
             `(state, metrics)`. Metrics: `fitness_mean`, `fitness_best`, `fitness_worst`, `fitness_std` (over finite
@@ -180,15 +194,14 @@ class Strategy(ABC):
             it, `weights`. Where float32 does not hold the fitness, it and its statistics are float64, in NumPy.
 
         Warns:
-            UserWarning: once, when nothing could be learned in five generations in a row, with the likely reasons; not
-                under `jit`.
+            UserWarning: once, when nothing could be learned in five generations in a row, with the likely reasons.
 
         Raises:
             TypeError: no `State`, no `Members`, or fitness that is not real numbers.
             ValueError: fitness of another shape than `[N]`, deleted or beyond float64, members of another generation or
                 run or with other noise than this strategy draws, or a sigma schedule that is not > 0.
-            FloatingPointError: no fitness is finite, or float32 does not hold the weights; the state is unchanged.
-                Under `jit` nothing can be raised: the state then stays as it is.
+            FloatingPointError: no fitness is finite, or float32 does not hold the weights; the state is unchanged, also
+                under `jit`, where nothing can be raised.
         """
         plan, scores = self._told(state, members, fitness)
         sigma = self._sigma(state)
@@ -240,38 +253,25 @@ class Strategy(ABC):
         outputs = members.apply(fitness_fn, *args, in_axes=in_axes)
         check_scalar(jax.tree.map(_of_one, outputs), has_aux, "fitness")
         fitness = as_float(outputs[0] if has_aux else outputs)
-        aux = {"aux": self._averaged(members, fitness_fn, args, in_axes, outputs[1], fitness)} if has_aux else {}
         state, metrics = self.tell(state, members, fitness)
         metrics["chunk"] = jnp.int32(1 if members.one_at_a_time else self.population)
-        return state, {**metrics, **aux}
-
-    def _averaged(
-        self, members: Members, fun: Function, args: tuple, in_axes: InAxes, aux: PyTree, fitness: jax.Array
-    ) -> PyTree:
-        """Auxiliary output of all members, averaged over those with finite fitness."""
-        rows, plan = make_rows(args, in_axes, self.population, self.groups), members.plan
-        axes = rows.axes
-
-        def mean(params: PyTree, args: tuple, aux: PyTree, finite: jax.Array) -> PyTree:
-            like, rows = jax.tree.map(_of_one, aux), Rows(args, axes, self.population)
-            averages = Averages.of(lambda *given: fun(*given)[1], like, params, plan, rows)
-            return averages.mean(averages.totals(aux, finite))
-
-        return self.cache(mean, ("aux", fun, plan, axes), members.params, args, aux, jnp.isfinite(fitness))
+        if has_aux:
+            rows, who = make_rows(args, in_axes, self.population, self.groups), (members.params, members.plan)
+            metrics["aux"] = averaged_output(self.cache, fitness_fn, *who, rows, outputs[1], fitness)
+        return state, metrics
 
     def _told(self, state: State, members: Members, fitness: Any) -> tuple[Plan, Any]:
         """The plan of the members and their fitness, once both are known to belong to the state."""
         check_state(state)
         check_members(members)
         members.check_asked_from(self.draw(state), state)
-        fitness = check_fitness(fitness, self.population)
-        self.plan = members.plan
+        fitness, self.plan = check_fitness(fitness, self.population), members.plan
         return self.plan, fitness
 
     def _weigh(self, fitness: jax.Array) -> Metrics:
         """What fitness alone tells: its summary, and of every member `fitness` and `weights`."""
-        antithetic = self.settings.antithetic
-        weights, valid = shape_fitness(fitness, shaping=self.shaping, antithetic=antithetic, groups=self.groups)
+        pairs = self.settings.antithetic
+        weights, valid = shape_fitness(fitness, shaping=self.shaping, antithetic=pairs, groups=self.groups)
         return {**summary(fitness, valid), "fitness": fitness, "weights": weights}
 
     def _weighed(self, fitness: np.ndarray) -> Metrics:
@@ -289,6 +289,11 @@ class Strategy(ABC):
 
     def _sigma(self, state: State) -> Any:
         return sigma_at(self.sigma, state.generation)
+
+
+def _short(value: Any) -> str:
+    """A function by its name: its address says nothing."""
+    return str(getattr(value, "__qualname__", None) or type(value).__qualname__) if callable(value) else repr(value)
 
 
 def _of_one(x: jax.Array) -> jax.ShapeDtypeStruct:

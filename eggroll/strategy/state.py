@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -20,12 +20,14 @@ from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
 from eggroll.strategy.plan.parameters import as_arrays, check_no_module, is_low
 from eggroll.strategy.population import AXIS, Population, ShardingRules, axes_of, is_split
+from eggroll.strategy.serialization import serializable
 
 
+@serializable
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class State:
-    """The state of a run: an ordinary pytree to jit, shard and checkpoint.
+    """The state of a run: an ordinary pytree to jit, shard and checkpoint; `flax.serialization` knows it too.
 
     Attributes:
         params: the parameters, in the dtypes they were given in.
@@ -41,6 +43,8 @@ class State:
     key: jax.Array
     generation: jax.Array
 
+    owner: ClassVar[str] = ""  # of a subclass: the strategy that alone knows what more it has
+
 
 def check_state(state: object) -> None:
     """Raises `TypeError` unless `state` is a `State`."""
@@ -49,6 +53,11 @@ def check_state(state: object) -> None:
             f"got {type(state).__name__} as the state; an eggroll.State is required, as in es.ask(state), "
             "es.tell(state, members, fitness) and es.step(state, fitness_fn, *args). Make one from parameters with "
             "es.init(params, key); tell and step return (state, metrics)."
+        )
+    if state.owner:
+        raise TypeError(
+            f"got {type(state).__name__} as the state, of which {state.owner} alone knows all: go on with that, or "
+            "make one from parameters with es.init(params, key)."
         )
 
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, Required, TypedDict, TypeVar, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jax.typing import DTypeLike
 
 from eggroll.engine.annotations import Chunk, Function, PyTree
 from eggroll.engine.checks import check_function, is_traced
+from eggroll.engine.factored import Program
 from eggroll.engine.interpreter import Fallback
-from eggroll.strategy.evaluate.loops import CompiledCache
-from eggroll.strategy.evaluate.tracing import InAxes, check_scalar, make_rows, plan_for, split_aux, trace_member
+from eggroll.engine.sameness import described
+from eggroll.strategy.evaluate.argnums import check_argnums, taken_out
+from eggroll.strategy.evaluate.compiled import CompiledCache
+from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, plan_for, split_aux
 from eggroll.strategy.generation import Generation
-from eggroll.strategy.noise.keys import as_threefry
+from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population, Sharding
 from eggroll.strategy.state import on_mesh
-from eggroll.strategy.update.fitness import as_float, nothing_finite
+from eggroll.strategy.update.fitness import as_float, mean_loss, nothing_finite
 from eggroll.strategy.update.optimizer import check_sigma
 from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
 
@@ -28,8 +32,8 @@ Params = TypeVar("Params")
 Out = TypeVar("Out", covariant=True)
 
 
-class GradientOptions(TypedDict, total=False):
-    """Options of `eggroll.value_and_grad` and `eggroll.grad` but `has_aux`, which decides what they return."""
+class CommonOptions(TypedDict, total=False):
+    """Options of all functions here."""
 
     population: Required[int]
     sigma: Required[float]
@@ -46,21 +50,17 @@ class GradientOptions(TypedDict, total=False):
     fallback: Fallback
 
 
-class ModelOptions(GradientOptions, total=False):
+class GradientOptions(CommonOptions, total=False):
+    """Options of `eggroll.value_and_grad` and `eggroll.grad` but `has_aux`, which decides what they return."""
+
+    argnums: int | Sequence[int]
+
+
+class ModelOptions(CommonOptions, total=False):
     """Options of `eggroll.nnx.value_and_grad` and `eggroll.nnx.grad` but `has_aux`."""
 
     wrt: Any  # a filter of NNX
     share_rngs: bool
-
-
-class ExplainOptions(TypedDict, total=False):
-    """Options of `eggroll.explain`."""
-
-    rank: int
-    rules: Rules
-    in_axes: InAxes
-    population: int | None
-    distribution: str
 
 
 class ValueAndGrad(Protocol):
@@ -116,6 +116,7 @@ def value_and_grad(
 def value_and_grad(
     loss_fn: Function,
     *,
+    argnums: int | Sequence[int] = 0,
     population: int,
     sigma: float,
     rank: int = 1,
@@ -140,7 +141,9 @@ def value_and_grad(
     Args:
         loss_fn: `loss_fn(params, *args, **kwargs)` → scalar loss, or `(loss, aux)` with `has_aux`. Arrays are traced;
             other arguments (numbers, booleans, strings, None) reach it as they are, so a number that changes at every
-            call should be an array. What `loss_fn` closes over is fixed when it is compiled, as under `jax.jit`.
+            call should be an array. A function made anew is compiled anew only where something that it refers to, or
+            the shape of an argument, is another; `RecompilationWarning` tells of the third time.
+        argnums: which positional argument is the parameters, or several, as in `jax.value_and_grad`. Default 0.
         population: number of members `N`, even with `antithetic`.
         sigma: noise scale `σ` > 0, in the units of the weights.
         rank: columns of each factor, at least 1. A layer that is smaller gets dense noise.
@@ -156,22 +159,23 @@ def value_and_grad(
         sharding: how parameters, and with them the gradient, are split over other axes of the mesh: a pytree as
             `params` of `PartitionSpec` or `NamedSharding`, or `(pattern, PartitionSpec)` pairs by path. Default None:
             whole on every device.
-        in_axes: None (default: all members share the arguments) or as in `jax.vmap`, for the arguments after `params`:
-            one row per member or per group.
+        in_axes: None (default: all members share the arguments) or as in `jax.vmap`, for the arguments but those that
+            `argnums` names: one row per member or per group.
         groups: number of equal groups of members.
         fallback: `"warn"`, `"allow"` or `"error"` where a weight has to be made dense.
 
     Returns:
         `f(params, *args, key, **kwargs) -> (value, grads)`, or `((value, aux), grads)` with `has_aux`. `value` is the
         mean loss of the members (those with a finite loss), `grads` has the structure, shapes and dtypes of `params`,
-        zeros for frozen and unused parameters. `key` is a `jax.random` key: pass a new one at every step. Compiled on
-        its own when called outside `jit`.
+        zeros for frozen and unused parameters; a tuple of such where `argnums` is a sequence. `key` is a `jax.random`
+        key: pass a new one at every step. Compiled on its own when called outside `jit`.
 
     Raises:
         ValueError: settings that do not fit together, a loss that is not scalar, rules that match nothing, a loss that
-            does not use its parameters, a sigma that is zero in a parameter's dtype.
-        TypeError: no function, parameters that are not floating point, an NNX module, a key that is none, or auxiliary
-            random keys that differ among members.
+            does not use its parameters, a sigma that is zero in a parameter's dtype, an argument named twice.
+        TypeError: no function, parameters that are not floating point, an NNX module, a key that is none, or fewer
+            arguments than `argnums` counts. What `loss_fn` raises is told with its line first.
+        NotImplementedError: a derivative of the result, as by `jax.grad`.
         FloatingPointError: no member's loss is finite. Under `jit` nothing can be raised: the gradient is then zero
             and the value NaN.
 
@@ -192,40 +196,77 @@ def value_and_grad(
     check_function("loss_fn", loss_fn, "value_and_grad(loss_fn, ...)(params, *args, key=key)")
     members = Population(population, antithetic, distribution, groups, chunk, mesh, fallback, sharding)
     if callable(sigma):
-        raise TypeError(
-            "got a schedule as sigma; value_and_grad takes a number: make it anew where sigma changes, or use ES."
-        )
+        raise TypeError("got a schedule as sigma; value_and_grad takes a number: make it anew for each, or use ES.")
     check_sigma(sigma)
-    rank, rules = check_rank(rank), as_rules(rules)
     validate_shaping(shaping)
-    cache = CompiledCache()
+    sigma = sigma if is_traced(sigma) else float(sigma)
+    estimator = _Estimator(members, check_rank(rank), as_rules(rules), shaping, has_aux)
+    numbers = check_argnums(argnums)
+    cache, group = _cache_for(estimator, None if is_traced(sigma) else sigma, numbers, described(shaping))
 
-    def with_kwargs(params: PyTree, kwargs: dict[str, Any], *args: Any) -> Any:
-        return loss_fn(params, *args, **kwargs)
-
-    def estimate(params: PyTree, kwargs: dict[str, Any], args: tuple, key: jax.Array) -> tuple[PyTree, ...]:
-        rows = make_rows(args, in_axes, members.size, members.groups).after(kwargs)
-        program = trace_member(with_kwargs, params, rows)
-        check_scalar(program.out_shape, has_aux, "loss")
-        plan = plan_for(program, params, rows, members, rank, rules)
-        generation = Generation(members, plan, as_threefry(key), sigma)
-        words = generation.words()
-        losses, aux = generation.evaluate(program, params, rows, split_aux(has_aux), words=words)
-        losses = generation.on_every_device(losses)
-        fitness = -as_float(losses)
-        weights, valid = shape_fitness(fitness, shaping=shaping, antithetic=antithetic, groups=members.groups)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), generation.gradient(weights, params, words), params)
-        some = valid.any()
-        return jnp.where(some, _mean_loss(fitness, losses.dtype), jnp.nan), some, aux, grads
-
-    def value_and_grad_fun(params: PyTree, *args: Any, key: jax.Array, **kwargs: Any) -> Any:
+    def value_and_grad_fun(*args: Any, key: jax.Array, **kwargs: Any) -> Any:
         as_threefry(key)
-        value, some, aux, grads = cache(estimate, None, on_mesh(params, members), kwargs, args, key)
+        params, others, put = taken_out(numbers, args)
+        warn_if_fixed("value_and_grad", (key,), params)
+        params = on_mesh(params, members)
+
+        def loss(params: PyTree, kwargs: dict[str, Any], *others: Any) -> Any:
+            return loss_fn(*put(params, others), **kwargs)
+
+        rows = make_rows(others, in_axes, members.size, members.groups).after(kwargs)
+        program = cache.program(loss, params, rows, group, loss_fn)
+        check_scalar(program.out_shape, has_aux, "loss")
+        rows = rows.arrays_alone()
+        run = estimator.of(program, rows.axes)
+        value, some, aux, grads = cache(run, (group, program, rows.axes), params, rows.args, key, sigma)
         if not is_traced(some) and not some:
             raise nothing_finite("loss", members.size)
         return ((value, aux) if has_aux else value), grads
 
     return value_and_grad_fun
+
+
+@dataclass(frozen=True)
+class _Estimator:
+    """What decides an estimate beside the function, its arguments and sigma."""
+
+    members: Population
+    rank: int
+    rules: Any
+    shaping: Shaping = field(compare=False)  # its description is compared
+    has_aux: bool
+
+    def of(self, program: Program, axes: tuple) -> Function:
+        """`(params, args, key, sigma)` → `(mean loss, whether there is one, aux, gradient)`."""
+        members = self.members
+
+        def estimate(params: PyTree, args: tuple, key: jax.Array, sigma: Any) -> tuple[PyTree, ...]:
+            rows = Rows(args, axes, members.size)
+            plan = plan_for(program, params, rows, members, self.rank, self.rules)
+            generation = Generation(members, plan, as_threefry(key), sigma)
+            words = generation.words()
+            losses, aux = generation.evaluate(program, params, rows, split_aux(self.has_aux), words=words)
+            losses = generation.on_every_device(losses)
+            fitness = -as_float(losses)
+            pairs = {"antithetic": members.antithetic, "groups": members.groups}
+            weights, valid = shape_fitness(fitness, shaping=self.shaping, **pairs)
+            grads = jax.tree.map(lambda g, p: g.astype(p.dtype), generation.gradient(weights, params, words), params)
+            some = valid.any()
+            return jnp.where(some, mean_loss(fitness, losses.dtype), jnp.nan), some, aux, grads
+
+        return estimate
+
+
+_CACHE = CompiledCache()  # of all: value_and_grad written inside a loop is the same in every turn
+
+
+def _cache_for(*settings: Any) -> tuple[CompiledCache, Hashable]:
+    """The cache of all with these settings, and their name in it; one of its own where they cannot be compared."""
+    try:
+        hash(settings)
+    except TypeError:
+        return CompiledCache(), None
+    return (CompiledCache(), None) if settings[-1] is None else (_CACHE, settings)
 
 
 @overload
@@ -251,16 +292,8 @@ def grad(loss_fn: Function, **options: Any) -> Grad | GradAux:
     both = value_and_grad(loss_fn, **options)
     has_aux = options.get("has_aux", False)
 
-    def grad_fun(params: PyTree, *args: Any, key: jax.Array, **kwargs: Any) -> Any:
-        value, grads = both(params, *args, key=key, **kwargs)
+    def grad_fun(*args: Any, key: jax.Array, **kwargs: Any) -> Any:
+        value, grads = both(*args, key=key, **kwargs)
         return (grads, value[1]) if has_aux else grads
 
     return grad_fun
-
-
-def _mean_loss(fitness: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """The mean of the finite losses `−fitness`, in the loss's own dtype if that is floating point."""
-    finite = jnp.isfinite(fitness)
-    total = -jnp.where(finite, fitness, 0).sum()
-    mean = total / finite.sum().astype(total.dtype)
-    return mean.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else mean

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from eggroll.extras import needed_for
+from eggroll.training.folder.files import whole_file
 from eggroll.training.metrics import Record
 
 with needed_for("pictures of runs"):
@@ -51,6 +52,7 @@ def draw_curve(records: Sequence[Record], path: Path, drawn: Drawn) -> None:
         path: the picture.
         drawn: what of them.
     """
+    records = [{name: x for name, x in r.items() if isinstance(x, int | float)} for r in records]
     if not [r for r in records if r["generation"]]:
         return
     # Not pyplot: a library must not choose the backend for the whole process.
@@ -68,7 +70,8 @@ def draw_curve(records: Sequence[Record], path: Path, drawn: Drawn) -> None:
         axes.margins(x=0.01)
     if drawn.spent is not None:
         _spent(above, [r for r in records if drawn.spent in r], drawn.spent)
-    figure.savefig(path, dpi=150)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)
 
 
 def _fitness(axes: Axes, records: Sequence[Record], drawn: Drawn) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -14,19 +15,20 @@ import numpy as np
 
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import as_count, as_flag, as_number
+from eggroll.ops.registry import SWITCH, chosen
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
 from eggroll.training import processes
-from eggroll.training.data import Data, Source, as_source, length, outline
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
-from eggroll.training.opening import Opening, check_processes
+from eggroll.training.opening import Opening, check_given, check_made, check_processes
 from eggroll.training.processes.talk import gather
 from eggroll.training.progress import Meter
-from eggroll.training.steps import Compiled, Step, check_given, check_made
-from eggroll.training.stopping import EarlyStopping, Result, StopRequest, check_measured, measured, plain
-from eggroll.training.store import Place, Saving, Store
+from eggroll.training.steps import Compiled, Data, Source, Step, as_source, length, outline
+from eggroll.training.stopping import EarlyStopping, Place, Result, StopRequest, check_measured, measured, plain
+from eggroll.training.store import Saving, Store
 
+LOGGER = logging.getLogger("eggroll")
 Evaluate = Callable[[State, PyTree], Mapping[str, float]]
 RECORDED = ("fitness_mean", "fitness_best", "fitness_worst", "fitness_std", "gradient_norm", "update_norm", "sigma")
 FINISHED, INTERRUPTED, OUT_OF_TIME, OUT_OF_DATA = "finished", "interrupted", "out of time", "out of data"
@@ -40,6 +42,7 @@ def fit(
     data: Data = None,
     *,
     generations: int,
+    epochs: int | None = 1,
     carry: PyTree = (),
     folder: Path | str | None = None,
     resume: bool = False,
@@ -70,8 +73,10 @@ def fit(
         fitness: `fitness(params, *batch)` → a scalar in JAX, maximised; or a `Step`: `Compiled` for models with state
             of their own, `Scored` for a fitness in Python.
         data: None, an iterable of batches (Grain's data sets and loaders among them), or a function of the generation's
-            number; see `eggroll.training.data.as_source`.
+            number; see `eggroll.training.steps.as_source`.
         generations: updates in all, at least 1.
+        epochs: passes over an iterable, at least 1; None: as many as the generations need. Default 1: the run ends with
+            its data, and a warning says so. A generator has one pass, and more are refused.
         carry: the model's own state at the start, for a step that has such. Default: none.
         folder: where metrics, ledger and checkpoints go. Default None: nothing is written.
         resume: go on from the newest whole checkpoint in `folder`, from the start if there is no run yet. Default:
@@ -91,16 +96,15 @@ def fit(
             Default None. A clock that is set anew does not matter.
         started: called before the first generation with the number of those that the run goes on from, 0 for a new one.
         show: called with the record of every generation, which is a line of `metrics.jsonl`.
-        progress: whether a bar on stderr (lines, where it is no terminal) shows generations, mean fitness and members a
-            second. Default False. `Meter` shows other numbers.
+        progress: whether a bar (lines, where stderr is no terminal) shows how it goes. Default False. See `Meter`.
         asked_to_stop: asked after every generation; True ends the run. Default: SIGINT and SIGTERM.
 
     Returns:
-        The result. A run in which no member has a finite fitness ends, with what it had.
+        The result. A run whose data end, or in which no member has a finite fitness, ends with what it had; a warning
+        of the logger `eggroll` says so.
 
     Raises:
-        TypeError: no strategy, no state (parameters need `es.init`), or no function where one is required; a callback
-            that returns something else than it has to.
+        TypeError: no strategy, state or function where it is required, or what a callback may not return.
         RunError: the folder holds another run, is in use, or cannot be written; other settings; every checkpoint is
             damaged; another process is lost, or differs in what decides the run.
         ValueError: counts out of their range.
@@ -114,24 +118,25 @@ def fit(
         >>> result.ended, bool(jnp.all(jnp.abs(result.state.params["w"] - 1) < 0.2))
         ('finished', True)
     """
-    callbacks = {"evaluate": evaluate, "until": until, "started": started, "show": show, "asked_to_stop": asked_to_stop}
-    check_given(es, state, fitness, callbacks, (settings, Mapping), (saving, Saving), (early_stopping, EarlyStopping))
-    generations, evaluate_every = as_count("generations", generations), as_count("evaluate_every", evaluate_every)
+    hooks = {"evaluate": evaluate, "until": until, "started": started, "show": show, "asked_to_stop": asked_to_stop}
+    check_given(es, state, fitness, hooks, (settings, Mapping), (saving, Saving), (early_stopping, EarlyStopping))
     deadline = math.inf if seconds is None else time.perf_counter() + as_number("seconds=", seconds)
+    generations, evaluate_every = as_count("generations", generations), as_count("evaluate_every", evaluate_every)
+    epochs = None if epochs is None else as_count("epochs", epochs, hint=" Or None: as many as the generations need.")
     step = fitness if isinstance(fitness, Step) else Compiled(fitness)
-    source, begun = as_source(data), Place(state, jax.tree.map(_canonical, carry))
+    source, begun = as_source(data, epochs), Place(state, jax.tree.map(_canonical, carry))
     saving = saving or Saving()
     with ExitStack() as stack:
         stack.enter_context(processes.watching())  # while the folder is opened, and the last save is made, too
-        decides = {"generations": generations, "evaluate_every": evaluate_every, "evaluate": evaluate is not None}
-        decides |= {"until": until is not None, "early_stopping": early_stopping and asdict(early_stopping)}
-        decides |= {"fitness": type(step).__name__, "data": length(data), "folder": folder is not None}
+        decides = {"generations": generations, "epochs": epochs, "evaluate_every": evaluate_every}
+        decides |= {"evaluate": evaluate is not None, "until": until is not None}
+        decides |= {"early_stopping": early_stopping and asdict(early_stopping), "fitness": type(step).__name__}
+        decides |= {"data": length(data), "folder": folder is not None}
         decides |= {f"saving.{name}": getattr(saving, name) for name in ("every", "keep", "best", "score")}
         check_processes(es, begun, {**decides, "settings": dict(settings or {})})
         stop = asked_to_stop or stack.enter_context(StopRequest()).was_asked
         store = None
         if folder is not None:
-            _check_fresh(state, saving)
             options = {"resume": resume, "overwrite": overwrite, "force": force}
             opening = Opening(Path(folder), es, saving, settings or {}, frozenset(may_change), **options)
             store = stack.enter_context(opening.opened(begun))
@@ -144,7 +149,7 @@ def fit(
         loop = _Loop(
             es, step, source, store, generations, until, evaluate, evaluate_every, early_stopping, deadline, shows, stop
         )
-        return loop.run(place, saving.score)
+        return loop.run(place, saving.score, begun.generation)
 
 
 def _canonical(leaf: object) -> object:
@@ -152,14 +157,6 @@ def _canonical(leaf: object) -> object:
     if not isinstance(leaf, bool | int | float | complex | np.ndarray | np.generic):
         return leaf
     return np.asarray(leaf, jax.dtypes.canonicalize_dtype(np.asarray(leaf).dtype))
-
-
-def _check_fresh(state: State, saving: Saving) -> None:
-    if saving.ledger and int(state.generation):
-        raise RunError(
-            f"got a state of generation {int(state.generation)} to begin with; a ledger starts from parameters alone. "
-            "Begin with es.init(params, key), or without a ledger: saving=Saving(ledger=False)."
-        )
 
 
 @dataclass
@@ -177,8 +174,9 @@ class _Loop:
     shows: list[Callable[[Record], None]]
     asked_to_stop: Callable[[], bool]
 
-    def run(self, place: Place, score: str) -> Result:
+    def run(self, place: Place, score: str, begun: int) -> Result:
         """Makes generations until something ends them."""
+        self.begun = begun
         self.resumed, self.score, self.place, self.measured = place.generation, score, place, False
         self.last = time.perf_counter()
         if place.data is not None:
@@ -190,6 +188,7 @@ class _Loop:
             processes.part()  # the others may be waiting for this one, who must not wait for them
         except FloatingPointError as why:
             ended = str(why)
+            self._warn(ended)
             self._save_last()
         except Exception as why:
             if processes.count() == 1:  # others could not take part
@@ -219,7 +218,19 @@ class _Loop:
             batch = None
         told = "none: the data have ended" if batch is None else outline(batch)
         processes.same(told, f"data of generation {self.place.generation + 1}")
+        if batch is None:
+            taken = self.place.generation - self.begun
+            self._warn(
+                f"its data ended with {taken} batch{'' if taken == 1 else 'es'}. Give more, or of data that can be "
+                "started again, such as a list, more epochs (epochs=None: as many as it takes); a run in a folder then "
+                "goes on with resume=True."
+            )
         return batch
+
+    def _warn(self, why: str) -> None:
+        """Says that the run ends before its last generation for a reason that nobody asked for."""
+        if processes.is_main():
+            LOGGER.warning("the run ends after %d of %d generations: %s", self.place.generation, self.generations, why)
 
     def _ended_before(self) -> str | None:
         """Why a resumed run has nothing to do, or None."""
@@ -243,10 +254,10 @@ class _Loop:
     def _generation(self, batch: tuple) -> str | None:
         place = self.place
         made = self.step(self.es, place.state, place.carry, batch)
-        check_made(made, (*RECORDED, "nonfinite", *self.step.recorded))
-        state, carry, metrics = made
-        if metrics.keys() >= {"generation", "equal_fitness"}:  # a step may be compiled, with no one to say it
-            self.es.standstill.watch(dict(metrics), self.es.population)
+        state, carry, metrics = check_made(made, (*RECORDED, "nonfinite", *self.step.recorded))
+        self.es.standstill.watch(dict(metrics), self.es.population)  # a step may be compiled, with no one to say it
+        if place.generation == self.resumed:  # now it is compiled, and each process has tried its kernels
+            processes.same(chosen, "kernels", f"Set {SWITCH}=off in all of them: then XLA does the work everywhere.")
         record = self._record(state, carry, metrics)
         now = time.perf_counter()
         spent, self.last = now - self.last, now

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib
 import json
 import logging
 import math
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -17,8 +19,10 @@ from types import ModuleType
 from typing import Any, Self
 
 from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import not_writable, open_to_read, own_folder, own_handle, parse_json
 from eggroll.training.folder.files import write_text
-from eggroll.training.folder.layout import METRICS, TENSORBOARD, not_writable
+from eggroll.training.folder.integrity import note_growing
+from eggroll.training.folder.layout import METRICS, TENSORBOARD
 from eggroll.training.options import check_tensorboard
 
 Record = dict[str, Any]
@@ -39,14 +43,17 @@ class MetricsFile:
     def __init__(self, folder: Path, *, after: int = 0) -> None:
         self._path = folder / METRICS
         try:
-            write_text(self._path, self._lines(after) if after else "")
-            self._file = self._path.open("a", encoding="utf-8")
+            kept = self._lines(after) if after else ""
+            write_text(self._path, kept)
+            self._file = os.fdopen(own_handle(self._path, os.O_WRONLY | os.O_APPEND), "ab")
         except OSError as why:
             raise not_writable(folder, why) from why
+        self._size, self._digest = len(kept.encode()), hashlib.sha256(kept.encode())
+        self.sync()
 
     def _lines(self, after: int) -> str:
         """The lines that are kept. What lies behind them, whatever it is, goes."""
-        lines = self._path.read_bytes().split(b"\n")[:-1][:after] if self._path.exists() else []
+        lines = _whole_lines(self._path)[:after] if self._path.exists() else []
         if [_generation(line) for line in lines] != list(range(1, after + 1)):
             raise RunError(
                 f"'{self._path}' has not one line for each of the {after} generations that its checkpoint has made: it "
@@ -58,15 +65,18 @@ class MetricsFile:
         """Adds a line; the operating system has it when this returns. JSON has no NaN: such numbers become null."""
         plain = {name: None if isinstance(x, float) and not math.isfinite(x) else x for name, x in record.items()}
         try:
-            self._file.write(json.dumps(plain, allow_nan=False) + "\n")
+            self._file.write(line := (json.dumps(plain, allow_nan=False) + "\n").encode())
             self._file.flush()
         except OSError as why:
             raise not_writable(self._path.parent, why) from why
+        self._digest.update(line)
+        self._size += len(line)
 
     def sync(self) -> None:
-        """Waits until what was logged is on disk."""
+        """Waits until what was logged is on disk, and then its digest in the folder's manifest."""
         try:
             os.fsync(self._file.fileno())
+            note_growing(self._path.parent, METRICS, self._size, self._digest.hexdigest())
         except OSError as why:  # quotas of network disks are told only here
             raise not_writable(self._path.parent, why) from why
 
@@ -78,11 +88,35 @@ class MetricsFile:
             self._file.close()
 
 
-def _generation(line: bytes) -> object:
+def _whole_lines(path: Path) -> list[bytes]:
+    """What comes behind the last end of a line is still being written, or was cut."""
+    with open_to_read(path) as file:
+        return file.read().split(b"\n")[:-1]
+
+
+def _generation(line: bytes) -> int | None:
+    """The generation that a line is of; None for a line that no run writes."""
     try:
-        return json.loads(line)["generation"]
-    except (ValueError, KeyError, TypeError):
+        return _record(line)["generation"]
+    except ValueError:
         return None
+
+
+def _record(line: bytes) -> Record:
+    """The numbers in a line by name; raises ValueError where there is anything else."""
+    record = parse_json(line)
+    if not isinstance(record, dict) or type(record.get("generation")) is not int:
+        raise ValueError("a line that is no record of a generation")
+    odd = [name for name, x in record.items() if isinstance(x, dict | list) or _is_huge(x)]
+    if odd:
+        raise ValueError(
+            f"the record of generation {record['generation']:.3g} has neither number nor text as {odd[0]!r:.50}"
+        )
+    return record
+
+
+def _is_huge(x: Any) -> bool:
+    return isinstance(x, int) and x.bit_length() > sys.float_info.max_exp - 1
 
 
 def read_metrics(folder: Path | str) -> list[Record]:
@@ -96,9 +130,9 @@ def read_metrics(folder: Path | str) -> list[Record]:
         RunError: a line of them is damaged.
     """
     path = Path(folder) / METRICS
-    lines = path.read_bytes().split(b"\n")[:-1]
+    lines = _whole_lines(path)
     try:
-        return [json.loads(line) for line in lines]
+        return [_record(line) for line in lines]
     except ValueError as why:
         raise RunError(
             f"'{path}' is damaged ({why}): one JSON object in each line is required. Restore it from a copy."
@@ -108,7 +142,7 @@ def read_metrics(folder: Path | str) -> list[Record]:
 def count_lines(folder: Path) -> int:
     """How many generations the metrics of a run have, whatever their lines hold."""
     path = folder / METRICS
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    return len(_whole_lines(path)) if path.exists() else 0
 
 
 class TensorBoard:
@@ -132,10 +166,11 @@ class TensorBoard:
         self._path = folder / TENSORBOARD
         self._writer: Any = None
         try:
-            self._path.mkdir(parents=True, exist_ok=True)
             # TensorBoard reads files in the order of their names; none is written to twice.
             name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-            self._writer = RecordWriter(str(self._path / name))
+            path = own_folder(self._path) / name
+            path.open("xb").close()  # not where a link may lead
+            self._writer = RecordWriter(str(path))
         except OSError as why:
             raise not_writable(folder, why) from why
         self._write(file_version="brain.Event:2")

@@ -4,32 +4,47 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from eggroll.engine.annotations import Json
+from eggroll.engine.checks import check_function
+from eggroll.extras import versions
 from eggroll.strategy.protocol import Strategy
+from eggroll.strategy.state import State, check_state
 from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
-from eggroll.training.data import outline
-from eggroll.training.errors import RunError
-from eggroll.training.folder.arrays import by_path, save_arrays
-from eggroll.training.folder.files import write_text
-from eggroll.training.folder.layout import CHECKPOINTS, CONFIG, INITIAL, claim, clear, holds_result, holds_run
-from eggroll.training.folder.lock import FolderLock
+from eggroll.training.errors import RunError, check_known
+from eggroll.training.folder.arrays import by_path, read_arrays, save_arrays
+from eggroll.training.folder.disk import check_own, not_writable
+from eggroll.training.folder.files import FolderLock, write_text
+from eggroll.training.folder.integrity import begin_manifest, check_run
+from eggroll.training.folder.layout import (
+    CHECKPOINTS,
+    CONFIG,
+    INITIAL,
+    claim,
+    clear,
+    holds_result,
+    holds_run,
+    read_config,
+    sweep,
+)
 from eggroll.training.folder.settings import as_json, check_same, describe, differences
-from eggroll.training.folder.versions import versions
 from eggroll.training.metrics import count_lines
 from eggroll.training.processes.deciding import first_decides
-from eggroll.training.stopping import Seen
-from eggroll.training.store import Place, Saving, Store
+from eggroll.training.steps import outline
+from eggroll.training.stopping import Place, Seen
+from eggroll.training.store import RECORD, Saving, Store
 
 LOGGER = logging.getLogger("eggroll")
+ROUNDING = 1e-5  # between parameters drawn on two processors: a few units in the last place of float32
 
 
 @dataclass(frozen=True)
@@ -61,13 +76,20 @@ class Opening:
         """The open store, its place being where the run goes on from; `begun` where it does not.
 
         Raises:
-            RunError: the folder is in use, holds a run of other settings, or cannot be read or written.
+            RunError: the folder is in use, holds a run of other settings, or cannot be read or written; a ledger is to
+                begin half way.
         """
+        if self.saving.ledger and begun.generation:
+            raise RunError(
+                f"got a state of generation {begun.generation} to begin with; a ledger starts from parameters alone. "
+                "Begin with es.init(params, key), or without a ledger: saving=Saving(ledger=False)."
+            )
         config = as_json({"options": dict(self.settings), "strategy": describe(self.es, begun.state.params)})
         with ExitStack() as stack:
             # What the first process finds holds for all: a shared disk may show files late.
             found = first_decides(lambda: self._prepare(stack, config))
             changes = found["changes"]
+            begun = self._begun_as_before(begun) if found["goes_on"] else begun
             checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep=self.saving.keep, best=self.saving.best)
             place = self._newest(checkpoints, begun) if found["goes_on"] else begun
             # A change that was forced here or later is in the configuration, and not in the ledger up to here.
@@ -93,10 +115,18 @@ class Opening:
         stack.enter_context(FolderLock(self.folder))
         claim(self.folder, overwrite=self.overwrite, resume=self.resume)  # a run may have begun and ended in between
         goes_on = self.resume and holds_run(self.folder)
+        if goes_on:
+            check_run(self.folder)
         changes = self._changes(config) if goes_on else []
         past = read_config(self.folder).get("changes", []) if goes_on else []
+        sweep(self.folder)
         if not goes_on:
             clear(self.folder)
+        check_own(self.folder / CHECKPOINTS)
+        try:
+            begin_manifest(self.folder)
+        except OSError as why:
+            raise not_writable(self.folder, why) from why
         return {"goes_on": goes_on, "changes": changes, "past": past}
 
     def _changes(self, config: Mapping[str, object]) -> list[str]:
@@ -105,6 +135,23 @@ class Opening:
         for line in differences(before.get("versions", {}), versions()):
             LOGGER.warning("resuming with other versions, so not necessarily bit for bit: %s", line)
         return check_same(before, config, may_change=self.may_change, force=self.force)
+
+    def _begun_as_before(self, begun: Place) -> Place:
+        """`begun` with the initial parameters of the run's start, where drawing them again rounded otherwise."""
+        path, state = self.folder / INITIAL, begun.state
+        if not self.saving.initial or processes.count() > 1 or not path.exists():
+            return begun
+        drawn = by_path(state.params)
+        shapes = {name: array.shape for name, array in drawn.items()}
+        kept = read_arrays(path, shapes, "Restore it from a copy, or remove it.")
+        kept = {name: _like(array, drawn[name]) for name, array in kept.items()}
+        apart = [name for name, array in drawn.items() if array.tobytes() != kept[name].tobytes()]
+        # What is further away are other parameters, which the ledger refuses by name.
+        if not apart or not all(_to_rounding(drawn[name], kept[name]) for name in apart):
+            return begun
+        LOGGER.warning("initial parameters are rounded otherwise here: those of '%s' are taken", path)
+        tree = jax.tree.structure(state.params)
+        return replace(begun, state=self.es.init(tree.unflatten([kept[name] for name in drawn]), state.key))
 
     def _newest(self, checkpoints: Checkpoints, begun: Place) -> Place:
         """Where the newest whole checkpoint was taken; `begun` if the run was stopped before the first."""
@@ -120,8 +167,15 @@ class Opening:
         for damaged in found.skipped:
             LOGGER.warning("skipped %s: %s", damaged.path, damaged.reason)
         record = found.record
-        seen = Seen(**record["seen"])
-        rest = {"data": record["data"], "seconds": record["seconds"], "score": record["score"], "seen": seen}
+        check_known("the record of a checkpoint", record, RECORD)
+        try:
+            seen = Seen(**record["seen"])
+            rest = {"data": record["data"], "seconds": float(record["seconds"]), "score": record["score"], "seen": seen}
+        except (KeyError, TypeError, ValueError) as why:
+            raise RunError(
+                f"the checkpoint of generation {found.generation} in '{self.folder}' has a record that no run writes "
+                f"({type(why).__name__}: {why}). Bring it back from a copy, or remove it to go on from the one before."
+            ) from why
         return Place(found.state["state"], found.state["carry"], **rest)
 
     def _check_never_saved(self) -> None:
@@ -160,6 +214,21 @@ class Opening:
             save_arrays(self.folder / INITIAL, by_path(begun.state.params))
 
 
+def _like(kept: np.ndarray, drawn: np.ndarray) -> np.ndarray:
+    """With the dtype, which NumPy's files do not know of bfloat16 and the like."""
+    same = kept.dtype.kind == "V" and kept.dtype.itemsize == drawn.dtype.itemsize
+    return kept.view(drawn.dtype) if same else kept
+
+
+def _to_rounding(drawn: np.ndarray, kept: np.ndarray) -> bool:
+    """Whether arrays are those of one drawing, on two processors or by two versions of a compiler."""
+    if drawn.dtype != kept.dtype:
+        return False
+    wide = np.result_type(drawn.dtype, np.float32) if drawn.dtype.kind != "V" else np.float32
+    one, other = drawn.astype(wide), kept.astype(wide)
+    return bool(np.allclose(one, other, rtol=ROUNDING, atol=ROUNDING * float(np.abs(one).max(initial=0))))
+
+
 def check_processes(es: Strategy, begun: Place, settings: Mapping[str, object]) -> None:
     """Compares between all processes of a run what decides its numbers, and what they wait for one another for.
 
@@ -193,30 +262,35 @@ def check_processes(es: Strategy, begun: Place, settings: Mapping[str, object]) 
     processes.same(as_json(decides), "settings or versions")
 
 
-def check_options(folder: Path, options: Mapping[str, object], may_change: frozenset[str]) -> None:
-    """Says before anything dear is done that the run in `folder`, if there is one, was begun with other options.
+def check_given(
+    es: object, state: object, fitness: object, callbacks: Mapping[str, object], *options: tuple[object, type]
+) -> None:
+    """Raises TypeError unless `fit` has a strategy, a state and a fitness, and all else it was given is of its kind."""
+    usage = "fit(es, state, fitness, data, generations=...)"
+    if not isinstance(es, Strategy):
+        raise TypeError(f"got {type(es).__name__} as the strategy; an eggroll.ES or FullRankES is required: {usage}.")
+    check_state(state)
+    check_function("fitness", fitness, usage)  # a step can be called, too
+    for name, fun in callbacks.items():
+        if fun is not None and not callable(fun):
+            raise TypeError(f"got {type(fun).__name__} as {name}; a function that `fit` calls is required, or None.")
+    for value, kind in options:
+        if not isinstance(value, kind | None):
+            raise TypeError(f"got {type(value).__name__} where `fit` takes a {kind.__name__} or None.")
 
-    Raises:
-        RunError: it was; the strategy is compared later.
-    """
-    if holds_run(folder):
-        before = {"options": read_config(folder).get("options", {})}
-        check_same(before, {"options": as_json(options)}, may_change=may_change, force=False)
 
-
-def read_config(folder: Path) -> Json:
-    """The run's configuration.
-
-    Raises:
-        RunError: there is none, or it cannot be read.
-    """
-    try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        if not isinstance(config, dict):
-            raise ValueError("it is no JSON object")
-    except (OSError, ValueError) as why:
-        raise RunError(
-            f"cannot read '{folder / CONFIG}' ({why}): without it nobody knows what the run in that folder was. "
-            "Restore it, or start anew with --overwrite."
-        ) from why
-    return config
+def check_made(made: Any, names: Iterable[str]) -> Any:
+    """`made`; raises TypeError unless a step returned a state, what is carried along, and metrics of these names."""
+    if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], State) and isinstance(made[2], Mapping)):
+        got = f"({', '.join(type(x).__name__ for x in made)})" if isinstance(made, tuple) else type(made).__name__
+        raise TypeError(
+            f"got {got} from the step; (state, carry, metrics) is required: the State and the metrics that es.step or "
+            "es.tell returned, and between them what the model carries along, () for nothing."
+        )
+    missing = sorted(set(names) - made[2].keys())
+    if missing:
+        raise TypeError(
+            f"got metrics without {', '.join(missing)} from the step; those that es.step or es.tell returned are "
+            "required, with the step's own (Step.recorded) added."
+        )
+    return made

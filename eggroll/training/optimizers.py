@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
 import optax
 
 from eggroll.engine.annotations import Json, Schedule
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, check_known
 
 
 def _names(text: str) -> frozenset[str]:
@@ -36,6 +36,8 @@ SCHEDULES = _names(
 )
 CHAIN = "chain"
 Spec = Json
+Number: TypeAlias = bool | int | float | np.generic | np.ndarray | jax.Array  # arrays without axes
+Argument: TypeAlias = "Number | str | NamedSchedule | Sequence[Argument] | Mapping[int, Argument] | None"
 
 
 class NamedSchedule:
@@ -79,7 +81,7 @@ class NamedOptimizer(optax.GradientTransformationExtraArgs):
         return f"named({_written(self.spec['name'], self.spec['arguments'])})"
 
 
-def named(name: str, **arguments: object) -> NamedOptimizer:
+def named(name: str, **arguments: Argument) -> NamedOptimizer:
     """An optimizer of optax by name: `getattr(optax, name)(**arguments)`, which a ledger can hold.
 
     Args:
@@ -103,7 +105,7 @@ def named(name: str, **arguments: object) -> NamedOptimizer:
     return NamedOptimizer(_called(name, encoded), {"name": name, "arguments": encoded})
 
 
-def schedule(name: str, **arguments: object) -> NamedSchedule:
+def schedule(name: str, **arguments: Argument) -> NamedSchedule:
     """A schedule of optax by name: `getattr(optax, name)(**arguments)`, for the arguments of `named`.
 
     Args:
@@ -159,6 +161,7 @@ def from_spec(spec: Spec) -> NamedOptimizer:
         named('sgd', learning_rate=0.1)
     """
     try:
+        check_known("an optimizer", spec, ("name", "of" if spec["name"] == CHAIN else "arguments"), ValueError)
         if spec["name"] == CHAIN:
             return chain(*map(from_spec, spec["of"]))
         return named(spec["name"], **{key: from_json(value) for key, value in spec["arguments"].items()})
@@ -201,11 +204,12 @@ def to_json(key: str, value: object) -> object:
     )
 
 
-def from_json(value: object) -> object:
+def from_json(value: object) -> Any:
     """The inverse of `to_json`."""
     if isinstance(value, list):
         return [from_json(each) for each in value]
     if isinstance(value, dict):
+        check_known("an argument", value, ("pairs",) if "pairs" in value else ("schedule", "arguments"), ValueError)
         if "pairs" in value:
             return {int(key): from_json(each) for key, each in value["pairs"]}
         return schedule(value["schedule"], **{key: from_json(each) for key, each in value["arguments"].items()})

@@ -1,60 +1,121 @@
-"""What every run can be asked for, and the checks of what was asked. Quick to import, so that help does not wait."""
+"""What every run can be asked for: each setting once, with its type, default, help and check. Quick to import.
+
+A settings class is what functions take and what the command line reads: the text under a field is its help.
+"""
 
 from __future__ import annotations
 
+import inspect
 import math
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
+from errno import ELOOP, ENAMETOOLONG
+from functools import cache
 from pathlib import Path, PurePath
-from typing import get_args
+from typing import Annotated, Any, ClassVar, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
 from eggroll.extras import check_installed
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, abridged, check_known
+from eggroll.training.folder.disk import not_writable
+from eggroll.training.folder.layout import holds_run, read_config
 
 # Where and how often a run is written, and when it pauses: not what it computes.
 UNDECIDING = frozenset(
     {"out", "overwrite", "resume", "force", "checkpoint_every", "keep", "keep_best", "time_limit", "tensorboard"}
     | {"workers", "samples", "reward_env"}
 )
+OF_THE_CALL = {"out", "overwrite", "resume", "force"}  # what a run that goes on does not have from its start
 MAX_SEED = 2**31 - 1  # what a key is made from without 64-bit integers
-LEAST = {"generations": 1, "seed": 0, "checkpoint_every": 1, "keep": 1, "keep_best": 0, "patience": 0}
+P = ParamSpec("P")
+SettingsT = TypeVar("SettingsT")
 
 
 class SettingsError(RunError):
     """A run that cannot start because of what was asked for."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class RunSettings:
-    """What the settings of all runs have.
+@dataclass(frozen=True)
+class Option:
+    """What a setting may be, and how `--help` shows it: stands in its annotation.
 
     Attributes:
-        generations: number of updates.
-        seed: decides everything that is drawn; 0 to 2³¹ − 1.
-        out: the run folder; None: `runs/` and the name of the run.
-        overwrite: whether a run in that folder may be replaced.
-        resume: whether a run in that folder goes on, from its newest whole checkpoint.
-        force: whether it may go on with other settings.
-        checkpoint_every: generations between two checkpoints.
-        keep: newest checkpoints that are kept.
-        keep_best: checkpoints of the highest held-out score that are kept besides.
-        patience: measurements of the held-out score that may bring nothing better before the run ends; 0: it goes on.
-        time_limit: seconds after which the run saves and ends; None: no limit.
-        tensorboard: whether TensorBoard's files are written.
+        default: what help says of a default that says nothing by itself, as None does; "": the default.
+        metavar: what help writes for a value; "": that of the type.
+        least: the least that an integer may be; None: it is no count.
+        positive: whether a number has to be finite and > 0.
+        repeated: whether the option is given once for each of several values.
     """
 
-    generations: int = 100
-    seed: int = 0
-    out: Path | None = None
+    default: str = ""
+    metavar: str = ""
+    least: int | None = None
+    positive: bool = False
+    repeated: bool = False
+
+
+@cache
+def options_of(settings: type) -> dict[str, tuple[Any, Option]]:
+    """Type and option of every setting by name, those of the class itself before those of its bases."""
+    hints, known = get_type_hints(settings, include_extras=True), {field.name for field in fields(settings)}
+    names = dict.fromkeys(name for kind in settings.__mro__ for name in inspect.get_annotations(kind) if name in known)
+    parts = {name: get_args(hints[name]) if get_origin(hints[name]) is Annotated else (hints[name],) for name in names}
+    return {name: (kind, more[0] if more else Option()) for name, (kind, *more) in parts.items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """Settings that are checked by their annotations."""
+
+    def check(self) -> None:
+        """Raises `SettingsError` for a value that cannot be used."""
+        for name, (kind, option) in options_of(type(self)).items():
+            value: Any = getattr(self, name)
+            if value is None and type(None) in get_args(kind):
+                continue
+            for choices in (kind, *get_args(kind)):
+                if get_origin(choices) is Literal:
+                    check_choice(name, value, choices)
+            if option.least is not None:
+                check_count(name, value, option.least)
+            if option.positive:
+                check_positive(name, value)
+            if isinstance(value, PurePath):
+                check_path(name, value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings(Checked):
+    """What the settings of all runs have: where and how often a run is written, and what ends it."""
+
+    _own: ClassVar[str] = ""  # a setting that runs of this kind alone have
+    may_change: ClassVar[frozenset[str]] = UNDECIDING  # settings that a run may go on with others of
+
+    generations: Annotated[int, Option(least=1)] = 100
+    """Number of updates."""
+    seed: Annotated[int, Option(least=0)] = 0
+    """Decides everything that is drawn; 0 to 2³¹ − 1."""
+    out: Annotated[Path | None, Option("runs/NAME")] = None
+    """Run folder."""
     overwrite: bool = False
+    """Replace a run in the folder."""
     resume: bool = False
+    """Go on with the run in the folder, from its newest whole checkpoint; start if there is none. Options that are not
+    given are those that it was begun with."""
     force: bool = False
-    checkpoint_every: int = 50
-    keep: int = 2
-    keep_best: int = 1
-    patience: int = 0
-    time_limit: float | None = None
+    """Resume although settings changed."""
+    checkpoint_every: Annotated[int, Option(least=1)] = 50
+    """Generations between two checkpoints; there is one at the end, too."""
+    keep: Annotated[int, Option(least=1)] = 2
+    """Newest checkpoints that are kept."""
+    keep_best: Annotated[int, Option(least=0)] = 1
+    """Checkpoints of the highest held-out score that are kept besides."""
+    patience: Annotated[int, Option(least=0)] = 0
+    """Measurements of the held-out score that may bring nothing better before the run ends; 0: it goes on."""
+    time_limit: Annotated[float | None, Option("none", "SECONDS", positive=True)] = None
+    """Save and end after this time; --resume goes on."""
     tensorboard: bool = False
+    """Write TensorBoard's files, too (needs the extra `tensorboard`)."""
 
     @property
     def name(self) -> str:
@@ -71,27 +132,74 @@ class RunSettings:
         plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"out": self.folder}
         return {name: x.as_posix() if isinstance(x, PurePath) else x for name, x in plain.items()}
 
-    def check(self, least: Iterable[tuple[str, int]] = (), positive: Iterable[str] = ()) -> None:
-        """Raises unless every number is one that a run can use.
-
-        Args:
-            least: names of further integers, with the least that each may be; None is allowed where it is the value.
-            positive: names of further numbers that have to be finite and > 0; None as above.
-
-        Raises:
-            SettingsError: some is not.
-        """
-        for name, number in [*LEAST.items(), *least]:
-            check_count(name, getattr(self, name), number)
+    def check(self) -> None:
+        """Raises `SettingsError` for a value that no run can use."""
+        super().check()
         if self.force and not self.resume:
             raise SettingsError("got --force without --resume: only a run that goes on can have changed settings.")
         if self.tensorboard:
             check_tensorboard()
         if self.seed > MAX_SEED:
             raise SettingsError(f"got seed={self.seed}; at most {MAX_SEED} is required.")
-        for name in ("time_limit", *positive):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
+
+
+def from_json(settings: type, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of `options`, as `to_json` wrote them, that a settings class has and that are not None.
+
+    Example:
+        >>> from_json(RunSettings, {"out": "runs/a", "keep": 3, "time_limit": None, "of_another_version": 1})
+        {'out': PosixPath('runs/a'), 'keep': 3}
+    """
+    found = {}
+    for name, (kind, _) in options_of(settings).items():
+        value = options.get(name)
+        if value is not None and Path in get_args(kind):
+            value = Path(value)
+        if value is not None:
+            found[name] = tuple(value) if isinstance(value, list) else value
+    return found
+
+
+def as_begun(settings: type[RunSettings], given: Mapping[str, Any]) -> dict[str, Any]:
+    """What is given, without None, over what the run that is resumed, if there is one, was begun with.
+
+    Raises:
+        RunError: the run is of another kind, was begun with something else, or its configuration cannot be read.
+    """
+    check_known("settings", given, [f.name for f in fields(settings)], SettingsError)
+    known = {name: x for name, x in given.items() if x is not None}
+    if not known.get("resume"):
+        return known
+    folder = settings(**known).folder
+    try:
+        found = holds_run(folder)
+    except OSError as why:
+        raise not_writable(folder, why) from why
+    if not found:
+        return known
+    before = read_config(folder).get("options", {})
+    if settings._own not in before:
+        raise RunError(
+            f"'{folder}' holds a run without {settings._own!r}, so of another command or of code of one's own; resume "
+            "it as it was begun, or choose another folder with --out."
+        )
+    from eggroll.training.folder.settings import as_json, check_same  # only here: it needs JAX
+
+    now = {name: x for name, x in as_json(settings(**known).to_json()).items() if name in known}
+    check_same(
+        {"options": before}, {"options": before | now}, may_change=settings.may_change, force=bool(known.get("force"))
+    )
+    return {n: x for n, x in from_json(settings, before).items() if n not in {*OF_THE_CALL, *given}} | known
+
+
+def keywords_of(settings: Callable[P, SettingsT]) -> Callable[[Callable[..., SettingsT]], Callable[P, SettingsT]]:
+    """Gives a function of settings the keywords of their class, to read and to type checkers."""
+
+    def typed(function: Callable[..., SettingsT]) -> Callable[P, SettingsT]:
+        vars(function)["__signature__"] = inspect.signature(settings)
+        return function
+
+    return typed
 
 
 def check_tensorboard() -> None:
@@ -111,10 +219,23 @@ def check_count(name: str, value: object, least: int) -> None:
         raise SettingsError(f"got {name}={value!r}; an integer of at least {least} is required.")
 
 
-def check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: Any) -> None:
     """Raises `SettingsError` unless `value` is a finite number > 0."""
     if not 0 < value < math.inf:
         raise SettingsError(f"got {name}={value!r}; a finite number > 0 is required.")
+
+
+def check_path(name: str, value: str | PurePath) -> None:
+    """Raises `SettingsError` for what no file can be called; whether there is one is not looked at."""
+    try:
+        os.lstat(value)
+    except (OSError, ValueError) as why:
+        if isinstance(why, ValueError) or why.errno in (ENAMETOOLONG, ELOOP):
+            said = why.strerror if isinstance(why, OSError) else why
+            raise SettingsError(
+                f"got {name}={abridged(value)!r}, which cannot be a file's name ({said}); a path is required, of at "
+                "most 255 bytes a name and 4095 in all on most systems."
+            ) from None
 
 
 def check_pairs(population: int) -> None:

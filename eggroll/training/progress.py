@@ -80,7 +80,8 @@ class Meter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.stop()
+        if self._console.is_terminal:  # elsewhere it would leave an empty line
+            self._bar.stop()
 
     def update(self, record: Record) -> None:
         """Shows one line of the metrics; the first one, of the generation that the run starts at, starts the bar."""
@@ -108,7 +109,7 @@ class Meter:
         if not self._console.is_terminal and (due or time.monotonic() > self._said + SILENCE):
             self._said = time.monotonic()
             where = place if place.startswith("generation") else f"generation {place}"
-            self._console.print(f"{where}  {status}", highlight=False)
+            self._console.print(f"{where}  {status}", highlight=False, markup=False, soft_wrap=True)
 
     def _done(self, record: Record) -> tuple[int, int]:
         """How much of what is done, of whatever will end the run first as it looks now."""

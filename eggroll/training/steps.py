@@ -1,20 +1,217 @@
-"""What a generation evaluates: a JAX function of the parameters, or a Python scorer of what one returns."""
+"""What a generation is made of: a batch of data, found again by a run that goes on, and a step that evaluates it."""
 
 from __future__ import annotations
 
+import base64
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from operator import length_hint
+from typing import Any, Protocol
+
+import jax
 
 from eggroll.engine.annotations import Function, PyTree
-from eggroll.engine.checks import check_function
 from eggroll.strategy.evaluate.averages import check_carried
 from eggroll.strategy.evaluate.tracing import InAxes
 from eggroll.strategy.protocol import Metrics, Strategy
-from eggroll.strategy.state import State, check_state
+from eggroll.strategy.state import State
+from eggroll.training.errors import RunError
 from eggroll.training.processes.scoring import score
 
 LOGGER = logging.getLogger("eggroll")
+
+Position = Any  # JSON
+Data = Iterable[object] | Callable[[int], object] | None  # what a user passes
+
+
+class Source(Protocol):
+    """Where batches come from."""
+
+    def next(self) -> tuple:
+        """The next batch, as arguments after the parameters; raises `StopIteration` at the end."""
+        ...
+
+    def position(self) -> Position:
+        """Where the source is, as JSON."""
+        ...
+
+    def seek(self, position: Position) -> None:
+        """Goes to where `position()` was asked for."""
+        ...
+
+
+def as_source(data: Data, epochs: int | None = 1) -> Source:
+    """The source for what a user passes as data.
+
+    Args:
+        data: None, for a fitness without data; a function `data(generation) → batch`, generations counted from 0; an
+            iterator with `get_state` and `set_state`, or an iterable of one, as Grain's data sets are; or any other
+            iterable. A batch that is a tuple is several arguments, anything else one.
+        epochs: passes over an iterable, at least 1; None: as many as are asked for. A pass is what a new iterator
+            gives; a data set of Grain that has `repeat` is repeated by it, which shuffles every pass anew. Default 1.
+
+    Returns:
+        The source. A plain iterable finds its place again by being read from its start, all passes counted: let it be
+        made anew for a resumed run, and always in the same order.
+
+    Raises:
+        RunError: none of these; or other epochs than 1 of an iterator or a generator, which cannot be started again,
+            or, unless they are None, of what has no end.
+
+    Example:
+        >>> source = as_source([1, 2, 3], epochs=2)
+        >>> [source.next() for _ in range(5)]
+        [(1,), (2,), (3,), (1,), (2,)]
+        >>> again = as_source([1, 2, 3], epochs=None)
+        >>> again.seek(source.position())
+        >>> again.next()
+        (3,)
+    """
+    if isinstance(data, Iterable):
+        if epochs != 1 and hasattr(data, "repeat") and hasattr(iter(data), "set_state"):
+            return _Passes(_repeated(data, epochs), 1)
+        return _Passes(data, epochs)
+    if data is not None and not callable(data):
+        raise RunError(
+            f"got data of type {type(data).__name__}; None, an iterable of batches, or a function of the generation's "
+            "number is required."
+        )
+    if epochs not in (1, None):
+        raise RunError(
+            f"got epochs={epochs} with {'no data' if data is None else 'data that are a function'}, which have no end; "
+            "leave epochs out, or give an iterable of batches."
+        )
+    return _ByGeneration(data or (lambda generation: ()))
+
+
+def _repeated(data: Any, epochs: int | None) -> Any:
+    try:
+        return data.repeat(epochs)
+    except ValueError as why:  # it has no end already
+        if epochs is None:
+            return data
+        raise RunError(f"got epochs={epochs} with a data set that has no end ({why}). Leave epochs out.") from why
+
+
+def length(data: Data) -> int | None:
+    """How many batches there are, where that is known."""
+    try:
+        found = length_hint(data, -1)
+    except Exception:  # of other libraries, which may not know how long they are
+        return None
+    return None if found < 0 else found
+
+
+def outline(tree: PyTree) -> str:
+    """The dtypes and shapes of a tree's arrays, and the types of its other leaves, in a line.
+
+    Example:
+        >>> outline((jax.numpy.zeros((5, 4)), "text"))
+        'float32[5, 4], str'
+    """
+    leaves = jax.tree.leaves(tree)
+    return ", ".join(f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__ for x in leaves)
+
+
+def _arguments(batch: object) -> tuple:
+    return batch if type(batch) is tuple else (batch,)
+
+
+def _check_kind(position: Position, kind: type) -> None:
+    """Raises for the position of data that keep a state of their own, where these do not, and the other way round."""
+    if not isinstance(position, kind):
+        now, then = ("a", "do not") if kind is dict else ("no", "do")
+        raise RunError(
+            f"got data that keep {now} state of their own; the run to resume was started with data that {then}. Resume "
+            "it with the data that it was started with."
+        )
+
+
+class _ByGeneration:
+    def __init__(self, data: Callable[[int], object]) -> None:
+        self._data, self._generation = data, 0
+
+    def next(self) -> tuple:
+        batch = self._data(self._generation)
+        self._generation += 1
+        return _arguments(batch)
+
+    def position(self) -> Position:
+        return self._generation
+
+    def seek(self, position: Position) -> None:
+        _check_kind(position, int)
+        self._generation = position
+
+
+class _Passes:
+    """An iterable, pass after pass. Its iterators have a state of their own, or batches are counted."""
+
+    def __init__(self, data: Iterable[object], epochs: int | None) -> None:
+        self._data, self._epochs, self._iterator = data, epochs, iter(data)
+        self._stateful = hasattr(self._iterator, "set_state")
+        self._taken, self._passes, self._untouched = 0, 0, True
+        if epochs != 1 and self._iterator is data:
+            raise self._not_again("an iterator or a generator")
+
+    def next(self) -> tuple:
+        while True:
+            try:
+                batch = next(self._iterator)
+            except StopIteration:
+                self._restart()
+                continue
+            self._taken, self._untouched = self._taken + 1, False
+            return _arguments(batch)
+
+    def _restart(self) -> None:
+        """Begins the next pass; raises `StopIteration` if there is none to make."""
+        if self._epochs is not None and self._passes + 1 >= self._epochs:
+            raise StopIteration
+        ended, self._iterator = self._iterator, iter(self._data)
+        if self._untouched or self._iterator is ended:
+            raise self._not_again(f"data without a batch in pass {self._passes + 1}")
+        self._passes, self._untouched = self._passes + 1, True
+
+    def _not_again(self, what: str) -> RunError:
+        return RunError(
+            f"got epochs={self._epochs} with {what}; data that can be started again are required, such as a list, a "
+            "data set, or an object whose __iter__ is a generator function. Give such, or a function of the "
+            "generation's number, or leave epochs out: one pass."
+        )
+
+    def position(self) -> Position:
+        if not self._stateful:
+            return self._taken
+        state: Any = self._iterator.get_state()  # type: ignore[attr-defined]
+        # JSON of `MapDataset` and `IterDataset`, bytes of `DataLoader`
+        told = {"bytes": base64.b64encode(state).decode()} if isinstance(state, bytes) else {"state": state}
+        return told | ({"pass": self._passes} if self._passes else {})
+
+    def seek(self, position: Position) -> None:
+        _check_kind(position, dict if self._stateful else int)
+        if self._stateful:
+            self._go_to(position)
+            return
+        for _ in range(position - self._taken):
+            try:
+                self.next()
+            except StopIteration:
+                raise RunError(
+                    f"got data that end after {self._taken} batches; the run to resume has taken {position}. Resume it "
+                    "with the data, and at least the epochs, that it was started with."
+                ) from None
+
+    def _go_to(self, position: dict[str, Any]) -> None:
+        self._passes, self._untouched = position.get("pass", 0), False
+        if self._epochs is not None and self._passes >= self._epochs:
+            raise RunError(
+                f"got epochs={self._epochs}; the run to resume is in pass {self._passes + 1} of its data. Give at "
+                "least so many."
+            )
+        state = base64.b64decode(position["bytes"]) if "bytes" in position else position["state"]
+        self._iterator.set_state(state)  # type: ignore[attr-defined]
 
 
 class Step(ABC):
@@ -29,40 +226,6 @@ class Step(ABC):
     @abstractmethod
     def __call__(self, es: Strategy, state: State, carry: PyTree, batch: tuple) -> tuple[State, PyTree, Metrics]:
         """From a state, what the model carries along and a batch, to the next ones and the metrics of `ES.tell`."""
-
-
-def check_given(
-    es: object, state: object, fitness: object, callbacks: Mapping[str, object], *options: tuple[object, type]
-) -> None:
-    """Raises TypeError unless `fit` has a strategy, a state and a fitness, and all else it was given is of its kind."""
-    usage = "fit(es, state, fitness, data, generations=...)"
-    if not isinstance(es, Strategy):
-        raise TypeError(f"got {type(es).__name__} as the strategy; an eggroll.ES or FullRankES is required: {usage}.")
-    check_state(state)
-    if not isinstance(fitness, Step):
-        check_function("fitness", fitness, usage)
-    for name, fun in callbacks.items():
-        if fun is not None and not callable(fun):
-            raise TypeError(f"got {type(fun).__name__} as {name}; a function that `fit` calls is required, or None.")
-    for value, kind in options:
-        if not isinstance(value, kind | None):
-            raise TypeError(f"got {type(value).__name__} where `fit` takes a {kind.__name__} or None.")
-
-
-def check_made(made: object, names: Iterable[str]) -> None:
-    """Raises TypeError unless a step returned a state, what is carried along, and metrics of these names."""
-    if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], State) and isinstance(made[2], Mapping)):
-        got = f"({', '.join(type(x).__name__ for x in made)})" if isinstance(made, tuple) else type(made).__name__
-        raise TypeError(
-            f"got {got} from the step; (state, carry, metrics) is required: the State and the metrics that es.step or "
-            "es.tell returned, and between them what the model carries along, () for nothing."
-        )
-    missing = sorted(set(names) - made[2].keys())
-    if missing:
-        raise TypeError(
-            f"got metrics without {', '.join(missing)} from the step; those that es.step or es.tell returned are "
-            "required, with the step's own (Step.recorded) added."
-        )
 
 
 class Compiled(Step):

@@ -1,4 +1,4 @@
-"""What ends a run before its last generation: signals, after the current one, and a metric that stands still."""
+"""Where a run stands, what ends it early (signals, a metric that stands still), and what it came to."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import FrameType, TracebackType
 
 import jax
@@ -19,6 +19,7 @@ from eggroll.engine.checks import as_number
 from eggroll.strategy.state import State
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
+from eggroll.training.steps import Position
 
 LOGGER = logging.getLogger("eggroll")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -127,6 +128,32 @@ class Seen:
     def _gain(self, stopping: EarlyStopping, value: float) -> float:
         assert self.best is not None
         return value - self.best if stopping.higher else self.best - value
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run stands between two generations.
+
+    Attributes:
+        state: the strategy's.
+        carry: the model's own.
+        data: where the data are.
+        seconds: that all generations took so far.
+        seen: what early stopping remembers.
+        score: the newest value of what the best checkpoints are kept by.
+    """
+
+    state: State
+    carry: PyTree
+    data: Position = None
+    seconds: float = 0.0
+    seen: Seen = field(default_factory=Seen)
+    score: float | None = None
+
+    @property
+    def generation(self) -> int:
+        """Updates made."""
+        return int(self.state.generation)
 
 
 @dataclass(frozen=True)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import logging
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from eggroll.engine.annotations import PyTree
 from eggroll.strategy.protocol import Metrics, Strategy
-from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
-from eggroll.training.data import Position
 from eggroll.training.folder.layout import LEDGER
 from eggroll.training.ledger.journal import Journal
 from eggroll.training.ledger.reader import LedgerError
 from eggroll.training.metrics import MetricsFile, Record, TensorBoard
 from eggroll.training.options import check_tensorboard
-from eggroll.training.stopping import Seen
+from eggroll.training.stopping import Place
 
+RECORD: tuple[str, ...] = ("data", "seconds", "seen", "score")  # of a checkpoint, beside its arrays
 LOGGER = logging.getLogger("eggroll")
 
 
@@ -62,32 +60,6 @@ class Saving:
             )
         if self.tensorboard:
             check_tensorboard()
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a run stands between two generations.
-
-    Attributes:
-        state: the strategy's.
-        carry: the model's own.
-        data: where the data are.
-        seconds: that all generations took so far.
-        seen: what early stopping remembers.
-        score: the newest value of what the best checkpoints are kept by.
-    """
-
-    state: State
-    carry: PyTree
-    data: Position = None
-    seconds: float = 0.0
-    seen: Seen = field(default_factory=Seen)
-    score: float | None = None
-
-    @property
-    def generation(self) -> int:
-        """Updates made."""
-        return int(self.state.generation)
 
 
 class Store:
@@ -175,7 +147,8 @@ class Store:
             return
         for log in [*self._logs, *([] if self._journal is None else [self._journal])]:
             log.sync()  # so that no checkpoint is ahead of them, even after a power cut
-        record = {"data": place.data, "seconds": place.seconds, "seen": asdict(place.seen), "score": place.score}
+        values = place.data, place.seconds, asdict(place.seen), place.score
+        record = dict(zip(RECORD, values, strict=True))
         tree = {"state": place.state, "carry": place.carry}
         self._checkpoints.save(place.generation, tree, record, score=place.score)
         self._saved = place.generation
@@ -202,5 +175,5 @@ def _set_aside(path: Path, why: LedgerError) -> None:
     """Keeps a ledger that is damaged for whoever can mend it."""
     aside = path.with_name(f"{path.stem}-damaged{path.suffix}")
     if path.exists():
-        path.replace(aside)
+        path.replace(aside)  # a rename: no file is written to, and a link is moved as it is
     LOGGER.warning("the run goes on without a ledger: %s", f"{why} It is kept as '{aside}'." if aside.exists() else why)

@@ -8,3 +8,7 @@ from __future__ import annotations
 
 from eggroll.ops import *  # noqa: F403
 from eggroll.ops import __all__ as __all__
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -7,10 +7,18 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
+SMOKE = "test_smoke.py"
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leaves out what the default run would import, which takes both of its processes long, to deselect it then."""
+    name = collection_path.name
+    other = collection_path.parent == HERE and name.startswith("test_") and name != SMOKE
+    return True if other and config.option.markexpr == "not slow" else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks as slow what is not a smoke test."""
     for item in items:
-        if HERE in item.path.parents and item.path.name != "test_smoke.py":
+        if HERE in item.path.parents and item.path.name != SMOKE:
             item.add_marker(pytest.mark.slow)

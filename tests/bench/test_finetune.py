@@ -120,5 +120,5 @@ def test_both_methods_are_run_by_the_command(tmp_path: Path, capsys: pytest.Capt
     assert [(row["method"], row["seed"]) for row in found["rows"]] == [
         ("eggroll", 0), ("full-rank", 0), ("eggroll", 1), ("full-rank", 1),
     ]  # fmt: skip
-    assert all(60 <= row["tokens"] < 60 + 4 * 2 * 4 for row in found["rows"])  # one generation more at most
+    assert all(60 - 4 * 2 * 4 < row["tokens"] <= 60 for row in found["rows"])  # no generation more would be sure to fit
     assert len({row["held_out_before"] for row in found["rows"]}) == 1

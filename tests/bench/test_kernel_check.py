@@ -13,15 +13,15 @@ import pytest
 from jax.experimental.pallas import tpu as pltpu
 
 from bench import kernel_check
-from bench.kernel_check import checked
-from bench.tools.kernel_cases import DTYPES, NOISE, OPERATIONS, Case, cases
+from bench.tools.kernel_cases import DTYPES, OPERATIONS, cases
 from bench.tools.kernel_shapes import MIDDLE, PAPER, SMALL
-from bench.tools.kernel_truth import dot_operands, dot_truth, update_operands, update_truth
 from eggroll.kernels import implementations
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
 from eggroll.ops import members, registry
+from eggroll.ops.cases import NOISE, Case, checked
 from eggroll.ops.operations import lowrank_dot_reference, rank_update_reference
+from eggroll.ops.truth import dot_operands, dot_truth, update_operands, update_truth
 from tests.quick import quickest
 
 

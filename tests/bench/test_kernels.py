@@ -12,11 +12,11 @@ from bench import kernels
 from bench.tools import kernel_candidates, needs
 from bench.tools.kernel_candidates import BOTH, FORWARD, GIVEN, INFERENCE, ON_THE_FLY, PRODUCT, SQUARE, STEP, UPDATE
 from bench.tools.kernel_shapes import PAPER, Shape
-from bench.tools.kernel_truth import dot_truth, seeded, update_truth
 from bench.tools.limits import HIGHEST, VECTOR
 from bench.tools.linear import SIGMA
 from bench.tools.needs import Need
 from bench.tools.timing import Timing
+from eggroll.ops.truth import dot_truth, seeded, update_truth
 
 SMALL = Shape(units=3, signs=2, rows=1, depth=8, columns=8, rank=2)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from eggroll import cli, start
+from eggroll.commands.replay import Ledger
 from eggroll.recipes.run_folder import load
 from eggroll.training import read_metrics
 from tests.cli.running import arrays, call, spawn, train
@@ -98,7 +100,8 @@ def test_a_file_where_the_folder_should_be(below: str, tmp_path: Path, capsys: p
     (tmp_path / "run").write_text("mine", encoding="utf-8")
     assert train(tmp_path / "run" / below) == 2
     text = message(capsys)
-    assert str(tmp_path / "run") in text and "--out" in text
+    assert str(tmp_path / "run") in text and "there is a file where a folder is needed" in text and "--out" in text
+    assert "make room" not in text
     assert (tmp_path / "run").read_text(encoding="utf-8") == "mine"
 
 
@@ -108,9 +111,60 @@ def test_a_folder_where_a_file_should_be(tmp_path: Path, capsys: pytest.CaptureF
     assert "cannot write" in message(capsys)
 
 
-def test_a_name_that_is_too_long(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert train(tmp_path / ("x" * 300)) == 2
-    assert "cannot write" in message(capsys)
+LONG = "x" * 5000
+TOO_LONG: dict[str, tuple[str, ...]] = {
+    "out": ("train", "--out", LONG),
+    "out of many short names": ("finetune", "--model", "m", "--task", "countdown", "--out", "x/" * 2500),
+    "model": ("finetune", "--task", "countdown", "--model", LONG),
+    "prompts_file": ("finetune", "--model", "m", "--reward", "math:sin", "--prompts-file", LONG),
+    "model of an evaluation": ("evaluate", "--task", "countdown", "--model", LONG),
+    "out of an evaluation": ("evaluate", "--task", "countdown", "--model", "m", "--out", LONG),
+    "base": ("replay", LONG, "ledger.bin", "--out", "a.npz"),
+    "ledger": ("ledger", LONG),
+}
+
+
+@pytest.mark.parametrize("case", TOO_LONG)
+def test_a_name_that_is_too_long(case: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*TOO_LONG[case]) == 2
+    text = message(capsys)
+    assert f"got {case.partition(' ')[0]}='x" in text and "255 bytes" in text and len(text) < 500
+
+
+REFUSALS = {
+    errno.ENOSPC: "make room",
+    errno.EDQUOT: "make room",
+    errno.EROFS: "nothing can be written to that disk",
+    errno.EACCES: "get the permission",
+    errno.ENOTDIR: "a file where a folder is needed",
+    errno.ENAMETOOLONG: "255 bytes a name",
+    errno.EIO: "mend that",
+}
+
+
+@pytest.mark.parametrize("number", REFUSALS, ids=errno.errorcode.get)
+def test_what_the_disk_refuses_is_told_with_what_helps(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(self: Path, *_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), str(self))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    assert train(tmp_path / "run") == 2
+    text = message(capsys)
+    assert os.strerror(number) in text and REFUSALS[number] in text and "--out" in text
+    assert ("make room" in text) == (REFUSALS[number] == "make room")
+
+
+def test_an_error_of_the_system_that_nothing_expects_is_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", "some/where")
+
+    monkeypatch.setitem(cli.RUN, Ledger, refuse)
+    assert call("ledger", "l.bin") == 2
+    assert "'some/where' (Permission denied); get the permission" in message(capsys)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may write anywhere")

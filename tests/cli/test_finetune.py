@@ -62,7 +62,7 @@ def untimed(folder: Path) -> list[dict[str, Any]]:
 
 def test_what_a_run_leaves(there: Path) -> None:
     run = there / "run"
-    assert sorted(file.name for file in run.iterdir()) == FILES.split()
+    assert sorted(file.name for file in run.iterdir()) == ["MANIFEST.json", *FILES.split()]
     records = read_metrics(run)
     assert [r["generation"] for r in records] == [1, 2, 3, 4]
     assert ["test_reward" in r for r in records] == [True, True, False, True]
@@ -165,18 +165,20 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, tmp_path: Path)
     assert json.loads(scored.stdout)["reward"] == evaluation(tmp_path / "whole")["after"]["reward"]
 
 
+def test_a_token_budget_is_kept_to(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A generation is 8 answers of at most 4 tokens: it is made while 32 are left."""
+    assert call("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "budget", "--token-budget", "64") == 0
+    found, said = evaluation(there / "budget"), capsys.readouterr().out
+    assert f"{found['tokens']} generated tokens of 64" in said and "ended by --token-budget" in said
+    assert found["ended"] == "finished" and 64 - 32 < found["tokens"] <= 64
+    assert found["generation"] == len(read_metrics(there / "budget")) < 4
+
+
 @pytest.mark.slow
-def test_a_token_budget_ends_a_run_as_finished(there: Path) -> None:
-    command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "budget", "--token-budget", "50")
-    assert call(*command) == 0
-    found = evaluation(there / "budget")
-    assert found["ended"] == "finished" and 50 <= found["tokens"] < 50 + 8 * 4
-    assert found["generation"] == 2
-    assert call(*command, "--resume") == 0
-    again = evaluation(there / "budget")
-    for one in (found, again):
-        one["after"].pop("tokens_per_second")
-    assert again == found
+def test_a_run_that_its_budget_ended_stays_ended(there: Path) -> None:
+    assert call("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "spent", "--token-budget", "64") == 0
+    records = untimed(there / "spent")
+    assert call("finetune", "--resume", "--out", "spent") == 0 and untimed(there / "spent") == records
 
 
 @pytest.mark.parametrize("out", ["run", ".", "run/checkpoints", "nobase"])
@@ -203,9 +205,11 @@ def test_evaluate_does_not_take_trained_prompts_for_held_out_ones(there: Path) -
         for same in (absolute, replace(absolute, model="run/model")):  # by other names
             assert asked_as_in_its_run(same).test_prompts_file == Path("others.txt")
         assert asked_as_in_its_run(replace(asked, system="")).system == ""
-        assert asked_as_in_its_run(replace(asked, prompts_file=Path("p.txt"))) == replace(
-            asked, prompts_file=Path("p.txt")
-        )
+        other = replace(asked, prompts_file=Path("p.txt"))
+        assert asked_as_in_its_run(other) == other
+        config.write_text(json.dumps({"options": {**options["options"], "persona": "a pirate"}}), encoding="utf-8")
+        with pytest.raises(RunError, match="options of the run in 'run' with 'persona', which this version"):
+            asked_as_in_its_run(asked)
     finally:
         config.write_text(before, encoding="utf-8")
 
@@ -236,22 +240,6 @@ def test_a_run_keeps_to_the_memory_it_began_with_and_to_its_prompts(
     assert longer[: len(samples)] == samples and len(longer) > len(samples)
 
 
-@pytest.mark.slow
-def test_prompts_with_another_date_are_no_resumption(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A chat template may write today's date, as that of Llama 3.2 does."""
-    template = there / "base/chat_template.jinja"
-    before = template.read_text(encoding="utf-8")
-    command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "dated", "--eval-every", "2")
-    try:
-        template.write_text("{{ '26 Nov 2026' }}" + before, encoding="utf-8")
-        assert call(*command, "--generations", "2") == 0
-        template.write_text("{{ '27 Nov 2026' }}" + before, encoding="utf-8")
-        assert call(*command, "--resume") == 2
-        assert "prompt_tokens: " in capsys.readouterr().err
-    finally:
-        template.write_text(before, encoding="utf-8")
-
-
 def test_what_a_reward_prints_is_no_part_of_the_output(there: Path, capfd: pytest.CaptureFixture[str]) -> None:
     said = "print('aloud')\ndef letters(text, problem):\n    print('hello')\n    return 1.0\n"
     (there / "talkative.py").write_text(said, encoding="utf-8")
@@ -265,7 +253,7 @@ def test_what_a_reward_prints_is_no_part_of_the_output(there: Path, capfd: pytes
 def test_a_run_that_has_ended_goes_on_to_more_generations(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "longer", "--eval-every", "2")
     assert call(*command, "--generations", "2") == 0
-    assert call(*command, "--resume") == 0
+    assert call("finetune", "--resume", "--out", "longer", "--generations", "4") == 0
     assert "(resumed after 2)" in capsys.readouterr().out
     assert (there / "longer" / WEIGHTS).read_bytes() == (there / "run" / WEIGHTS).read_bytes()
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from eggroll.llm import finetune, settings_for
+from eggroll.llm import FinetuneSettings, finetune, settings_for
 from eggroll.training import RunError
 from eggroll.training.folder.layout import check_kept
 from tests.cli.running import call
@@ -46,6 +47,10 @@ CASES = {
     "no memory for so many": (
         ("--task", "arithmetic", "--chunk", "256", "--memory", "1e-3"),
         ("256 members", "1 MB may be used", "would fit"),
+    ),
+    "a budget that no generation keeps to": (
+        ("--task", "arithmetic", "--token-budget", "1023"),
+        ("token_budget=1023", "may generate 1024 tokens (256 answers of at most 4)", "--population"),
     ),
     "a rank beyond a layer": (("--task", "arithmetic", "--rank", "999"), ("rank", "999")),
 }
@@ -121,6 +126,43 @@ def test_other_settings_are_refused_before_the_model_is_loaded(
     ):
         assert call(*command, *more) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_run_goes_on_with_what_it_was_begun_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    taken: list[FinetuneSettings] = []
+
+    def take(settings: FinetuneSettings, **_: object) -> None:
+        taken.append(settings)
+        raise RunError("taken")
+
+    monkeypatch.setattr("eggroll.llm.finetuning.job.finetune", take)
+    options = {"model": "m", "reward": "math:sin", "prompts_file": Path("p.txt"), "max_tokens": 7, "patience": 2}
+    begun = settings_for("full-rank", **options, template_options=("a=1",), sigma=0.5, time_limit=60.0, out=tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"options": begun.to_json()}), encoding="utf-8")
+    (tmp_path / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
+    command = ("finetune", "--resume", "--out", tmp_path)
+    for more, changed in (
+        ((), {}),
+        (("--sigma", "0.5", "--generations", "999"), {"generations": 999}),
+        (("--token-budget", "5000", "--time-limit", "None"), {"token_budget": 5000, "time_limit": None}),
+        (("--force", "--sigma", "0.1"), {"force": True, "sigma": 0.1}),
+    ):
+        assert call(*command, *more) == 2
+        assert taken.pop() == replace(begun, resume=True, **changed)
+        assert settings_for(resume=True, out=tmp_path, **changed) == replace(begun, resume=True, **changed)
+    capsys.readouterr()
+    for more, said in (
+        (("--sigma", "0.1"), "sigma: 0.5 → 0.1"),
+        (("--model", "n"), 'model: "m" → "n"'),
+        (("--method", "eggroll"), 'method: "full-rank" → "eggroll"'),
+        (("--task", "countdown"), 'task: null → "countdown"'),
+    ):
+        assert call(*command, *more) == 2
+        assert not taken and said in capsys.readouterr().err
+    assert call("train", "--resume", "--out", tmp_path) == 2
+    assert "of another command" in capsys.readouterr().err
 
 
 def test_a_missing_extra(place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eggroll.training import read_metrics
-from tests.cli.running import arrays, train
+from tests.cli.running import arrays, call, train
 
 pytestmark = pytest.mark.optimised  # bits, as users get them
 
@@ -84,3 +84,22 @@ def test_the_first_line_comes_before_anything_slow(
         train(tmp_path / "run", "--model", "cnn")
     line = f"training cnn on handwritten digits, 3 generations of 4 members, into {tmp_path / 'run'}\n"
     assert capsys.readouterr().out == line
+
+
+def test_a_run_goes_on_without_being_told_its_options_again(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    assert call("train", "--resume", "--out", folder) == 0
+    assert "(resumed after 3)" in capsys.readouterr().out
+    assert without_times(folder) == without_times(finished)
+    before = contents(folder)
+    for more, said in (
+        (("--sigma", "0.5"), "sigma: 0.02 → 0.5"),
+        (("--population", "8", "--generations", "9"), "generations: 3 → 9; population: 4 → 8"),
+        (("--model", "cnn"), 'model: "mlp" → "cnn"'),
+    ):
+        assert call("train", "--resume", "--out", folder, *more) == 2
+        assert said in capsys.readouterr().err
+    assert contents(folder) == before

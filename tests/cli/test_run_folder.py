@@ -54,7 +54,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 def test_what_it_holds(finished: Path) -> None:
     names = {file.name for file in finished.iterdir()}
     results = {"metrics.jsonl", "curve.png", "parameters.npz", "config.json"}
-    assert names == results | {"initial.npz", "ledger.bin", "checkpoints", "run.lock"}
+    assert names == results | {"initial.npz", "ledger.bin", "checkpoints", "run.lock", "MANIFEST.json"}
 
 
 def test_metrics_have_one_line_per_generation(finished: Path) -> None:

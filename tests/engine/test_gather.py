@@ -181,3 +181,30 @@ def test_rows_are_rounded_once(dtype):
     rounding = float(jnp.finfo(dtype).eps) / 2 * np.abs(truth) + 8 * np.finfo(np.float32).eps * magnitude
     assert rows.dtype == dtype
     assert np.all(np.abs(np.asarray(rows, np.float64) - truth) <= rounding)
+
+
+PAIRS = lax.GatherDimensionNumbers((), (0, 1), (0, 1))
+ROWS = lax.GatherDimensionNumbers((1,), (0,), (0,))
+
+
+@pytest.mark.parametrize(
+    "fun",
+    [
+        lambda w: lax.gather(w, np.array([[0, 1], [3, 2]]), PAIRS, (1, 1)),
+        lambda w: lax.gather(w, np.array([[0], [3]]), ROWS, (1, 3), mode="fill"),
+        lambda w: jax.vmap(lambda ids: lax.gather(w, ids, PAIRS, (1, 1)))(np.array([[[0, 1]], [[3, 2]]])),
+        lambda w: lax.dynamic_slice(w, np.array([1, 1]), (2, 2)),
+    ],
+    ids=["numbers", "rows", "vmap", "slice"],
+)
+def test_constant_positions_may_be_numpys(fun):
+    w = low_rank(1, (4, 3), (0,), (1,), 2)
+    ones = jnp.ones(jax.eval_shape(fun, w.base).shape)
+    check(lambda w: jnp.tensordot(fun(w), ones, ones.ndim), w)
+
+
+def test_positions_given_as_numpys_array():
+    fun = lambda w, ids: 2 * lax.gather(w, ids, PAIRS, (1, 1))  # noqa: E731
+    w = low_rank(1, (4, 3), (0,), (1,), 2, members=None)
+    got = jax.jit(lambda w: factored(fun, fallback="allow")(w, np.array([[0, 1], [3, 2]])))(w)
+    np.testing.assert_array_equal(got, 2 * dense(w)[[0, 3], [1, 2]])

@@ -1,4 +1,4 @@
-"""What tests of kernels share: operands and truths of `bench.tools.kernel_truth`, and devices that are not there."""
+"""What tests of kernels share: operands and truths of `eggroll.ops.truth`, and devices that are not there."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import jax
 from jax.sharding import AbstractDevice, AbstractMesh
 
 from bench.tools.gpu_target import on_gpu
-from bench.tools.kernel_truth import dot_operands, dot_truth, seeded
+from eggroll.ops.truth import dot_operands, dot_truth, seeded
 
 __all__ = ["dot_operands", "dot_truth", "on_gpu", "on_tpu", "seeded"]
 

@@ -8,11 +8,11 @@ import pytest
 
 from bench.gpu_compile import compiled_with_reports
 from bench.tools.gpu_target import compiled, has_compiler
-from bench.tools.kernel_calls import population_dot
 from bench.tools.kernel_shapes import PAPER, SMALL, Shape
 from eggroll.kernels import Seeded, rank_update
 from eggroll.kernels.gpu_lowrank_dot import lowrank_dot_gpu
 from eggroll.kernels.gpu_rank_update import rank_update_gpu
+from eggroll.ops.cases import population_dot
 
 # Mosaic works out layouts in Python: a minute for rank 16 or normal noise.
 CASES = [

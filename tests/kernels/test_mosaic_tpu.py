@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from jax.experimental.pallas import tpu as pltpu
 
 from bench.tools.kernel_shapes import PAPER, SMALL, Shape
-from bench.tools.kernel_truth import dot_tolerance, update_tolerance, update_truth
 from eggroll.kernels import Seeded
 from eggroll.kernels.tiling import Tiles
 from eggroll.kernels.tpu_lowrank_dot import lowrank_dot_tpu
 from eggroll.kernels.tpu_rank_update import rank_update_tpu
 from eggroll.ops.operations import lowrank_dot_reference
+from eggroll.ops.truth import dot_tolerance, update_tolerance, update_truth
 from tests.kernels.seeds import dot_operands, dot_truth, on_tpu, seeded
 from tests.quick import quickest
 

@@ -8,6 +8,7 @@ import pytest
 
 from eggroll.kernels import implementations, lowrank_dot, rank_update, register
 from eggroll.ops import registry
+from eggroll.ops.operations import rank_update_reference
 
 
 @pytest.fixture
@@ -51,12 +52,17 @@ def test_a_refusing_implementation_is_passed_over(calls):
 
 
 def test_the_platform_s_own_comes_before_the_reference(operations):
-    @register("rank_update", "ours", platforms=(jax.default_backend(),))
-    def ours(weights, left, right, *, accumulator):
-        return jnp.full((3, 4), 5.0)
+    shapes = []
 
-    assert rank_update(*ARGS)[0, 0] == 5
+    @register("rank_update", "ours", platforms=(jax.default_backend(),))
+    def ours(*operands, **options):
+        shapes.append(operands[1].shape)
+        return rank_update_reference(*operands, **options)
+
+    assert rank_update(*ARGS)[0, 0] == 2
+    assert shapes.pop() == (2, 3, 1)
     assert rank_update(*ARGS, implementation="reference")[0, 0] == 2
+    assert (2, 3, 1) not in shapes[1:]  # the first asked whether it takes them, the others were its check's
 
 
 def test_a_named_implementation_never_falls_back(calls):
@@ -72,7 +78,9 @@ def test_a_name_reaches_implementations_of_other_platforms(calls):
 def test_other_errors_are_not_swallowed(operations):
     @register("rank_update", "broken", platforms=(jax.default_backend(),))
     def broken(weights, left, right, *, accumulator):
-        raise RuntimeError("a bug")
+        if len(weights) == 2:  # not those of its check
+            raise RuntimeError("a bug")
+        return rank_update_reference(weights, left, right, accumulator=accumulator)
 
     with pytest.raises(RuntimeError, match="a bug"):
         rank_update(*ARGS)

@@ -41,7 +41,8 @@ def calls(monkeypatch):
 
     def spy(x, w, left, right, *, scale, **options):
         shapes = x.shape, w.shape, left.key.shape, right.key.shape, scale.shape
-        jax.debug.callback(lambda: seen.append(shapes))
+        if not registry._within.unchecked:  # by its own check
+            jax.debug.callback(lambda: seen.append(shapes))
         return lowrank_dot_reference(x, w, left, right, scale=scale, **options)
 
     registry.implementations("lowrank_dot")  # all are loaded: none registers itself in what is undone after the test

@@ -12,6 +12,7 @@ import optax
 import pytest
 
 import eggroll
+from bench.tools.linear import Layer
 from eggroll.kernels.gpu_lowrank_dot import lowrank_dot_gpu
 from eggroll.kernels.gpu_noise import times
 from eggroll.kernels.gpu_rank_update import rank_update_gpu
@@ -84,6 +85,13 @@ def refused() -> dict[str, Any]:
 def test_kernels_refuse_it_so_that_the_reference_does_it(kernel):
     with pytest.raises(NotImplementedError, match="uniform noise: rademacher or normal"):
         refused()[kernel]()
+
+
+def test_benchmarks_measure_it_or_refuse_it():
+    left, right = Layer(16, 64, "float32", distribution="uniform").factors
+    assert all(2 < len(np.unique(each)) <= 256 and abs(np.asarray(each)).max() <= LARGEST for each in (left, right))
+    with pytest.raises(ValueError, match="distribution='cauchy'"):
+        _ = Layer(16, 64, "float32", distribution="cauchy").factors
 
 
 def test_parts_of_bfloat16_hold_its_numbers():

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.tools.kernel_truth import FLOAT32, seeded, update_truth
 from eggroll.kernels import rank_update
 from eggroll.ops import registry
+from eggroll.ops.truth import FLOAT32, seeded, update_truth
 from eggroll.ops.xla_parts import rank_update_parts
 from tests.ops.test_rank_update import SIZES, assert_matches, draw
 

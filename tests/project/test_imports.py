@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
 
 import pytest
+
+import eggroll
 
 SNAPSHOT = """
 import json, sys
@@ -50,7 +53,19 @@ def test_import_does_without_jax_until_a_name_needs_it(root):
     python(root, "-c", "import sys, eggroll; assert 'ES' in dir(eggroll) and 'jax' not in sys.modules; eggroll.ES")
 
 
-@pytest.mark.first(1)
+@pytest.mark.parametrize("name", ["eggroll", "eggroll.kernels", "eggroll.llm", "eggroll.nnx", "eggroll.training"])
+def test_dir_lists_what_is_for_users_and_no_helper(name):
+    module = importlib.import_module(name)
+    rooms = {"engine", "kernels", "llm", "nnx", "strategy", "training"} if name == "eggroll" else set()
+    assert {each for each in dir(module) if not each.startswith("__")} == {*module.__all__, *rooms}
+
+
+def test_the_version_is_known_without_jax_and_is_the_checkouts(root, pyproject):
+    python(root, "-c", "import sys, eggroll; assert eggroll.__version__ and 'jax' not in sys.modules")
+    assert eggroll.__version__ == pyproject["project"]["version"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["-c", "-m"])
 def test_transformers_imports_from_the_repository_root(root, how):
     if how == "-c":

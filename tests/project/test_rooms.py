@@ -17,6 +17,7 @@ MOST_FILES = 12  # of a room, its `__init__.py` apart
 # it. What has no line of its own belongs to the package that it lies in.
 FLOW = (
     "eggroll.lazy",
+    "eggroll.version",
     "eggroll.moved",
     "eggroll.training.errors",
     "eggroll.extras",
@@ -26,6 +27,7 @@ FLOW = (
     "eggroll.strategy.plan",
     "eggroll.strategy.noise",
     "eggroll.strategy.population",
+    "eggroll.strategy.serialization",
     "eggroll.strategy.state",
     "eggroll.strategy.evaluate",
     "eggroll.strategy.update",

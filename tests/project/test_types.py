@@ -39,6 +39,9 @@ model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
 step = eggroll.nnx.value_and_grad(lambda m, x: m(x).sum(), population=4, sigma=0.1, wrt=nnx.Param)
 value, gradient = step(model, jnp.ones((1, 4)), key=key)
 nnx.Optimizer(model, optax.sgd(0.1), wrt=nnx.Param).update(model, gradient)
+of_model = eggroll.nnx.ES(population=4, sigma=0.1, wrt=nnx.Param, shaping="sign")
+trained, of_metrics = of_model.step(of_model.init(model, key), lambda m, x: m(x).sum(), jnp.ones((1, 4)))
+print(of_model.model(trained), trained.rest, eggroll.__version__)
 paths = [row.path for row in eggroll.nnx.explain(lambda m, x: m(x), model, jnp.ones((1, 4)), rank=2).rows]
 print(eggroll.explain(loss_fn, params, total, rules=[("w", eggroll.LowRankRule(rank=2)), (".*", "frozen")]))
 
@@ -67,7 +70,8 @@ from flax import nnx
 
 import eggroll
 from eggroll.llm import generat  # "generat" is unknown import symbol
-from eggroll.training import fit, replays  # "replays" is unknown import symbol
+from eggroll.llm import settings_for, task_named
+from eggroll.training import fit, named, replays  # "replays" is unknown import symbol
 
 key = jax.random.key(0)
 params = {"w": jnp.ones(3)}
@@ -78,8 +82,13 @@ state = es.init(params, key)
 fit(es, state, loss_fn, generations=3, early_stopping=5)  # "early_stopping"
 eggroll.value_and_gradient(loss_fn)  # "value_and_gradient" is not a known attribute
 eggroll.nnx.value_and_grad(loss_fn, population=4, sigma="0.1")  # "sigma"
+eggroll.nnx.ES(poplation=4)  # "poplation"
 eggroll.FullRankES(learning_rte=0.1)  # "learning_rte"
 eggroll.LowRankRule(rank="x")  # "rank"
+settings_for("eggroll", model="m", populaton=8)  # "populaton"
+settings_for("eggroll", model="m", sigma="0.1")  # "sigma"
+task_named("countdown", sizes=object())  # "object"
+named("adam", learning_rate=lambda count: 0.1)  # "learning_rate"
 loss, grads = eggroll.value_and_grad(loss_fn, population=4, sigma=0.1)(params)  # "key"
 loss, grads = eggroll.grad(loss_fn, population=4, sigma=0.1)(jnp.ones(3), key=key)["w"].numpy()  # "numpy"
 """

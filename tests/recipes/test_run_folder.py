@@ -42,7 +42,7 @@ def test_a_folder_without_a_finished_run(missing: str, tmp_path: Path) -> None:
 
 def test_parameters_of_another_model(tmp_path: Path) -> None:
     write(tmp_path, build("cnn", 0), name="mlp")
-    with pytest.raises(ValueError, match=r"do not fit MLP; they differ in .*conv1/kernel"):
+    with pytest.raises(ValueError, match=r"lacks, or has besides, conv1/kernel.* of MLP are required"):
         load(tmp_path)
 
 
@@ -50,5 +50,15 @@ def test_parameters_of_another_shape(tmp_path: Path) -> None:
     write(tmp_path, build("mlp", 0), name="mlp")
     changed = arrays_of(build("mlp", 0)) | {"head/bias": np.zeros(11, np.float32)}
     np.savez(tmp_path / "parameters.npz", **changed)
-    with pytest.raises(ValueError, match=r"differ in head/bias\.$"):
+    with pytest.raises(ValueError, match=r"'head/bias' has the shape \[11\], not \[10\]"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("where", [(), ("options",)])
+def test_what_the_configuration_has_and_nobody_knows_is_no_model(where: tuple[str, ...], tmp_path: Path) -> None:
+    write(tmp_path, build("mlp", 0), name="mlp")
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    (config[where[0]] if where else config)["activation"] = "gelu"
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(ValueError, match=r"config.json' with 'activation', which this version"):
         load(tmp_path)

@@ -62,3 +62,9 @@ def test_settings_come_back_from_json() -> None:
     settings = settings_for("transformer", seed=7, out=Path("a") / "b")
     saved = json.loads(json.dumps(settings.to_json()))
     assert Settings(**(saved | {"out": Path(saved["out"])})) == settings
+
+
+@pytest.mark.parametrize("value", [3, None])
+def test_a_setting_that_there_is_not(value: Any) -> None:
+    with pytest.raises(SettingsError, match="settings with 'poplation', which this version"):
+        settings_for("mlp", poplation=value)

@@ -17,7 +17,7 @@ from eggroll.recipes.models import build
 from eggroll.recipes.run_folder import arrays_of
 from eggroll.training import progress
 from eggroll.training.curve import Drawn, draw_curve
-from eggroll.training.progress import LINES, Meter
+from eggroll.training.progress import LINES, Meter, Shown
 
 
 def record(generation: int, **more: Any) -> dict[str, Any]:
@@ -140,3 +140,13 @@ def test_a_seed_decides_the_initial_parameters() -> None:
 def test_an_unknown_model_is_named_with_those_there_are() -> None:
     with pytest.raises(ValueError, match="got model='rnn'; one of 'mlp', 'cnn', 'transformer' is required"):
         build("rnn", 0)
+
+
+def test_a_line_does_not_wrap_where_there_is_no_terminal() -> None:
+    file = io.StringIO()
+    with Meter(Console(file=file, width=80), 2, "mlp", Shown({"reading": "[{:s}]"})) as meter:
+        for generation in range(3):
+            meter.update(record(generation, reading="long " * 40))
+    lines = file.getvalue().splitlines()
+    assert [line.partition("  ")[0] for line in lines] == [f"generation {g}/2" for g in range(3)]
+    assert all(len(line) > 200 for line in lines)

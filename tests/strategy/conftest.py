@@ -12,7 +12,9 @@ from eggroll.ops import registry
 from eggroll.ops.operations import lowrank_dot_reference, rank_update_reference
 
 TPU = {"lowrank_dot": lowrank_dot_tpu, "rank_update": rank_update_tpu}
-REFERENCE = {"lowrank_dot": lowrank_dot_reference, "rank_update": rank_update_reference}
+# The same objects in all tests, so that a process checks them once; not importable, so that none is kept on disk.
+REFERENCE = {"lowrank_dot": partial(lowrank_dot_reference), "rank_update": partial(rank_update_reference)}
+INTERPRETED = {name: partial(function, interpret=True) for name, function in TPU.items()}
 
 
 def register(monkeypatch, functions):
@@ -32,7 +34,7 @@ def kernels(monkeypatch):
 @pytest.fixture
 def tpu_kernels(monkeypatch):
     """The kernels of TPUs, interpreted."""
-    register(monkeypatch, {name: partial(function, interpret=True) for name, function in TPU.items()})
+    register(monkeypatch, INTERPRETED)
 
 
 @pytest.fixture

@@ -266,7 +266,7 @@ def test_when_no_loss_is_finite():
         with pytest.raises(FloatingPointError, match=r"got no finite (loss|fitness) among 8 members"):
             call(lost_loss)
     f = eggroll.value_and_grad(lambda p, x, y: (lost_loss(p, x, y), p["bias"]), population=N, sigma=0.1, has_aux=True)
-    (value, aux), grads = jax.jit(lambda p: f(p, X, Y, key=KEY))(params())
+    (value, aux), grads = jax.jit(lambda p, key: f(p, X, Y, key=key))(params(), KEY)
     assert np.isnan(value) and np.isnan(aux).all()
     assert all(not np.any(np.asarray(g)) for g in jax.tree.leaves(grads))
 

@@ -274,3 +274,12 @@ def test_scalars_nones_empty_arrays_and_python_numbers_are_parameters():
     assert jax.tree.structure(new.params) == jax.tree.structure(given)
     assert new.params["scale"] != 1 and new.params["list"][0] != 2 and new.params["empty"].shape == (0, 3)
     assert all(not a.weak_type for a in jax.tree.leaves(state.params)), "a second step compiles nothing new"
+
+
+def test_repr_says_what_is_not_as_by_default():
+    assert repr(eggroll.ES(population=8)) == "ES(population=8, sigma=0.05, rank=1)"
+    falling = optax.linear_schedule(0.1, 0.01, 10)
+    strategy = eggroll.ES(sigma=falling, rank=2, antithetic=False, rules=[("b", "frozen")])
+    found = "ES(population=1024, sigma=linear_schedule, antithetic=False, rules=(('b', 'frozen'),), rank=2)"
+    assert repr(strategy).replace(falling.__qualname__, "linear_schedule") == found
+    assert repr(eggroll.FullRankES(groups=3)) == "FullRankES(population=30, sigma=0.001, groups=3)"

@@ -86,6 +86,23 @@ def test_an_index_is_an_integer(index):
         members().materialize(index)
 
 
+def test_members_are_a_sequence():
+    each = list(members())
+    assert len(each) == N
+    for i in range(-N, N):
+        assert_same_bits(members()[i], each[i])
+    for part in (slice(None), slice(-2, None), slice(4, 1, -2), slice(9, None)):
+        found = members()[part]
+        assert len(found) == len(each[part])
+        jax.tree.map(np.testing.assert_array_equal, found, each[part])
+    for index in (N, -N - 1):
+        with pytest.raises(IndexError, match=f"got member {index}"):
+            members()[index]
+    with pytest.raises(TypeError):
+        members()[1.0]
+    assert_same_bits(jax.jit(lambda i: members()[i])(2), each[2])
+
+
 def test_len_and_repr():
     assert len(members()) == N
     assert repr(members()) == f"Members(population={N}, generation=0)"
@@ -129,11 +146,9 @@ def test_a_parameter_that_the_first_function_left_out_is_not_left_behind_in_sile
     state = strategy.init({**params(), "empty": jnp.zeros((0, 3))}, KEY)
     members = strategy.ask(state)
     members.apply(lambda p, x: x @ p["kernel"], X)
-    message = "the function uses bias, which the first function of this ES did not use"
+    message = "the function uses bias, which the first function of these members did not use"
     with pytest.raises(ValueError, match=message):
         members.apply(fitness, X, Y)
-    with pytest.raises(ValueError, match=message):
-        strategy.step(state, fitness, X, Y)
     assert members.apply(lambda p, x: (x @ p["kernel"]).sum(), X).shape == (N,)
 
 

@@ -71,6 +71,7 @@ def test_it_trains_saves_resumes_and_replays(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_it_fine_tunes_by_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     write_inputs(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -14,7 +14,7 @@ from typing import Any
 from eggroll.training.checkpoints import folder as checkpoints_folder
 from eggroll.training.checkpoints import manager as module
 from eggroll.training.checkpoints.manager import Checkpoints
-from eggroll.training.folder import integrity
+from eggroll.training.folder import disk
 from tests.training.checkpoint_states import small
 
 LAST = 4  # the generation that the moments belong to
@@ -29,7 +29,7 @@ def arm(moment: str, checkpoints: Checkpoints) -> None:
     if moment == "before the manifest":
         module.write_manifest = die
     elif moment == "before the manifest's name":
-        integrity.Path.replace = die  # Orbax renames in another way
+        disk.Held.replace = die  # Orbax renames in another way
     elif moment == "during the removal of an old one":
         checkpoints_folder.shutil.rmtree = die
     elif moment == "while Orbax writes":

@@ -19,7 +19,7 @@ import numpy as np
 from eggroll.training.checkpoints import arrays as checkpoints_arrays
 from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
-from eggroll.training.folder.lock import FolderLock
+from eggroll.training.folder.files import FolderLock
 from tests.training.checkpoint_states import assert_same, small
 
 

@@ -19,7 +19,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from eggroll.training.checkpoints import manager as module
 from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
-from eggroll.training.folder.integrity import MANIFEST
+from eggroll.training.folder.disk import MANIFEST
 
 
 def state(generation: int) -> dict[str, jax.Array]:

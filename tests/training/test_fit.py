@@ -149,11 +149,45 @@ def test_a_step_says_what_is_recorded() -> None:
     assert (shown[0]["answers"], shown[0]["speed"], "other" in shown[0]) == (2**30 + 1, 1234.57, False)
 
 
-def test_data_that_end_end_the_run() -> None:
+def test_data_that_end_end_the_run_and_say_so(caplog: pytest.LogCaptureFixture) -> None:
     es = usual()
     data = [batch for _, batch in zip(range(3), batches(), strict=False)]
     result = fit(es, begin(es), fitness, data, generations=9)
     assert (result.ended, result.generation) == ("out of data", 3)
+    (said,) = caplog.messages
+    assert "ends after 3 of 9 generations: its data ended with 3 batches" in said and "epochs=None" in said
+
+
+@pytest.mark.parametrize(("epochs", "made", "ended"), [(2, 6, "out of data"), (None, 9, "finished")])
+def test_data_are_gone_through_again(epochs: int | None, made: int, ended: str) -> None:
+    es = usual()
+    data = [batch for _, batch in zip(range(3), batches(), strict=False)]
+    result = fit(es, begin(es), fitness, data, generations=9, epochs=epochs)
+    assert (result.ended, result.generation) == (ended, made)
+    assert_same(result, fit(es, begin(es), fitness, data * 3, generations=made))
+
+
+def test_a_run_goes_on_in_its_third_pass(tmp_path: Path) -> None:
+    es, data = usual(), [batch for _, batch in zip(range(3), batches(), strict=False)]
+    options: dict[str, Any] = {"saving": Saving(every=4), "folder": tmp_path}
+    shown: list[dict[str, Any]] = []
+    begun = fit(es, begin(es), fitness, data, generations=12, **options)
+    assert (begun.ended, begun.generation) == ("out of data", 3)
+    options |= {"resume": True, "epochs": None}
+    killed = fit(
+        es,
+        begin(es),
+        fitness,
+        data,
+        generations=12,
+        show=shown.append,
+        asked_to_stop=lambda: len(shown) == 4,
+        **options,
+    )
+    assert (killed.ended, killed.generation) == ("interrupted", 7)
+    result = fit(es, begin(es), fitness, data, generations=12, **options)
+    assert result.resumed == 7
+    assert_same(result, fit(es, begin(es), fitness, data * 4, generations=12))
 
 
 def test_a_metric_that_stands_still_ends_the_run() -> None:
@@ -197,11 +231,12 @@ def test_time_ends_the_run_and_a_clock_that_is_set_does_not(monkeypatch: pytest.
     assert [r["seconds"] for r in shown] == sorted(r["seconds"] for r in shown)
 
 
-def test_nothing_finite_ends_the_run_with_what_it_had() -> None:
+def test_nothing_finite_ends_the_run_with_what_it_had(caplog: pytest.LogCaptureFixture) -> None:
     es = strategy()
     data = lambda generation: jnp.float32(jnp.nan if generation == 3 else 1)  # noqa: E731
     result = fit(es, begin(es), lambda params, scale: -jnp.sum(params["w"] ** 2) * scale, data, generations=9)
     assert result.generation == 3 and "no finite fitness" in result.ended
+    assert "ends after 3 of 9 generations: got no finite fitness" in caplog.text
     assert all(np.isfinite(x).all() for x in jax.tree.leaves(result.state.params))
 
 
@@ -243,7 +278,9 @@ def test_an_error_carries_what_the_run_had() -> None:
     assert error.value.result.ended == "no more"
 
 
-@pytest.mark.parametrize("options", [{"generations": 0}, {"generations": 3, "evaluate_every": 0}])
+@pytest.mark.parametrize(
+    "options", [{"generations": 0}, {"generations": 3, "evaluate_every": 0}, {"generations": 3, "epochs": 0}]
+)
 def test_counts_out_of_range(options: dict[str, int]) -> None:
     es = usual()
     with pytest.raises(ValueError, match="at least 1 is required"):

@@ -183,6 +183,7 @@ def test_other_versions_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     config = left_by(tmp_path)["config"]
     config["versions"]["jax"] = "0.0.1"
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (tmp_path / "MANIFEST.json").unlink()  # else the file is told to be altered
     run(tmp_path, LAST, resume=True)
     assert 'jax: "0.0.1" → ' in caplog.text
 
@@ -191,6 +192,7 @@ def test_other_versions_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 def test_a_configuration_that_cannot_be_read(spoil: str, tmp_path: Path) -> None:
     stop_after(tmp_path, 5)
     (tmp_path / "config.json").write_text(spoil, encoding="utf-8")
+    (tmp_path / "MANIFEST.json").unlink()  # else the file is told to be altered
     with pytest.raises(RunError, match=r"cannot read .*config\.json"):
         run(tmp_path, LAST, resume=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -107,3 +108,12 @@ def test_a_process_that_is_lost_while_the_folder_is_opened_or_closed(
         monkeypatch.setattr(module.Store, "reached", lost)
     with pytest.raises(RunError, match=r"lost contact with another process.*start again with --resume"):
         run(tmp_path, 1, es=usual())
+
+
+def test_what_an_earlier_configuration_has_and_nobody_knows_is_named(tmp_path: Path) -> None:
+    begun(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config |= {"precision": "float16"}
+    config["strategy"]["momentum"] = 0.9
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    refused(tmp_path, 'settings: momentum: 0.9 → nothing; precision: "float16" → nothing')

@@ -153,12 +153,12 @@ def neg(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
 
 
 def convert_element_type(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """Casts base and factors between floating-point types."""
+    """Between floating-point types: noted down, for whatever uses the value to make."""
     (value,) = args
     dtype = eqn.params["new_dtype"]
     if not jnp.issubdtype(dtype, jnp.floating) or eqn.params.get("sharding") is not None:
         raise Unsupported(f"a cast to {dtype} is not linear, or carries a sharding")
-    return [value.map(ctx.base(eqn, args), lambda t: t.map(lambda f: f.with_array(f.numbers.astype(dtype))))]
+    return [value if dtype == value.dtype else replace(value, casts=(*value.casts, jnp.dtype(dtype)))]
 
 
 def mul(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:

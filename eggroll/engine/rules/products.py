@@ -14,7 +14,7 @@ from jax import lax
 from jax.typing import DTypeLike
 
 from eggroll.engine.annotations import JaxprEqn
-from eggroll.engine.interpreter import Interpreter, Unsupported
+from eggroll.engine.interpreter import EXACT_BELOW, Interpreter, Unsupported
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term, accumulator_dtype
 from eggroll.ops import Seeded, as_array, lowrank_dot
 
@@ -50,6 +50,7 @@ def _given_up(args: Sequence[Any], discovering: bool) -> int | None:
 
 def _product(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any], side: int) -> Array:
     weight, x = args[side], args[1 - side]
+    _refuse_narrow(eqn)
     if (out := _canonical(eqn, x, weight, side)) is not None:
         return out
     base = ctx.base(eqn, args)
@@ -93,6 +94,12 @@ def _canonical(eqn: JaxprEqn, x: Any, weight: Perturbed, side: int) -> Array | N
         precision = precision[0]  # of both operands: what kernels know
     options = {"precision": precision, "preferred_element_type": eqn.params["preferred_element_type"]}
     return lowrank_dot(x, base, left, right, scale=term.scale, **options).reshape(shape)
+
+
+def _refuse_narrow(eqn: Any) -> None:
+    """A base product that is rounded to a byte has lost the places where the correction belongs."""
+    if (dtype := eqn.outvars[0].aval.dtype).itemsize < EXACT_BELOW:
+        raise Unsupported(f"a product rounded to {dtype}")
 
 
 class _Labels:
@@ -194,6 +201,7 @@ def conv_general_dilated(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -
     out_axis, *inner = eqn.params["dimension_numbers"].rhs_spec
     if ctx.product(eqn, kernel, inner, ()):
         return [ctx.base(eqn, args)]
+    _refuse_narrow(eqn)
     split = [_split(t.without_scale(), out_axis) for t in kernel.terms]
     base = ctx.base(eqn, args)
     wide = accumulator_dtype(base.dtype)

@@ -13,7 +13,9 @@ from jax import lax
 
 from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.sampling import choose
+from eggroll.llm.answers.stop_strings import StopStrings
 from eggroll.llm.model.decoder import empty_cache
+from eggroll.strategy.noise.keys import as_threefry
 
 __all__ = ["Answers", "Decoding", "Generator", "generator", "row_keys", "split"]
 
@@ -29,6 +31,7 @@ class Decoding:
         top_p: draw among the likeliest tokens that together have this probability. Default None: all.
         stop: tokens that end an answer. Default none: every answer has `max_tokens`.
         pad: token that fills an answer after its end. Default 0.
+        strings: texts that end an answer, from `eggroll.llm.answers.stop_strings.stop_strings`. Default None.
 
     Raises:
         ValueError: a number outside its range.
@@ -40,6 +43,7 @@ class Decoding:
     top_p: float | None = None
     stop: tuple[int, ...] = ()
     pad: int = 0
+    strings: StopStrings | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", tuple(int(token) for token in self.stop))
@@ -67,11 +71,15 @@ class Answers(NamedTuple):
 
 
 class _Row(NamedTuple):
-    """What the loop carries beside the cache: how far it is, and of each row the last token and the answer so far."""
+    """What the loop carries beside the cache: how far it is, and of each row the last token and the answer so far.
+
+    `matched` is how much of a stop string the answer's end is.
+    """
 
     count: Any
     token: Any
     done: Any
+    matched: Any
     answers: Answers
 
 
@@ -178,13 +186,15 @@ def row_keys(key: jax.Array | None, decoding: Decoding, batch: int) -> jax.Array
             f"got no key at temperature={decoding.temperature}; a key is required to draw tokens: fun(params, tokens, "
             "start, key)."
         )
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(batch)) if key.ndim == 0 else key
+    if key.ndim:
+        return jax.vmap(as_threefry)(key)
+    return jax.vmap(jax.random.fold_in, (None, 0))(as_threefry(key), jnp.arange(batch))
 
 
 def _empty_row(batch: int, decoding: Decoding) -> _Row:
     tokens = jnp.full((batch, decoding.max_tokens), decoding.pad, jnp.int32)
     none = jnp.zeros(batch, jnp.int32)
-    return _Row(jnp.int32(0), none, none > 0, Answers(tokens, none))
+    return _Row(jnp.int32(0), none, none > 0, none, Answers(tokens, none))
 
 
 def _write(row: _Row, logits: jax.Array, keys: jax.Array | None, decoding: Decoding) -> _Row:
@@ -196,7 +206,11 @@ def _write(row: _Row, logits: jax.Array, keys: jax.Array | None, decoding: Decod
     tokens = lax.dynamic_update_slice(row.answers.tokens, token[:, None], (0, row.count))
     length = row.answers.length + (~row.done).astype(jnp.int32)
     done = row.done | jnp.isin(token, jnp.array(decoding.stop, jnp.int32))
-    return _Row(row.count + 1, token, done, Answers(tokens, length))
+    matched = row.matched
+    if decoding.strings is not None:
+        matched = decoding.strings.after(matched, token)
+        done |= decoding.strings.ended(matched)
+    return _Row(row.count + 1, token, done, matched, Answers(tokens, length))
 
 
 @jax.custom_batching.custom_vmap

@@ -17,6 +17,7 @@ from eggroll.llm.answers.decoding import Answers, Generator
 from eggroll.llm.answers.memory import Fit, answer_need, fit, in_words
 from eggroll.llm.answers.prompts import Prompts
 from eggroll.strategy.members import Members
+from eggroll.strategy.noise.keys import as_threefry
 from eggroll.training.errors import RunError
 
 __all__ = ["generate", "generate_plain", "population_fit"]
@@ -176,7 +177,8 @@ def _keys(generator: Generator, key: jax.Array | None, shape: tuple[int, ...], p
         )
     if population is not None:  # a row of prompts for each member, whatever its group
         shape = (population, shape[-1])
-    return jax.vmap(jax.random.fold_in, (None, 0))(key, jnp.arange(int(np.prod(shape)))).reshape(shape)
+    # Threefry: another generator's draws for a prompt would depend on what else is in its batch.
+    return jax.vmap(jax.random.fold_in, (None, 0))(as_threefry(key), jnp.arange(int(np.prod(shape)))).reshape(shape)
 
 
 def _config(generator: Generator, params: PyTree) -> Any:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from eggroll.extras import needed_for
+from eggroll.llm.answers.stop_strings import cut
+from eggroll.llm.answers.templates import SHOWN, as_chats, joined
 from eggroll.training.errors import RunError
 
 __all__ = ["Prompts", "answer_texts", "encode", "pad_left"]
-
-SHOWN = 60  # characters of a prompt in a message
 
 
 class Prompts(NamedTuple):
@@ -39,14 +38,17 @@ def encode(
     multiple: int = 16,
     template: Mapping[str, Any] | None = None,
     vocabulary: int | None = None,
+    date: datetime | None = None,
 ) -> Prompts:
     """Prompts as rows of tokens, through the tokenizer's chat template where it has one.
+
+    The template is a program that came with the model: it runs in a process of its own, within bounds.
 
     Args:
         tokenizer: of `transformers`.
         prompts: what the user says; at least one.
-        system: what stands before it; where a template knows no system message, and without a template, it is put in
-            front of the prompt. Default None: the template's own.
+        system: what stands before it; where a template refuses or leaves out a system message, and without a template,
+            it is put in front of the prompt. Default None: the template's own.
         context: most tokens of a prompt and its answer together. Default None: no limit.
         max_tokens: of an answer, for that limit. Default 0.
         pad: token that fills the left. Default 0.
@@ -54,22 +56,29 @@ def encode(
             compiled. Default 16.
         template: further options of the chat template, such as `{"enable_thinking": False}`.
         vocabulary: tokens that the model knows. Default None: not checked.
+        date: what a template that writes a date is told. Default None: now.
 
     Returns:
         Rows in the order of the prompts.
 
     Raises:
         ValueError: no prompt.
-        RunError: one that has no tokens or unknown ones, or one that leaves no room for its answer.
+        RunError: one that has no tokens or unknown ones, one that leaves no room for its answer, or a chat template
+            that fails, does not end, or leaves out what is said.
     """
     if not prompts:
         raise ValueError("got no prompts; at least one is required.")
-    if getattr(tokenizer, "chat_template", None):
-        texts = [_as_chat(tokenizer, prompt, system, template or {}) for prompt in prompts]
-    else:
-        texts = [_joined(system, prompt) for prompt in prompts]
-    # A template writes the special tokens itself.
-    special = not getattr(tokenizer, "chat_template", None)
+    special = not getattr(tokenizer, "chat_template", None)  # a template writes the special tokens itself
+    if special and template:
+        raise RunError(
+            f"got options of the chat template, {sorted(template)}, for a model that has none; leave them out."
+        )
+    texts = (
+        [joined(system, p) for p in prompts] if special else as_chats(tokenizer, prompts, system, template or {}, date)
+    )
+    for prompt, text in zip(prompts, texts, strict=True):
+        if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise RunError(f"got the prompt {prompt[:SHOWN]!r} with half a surrogate pair, which is no character.")
     rows: list[list[int]] = tokenizer(texts, add_special_tokens=special)["input_ids"]
     _check_lengths(prompts, [len(row) for row in rows], context, max_tokens)
     if vocabulary is not None:
@@ -91,13 +100,14 @@ def pad_left(rows: Sequence[Sequence[int]], *, pad: int = 0, multiple: int = 16)
     return Prompts(tokens, np.array([time - len(row) for row in rows], np.int32))
 
 
-def answer_texts(tokenizer: Any, answers: Any, *, stop: Collection[int] = ()) -> list[str]:
-    """What was written, as text: stop tokens and special tokens left out.
+def answer_texts(tokenizer: Any, answers: Any, *, stop: Collection[int] = (), strings: Sequence[str] = ()) -> list[str]:
+    """What was written, as text: stop tokens, special tokens, and what begins with a stop string left out.
 
     Args:
         tokenizer: of `transformers`.
         answers: `Answers` with any leading axes, such as `[population, prompts]`.
         stop: the stop tokens.
+        strings: the stop strings.
 
     Returns:
         One text per row, the last axis running fastest.
@@ -106,31 +116,7 @@ def answer_texts(tokenizer: Any, answers: Any, *, stop: Collection[int] = ()) ->
     lengths = np.asarray(answers.length).reshape(-1)
     rows = [row[:n] for row, n in zip(tokens.reshape(-1, tokens.shape[-1]).tolist(), lengths, strict=True)]
     rows = [row[:-1] if row and row[-1] in stop else row for row in rows]
-    return tokenizer.batch_decode(rows, skip_special_tokens=True)
-
-
-def _as_chat(tokenizer: Any, prompt: str, system: str | None, options: Mapping[str, Any]) -> str:
-    """The prompt as the user's turn, up to where the answer begins."""
-    user = {"role": "user", "content": prompt}
-    kept = {"tokenize": False, "add_generation_prompt": True, **options}
-    joined = [{"role": "user", "content": _joined(system, prompt)}]
-    with needed_for("chat templates"):
-        from jinja2.exceptions import TemplateError
-
-    if system is not None:
-        with suppress(TemplateError):  # some families refuse a system message
-            return tokenizer.apply_chat_template([{"role": "system", "content": system}, user], **kept)
-    try:
-        return tokenizer.apply_chat_template(joined, **kept)
-    except TemplateError as error:
-        raise RunError(
-            f"the model's chat template fails for the prompt {prompt[:SHOWN]!r} ({type(error).__name__}: {error}). "
-            "Correct chat_template in the tokenizer's files, or the options of the template."
-        ) from error
-
-
-def _joined(system: str | None, prompt: str) -> str:
-    return f"{system}\n\n{prompt}" if system else prompt
+    return [cut(text, strings) for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
 
 
 def _check_tokens(prompts: Sequence[str], rows: list[list[int]], vocabulary: int) -> None:

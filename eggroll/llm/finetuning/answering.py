@@ -10,6 +10,7 @@ import jax
 
 from eggroll.llm.answers.decoding import Decoding
 from eggroll.llm.answers.prompts import answer_texts
+from eggroll.llm.answers.stop_strings import stop_strings
 from eggroll.llm.finetuning.model_folders import source_of
 from eggroll.llm.finetuning.settings import Asked
 from eggroll.llm.model.loading import LanguageModel, load
@@ -26,15 +27,17 @@ class Marker:
         tokenizer: of the model.
         stop: its stop tokens.
         scorers: open scorer processes.
+        strings: its stop strings.
     """
 
     tokenizer: Any
     stop: tuple[int, ...]
     scorers: Scorers
+    strings: tuple[str, ...] = ()
 
     def texts(self, answers: Any) -> list[str]:
         """The answers as text, the last axis running fastest."""
-        return answer_texts(self.tokenizer, answers, stop=self.stop)
+        return answer_texts(self.tokenizer, answers, stop=self.stop, strings=self.strings)
 
     def rewards(self, texts: Sequence[str], problems: Sequence[Problem]) -> Rewards:
         """What the task says of each."""
@@ -64,7 +67,8 @@ def decoding_of(asked: Asked, task: Task, language: LanguageModel, *, greedy: bo
         SettingsError: a number outside its range.
     """
     draws = {} if greedy else {name: getattr(asked, name) for name in ("temperature", "top_k", "top_p")}
+    strings = stop_strings(language.tokenizer, language.stop_strings, language.config.vocabulary)
     try:
-        return Decoding(task.max_tokens, stop=language.stop, pad=language.pad, **draws)
+        return Decoding(task.max_tokens, stop=language.stop, pad=language.pad, strings=strings, **draws)
     except ValueError as why:
         raise SettingsError(str(why)) from why

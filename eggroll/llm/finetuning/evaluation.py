@@ -142,5 +142,5 @@ def evaluate(settings: EvaluateSettings) -> tuple[Measured, Questions]:
     fun = generator(graphdef, decoding_of(settings, task, language))
     key = jax.random.key(settings.seed) if settings.temperature else None
     with scorers_of(settings, task) as scorers:
-        marker = Marker(language.tokenizer, language.stop, scorers)
+        marker = Marker(language.tokenizer, language.stop, scorers, language.stop_strings)
         return Evaluator(fun, asked, marker, key=key, budget=settings.budget)(params).checked(), asked

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import jax
@@ -14,12 +15,12 @@ from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import generator, split
 from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model, scorers_of
 from eggroll.llm.finetuning.evaluation import Evaluator, Measured
-from eggroll.llm.finetuning.model_folders import write_model
+from eggroll.llm.finetuning.model_folders import FACTS, write_model
 from eggroll.llm.finetuning.questions import Questions, chosen, questions, task_of
-from eggroll.llm.finetuning.run_facts import NAMES, digest_of, facts_of
+from eggroll.llm.finetuning.run_facts import digest_of, facts_of
 from eggroll.llm.finetuning.samples import Samples
 from eggroll.llm.finetuning.settings import FinetuneSettings, options_from
-from eggroll.llm.finetuning.step import Answered, no_tokens, tokens_in
+from eggroll.llm.finetuning.step import Answered, draw_key, no_tokens, tokens_in
 from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import Task
@@ -29,13 +30,15 @@ from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.curve import Drawn, draw_curve
 from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import read_json
 from eggroll.training.folder.files import write_text
+from eggroll.training.folder.integrity import is_as_written
 from eggroll.training.folder.layout import CURVE, EVALUATION, MODEL, check_kept, holds_run
+from eggroll.training.folder.settings import check_options
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, read_metrics
-from eggroll.training.opening import check_options
 from eggroll.training.optimizers import named
-from eggroll.training.options import UNDECIDING, SettingsError
+from eggroll.training.options import SettingsError
 from eggroll.training.processes.deciding import first_decides
 from eggroll.training.progress import Shown
 from eggroll.training.stopping import EarlyStopping, Result
@@ -46,10 +49,7 @@ SHOWN = Shown(
     speed="tokens_per_second",
     unit="tokens",
 )
-# A run that goes on may end elsewhere: no schedule asks how long it will be.
-MAY_CHANGE = UNDECIDING | {"generations", "token_budget"}
 HELD_OUT = 64  # prompts, unless the user says otherwise
-DRAWS = 0x64726177  # the draws' branch of the key; the noise of generation g has the branch g
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Outcome:
         after: how it does.
         generations: updates made.
         resumed: the generation that the run went on from; 0 for one from the start.
-        tokens: generated in all generations, evaluations left out.
+        tokens: generated in all generations, evaluations left out; never more than the budget that was asked for.
         seconds: wall time of all generations, compilation included.
         ended: as in `eggroll.training.Result`.
         samples: lines of `samples.jsonl`.
@@ -117,28 +117,27 @@ def finetune(
     """
     check_kept(settings.folder, settings.model, resume=settings.resume)
     if settings.resume and not settings.force:
-        first_decides(lambda: check_options(settings.folder, settings.to_json(), MAY_CHANGE | NAMES))
+        first_decides(lambda: check_options(settings.folder, settings.to_json(), settings.may_change | FACTS))
     task = task_of(settings)
     language = open_model(settings)
     with scorers_of(settings, task) as scorers:
         return Run(settings, task, language, scorers).run(show, asked_to_stop)
 
 
-def draw_key(key: jax.Array) -> jax.Array:
-    """The key of a run's draws, apart from that of every generation's noise."""
-    return jax.random.fold_in(key, DRAWS)
-
-
 class Run:
     """A run about to begin: everything drawn, encoded and checked."""
 
     def __init__(self, settings: FinetuneSettings, task: Task, language: LanguageModel, scorers: Scorers) -> None:
-        self.settings, self.language, self.facts = settings, language, facts_of(settings)
+        self.settings, self.language = settings, language
+        self.facts = facts_of(settings, dated="strftime_now" in str(language.tokenizer.chat_template))
+        answers = settings.population * settings.prompts // settings.parts
+        self.most = answers * task.max_tokens  # tokens of one generation
+        self._check_budget(answers, task.max_tokens)
         self.train, self.test = self._drawn(task)
         self.facts["prompt_tokens"] = digest_of(self.train, self.test)
         graphdef, self.params = split(language.model)
         self.es = strategy(settings)
-        marker = Marker(language.tokenizer, language.stop, scorers)
+        marker = Marker(language.tokenizer, language.stop, scorers, language.stop_strings)
         key = jax.random.key(settings.seed)
         draws = draw_key(key) if settings.temperature else None
         fun = generator(graphdef, decoding_of(settings, task, language))
@@ -150,6 +149,15 @@ class Run:
         self.before: Mapping[str, Any] = {}
         self._first: Measured | None = None  # of generation 0, if it was measured in this process
         self._last: tuple[int, Measured] | None = None
+
+    def _check_budget(self, answers: int, each: int) -> None:
+        budget = self.settings.token_budget
+        if budget is not None and budget < self.most:
+            raise SettingsError(
+                f"got token_budget={budget}, and one generation may generate {self.most} tokens ({answers} answers of "
+                f"at most {each}); at least so many are required. Raise it, or lower --population, --prompts or "
+                "--max-tokens."
+            )
 
     def _begun(self, key: jax.Array) -> State:
         """The state of generation 0; says now, and not after compiling, what does not fit the model."""
@@ -163,12 +171,13 @@ class Run:
     def _drawn(self, task: Task) -> tuple[Questions, Questions]:
         """Questions to train and to test on."""
         settings, language = self.settings, self.language
-        template = options_from(settings.template_options)
-        train = questions(language, task, "train", settings.pool, settings.seed, template=template)
+        date = datetime.fromisoformat(self.facts["date"]) if "date" in self.facts else None
+        asking: dict[str, Any] = {"template": options_from(settings.template_options), "date": date}
+        train = questions(language, task, "train", settings.pool, settings.seed, **asking)
         if len(train) < settings.prompts:
             raise SettingsError(f"got prompts={settings.prompts}; the task has {len(train)} to train on. Ask fewer.")
         test = settings.eval_prompts, settings.seed
-        return train, questions(language, task, "test", *test, most=HELD_OUT, template=template)
+        return train, questions(language, task, "test", *test, most=HELD_OUT, **asking)
 
     def run(self, show: Callable[[Record], None], asked_to_stop: Callable[[], bool] | None) -> Outcome:
         """Makes the generations and writes what came out."""
@@ -187,7 +196,7 @@ class Run:
         if processes.is_main():
             self._write(result.state.params, measured, done, tokens, result.ended)
         numbers = result.resumed, tokens, result.seconds, result.ended
-        failed = sum(record["scorer_errors"] for record in read_metrics(settings.folder))
+        failed = sum(int(record.get("scorer_errors") or 0) for record in read_metrics(settings.folder))
         return Outcome(settings, self.before, measured.numbers(), done, *numbers, self.samples.read(), failed)
 
     def _fit(self, show: Callable[[Record], None], asked_to_stop: Callable[[], bool] | None) -> Result:
@@ -205,7 +214,7 @@ class Run:
             overwrite=settings.overwrite,
             force=settings.force,
             settings=settings.to_json() | self.facts,
-            may_change=MAY_CHANGE,
+            may_change=settings.may_change,
             saving=self._saving(),
             evaluate=self._evaluate,
             evaluate_every=settings.eval_every,
@@ -222,17 +231,20 @@ class Run:
         return (self.train.take(chosen(len(self.train), settings.prompts, generation, settings.seed)),)
 
     def _enough(self, state: State, carry: PyTree) -> bool:
+        """Whether the next generation might exceed the budget: how long answers get is known only afterwards."""
         budget = self.settings.token_budget
-        return budget is not None and tokens_in(carry) >= budget
+        return budget is not None and tokens_in(carry) + self.most > budget
 
     def _measure_before(self) -> None:
         """How the model did at the start; a run that goes on need not find out again."""
         file = self.settings.folder / EVALUATION
         goes_on = self.settings.resume and holds_run(self.settings.folder)
         if goes_on and not self.settings.force:
-            with suppress(OSError, ValueError, KeyError, TypeError):  # not there or damaged: it is found out again
-                self.before = json.loads(file.read_text(encoding="utf-8"))["before"]
-                return
+            with suppress(RunError, KeyError, TypeError, AttributeError):  # not there or damaged: found out again
+                before = read_json(file)["before"] if is_as_written(file) else {}
+                if all(isinstance(before[name], int | float | None) for name in ("reward", "error")):
+                    self.before = before
+                    return
         first = self.measure(self.params).checked()
         self.before = first.numbers()
         self._first = None if goes_on else first  # the samples of a run that goes on stay

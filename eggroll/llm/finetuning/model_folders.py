@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 import re
-import shutil
 from collections.abc import Mapping
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eggroll.llm.finetuning.settings import Asked
+from eggroll.llm.finetuning.settings import Asked, FinetuneSettings
 from eggroll.llm.model.loading import LanguageModel, load, save
-from eggroll.training.errors import RunError
-from eggroll.training.folder.layout import CONFIG, MODEL, not_writable
+from eggroll.training.errors import RunError, check_known
+from eggroll.training.folder.disk import not_writable, open_to_read, partial_name, remove
+from eggroll.training.folder.integrity import check_run, write_manifest
+from eggroll.training.folder.layout import CONFIG, MODEL, read_config
 from eggroll.training.ledger.reader import Summary
 
 WEIGHTS = "*.safetensors"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 AS_THERE = "system", "template_options", "max_tokens", "task_options", "test_prompts_file", "worst"
+FACTS = frozenset({"budget", "date", "files", "prompt_tokens"})  # that a run's options have beside its settings
 AskedT = TypeVar("AskedT", bound=Asked)
 
 
@@ -30,7 +33,8 @@ def source_of(name: str | Path) -> str | Path:
         RunError: a run folder that has no model.
     """
     inner = Path(name) / MODEL
-    if (inner / CONFIG).is_file():
+    if os.path.isfile(inner / CONFIG):  # False, too, for what the system does not look at
+        check_run(Path(name))
         return inner
     if run_options(name) is not None:
         raise RunError(
@@ -43,10 +47,9 @@ def source_of(name: str | Path) -> str | Path:
 def run_options(folder: str | Path) -> Mapping[str, Any] | None:
     """The options of the run in a run folder; None where there is none."""
     try:
-        options = json.loads((Path(folder) / CONFIG).read_text(encoding="utf-8"))["options"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_config(Path(folder))["options"]
+    except RunError:
         return None
-    return options if isinstance(options, Mapping) else None
 
 
 def asked_as_in_its_run(asked: AskedT) -> AskedT:
@@ -55,6 +58,8 @@ def asked_as_in_its_run(asked: AskedT) -> AskedT:
     options = run_options(folder) or (run_options(folder.parent) if folder.name == MODEL else None) or {}
     if options.get("task") != asked.task or options.get("reward") != asked.reward or not _same_prompts(asked, options):
         return asked
+    known = {f.name for f in fields(FinetuneSettings)} | FACTS
+    check_known(f"the options of the run in '{folder}'", options, known)
     more = {name: options.get(name) for name in AS_THERE if getattr(asked, name) in (None, ())}
     if isinstance(test := more.get("test_prompts_file"), str):
         more["test_prompts_file"] = Path(test)
@@ -72,7 +77,8 @@ def _same_prompts(asked: Asked, options: Mapping[str, Any]) -> bool:
 
 def digest(file: Path) -> str:
     """SHA-256 of a file."""
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    with open_to_read(file) as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def write_model(language: LanguageModel, folder: Path, params: Any) -> None:
@@ -82,15 +88,16 @@ def write_model(language: LanguageModel, folder: Path, params: Any) -> None:
         RunError: it cannot be written, or something else than a model's folder is there.
     """
     check_replaceable(folder)
-    partial = folder.with_name(folder.name + ".partial")
+    partial = folder.with_name(partial_name(folder.name))
     try:
-        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         save(language, partial, params)
-        if folder.exists():
-            shutil.rmtree(folder)
+        write_manifest(partial, {})
+        remove(folder)
         partial.rename(folder)
     except OSError as why:
-        shutil.rmtree(partial, ignore_errors=True)
+        with suppress(OSError):
+            remove(partial)
         raise not_writable(folder.parent, why) from why
 
 
@@ -122,9 +129,9 @@ def base_model(base: Path) -> str | Path | None:
 
     None: it is none, but an `.npz` file or the folder of another kind of run.
     """
-    if not base.exists() and HUB_ID.fullmatch(str(base)) and base.suffix != ".npz":
+    if not os.path.exists(base) and HUB_ID.fullmatch(str(base)) and base.suffix != ".npz":
         return str(base)
-    if base.suffix == ".gguf" or (base.is_dir() and any(base.glob(WEIGHTS))):
+    if base.suffix == ".gguf" or (os.path.isdir(base) and any(base.glob(WEIGHTS))):
         return base
     options = run_options(base) or {}
     return source_of(options["model"]) if "method" in options and "model" in options else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -71,6 +72,7 @@ def questions(
     *,
     most: int = POOL,
     template: Mapping[str, Any] | None = None,
+    date: datetime | None = None,
 ) -> Questions:
     """Draws problems of a task and encodes them for a model.
 
@@ -82,6 +84,7 @@ def questions(
         seed: decides which.
         most: see `count`. Default 1024.
         template: further options of the chat template. Default None.
+        date: what a template that writes a date is told. Default None: now.
 
     Raises:
         RunError: the task has fewer, or a prompt is too long.
@@ -103,6 +106,7 @@ def questions(
             multiple=1,  # all prompts of a run have one length anyway
             template=template,
             vocabulary=language.config.vocabulary,
+            date=date,
         )
     except ValueError as why:
         raise SettingsError(str(why)) from why

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +18,21 @@ from eggroll.llm.finetuning.settings import FinetuneSettings
 from eggroll.training.folder.layout import holds_run
 from eggroll.training.processes.deciding import first_decides
 
-NAMES = frozenset({"budget", "files", "prompt_tokens"})
 
-
-def facts_of(settings: FinetuneSettings) -> dict[str, Any]:
+def facts_of(settings: FinetuneSettings, *, dated: bool = False) -> dict[str, Any]:
     """`budget` in bytes, which a run that goes on has from its start, and `files`: SHA-256 of prompts and reward.
 
     What is answered at once follows from the budget, and rounding from that: memory that others take meanwhile must not
-    change a run.
+    change a run. Nor must the day: where prompts are `dated`, by a chat template that writes the date into them, `date`
+    is when the run began.
     """
-    return first_decides(lambda: {"budget": _budget(settings), "files": _files(settings)})
+    return first_decides(
+        lambda: {"budget": _budget(settings), "files": _files(settings), **(_date(settings) if dated else {})}
+    )
 
 
 def digest_of(*asked: Questions) -> str:
-    """SHA-256 of prompts as tokens: a chat template may write the day's date into them."""
+    """SHA-256 of prompts as tokens, which follow from the tokenizer and its chat template, too."""
     found = hashlib.sha256()
     for questions in asked:
         for array in questions.prompts:
@@ -40,9 +43,22 @@ def digest_of(*asked: Questions) -> str:
 def _budget(settings: FinetuneSettings) -> int:
     if settings.budget is not None:
         return int(settings.budget)
-    goes_on = settings.resume and not settings.force and holds_run(settings.folder)
-    kept = (run_options(settings.folder) or {}).get("budget") if goes_on else None
+    kept = _kept(settings).get("budget")
     return int(available()) if kept is None else int(kept)
+
+
+def _date(settings: FinetuneSettings) -> dict[str, str]:
+    """Now, or that of the run that goes on; nothing for one of before dates were kept, whose prompts say today's."""
+    kept = _kept(settings)
+    return (
+        {"date": kept.get("date") or datetime.now().isoformat(timespec="seconds")} if "date" in kept or not kept else {}
+    )
+
+
+def _kept(settings: FinetuneSettings) -> Mapping[str, Any]:
+    """The options of the run that goes on; none for one that begins."""
+    goes_on = settings.resume and not settings.force and holds_run(settings.folder)
+    return (run_options(settings.folder) or {}) if goes_on else {}
 
 
 def _files(settings: FinetuneSettings) -> dict[str, str]:

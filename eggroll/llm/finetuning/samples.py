@@ -10,10 +10,13 @@ from typing import Any
 
 from eggroll.llm.finetuning.evaluation import Measured
 from eggroll.llm.finetuning.questions import Questions
+from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import open_to_read, parse_json
 from eggroll.training.folder.files import write_text
 from eggroll.training.folder.layout import SAMPLES
 from eggroll.training.metrics import read_metrics
 
+SAMPLED = {"generation": int, "prompt": str, "answer": str}
 SHOWN = 400  # characters of a prompt or an answer that are printed
 
 
@@ -46,7 +49,18 @@ class Samples:
         path = self.folder / SAMPLES
         if not path.exists():
             return []
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        try:
+            with open_to_read(path) as file:
+                lines = [parse_json(line) for line in file.read().splitlines() if line.strip()]
+            if not all(isinstance(line, dict) and SAMPLED.items() <= _kinds(line).items() for line in lines):
+                raise ValueError("a line that is no sample")
+        except (OSError, ValueError) as why:
+            raise RunError(f"cannot read '{path}' ({why}). Restore it from a copy, or remove it to go on.") from why
+        return lines
+
+
+def _kinds(line: dict[str, Any]) -> dict[str, type]:
+    return {name: type(value) for name, value in line.items()}
 
 
 def samples_of(asked: Questions, measured: Measured, count: int, generation: int | None = None) -> list[dict[str, Any]]:

@@ -6,70 +6,84 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from eggroll.llm.rewards.environment import environment
 from eggroll.strategy.methods import METHODS, method_named
-from eggroll.training.options import RunSettings, SettingsError, check_choice, check_count, check_pairs, check_positive
+from eggroll.training.options import (
+    UNDECIDING,
+    Checked,
+    Option,
+    RunSettings,
+    SettingsError,
+    as_begun,
+    check_pairs,
+    check_path,
+    keywords_of,
+)
 
 Optimizer = Literal["sgd", "adam"]
 Dtype = Literal["float32", "bfloat16"]
 Split = Literal["test", "train"]
 MOST_SECONDS = 86400  # for scoring an answer; timers do not take any number
-OF_TEMPLATES = {
-    *("tokenize", "add_generation_prompt", "continue_final_message"),
-    *("return_tensors", "return_dict", "padding"),
-}
+OF_TEMPLATES = frozenset(
+    ["tokenize", "add_generation_prompt", "continue_final_message", "return_tensors", "return_dict", "padding"]
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Which model answers which prompts, and how: what fine-tuning and evaluating have in common.
+class Asked(Checked):
+    """Which model answers which prompts, and how: what fine-tuning and evaluating have in common."""
 
-    Attributes:
-        model: a Hugging Face folder, a `.gguf` file, a hub id, or a run folder of `eggroll finetune`.
-        task: name of a ready task; None with `reward`.
-        task_options: options of the task, each `"name=value"`, the value in JSON or a word.
-        reward: `"module:function"`, the user's own reward; needs `prompts_file`.
-        prompts_file: prompts to train on: text, one a line, or JSON lines.
-        test_prompts_file: prompts to test on. None: a fifth of `prompts_file`.
-        system: system message; None: the task's.
-        template_options: further options of the chat template, each `"name=value"`, such as `"enable_thinking=false"`.
-        max_tokens: of an answer; None: the task's.
-        temperature: 0: the likeliest token is taken.
-        top_k: draw among this many likeliest tokens; None: all.
-        top_p: draw among the likeliest tokens of this total probability; None: all.
-        dtype: of the parameters; None: float32 on CPUs, elsewhere the model's own.
-        memory: GB that caches, activations and noise may take; None: a share of the device's.
-        workers: processes that score answers; None: one per core.
-        scorer_seconds: an answer whose scoring takes longer has the worst reward; at most a day.
-        worst: the least that `reward` can be, which answers get that cannot be scored; None: unknown.
-        reward_env: names of environment variables that the reward is given besides those that programs need.
-    """
-
-    model: str = ""
-    task: str | None = None
-    task_options: tuple[str, ...] = ()
-    reward: str | None = None
-    prompts_file: Path | None = None
-    test_prompts_file: Path | None = None
-    system: str | None = None
-    template_options: tuple[str, ...] = ()
-    max_tokens: int | None = None
+    model: Annotated[str, Option("required", "MODEL")] = ""
+    """A Hugging Face folder, a .gguf file, a hub id, or a run folder of `eggroll finetune`."""
+    task: Annotated[str | None, Option("none", "NAME")] = None
+    """Ready task: countdown, conciseness, arithmetic, or reasoning_gym:NAME (extra `reasoning`)."""
+    task_options: Annotated[tuple[str, ...], Option("none", "NAME=VALUE")] = ()
+    """Options of the task, such as `largest=20`; values in JSON."""
+    reward: Annotated[str | None, Option("none", "MODULE:FUNCTION")] = None
+    """A reward of your own, `function(text, problem)` → a number, with --prompts-file."""
+    prompts_file: Annotated[Path | None, Option("none")] = None
+    """Prompts for --reward: text, one a line, or JSON lines with "prompt" and any other fields."""
+    test_prompts_file: Annotated[Path | None, Option("a fifth of the prompts")] = None
+    """Prompts to test on."""
+    system: Annotated[str | None, Option("the task's", "TEXT")] = None
+    """System message."""
+    template_options: Annotated[tuple[str, ...], Option("none", "NAME=VALUE")] = ()
+    """Options of the model's chat template, such as `enable_thinking=false`; values in JSON."""
+    max_tokens: Annotated[int | None, Option("the task's", least=1)] = None
+    """Tokens of an answer."""
     temperature: float = 0.0
-    top_k: int | None = None
-    top_p: float | None = None
-    dtype: Dtype | None = None
-    memory: float | None = None
-    workers: int | None = None
-    scorer_seconds: float = 10.0
-    worst: float | None = None
-    reward_env: tuple[str, ...] = ()
+    """0 takes the likeliest token."""
+    top_k: Annotated[int | None, Option("all", least=1)] = None
+    """Draw among this many likeliest tokens."""
+    top_p: Annotated[float | None, Option("all", positive=True)] = None
+    """Draw among the likeliest tokens of this total probability."""
+    dtype: Annotated[Dtype | None, Option("float32 on CPUs, elsewhere the model's")] = None
+    """Of the parameters."""
+    memory: Annotated[float | None, Option("a share of the device's", "GB", positive=True)] = None
+    """What caches, activations and noise may take; decides how many members answer at once."""
+    workers: Annotated[int | None, Option("one a core", least=1)] = None
+    """Processes that score answers."""
+    scorer_seconds: Annotated[float, Option(positive=True)] = 10.0
+    """An answer whose scoring takes longer has the worst reward; at most a day."""
+    worst: Annotated[float | None, Option("unknown")] = None
+    """The least that --reward can be: that of an answer whose scoring fails."""
+    reward_env: Annotated[tuple[str, ...], Option("none", "NAME", repeated=True)] = ()
+    """An environment variable that the reward is given, such as a key; once for each."""
 
-    def check_asked(self) -> None:
+    def check(self) -> None:
         """Raises `SettingsError` for what no model can be asked."""
+        super().check()
+        if not self.model:
+            raise SettingsError("got no model; --model is required: a folder, a .gguf file, a hub id or a run folder.")
+        check_path("model", self.model)
+        self._check_prompts()
+        self._check_answers()
+
+    def _check_prompts(self) -> None:
         if (self.task is None) == (self.reward is None):
             got = "neither --task nor --reward" if self.task is None else "both --task and --reward"
             raise SettingsError(f"got {got}; one of them is required: a ready task, or a reward of your own.")
@@ -82,6 +96,8 @@ class Asked:
             raise SettingsError("got a file of test prompts for a ready task, which has its own; leave it out.")
         if self.worst is not None and (self.reward is None or not math.isfinite(self.worst)):
             raise SettingsError(f"got worst={self.worst!r}; a finite number, for a --reward of your own, is required.")
+
+    def _check_answers(self) -> None:
         if not self.temperature >= 0:
             raise SettingsError(f"got temperature={self.temperature!r}; 0 (greedy) or more is required.")
         for name in ("top_k", "top_p"):
@@ -90,14 +106,6 @@ class Asked:
                     f"got {name}={getattr(self, name)!r} at temperature=0, where the likeliest token is taken; give a "
                     "--temperature above 0, or leave it out."
                 )
-        if self.dtype is not None:
-            check_choice("dtype", self.dtype, Dtype)
-        for name in ("max_tokens", "workers", "top_k"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name), 1)
-        for name in ("top_p", "memory", "scorer_seconds"):
-            if getattr(self, name) is not None:
-                check_positive(name, getattr(self, name))
         if self.scorer_seconds > MOST_SECONDS:
             raise SettingsError(f"got scorer_seconds={self.scorer_seconds!r}; at most {MOST_SECONDS} (a day) may pass.")
         environment(self.reward_env)
@@ -120,42 +128,50 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneSettings(Asked, RunSettings):
-    """Settings of a run; the defaults are those of `"eggroll"`.
+    """Settings of a run; the defaults are those of `"eggroll"`."""
 
-    Attributes:
-        method: `"eggroll"` (low-rank noise, pairs with opposite signs) or `"full-rank"` (arXiv 2509.24372).
-        population: members in a generation; even for `"eggroll"`.
-        rank: columns of each noise factor of `"eggroll"`.
-        sigma: noise scale, in the units of the weights.
-        learning_rate: of `"eggroll"`, the optimizer's; of `"full-rank"` the paper's α. None: see `rate`.
-        optimizer: of `"eggroll"`, `"sgd"` or `"adam"`.
-        prompts: different prompts in a generation.
-        groups: groups of members; each has `prompts / groups` prompts of its own, and fitness is compared with that of
-            the group. 1: all members answer all prompts. None: the method's own, which is `prompts` for `"eggroll"`.
-        chunk: members that answer at once; None: what fits.
-        token_budget: tokens of generated answers after which the run ends; None: no limit.
-        eval_every: generations between two evaluations on held-out prompts.
-        eval_prompts: how many held-out prompts; None: as many as the task has, up to 64.
-        pool: training prompts to draw from; None: as many as the task has, up to 1024.
-        samples: held-out prompts whose answers are written down and shown.
-    """
+    _own = "method"
+    # A run that goes on may end elsewhere: no schedule asks how long it will be.
+    may_change = UNDECIDING | {"generations", "token_budget"}
 
-    method: str = "eggroll"
-    population: int = 256
-    rank: int = 1
-    sigma: float = 2e-3
-    learning_rate: float | None = None
+    method: str = field(default="eggroll", kw_only=False)
+    """EGGROLL (low-rank noise, large population), or full-rank noise (arXiv 2509.24372)."""
+    population: Annotated[int, Option(least=2)] = 256
+    """Members in a generation."""
+    rank: Annotated[int, Option(least=1)] = 1
+    """Columns of each noise factor (eggroll)."""
+    sigma: Annotated[float, Option(positive=True)] = 2e-3
+    """Noise scale, in the units of the weights."""
+    learning_rate: Annotated[
+        float | None, Option("sgd sigma²·√population/6, adam sigma/20, full-rank sigma/2", positive=True)
+    ] = None
+    """The optimizer's; for full-rank the α of its paper."""
     optimizer: Optimizer = "sgd"
-    prompts: int = 8
-    groups: int | None = None
-    chunk: int | None = None
-    token_budget: int | None = None
-    eval_every: int = 10
-    eval_prompts: int | None = None
-    pool: int | None = None
-    samples: int = 3
-    keep: int = 1
-    keep_best: int = 0
+    """Of eggroll."""
+    prompts: Annotated[int, Option(least=1)] = 8
+    """Different prompts in a generation."""
+    groups: Annotated[int | None, Option("eggroll --prompts, full-rank 1", least=1)] = None
+    """Groups of members: each has its share of the prompts and compares fitness within. 1: all answer all prompts."""
+    chunk: Annotated[int | None, Option("what fits --memory", least=1)] = None
+    """Members that answer at once (eggroll)."""
+    token_budget: Annotated[int | None, Option("none", least=1)] = None
+    """Generate no more tokens of answers than this: end before a generation that could exceed it."""
+    eval_every: Annotated[int, Option(least=1)] = 10
+    """Generations between two evaluations on held-out prompts."""
+    eval_prompts: Annotated[int | None, Option("64, or what there is", least=1)] = None
+    """Held-out prompts."""
+    pool: Annotated[int | None, Option("1024, or what there is", least=1)] = None
+    """Training prompts to draw from."""
+    samples: Annotated[int, Option(least=0)] = 3
+    """Held-out prompts whose answers are shown."""
+    seed: Annotated[int, Option(least=0)] = 0
+    """Decides prompts, noise and draws."""
+    out: Annotated[Path | None, Option("runs/TASK-METHOD")] = None
+    """Run folder."""
+    keep: Annotated[int, Option(least=1)] = 1
+    """Newest checkpoints that are kept."""
+    keep_best: Annotated[int, Option(least=0)] = 0
+    """Checkpoints of the highest held-out score that are kept besides."""
 
     @property
     def name(self) -> str:
@@ -176,30 +192,42 @@ class FinetuneSettings(Asked, RunSettings):
             return self.groups
         return self.prompts if method_named(self.method).grouped else 1
 
+    def check(self) -> None:
+        """Raises `SettingsError` for a value that no run can use: groups are even, and keep pairs together."""
+        super().check()
+        groups, population, prompts = self.parts, self.population, self.prompts
+        pairs = METHODS[self.method].pairs
+        if pairs:
+            check_pairs(population)
+        unit = 2 if pairs or groups > 1 else 1
+        if population % (groups * unit):
+            each = "an even number" if unit == 2 else "the same number"
+            raise SettingsError(
+                f"got population={population} in {groups} groups; {each} of members in every group is required. Use "
+                f"--population {-(-population // (groups * unit)) * groups * unit}, or other --groups (1: all members "
+                "answer all prompts)."
+            )
+        if prompts % groups:
+            raise SettingsError(
+                f"got prompts={prompts} for groups={groups}; the same number of prompts for every group is required. "
+                f"Use --prompts {-(-prompts // groups) * groups}, or other --groups."
+            )
+        if self.pool is not None and self.pool < prompts:
+            raise SettingsError(f"got pool={self.pool} for prompts={prompts}; at least as many are required.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateSettings(Asked):
-    """Settings of an evaluation.
+    """Settings of an evaluation."""
 
-    Attributes:
-        prompts: how many are answered; None: as many as the task has, up to 256.
-        split: `"test"`, or `"train"`: prompts that fine-tuning may have seen.
-        seed: decides the prompts, and the draws of a temperature above 0; that of a run gives its held-out prompts.
-        samples: answers that are shown.
-    """
-
-    prompts: int | None = None
+    prompts: Annotated[int | None, Option("256, or what there is", least=1)] = None
+    """Prompts that are answered."""
     split: Split = "test"
-    seed: int = 0
-    samples: int = 3
-
-    def check(self) -> None:
-        """Raises `SettingsError` for a value that cannot be used."""
-        self.check_asked()
-        check_choice("split", self.split, Split)
-        least = {"seed": 0, "samples": 0} | ({} if self.prompts is None else {"prompts": 1})
-        for name, number in least.items():
-            check_count(name, getattr(self, name), number)
+    """Which prompts: held-out ones, or those that fine-tuning may have seen."""
+    seed: Annotated[int, Option(least=0)] = 0
+    """Decides the prompts, and draws; that of a run gives the ones that it was tested on."""
+    samples: Annotated[int, Option(least=0)] = 3
+    """Answers that are shown."""
 
 
 def defaults(method: str) -> FinetuneSettings:
@@ -212,33 +240,29 @@ def defaults(method: str) -> FinetuneSettings:
 DEFAULTS = {name: defaults(name) for name in METHODS}  # for the command's help
 
 
-def settings_for(method: str = "eggroll", **given: Any) -> FinetuneSettings:
+@keywords_of(FinetuneSettings)
+def settings_for(method: str | None = None, **given: Any) -> FinetuneSettings:
     """Checked settings: the method's defaults, replaced by what is given.
 
     Args:
-        method: `"eggroll"` or `"full-rank"`.
-        **given: attributes of `FinetuneSettings`; None keeps the default.
+        method: `"eggroll"` or `"full-rank"`. Default `"eggroll"`.
+        **given: attributes of `FinetuneSettings`; None keeps the default. With `resume=True`, what is not given is what
+            the run in the folder, if there is one, was begun with.
 
     Returns:
         The settings.
 
     Raises:
-        SettingsError: an unknown method, or a value that no run can use.
+        SettingsError: an unknown method or setting, or a value that no run can use.
 
     Example:
         >>> settings_for("full-rank", model="folder", task="conciseness").rate
         0.0005
     """
-    settings = replace(defaults(method), **{name: value for name, value in given.items() if value is not None})
-    check_choice("optimizer", settings.optimizer, Optimizer)
-    settings.check_asked()
+    asked = as_begun(FinetuneSettings, given if method is None else {"method": method, **given})
+    settings = replace(defaults(asked.get("method", FinetuneSettings.method)), **asked)
+    settings.check()
     _check_used(settings, given)
-    counts = ["rank", "prompts", "eval_every"]
-    unless_none = ("chunk", "token_budget", "pool", "groups", "eval_prompts")
-    counts += [name for name in unless_none if getattr(settings, name) is not None]
-    least = [("population", 2), ("samples", 0), *((name, 1) for name in counts)]
-    settings.check(least, ["sigma", "learning_rate"])
-    _check_groups(settings)
     return settings
 
 
@@ -251,29 +275,6 @@ def _check_used(settings: FinetuneSettings, given: Mapping[str, Any]) -> None:
                 f"got {name}={given[name]!r} for method={method.name!r}, which has {method.lacks}; leave it out, or "
                 "use --method eggroll."
             )
-
-
-def _check_groups(settings: FinetuneSettings) -> None:
-    """Members and prompts have to be divided evenly, and pairs stay together."""
-    groups, population, prompts = settings.parts, settings.population, settings.prompts
-    pairs = METHODS[settings.method].pairs
-    if pairs:
-        check_pairs(population)
-    unit = 2 if pairs or groups > 1 else 1
-    if population % (groups * unit):
-        each = "an even number" if unit == 2 else "the same number"
-        raise SettingsError(
-            f"got population={population} in {groups} groups; {each} of members in every group is required. Use "
-            f"--population {-(-population // (groups * unit)) * groups * unit}, or other --groups (1: all members "
-            "answer all prompts)."
-        )
-    if prompts % groups:
-        raise SettingsError(
-            f"got prompts={prompts} for groups={groups}; the same number of prompts for every group is required. Use "
-            f"--prompts {-(-prompts // groups) * groups}, or other --groups."
-        )
-    if settings.pool is not None and settings.pool < prompts:
-        raise SettingsError(f"got pool={settings.pool} for prompts={prompts}; at least as many are required.")
 
 
 def options_from(texts: Sequence[str]) -> dict[str, Any]:
@@ -293,7 +294,7 @@ def options_from(texts: Sequence[str]) -> dict[str, Any]:
             raise SettingsError(f"got the task option {text!r}; name=value is required, such as largest=20.")
         try:
             read = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             read = value
         found[name] = tuple(read) if isinstance(read, list) else read
     return found

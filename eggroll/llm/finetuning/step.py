@@ -25,7 +25,13 @@ from eggroll.training.processes.talk import gather
 from eggroll.training.steps import Step
 
 LOGGER = logging.getLogger("eggroll")
+DRAWS = 0x64726177  # the draws' branch of the key; the noise of generation g has the branch g
 BASE = 1 << 30  # tokens are counted in two numbers, as JAX has no 64-bit integers by itself
+
+
+def draw_key(key: jax.Array) -> jax.Array:
+    """The key of a run's draws, apart from that of every generation's noise."""
+    return jax.random.fold_in(key, DRAWS)
 
 
 class Answered(Step):

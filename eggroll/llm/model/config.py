@@ -11,7 +11,10 @@ from eggroll.llm.model.accepted import refuse_what_is_not_accepted, refuse_what_
 from eggroll.llm.model.quiet import silent, transformers
 from eggroll.training.errors import RunError
 
-__all__ = ["DecoderConfig", "Rope", "config_from"]
+__all__ = ["MOST_LAYERS", "DecoderConfig", "Rope", "check_count", "config_from"]
+
+MOST_LAYERS = 4096  # where there are no weights to say it
+MOST = 2**31 - 1  # of any other size: what an index in JAX can count
 
 ARCHITECTURES = {
     "llama": "Llama 2 and 3, TinyLlama, SmolLM2",
@@ -22,6 +25,18 @@ ARCHITECTURES = {
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh")
 ROPES = ("default", "linear", "llama3")
 LAYER_TYPES = {"full_attention", "sliding_attention"}
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_attention_heads", "max_position_embeddings")
+
+
+def check_count(name: str, value: Any, most: int | None = None) -> None:
+    """Raises `RunError` unless the value is a whole number from 1 to `most`; None is the most that there can be."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= (most or MOST):
+        raise RunError(f"got {name}={value!r}; a whole number from 1 to {most or MOST} is required.")
+
+
+def _check_positive(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise RunError(f"got {name}={value!r}; a finite number above 0 is required.")
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,12 @@ class Rope:
     low: float = 1.0
     high: float = 4.0
     original: int = 8192
+
+    def __post_init__(self) -> None:
+        for name in ("theta", "factor", "low", "high", "original"):
+            _check_positive(f"{name} of rotary positions", getattr(self, name))
+        if self.kind == "llama3" and not self.low < self.high:
+            raise RunError(f"got low_freq_factor={self.low} and high_freq_factor={self.high}; the first must be less.")
 
 
 @dataclass(frozen=True)
@@ -99,7 +120,18 @@ class DecoderConfig:
     sliding_rope: Rope | None = None
 
     def __post_init__(self) -> None:
-        if self.key_value_heads < 1 or self.heads % self.key_value_heads:
+        sizes = ("vocabulary", "width", "hidden", "layers", "heads", "head_width", "context")
+        for name in sizes if self.window is None else (*sizes, "window"):
+            check_count(f"{name} of a decoder", getattr(self, name))
+        for name in ("epsilon",) if self.attention_scale is None else ("epsilon", "attention_scale"):
+            _check_positive(name, getattr(self, name))
+        if not isinstance(self.tied, bool):
+            raise RunError(f"got tie_word_embeddings={self.tied!r}; true or false is required.")
+        if len(self.sliding) not in (0, self.layers):
+            raise RunError(
+                f"got {len(self.sliding)} layer_types; one for each of the {self.layers} layers is required."
+            )
+        if not isinstance(self.key_value_heads, int) or self.key_value_heads < 1 or self.heads % self.key_value_heads:
             raise RunError(
                 f"got {self.heads} query heads and {self.key_value_heads} heads of keys and values; the first must be "
                 "a multiple of the second: correct num_attention_heads or num_key_value_heads in config.json."
@@ -108,17 +140,20 @@ class DecoderConfig:
             raise RunError(f"got heads of {self.head_width} features; rotary positions need an even number.")
 
 
-def config_from(hf: Mapping[str, Any]) -> DecoderConfig:
+def config_from(hf: Mapping[str, Any], *, most_layers: int = MOST_LAYERS) -> DecoderConfig:
     """Reads a Hugging Face configuration, in the style of transformers 4 or 5, with the defaults of its architecture.
 
     Args:
         hf: the contents of `config.json`.
+        most_layers: that there can be, such as the number of the weights' tensors: lists are as long as there are
+            layers. Default 4096.
 
     Returns:
         The decoder's configuration.
 
     Raises:
-        RunError: an architecture that the decoder does not know, or a setting that it lacks or does not know, by name.
+        RunError: an architecture that the decoder does not know, a setting that it lacks or does not know, or a number
+            that none can have, by name.
 
     Example:
         >>> from eggroll.llm.model.config import config_from
@@ -126,9 +161,27 @@ def config_from(hf: Mapping[str, Any]) -> DecoderConfig:
         >>> config.head_width, config.key_value_heads, config.rope.theta
         (16, 4, 10000.0)
     """
-    full = _with_defaults(hf)
+    if (layers := hf.get("num_hidden_layers")) is not None:
+        check_count("num_hidden_layers", layers, most_layers)
+    try:
+        return _config(hf, _with_defaults(hf))
+    except RunError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
+        raise RunError(
+            f"the configuration has values of other kinds than its architecture takes ({error!r}); fetch or copy "
+            "config.json again."
+        ) from error
+
+
+def _config(hf: Mapping[str, Any], full: Mapping[str, Any]) -> DecoderConfig:
     _refuse_what_is_lacking(hf, full)
     gemma = full["model_type"] == "gemma3_text"
+    for name in SIZES if full.get("head_dim") is None else (*SIZES, "head_dim"):
+        check_count(name, full[name])
+    if gemma:
+        _check_positive("query_pre_attn_scalar", full["query_pre_attn_scalar"])
+    head_width = full.get("head_dim")
     types = full.get("layer_types") or ()
     window = full.get("sliding_window")
     sliding = tuple(kind == "sliding_attention" and window is not None for kind in types)
@@ -140,7 +193,7 @@ def config_from(hf: Mapping[str, Any]) -> DecoderConfig:
         layers=full["num_hidden_layers"],
         heads=full["num_attention_heads"],
         key_value_heads=full["num_key_value_heads"],
-        head_width=full.get("head_dim") or full["hidden_size"] // full["num_attention_heads"],
+        head_width=full["hidden_size"] // full["num_attention_heads"] if head_width is None else head_width,
         context=full["max_position_embeddings"],
         epsilon=full["rms_norm_eps"],
         rope=ropes.get("full_attention", ropes.get("")) or Rope(),
@@ -159,7 +212,7 @@ def config_from(hf: Mapping[str, Any]) -> DecoderConfig:
 def _with_defaults(hf: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration as transformers completes it: each architecture has defaults and older spellings of its own."""
     kind = hf.get("model_type")
-    if kind not in ARCHITECTURES:
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
         known = "; ".join(f"{name} ({what})" for name, what in ARCHITECTURES.items())
         hint = " Of gemma3, which has a vision part, only checkpoints of the text part are read." * (kind == "gemma3")
         raise RunError(f"got a model of the architecture {kind!r}; known are: {known}. Choose one of these.{hint}")
@@ -214,10 +267,18 @@ def _rope(given: Mapping[str, Any], model: str) -> Rope:
             f"got partial_rotary_factor={given['partial_rotary_factor']}; the decoder rotates whole heads, so 1.0."
         )
     refuse_what_rotary_positions_lack(given, model)
-    theta = float(given.get("rope_theta") or Rope.theta)
+    theta = _number(given, "rope_theta") if given.get("rope_theta") is not None else Rope.theta
     if kind == "default":
         return Rope(theta)
     if kind == "linear":
-        return Rope(theta, kind, float(given["factor"]))
-    low, high = float(given["low_freq_factor"]), float(given["high_freq_factor"])
-    return Rope(theta, kind, float(given["factor"]), low, high, int(given["original_max_position_embeddings"]))
+        return Rope(theta, kind, _number(given, "factor"))
+    low, high = _number(given, "low_freq_factor"), _number(given, "high_freq_factor")
+    return Rope(
+        theta, kind, _number(given, "factor"), low, high, int(_number(given, "original_max_position_embeddings"))
+    )
+
+
+def _number(given: Mapping[str, Any], name: str) -> float:
+    """A number of rotary positions."""
+    _check_positive(f"{name} in the description of rotary positions", given.get(name))
+    return float(given[name])

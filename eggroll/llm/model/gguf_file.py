@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from eggroll.extras import needed_for
-from eggroll.llm.model.config import DecoderConfig, Rope, config_from
-from eggroll.llm.model.gguf_tokens import tokenizer_from
+from eggroll.llm.model.config import DecoderConfig, Rope, check_count, config_from
+from eggroll.llm.model.gguf_header import Tensor, read_header
+from eggroll.llm.model.gguf_tokens import ends_of, special_id, tokenizer_from, vocabulary_of
 from eggroll.llm.model.rotary import frequencies
 from eggroll.llm.model.weights_hf import assemble, check_shapes, hf_names
 from eggroll.training.errors import RunError
@@ -52,9 +53,12 @@ DIVISORS = "rope_freqs.weight"
 METADATA = {
     *("attention.head_count", "attention.head_count_kv", "attention.key_length", "attention.layer_norm_rms_epsilon"),
     *("embedding_length", "feed_forward_length", "block_count", "context_length"),
-    *("rope.freq_base", "rope.scaling.type", "rope.scaling.factor"),
+    *("rope.freq_base", "rope.scaling.type", "rope.scaling.factor", "rope.scale_linear"),
     *("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length"),
 }
+# Whole numbers that a file has to say.
+COUNTS = ("embedding_length", "feed_forward_length", "block_count", "context_length", "attention.head_count")
+SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf")
 OUTER = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
 
 
@@ -68,42 +72,65 @@ def read_gguf(file: Path, dtype: str | None = None) -> tuple[dict[str, Any], dic
     Raises:
         RunError: not a GGUF file, an unknown architecture or tokenizer, tensors missing or of the wrong shape.
     """
-    with needed_for(".gguf files"):
-        from gguf import GGUFReader, dequantize
+    fields, tensors = read_header(file)
+    _refuse_a_part(file, fields)
     try:
-        reader = GGUFReader(file)
-    except (ValueError, OSError, IndexError) as error:
-        raise RunError(f"{file} is not a whole GGUF file ({error}); fetch or copy it again.") from error
-    fields = {name: field.contents() for name, field in reader.fields.items()}
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
-    try:
+        _check_counts(fields, len(tensors))
         settings = settings_from(fields, tied="output.weight" not in tensors)
-        _refuse_what_is_not_read(file, fields, settings)
-    except TypeError as error:
-        raise RunError(
-            f"{file} lacks metadata that its architecture needs ({error}); convert the model again."
-        ) from error
-    tokenizer = tokenizer_from(fields)
-    divisors = _divisors(tensors)
-    if divisors is not None:
-        settings["rope_scaling"] = LLAMA_3 | {"factor": float(divisors.max())}
-    config = config_from(settings)
+        _refuse_what_is_not_read(fields, settings)
+        tokenizer = tokenizer_from(fields)
+        divisors = _divisors(tensors)
+        if divisors is not None:
+            if "rope_scaling" in settings:
+                raise RunError(f"scaling by rope_freqs and by {settings['rope_scaling']} at once is not computed")
+            settings["rope_scaling"] = LLAMA_3 | {"factor": float(divisors.max())}
+        config = config_from(settings, most_layers=len(tensors))
+        generation = {name: settings[name] for name in ("bos_token_id", "pad_token_id") if name in settings}
+        generation |= {"eos_token_id": ends} if (ends := ends_of(fields)) else {}
+    except RunError as error:
+        raise RunError(f"{file}: {error}") from error
     if divisors is not None:
         _check_divisors(file, config, divisors)
     names = {name: _gguf_name(name, config) for group in hf_names(config).values() for name in group}
     _check(file, config, names, tensors)
 
     def read(name: str) -> np.ndarray:
-        tensor = tensors[names[name]]
-        try:
-            plain = dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            kind = tensor.tensor_type.name
-            raise RunError(f"{file} has tensors in {kind}, which the package gguf does not read.") from error
-        return _as_hf(name, plain, settings, config)
+        return _as_hf(name, _plain(file, tensors[names[name]]), settings, config)
 
-    generation = {name: settings[name] for name in ("bos_token_id", "eos_token_id", "pad_token_id") if name in settings}
     return settings, generation, tokenizer, config, assemble(config, read, dtype or "float32")
+
+
+def _plain(file: Path, tensor: Tensor) -> np.ndarray:
+    """The numbers of a tensor as float32."""
+    from gguf import dequantize
+
+    try:
+        return dequantize(tensor.data, tensor.kind)
+    except NotImplementedError as error:
+        kind = tensor.kind.name
+        raise RunError(f"{file} has tensors in {kind}, which the package gguf does not read.") from error
+
+
+def _refuse_a_part(file: Path, fields: Mapping[str, Any]) -> None:
+    """A model may lie in several files, of which each has some tensors."""
+    named = SPLIT.search(file.name)
+    count = fields.get("split.count", int(named.group(1)) if named else 1)
+    if count not in (0, 1):
+        raise RunError(
+            f"{file} is one of the {count} parts of a split GGUF file; a whole one is required: join them with "
+            "llama.cpp's `llama-gguf-split --merge FIRST_PART WHOLE.gguf`."
+        )
+
+
+def _check_counts(fields: Mapping[str, Any], most_layers: int) -> None:
+    """Raises `RunError` for an unknown architecture, and for whole numbers that are missing or none."""
+    kind = fields.get("general.architecture")
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
+        raise RunError(f"got a GGUF file of the architecture {kind!r}; known are {', '.join(MODEL_TYPES)}.")
+    for name in (f"{kind}.{count}" for count in COUNTS):
+        if name not in fields:
+            raise RunError(f"it lacks metadata that its architecture needs ({name}); convert the model again.")
+        check_count(name, fields[name], most_layers if name.endswith("block_count") else None)
 
 
 def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
@@ -113,9 +140,7 @@ def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
         fields: metadata by name.
         tied: True if the file has no output matrix besides the embedding.
     """
-    kind = fields.get("general.architecture")
-    if kind not in MODEL_TYPES:
-        raise RunError(f"got a GGUF file of the architecture {kind!r}; known are {', '.join(MODEL_TYPES)}.")
+    kind = fields["general.architecture"]
 
     def value(name: str, default: Any = None) -> Any:
         found = fields.get(f"{kind}.{name}", default)
@@ -125,7 +150,7 @@ def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
     settings = {
         "model_type": MODEL_TYPES[kind],
         "architectures": [{"gemma3": "Gemma3ForCausalLM"}.get(kind, f"{kind.capitalize()}ForCausalLM")],
-        "vocab_size": len(fields.get("tokenizer.ggml.tokens", ())),
+        "vocab_size": len(vocabulary_of(fields)),
         "hidden_size": width,
         "intermediate_size": value("feed_forward_length"),
         "num_hidden_layers": value("block_count"),
@@ -142,16 +167,18 @@ def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
         # The file does not say it: head_dim, but for the 27B model.
         scale = width // heads if settings["num_hidden_layers"] == GEMMA_27B_LAYERS else settings["head_dim"]
         settings |= {"query_pre_attn_scalar": scale, "hidden_activation": "gelu_pytorch_tanh"}
-    scaling = value("rope.scaling.type", "none")
-    if scaling != "none":
-        settings["rope_scaling"] = {"rope_type": scaling, "factor": value("rope.scaling.factor")}
+    # As llama.cpp has it: linear where no type is said, by the older name where the newer is missing, 0 meaning 1.
+    scaling = value("rope.scaling.type", "linear")
+    factor = value("rope.scaling.factor", value("rope.scale_linear", 1.0)) or 1.0
+    if scaling not in ("none", "linear") or (scaling == "linear" and factor != 1):
+        settings["rope_scaling"] = {"rope_type": scaling, "factor": factor}
     for ours, theirs in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
-        if f"tokenizer.ggml.{theirs}_token_id" in fields:
-            settings[f"{ours}_token_id"] = fields[f"tokenizer.ggml.{theirs}_token_id"]
+        if (index := special_id(fields, theirs)) is not None:
+            settings[f"{ours}_token_id"] = index
     return settings
 
 
-def _refuse_what_is_not_read(file: Path, fields: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+def _refuse_what_is_not_read(fields: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     """Metadata of the architecture that is neither read nor known to change nothing may change what is computed."""
     kind = fields["general.architecture"]
     allowed = {
@@ -172,7 +199,7 @@ def _refuse_what_is_not_read(file: Path, fields: Mapping[str, Any], settings: Ma
         if own != name and own not in METADATA and found not in allowed.get(own, []):
             only = " or ".join(map(repr, allowed.get(own, ()))) or "files without it"
             raise RunError(
-                f"{file} has {name}={found!r}, which the decoder does not compute; {only} is required: load that model "
+                f"it has {name}={found!r}, which the decoder does not compute; {only} is required: load that model "
                 "from its Hugging Face folder, or choose another."
             )
 
@@ -186,9 +213,13 @@ def _gguf_name(name: str, config: DecoderConfig) -> str:
     return f"blk.{layer}.{table[part]}.{kind}"
 
 
-def _divisors(tensors: Mapping[str, Any]) -> np.ndarray | None:
+def _divisors(tensors: Mapping[str, Tensor]) -> np.ndarray | None:
     """What the frequencies of rotary positions are divided by; None for nothing but ones."""
-    found = np.asarray(tensors[DIVISORS].data, np.float32).reshape(-1) if DIVISORS in tensors else np.ones(1)
+    if DIVISORS not in tensors:
+        return None
+    if (kind := tensors[DIVISORS].kind.name) != "F32":
+        raise RunError(f"its tensor {DIVISORS} is {kind}; F32 is required: convert the model again.")
+    found = np.array(tensors[DIVISORS].data).view(np.float32).reshape(-1)
     return None if np.all(found == 1) else found
 
 
@@ -201,13 +232,9 @@ def _check_divisors(file: Path, config: DecoderConfig, divisors: np.ndarray) -> 
         )
 
 
-def _check(file: Path, config: DecoderConfig, names: Mapping[str, str], tensors: Mapping[str, Any]) -> None:
+def _check(file: Path, config: DecoderConfig, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
     theirs = {gguf: hf for hf, gguf in names.items()}
-    shapes = {
-        theirs.get(name, name): tuple(int(size) for size in reversed(tensor.shape))
-        for name, tensor in tensors.items()
-        if name != DIVISORS
-    }
+    shapes = {theirs.get(name, name): tensor.shape for name, tensor in tensors.items() if name != DIVISORS}
     check_shapes(str(file), config, shapes)
 
 

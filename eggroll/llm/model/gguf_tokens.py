@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from eggroll.llm.model.quiet import transformers
+from eggroll.llm.model.tokens import ENDS
 from eggroll.training.errors import RunError
 
-__all__ = ["tokenizer_from"]
+__all__ = ["ends_of", "special_id", "tokenizer_from", "vocabulary_of"]
 
-CONTROL, USER_DEFINED = 3, 4  # types of tokens
+UNKNOWN, CONTROL, USER_DEFINED = 2, 3, 4  # types of tokens
+END_IDS = ("eos", "eot", "eom", "fim_pad", "fim_rep", "fim_sep")
+# Where a file does not say it: of pieces as llama.cpp has it, which has none worth having for byte pairs.
+PIECES_IDS = {"bos": 1, "eos": 2, "unknown": 0}
+BEGIN_BY_THEMSELVES = {
+    "llama",
+    "llama-bpe",
+}  # tokenizers, and ways to split, whose texts begin with BOS unless told not to
+# What is read of the metadata `tokenizer.ggml.…`, and what changes nothing for these two kinds of tokenizers.
+READ = {
+    "model",
+    "pre",
+    "tokens",
+    "token_type",
+    "scores",
+    "merges",
+    "add_bos_token",
+    "add_eos_token",
+    "add_space_prefix",
+}
+NEUTRAL = {"token_type_count", "remove_extra_whitespaces", "precompiled_charsmap"}
 
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBER"
@@ -36,19 +58,112 @@ def tokenizer_from(fields: Mapping[str, Any]) -> Any:
     """
     model = fields.get("tokenizer.ggml.model")
     makers = {"gpt2": _byte_level, "llama": _pieces}
-    if model not in makers or "tokenizer.ggml.tokens" not in fields:
+    if not isinstance(model, str) or model not in makers or "tokenizer.ggml.tokens" not in fields:
         raise RunError(f"got a GGUF file with the tokenizer {model!r}; known are {', '.join(makers)}.")
-    tokens = fields["tokenizer.ggml.tokens"]
-    inner = makers[model](fields)
-    _add_special(inner, fields)
+    _refuse_what_is_not_read(fields)
+    tokens = vocabulary_of(fields)
+    try:
+        inner = makers[model](fields)
+        _add_special(inner, fields)
+    except RunError:
+        raise
+    except Exception as error:  # what the library tokenizers raises has no class of its own
+        raise RunError(f"its tokenizer cannot be built ({error}); convert the model again.") from error
     named = {}
     for ours, theirs in {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}.items():
-        index = fields.get(f"tokenizer.ggml.{theirs}_token_id")
+        index = special_id(fields, theirs)
         if index is not None:
             named[f"{ours}_token"] = tokens[index]
     made = transformers().PreTrainedTokenizerFast(tokenizer_object=inner, clean_up_tokenization_spaces=False, **named)
-    made.chat_template = fields.get("tokenizer.chat_template")
+    made.chat_template = _template(fields, named.get("bos_token"))
     return made
+
+
+def vocabulary_of(fields: Mapping[str, Any]) -> list[str]:
+    """The tokens of a file by number, an empty one under the name that llama.cpp gives it."""
+    found = _listed(fields, "tokens", str)
+    tokens = [token or f"[EMPTY_{index}]" for index, token in enumerate(found)]
+    if len(set(tokens)) < len(tokens):
+        token, times = Counter(tokens).most_common(1)[0]
+        raise RunError(f"its tokenizer has the token {token!r} {times} times; convert the model again.")
+    return tokens
+
+
+def special_id(fields: Mapping[str, Any], name: str) -> int | None:
+    """The number of a token that has a name, such as "eos"; None if there is none.
+
+    Raises:
+        RunError: a number that no token has.
+    """
+    pieces = fields.get("tokenizer.ggml.model") == "llama"
+    index, count = fields.get(f"tokenizer.ggml.{name}_token_id"), len(fields.get("tokenizer.ggml.tokens", ()))
+    if index is None:
+        default = PIECES_IDS.get(name) if pieces else None
+        return None if default is None or default >= count else default
+    if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+        raise RunError(
+            f"it has tokenizer.ggml.{name}_token_id={index!r}, and its tokens have the numbers 0 to {count - 1}; "
+            "convert the model again."
+        )
+    return index
+
+
+def ends_of(fields: Mapping[str, Any]) -> list[int]:
+    """The numbers of the tokens that end an answer, as llama.cpp has them: those named so, and those by their text."""
+    tokens = vocabulary_of(fields)
+    by_text = [index for index, token in enumerate(tokens) if token in ENDS]
+    named = [special_id(fields, name) for name in END_IDS]
+    found = dict.fromkeys([*(index for index in named if index is not None), *by_text])
+    texts = {tokens[index] for index in found}
+    calls = {"<|return|>", "<|call|>"} <= texts or ({"<|flush|>"} <= texts and texts & {"<|call|>", "<|calls|>"})
+    not_ends = {"<|end|>"} if calls else set()  # between the parts of an answer
+    not_ends |= {"</s>"} if "<|tool_response>" in texts else set()
+    return [index for index in found if tokens[index] not in not_ends]
+
+
+def _listed(fields: Mapping[str, Any], name: str, kind: type | tuple[type, ...], least: int = 0) -> list[Any]:
+    """A list of the metadata."""
+    found = fields.get(f"tokenizer.ggml.{name}")
+    if not isinstance(found, list) or not all(isinstance(item, kind) for item in found) or len(found) < least:
+        got = f"{len(found)} entries" if isinstance(found, list) else f"{found!r}"
+        raise RunError(
+            f"it has {got} for tokenizer.ggml.{name}, which has to be a list with an entry for every token; convert "
+            "the model again."
+        )
+    return found
+
+
+def _refuse_what_is_not_read(fields: Mapping[str, Any]) -> None:
+    """Metadata of the tokenizer that is neither read nor known to change nothing may change what texts become."""
+    for name, found in fields.items():
+        own = name.removeprefix("tokenizer.ggml.")
+        told = {"add_bos_token": bool, "add_eos_token": bool, "add_space_prefix": bool}.get(own)
+        unknown = (
+            own != name and own not in READ | NEUTRAL and not own.endswith("_token_id") and found not in ([], False)
+        )
+        if unknown or (told and not isinstance(found, told)):
+            raise RunError(
+                f"it has {name}={found!r}, which is not known to change nothing; load that model from its Hugging Face "
+                "folder, or choose another."
+            )
+
+
+def _begins(fields: Mapping[str, Any]) -> bool:
+    """Whether every text begins with BOS: as the file says, else as llama.cpp has it for its kind of tokenizer."""
+    kinds = {fields["tokenizer.ggml.model"], fields.get("tokenizer.ggml.pre") or ""}
+    return fields.get("tokenizer.ggml.add_bos_token", bool(kinds & BEGIN_BY_THEMSELVES))
+
+
+def _template(fields: Mapping[str, Any], bos: str | None) -> str | None:
+    """The chat template; a chat, too, begins with BOS once, whether or not its template says it."""
+    template = fields.get("tokenizer.chat_template")
+    if template is not None and not isinstance(template, str):
+        raise RunError(f"it has tokenizer.chat_template={template!r}; a text is required: convert the model again.")
+    if template and _begins(fields) and bos and "bos_token" not in template:
+        chat = template.removesuffix("\n") + "{{ '' }}"  # as jinja2 takes the end of a template, and not of a block
+        begin = "{% if not chat.startswith(bos_token) %}{{ bos_token }}{% endif %}"
+        return f"{{% set chat %}}{chat}{{% endset %}}{begin}{{{{ chat }}}}"
+    return template
 
 
 def _byte_level(fields: Mapping[str, Any]) -> Any:
@@ -56,13 +171,19 @@ def _byte_level(fields: Mapping[str, Any]) -> Any:
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     kind = fields.get("tokenizer.ggml.pre")
-    if kind not in SPLITS:
+    if not isinstance(kind, str) or kind not in SPLITS:
         raise RunError(
             f"got a GGUF file whose tokenizer splits words in the way {kind!r}; known are {', '.join(SPLITS)}. Load "
             "that model from its Hugging Face folder."
         )
-    vocabulary = {token: index for index, token in enumerate(fields["tokenizer.ggml.tokens"])}
-    merges = [tuple(merge.split(" ", 1)) for merge in fields.get("tokenizer.ggml.merges", ())]
+    tokens = vocabulary_of(fields)
+    types = _listed(fields, "token_type", int, len(tokens))
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    merges = []
+    if "tokenizer.ggml.merges" in fields or any(
+        kind == 1 and len(t) > 1 for t, kind in zip(tokens, types, strict=False)
+    ):
+        merges = [_pair(merge) for merge in _listed(fields, "merges", str)]
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, ignore_merges=kind == "llama-bpe"))
     split, letters = SPLITS[kind], pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=SPLITS[kind] is None)
     first = [pre_tokenizers.Split(Regex(split), "isolated")] if split else []
@@ -75,13 +196,22 @@ def _byte_level(fields: Mapping[str, Any]) -> Any:
     return inner
 
 
+def _pair(merge: str) -> tuple[str, str]:
+    left, _, right = merge.partition(" ")
+    if not left or not right:
+        raise RunError(f"its tokenizer has the merge {merge!r}, which is no pair; convert the model again.")
+    return left, right
+
+
 def _pieces(fields: Mapping[str, Any]) -> Any:
     """Pieces of words with scores, as SentencePiece has them, and bytes for what no piece covers."""
     from tokenizers import Tokenizer, decoders, models, normalizers
 
-    tokens, scores = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.scores"]
+    tokens = vocabulary_of(fields)
+    scores = _listed(fields, "scores", (int, float), len(tokens))
     vocabulary = {token: index for index, token in enumerate(tokens)}
-    unknown = tokens[fields.get("tokenizer.ggml.unknown_token_id", 0)]
+    index = special_id(fields, "unknown")
+    unknown = None if index is None else tokens[index]
     merges = _merges(vocabulary, scores)
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True))
     prefix = fields.get("tokenizer.ggml.add_space_prefix", True)
@@ -108,17 +238,23 @@ def _add_special(inner: Any, fields: Mapping[str, Any]) -> None:
     """Tokens that no text is merged into, and the one that every text begins with."""
     from tokenizers import AddedToken, processors
 
-    tokens, types = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
-    special = [
-        AddedToken(t, special=True, normalized=False) for t, kind in zip(tokens, types, strict=True) if kind == CONTROL
-    ]
-    plain = [AddedToken(t, normalized=False) for t, kind in zip(tokens, types, strict=True) if kind == USER_DEFINED]
-    inner.add_special_tokens(special)
-    inner.add_tokens(plain)
-    pieces = fields["tokenizer.ggml.model"] == "llama"  # which llama.cpp begins so unless the file says otherwise
-    if fields.get("tokenizer.ggml.add_bos_token", pieces):
-        index = fields["tokenizer.ggml.bos_token_id"]
-        begin = [(tokens[index], index)]
-        inner.post_processor = processors.TemplateProcessing(
-            single=f"{tokens[index]} $A", pair=f"{tokens[index]} $A {tokens[index]} $B", special_tokens=begin
-        )
+    tokens = vocabulary_of(fields)
+    kinds = list(zip(tokens, _listed(fields, "token_type", int, len(tokens)), strict=False))
+    special = [t for t, kind in kinds if kind in (UNKNOWN, CONTROL) or t in ENDS]
+    inner.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in special])
+    plain = [t for t, kind in kinds if kind == USER_DEFINED and t not in ENDS]
+    inner.add_tokens([AddedToken(t, normalized=False) for t in plain])
+    around = {"bos": _begins(fields), "eos": fields.get("tokenizer.ggml.add_eos_token", False)}
+    used: dict[str, int] = {}
+    for name in (name for name, wanted in around.items() if wanted):
+        index = special_id(fields, name)
+        if index is None:
+            raise RunError(
+                f"its texts have to have the token {name}, and tokenizer.ggml.{name}_token_id is missing; convert the "
+                f"model again, or set tokenizer.ggml.add_{name}_token to false."
+            )
+        used[name] = index
+    if used:
+        one, two = ([*["BOS"] * ("bos" in used), f"${text}", *["EOS"] * ("eos" in used)] for text in "AB")
+        named: Any = [{"id": n.upper(), "ids": [index], "tokens": [tokens[index]]} for n, index in used.items()]
+        inner.post_processor = processors.TemplateProcessing(single=one, pair=one + two, special_tokens=named)

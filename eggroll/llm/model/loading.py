@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,14 +15,16 @@ from eggroll.engine.annotations import PyTree
 from eggroll.extras import needed_for
 from eggroll.llm.model.config import DecoderConfig, config_from
 from eggroll.llm.model.decoder import Decoder
-from eggroll.llm.model.tokens import check_tokenizer, end_tokens, load_tokenizer, pad_token, save_tokenizer
-from eggroll.llm.model.weights_hf import read_folder, write_file
+from eggroll.llm.model.files import PARTS, check_ordinary, is_file, read_json, write_json
+from eggroll.llm.model.tokens import check_tokenizer, end_strings, end_tokens, load_tokenizer, pad_token, save_tokenizer
+from eggroll.llm.model.weights_hf import count_tensors, read_folder, write_file
 from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import MANIFEST, partial_name, remove
+from eggroll.training.folder.integrity import check_model
 
 __all__ = ["LanguageModel", "load", "save"]
 
 DTYPES = ("float32", "bfloat16", "float16")
-PARTS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of a hub's repository
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class LanguageModel:
         source: where it was loaded from.
         settings: contents of `config.json`.
         generation: contents of `generation_config.json`; empty without one.
+        stop_strings: texts that end an answer.
     """
 
     model: Decoder
@@ -49,6 +51,7 @@ class LanguageModel:
     source: str
     settings: Mapping[str, Any] = field(repr=False, default_factory=dict)
     generation: Mapping[str, Any] = field(repr=False, default_factory=dict)
+    stop_strings: tuple[str, ...] = ()
 
 
 @needed_for("language models")
@@ -76,26 +79,38 @@ def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
     if dtype is not None and dtype not in DTYPES:
         raise RunError(f"got dtype={dtype!r}; known are {', '.join(DTYPES)}, or None for the file's own.")
     path = Path(source)
-    if path.is_file():
+    whole = is_file(path)
+    if whole:
         if path.suffix != ".gguf":
             raise RunError(f"got the file {path}; a folder, a .gguf file or a hub id is required.")
         from eggroll.llm.model.gguf_file import read_gguf
 
         settings, generation, tokenizer, config, weights = read_gguf(path, dtype)
     else:
-        folder = path if path.is_dir() else _download(str(source))
-        settings = read_json(folder / "config.json")
-        if not isinstance(settings, dict):
-            lacks = "has no config.json" if settings is None else "has a config.json that is no JSON object"
-            raise RunError(f"{folder} {lacks}; a Hugging Face model folder is required.")
-        generation = read_json(folder / "generation_config.json") or {}
-        config = config_from(settings)
+        folder = _download(str(source)) if whole is None else path
+        settings, generation, config = _configured(folder)
         tokenizer = load_tokenizer(folder)
         weights = read_folder(folder, config, dtype)
     check_tokenizer(tokenizer, config, str(source))
-    stop = end_tokens(tokenizer, settings, generation)
+    stop = end_tokens(tokenizer, settings, generation, config, str(source))
     pad = pad_token(tokenizer, stop, config)
-    return LanguageModel(decoder_of(config, weights), tokenizer, config, stop, pad, str(source), settings, generation)
+    model, strings = decoder_of(config, weights), end_strings(generation, str(source))
+    return LanguageModel(model, tokenizer, config, stop, pad, str(source), settings, generation, strings)
+
+
+def _configured(folder: Path) -> tuple[dict[str, Any], dict[str, Any], DecoderConfig]:
+    """What `config.json` and `generation_config.json` of a folder hold, and the decoder's configuration."""
+    check_ordinary(folder)
+    check_model(folder)
+    settings = read_json(folder / "config.json")
+    if settings is None:
+        raise RunError(f"{folder} has no config.json; a Hugging Face model folder is required.")
+    tensors = count_tensors(folder)
+    try:
+        config = config_from(settings, most_layers=tensors)
+    except RunError as error:
+        raise RunError(f"{folder / 'config.json'}: {error}") from error
+    return settings, read_json(folder / "generation_config.json") or {}, config
 
 
 @needed_for("language models")
@@ -119,11 +134,28 @@ def save(language: LanguageModel, folder: str | Path, params: PyTree = None) -> 
     shapes, wanted = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (_plain(params), _plain(own)))
     if shapes != wanted:
         raise RunError(f"got params of the shapes {shapes}; those of the model are required: {wanted}.")
-    folder = Path(folder)
+    folder, fresh = Path(folder), Path(folder) / partial_name("model")
     folder.mkdir(parents=True, exist_ok=True)
-    weights = _plain(params)
-    for stale in ("model.safetensors.index.json", *(file.name for file in folder.glob("model-*-of-*.safetensors"))):
-        (folder / stale).unlink(missing_ok=True)  # else the index of an older save would be read beside the new file
+    fresh.mkdir()
+    try:
+        _write(language, fresh, _plain(params))
+        # The index of an older save would be read beside the new file, and the manifest is that of a run's model.
+        for stale in (
+            MANIFEST,
+            "model.safetensors.index.json",
+            *(one.name for one in folder.glob("model-*-of-*.safetensors")),
+        ):
+            (folder / stale).unlink(missing_ok=True)
+        for made in fresh.iterdir():
+            if made.is_dir():
+                remove(folder / made.name)
+            made.replace(folder / made.name)  # where it is a link, what it leads to stays as it is
+    finally:
+        remove(fresh)
+
+
+def _write(language: LanguageModel, folder: Path, weights: Mapping[str, Any]) -> None:
+    """All files."""
     write_file(folder / "model.safetensors", language.config, weights)
     settings = {name: value for name, value in language.settings.items() if name not in ("torch_dtype", "dtype")}
     settings["torch_dtype" if "torch_dtype" in language.settings else "dtype"] = str(weights["embed"].dtype)
@@ -139,21 +171,6 @@ def decoder_of(config: DecoderConfig, weights: Mapping[str, Any]) -> Decoder:
     graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype)))
     nnx.replace_by_pure_dict(state, dict(weights))
     return nnx.merge(graph, state)
-
-
-def read_json(file: Path) -> dict[str, Any] | None:
-    """The contents of a JSON file; None if there is none."""
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RunError(f"{file} is not JSON ({error}); fetch or copy it again.") from error
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Writes a JSON file as transformers does."""
-    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _plain(params: PyTree) -> dict[str, Any]:

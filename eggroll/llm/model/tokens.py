@@ -8,31 +8,66 @@ from pathlib import Path
 from typing import Any
 
 from eggroll.llm.model.config import DecoderConfig
+from eggroll.llm.model.files import read_json
 from eggroll.llm.model.quiet import transformers
 from eggroll.training.errors import RunError
 
-__all__ = ["check_tokenizer", "end_tokens", "load_tokenizer", "pad_token", "save_tokenizer"]
+__all__ = ["ENDS", "check_tokenizer", "end_strings", "end_tokens", "load_tokenizer", "pad_token", "save_tokenizer"]
 
-# Tokens that end a turn in the chat templates of the families.
-TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>")
+# What llama.cpp (src/llama-vocab.cpp) takes for the end of an answer by its text alone.
+ENDS = {
+    *("<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>"),
+    *("<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>", "<eos>"),
+    *("<end_of_utterance>", "<turn|>", "<|tool_response>", "<｜end▁of▁sentence｜>", "[e~["),
+    # Between the files of a text that is completed in the middle.
+    *("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]"),
+    *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
+}
+UNUSED = 1 << 16  # numbers that no token need have
+MOST_STRINGS = 512  # characters: the decoder has a table of so many rows
+# Of these, what ends a turn where a chat template of a Hugging Face folder writes it.
+TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>", "<|end|>")
 
 
 def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer that lies in a Hugging Face folder.
 
     Raises:
-        RunError: there is none, or it needs a library that is not installed.
+        RunError: there is none, it needs a library that is not installed, or it is code of its own, which is not run.
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise RunError(
             f"{folder} has no tokenizer (tokenizer.json, with tokenizer_config.json); copy it from the model that this "
             "one was made from."
         )
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        own = (read_json(folder / name) or {}).get("auto_map")
+        if own is not None:
+            raise RunError(
+                f"{folder / name} has auto_map={own!r}: the tokenizer is Python code of the folder, which eggroll does "
+                "not run. Choose another model, or remove auto_map if tokenizer.json is the whole tokenizer."
+            )
+    _check_numbers(folder / "tokenizer.json")
     library = transformers()  # not within: what is missing has an error of its own
     try:
-        return library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        return library.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever a broken file or a missing library raises
         raise RunError(f"the tokenizer in {folder} cannot be loaded: {error}") from error
+
+
+def _check_numbers(file: Path) -> None:
+    """Refuses numbers of tokens far beyond their count: the library tokenizers goes through all up to the highest."""
+    made = read_json(file) or {}
+    model = made.get("model")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    added = made.get("added_tokens")
+    numbers = list(vocabulary.values()) if isinstance(vocabulary, dict) else []
+    numbers += [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    beyond = [number for number in numbers if isinstance(number, int) and number >= 2 * len(numbers) + UNUSED]
+    if beyond:
+        raise RunError(
+            f"{file} has {len(numbers)} tokens, and one with the number {beyond[0]}; fetch or copy it again."
+        )
 
 
 def save_tokenizer(tokenizer: Any, folder: Path) -> None:
@@ -59,14 +94,45 @@ def check_tokenizer(tokenizer: Any, config: DecoderConfig, source: str) -> None:
         )
 
 
-def end_tokens(tokenizer: Any, settings: Mapping[str, Any], generation: Mapping[str, Any]) -> tuple[int, ...]:
-    """Tokens that end an answer: those of the configurations, the tokenizer's, and what ends a turn in its template."""
+def end_tokens(
+    tokenizer: Any, settings: Mapping[str, Any], generation: Mapping[str, Any], config: DecoderConfig, source: str
+) -> tuple[int, ...]:
+    """Tokens that end an answer: those of the configurations, the tokenizer's, and what ends a turn in its template.
+
+    Raises:
+        RunError: one that the model cannot write.
+    """
+    places = {"generation_config.json": generation, "config.json": settings}
+    given = {place: found.get("eos_token_id") for place, found in places.items()}
     found: list[Any] = []
-    for given in (generation.get("eos_token_id"), settings.get("eos_token_id"), tokenizer.eos_token_id):
-        found += given if isinstance(given, list) else [given] * (given is not None)
-    template, vocabulary = tokenizer.chat_template or "", tokenizer.get_vocab()
-    found += [vocabulary[token] for token in TURN_ENDS if token in vocabulary and token in str(template)]
-    return tuple(dict.fromkeys(found))
+    for place, ends in (given | {"the tokenizer": tokenizer.eos_token_id}).items():
+        for end in ends if isinstance(ends, list) else [ends] * (ends is not None):
+            if isinstance(end, bool) or not isinstance(end, int) or not 0 <= end < config.vocabulary:
+                raise RunError(
+                    f"{source}: {place} has eos_token_id={ends!r}; numbers from 0 to {config.vocabulary - 1} are "
+                    "required, which the embedding has rows for. Correct it."
+                )
+            found.append(end)
+    template, vocabulary = str(tokenizer.chat_template or ""), tokenizer.get_vocab()
+    found += [vocabulary[token] for token in TURN_ENDS if token in template and token in vocabulary]
+    return tuple(dict.fromkeys(end for end in found if end < config.vocabulary))
+
+
+def end_strings(generation: Mapping[str, Any], source: str) -> tuple[str, ...]:
+    """Texts that end an answer.
+
+    Raises:
+        RunError: something else than texts.
+    """
+    given = generation.get("stop_strings")
+    strings = [given] if isinstance(given, str) else given or []
+    texts = isinstance(strings, list) and all(isinstance(text, str) and text for text in strings)
+    if not texts or sum(map(len, strings)) > MOST_STRINGS:
+        raise RunError(
+            f"{source}: generation_config.json has stop_strings={str(given)[:80]}; a list of texts, of {MOST_STRINGS} "
+            "characters together at most, is required. Correct it."
+        )
+    return tuple(dict.fromkeys(strings))
 
 
 def pad_token(tokenizer: Any, stop: tuple[int, ...], config: DecoderConfig) -> int:

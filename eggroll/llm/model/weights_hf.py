@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
@@ -13,11 +12,12 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, for safetensors)
 import numpy as np
 
-from eggroll.llm.model.config import DecoderConfig
+from eggroll.llm.model.config import MOST_LAYERS, DecoderConfig
 from eggroll.llm.model.decoder import layer_shapes
+from eggroll.llm.model.files import check_file, inside, read_json
 from eggroll.training.errors import RunError
 
-__all__ = ["assemble", "check_shapes", "hf_names", "read_folder", "write_file"]
+__all__ = ["assemble", "check_shapes", "count_tensors", "hf_names", "read_folder", "write_file"]
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -97,6 +97,14 @@ def read_folder(folder: Path, config: DecoderConfig, dtype: str | None = None) -
         return assemble(config, lambda name: tensors[name][...], dtype)
 
 
+def count_tensors(folder: Path) -> int:
+    """How many tensors there are; without weights as many as there could be, since what is lacking is told later."""
+    if not any((folder / name).is_file() for name in (SINGLE, INDEX)):
+        return MOST_LAYERS
+    with ExitStack() as stack:
+        return len(_open(folder, stack))
+
+
 def assemble(config: DecoderConfig, read: Any, dtype: str) -> dict[str, Any]:
     """The decoder's weights from a function of Hugging Face's tensor names; matrices become `[inputs, outputs]`."""
     weights: dict[str, Any] = {"layers": {}}
@@ -148,20 +156,31 @@ def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
         raise RunError(f"{folder} has no {SINGLE} and no {INDEX}; one of them is required.{hint}")
     tensors: dict[str, Any] = {}
     for name in files:
+        check_file(folder / name)
         try:
             file = stack.enter_context(safe_open(folder / name, "np"))
         except (SafetensorError, OSError) as error:
             raise RunError(f"{folder / name} cannot be read ({error}); fetch or copy it again.") from error
-        tensors |= {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+        found = {key: file.get_slice(key) for key in file.keys()}  # noqa: SIM118  (not a mapping)
+        if twice := found.keys() & tensors.keys():
+            raise RunError(f"{folder} has the tensor {min(twice)} in two files; fetch or copy it again.")
+        tensors |= found
     return tensors
 
 
 def _shards(index: Path) -> list[str]:
     """The files that an index names."""
     try:
-        return sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise RunError(f"{index} is no index of weights ({error!r}); fetch or copy it again.") from error
+        names = set((read_json(index) or {})["weight_map"].values())
+        outside = [name for name in names if not inside(index.parent, name)]
+    except (RunError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:  # those of links, too
+        raise RunError(f"{index} is no index of weights ({error}); fetch or copy it again.") from error
+    if outside:
+        raise RunError(
+            f"{index} names {str(outside[0])[:80]!r}, which is no file of its folder; fetch or copy it again, links as "
+            "the files that they stand for."
+        )
+    return sorted(names)
 
 
 def _to_ignore(folder: Path, config: DecoderConfig, tensors: Mapping[str, Any]) -> set[str]:

@@ -133,10 +133,12 @@ def function_named(name: str) -> Callable[[str, Problem], Any]:
             f"there is no module {module_name!r} for the reward {name!r}, neither in {Path.cwd()} nor where Python "
             f"looks; {FORM} names a file {module_name.replace('.', '/')}.py there, without its ending."
         ) from None
-    except Exception as why:  # whatever a module's own code raises
-        raise RunError(
-            f"importing {module_name!r} for the reward {name!r} failed: {type(why).__name__}: {why}"
-        ) from why
+    except KeyboardInterrupt:  # Ctrl-C while a large module is imported
+        raise
+    except BaseException as why:  # whatever a module's own code raises, SystemExit of a script among it
+        said = f"{type(why).__name__}: {why}".rstrip(": ")
+        exits = "; a module must not end the process that imports it" if isinstance(why, SystemExit) else ""
+        raise RunError(f"importing {module_name!r} for the reward {name!r} failed: {said}{exits}.") from why
     function = getattr(module, function_name, None)
     if not callable(function):
         got = "no such name" if not hasattr(module, function_name) else f"a {type(function).__name__}, not a function"
@@ -183,7 +185,10 @@ def _from_json(path: Path, number: int, line: str) -> Problem:
     except (ValueError, RecursionError) as why:
         raise RunError(f"line {number} of {path} is no JSON ({why}); {required}.") from None
     prompt = fields.get("prompt") if isinstance(fields, dict) else None
-    if not isinstance(prompt, str) or not prompt.strip():
+    half = isinstance(prompt, str) and any(
+        "\ud800" <= letter <= "\udfff" for letter in prompt
+    )  # of a pair: no character
+    if not isinstance(prompt, str) or not prompt.strip() or half:
         raise RunError(f"line {number} of {path} is {line[:80]!r}; {required}.")
     return Problem(prompt, fields)
 

@@ -13,13 +13,14 @@ from eggroll.llm.tasks.arithmetic import Arithmetic
 from eggroll.llm.tasks.base import Task
 from eggroll.llm.tasks.conciseness import Conciseness
 from eggroll.llm.tasks.countdown import Countdown
+from eggroll.llm.tasks.options import Value
 from eggroll.training.errors import RunError
 
 TASKS: dict[str, type[Task]] = {task.name: task for task in (Arithmetic, Conciseness, Countdown)}
 REASONING = "reasoning_gym:"
 
 
-def task_named(name: str, /, **options: Any) -> Task:
+def task_named(name: str, /, **options: Value) -> Task:
     """A ready task.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,9 +12,11 @@ from jax.custom_batching import custom_vmap
 from jax.typing import DTypeLike
 
 from eggroll.engine.annotations import Function, PyTree
+from eggroll.engine.checks import is_traced
 from eggroll.engine.factored import partition
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.engine.paths import path_name
+from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.tracing import Rows
 from eggroll.strategy.plan.leaves import Plan
 
@@ -136,3 +139,38 @@ def check_carried(before: PyTree, after: PyTree) -> Any:
                 "floating-point number, which is averaged, or return it as auxiliary output."
             )
     return after
+
+
+def check_shared(rows: Sequence[tuple[Any, jax.Array]]) -> None:
+    """Raises TypeError where members differ in integers of `(path, [N, ...])` that they carry along; not in a trace."""
+    for path, x in rows:
+        exact = not jnp.issubdtype(x.dtype, jnp.inexact) and not jnp.issubdtype(x.dtype, jax.dtypes.prng_key)
+        if exact and not is_traced(x) and bool((x != x[:1]).any()):
+            raise TypeError(
+                f"got '{path_name(path)}' of dtype {x.dtype} in the state that the model carries along, in which "
+                "members differ, and no integer or flag stands for all of them. Keep it as a floating-point number."
+            )
+
+
+@jax.jit
+def averaged(x: jax.Array, finite: jax.Array) -> jax.Array:
+    """A floating-point leaf `[N, ...]` averaged over members with finite fitness; of others what members share."""
+    if not jnp.issubdtype(x.dtype, jnp.inexact):
+        return x[0]
+    wide = x.astype(accumulator_dtype(x.dtype))
+    mask = finite.reshape(-1, *[1] * (x.ndim - 1))
+    return (jnp.where(mask, wide, 0).sum(0) / finite.sum().astype(wide.dtype)).astype(x.dtype)
+
+
+def averaged_output(
+    cache: CompiledCache, fun: Function, params: PyTree, plan: Plan, rows: Rows, aux: PyTree, fitness: jax.Array
+) -> PyTree:
+    """Auxiliary output of all members, the second of what `fun` returns, averaged over those with finite fitness."""
+    axes, size = rows.axes, rows.population
+
+    def mean(params: PyTree, args: tuple, aux: PyTree, finite: jax.Array) -> PyTree:
+        like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), aux)
+        averages = Averages.of(lambda *given: fun(*given)[1], like, params, plan, Rows(args, axes, size))
+        return averages.mean(averages.totals(aux, finite))
+
+    return cache(mean, ("aux", fun, plan, axes), params, rows.args, aux, jnp.isfinite(fitness))

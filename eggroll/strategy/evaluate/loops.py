@@ -1,9 +1,8 @@
-"""The loops of one evaluation: pairs under vmap, chunks under scan, devices under shard_map; and what is compiled."""
+"""The loops of one evaluation: pairs under vmap, chunks under scan, devices under shard_map."""
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from eggroll.engine.annotations import Function, Index, PyTree, Scalar
+from eggroll.engine.annotations import Index, PyTree, Scalar
 from eggroll.engine.factored import Program, partition
 from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.strategy.evaluate.averages import Averages, Totals
@@ -22,30 +21,20 @@ from eggroll.strategy.noise.sampler import Noise, Sampler, drawn_copies, drawn_o
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.state import Placement
 
-KEPT = 64  # compiled variants; a function made anew at every call must not fill the memory
+
+@jax.custom_jvp
+def undifferentiated(arrays: list[Any]) -> list[Any]:
+    """The arrays; whoever takes a derivative by them is refused."""
+    return arrays
 
 
-class CompiledCache:
-    """Compiles `fun(*args)` once per structure, non-array leaves and `static` key; arrays are traced."""
-
-    def __init__(self) -> None:
-        self._variants: OrderedDict[Hashable, Function] = OrderedDict()
-
-    def __call__(self, fun: Function, static: Hashable, *args: Any) -> Any:
-        """Calls `fun(*args)` compiled; `static` names everything else that `fun` depends on."""
-        arrays, merge, structure = partition(args)
-        leaves = jax.tree.leaves(merge([None] * len(arrays)), is_leaf=lambda x: x is None)
-        try:
-            key = (static, structure, tuple((type(leaf), leaf) for leaf in leaves))
-            hash(key)
-        except TypeError:  # an unhashable leaf: right, but compiled at every call
-            return jax.jit(lambda a: fun(*merge(a)))(arrays)
-        if key not in self._variants:
-            self._variants[key] = jax.jit(lambda a: fun(*merge(a)))
-            if len(self._variants) > KEPT:
-                self._variants.popitem(last=False)
-        self._variants.move_to_end(key)
-        return self._variants[key](arrays)
+@undifferentiated.defjvp
+def _refused(primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError(
+        "got a derivative (jax.grad, jax.jvp, jax.linearize) of what members of a population return: evolution "
+        "strategies take none, and it would not be that of the function. Differentiate the function itself, "
+        "jax.grad(loss_fn)(params, *args), or use the gradient that eggroll.value_and_grad returns."
+    )
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jax import lax
 
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import Function, Index, PyTree
-from eggroll.engine.factored import Program, abstract, discover, partition, trace
+from eggroll.engine.factored import Program, abstract, discover, is_array, partition, trace
 from eggroll.engine.interpreter import DenseFallback, Interpreter, Policy
 from eggroll.engine.paths import leaf_paths
 from eggroll.ops import Choice
@@ -66,6 +66,11 @@ class Rows:
         """These rows with one more argument in front, which all members share."""
         none = (None,) * len(partition(shared)[0])
         return Rows((shared, *self.args), none + self.axes, self.population)
+
+    def arrays_alone(self) -> Rows:
+        """These rows for a function that is traced: leaves that are no arrays are in its program already."""
+        args = jax.tree.map(lambda leaf: leaf if is_array(leaf) else 0, self.args)
+        return Rows(args, self.axes, self.population)
 
     def abstract(self) -> tuple:
         """Shapes of one member's arguments."""
@@ -164,7 +169,7 @@ def plan_for(program: Program, params: PyTree, rows: Rows, settings: Population,
 
 
 def check_covered(plan: Plan, program: Program, params: PyTree, rows: Rows) -> None:
-    """Raises if the program reads parameters that the plan, made for an earlier function, holds for unused."""
+    """Raises if the program reads parameters that the plan, made for the members' first function, holds for unused."""
     idle = [leaf.path for leaf in plan.leaves if leaf.kind == "unused" and math.prod(leaf.shape)]
     if not idle:
         return
@@ -172,8 +177,8 @@ def check_covered(plan: Plan, program: Program, params: PyTree, rows: Rows) -> N
     late = [path for path in idle if uses[path]]
     if late:
         raise ValueError(
-            f"the function uses {', '.join(late[:5])}, which the first function of this ES did not use: the plan gives "
-            "them no noise, and they would never move. Apply a function of all parameters first, or make another ES."
+            f"the function uses {', '.join(late[:5])}, which the first function of these members did not use: the plan "
+            "gives them no noise. Apply a function of all parameters first, or ask for other members."
         )
 
 
@@ -268,23 +273,3 @@ def dry_run(program: Program, plan: Plan, params: PyTree, rows: Rows, distributi
     words = jax.ShapeDtypeStruct((UNITS, sampler.streams.words), jnp.uint32)
     found = map(Choice.in_scope, jax_compat.name_stacks(jax.make_jaxpr(run)(words, params, own)))
     return DryRun(policy.records, [choice for choice in found if choice and choice.name])
-
-
-class Plans:
-    """Plans by the parameters' shapes: the first function seen decides, for all later generations of a strategy."""
-
-    def __init__(self, settings: Population, rank: int, rules: Rules) -> None:
-        self._settings, self._rank, self._rules = settings, rank, rules
-        self._known: dict[Any, Plan] = {}
-
-    def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
-        """The plan; without a function one by shapes alone, which later generations do not inherit."""
-        leaves, tree = jax.tree.flatten(params)
-        key = (tree, tuple((tuple(x.shape), str(x.dtype)) for x in leaves))
-        if key not in self._known:
-            if fun is None or rows is None:
-                return make_plan(params, None, rank=self._rank, rules=self._rules)
-            shapes = jax.tree.map(abstract, params)
-            program = trace_member(fun, shapes, rows)
-            self._known[key] = plan_for(program, shapes, rows, self._settings, self._rank, self._rules)
-        return self._known[key]

@@ -21,7 +21,8 @@ from jax.extend.random import threefry2x32_p
 
 from eggroll.engine.annotations import Index
 from eggroll.engine.checks import as_count
-from eggroll.engine.jax_compat import call_apart
+from eggroll.engine.jax_compat import call_apart, is_constant, is_fixed
+from eggroll.engine.user_code import warn_user
 from eggroll.ops import threefry2x32
 
 Halves = tuple[Any, Any]  # of keys, or of a block: uint32 arrays
@@ -119,7 +120,7 @@ def as_threefry(key: jax.Array) -> jax.Array:
 
     Args:
         key: a typed key (`jax.random.key`) of shape `()`, or a legacy `jax.random.PRNGKey`, uint32 of shape
-            `(2,)`. May be traced.
+            `(2,)`, or `(4,)` where JAX's default generator is another. May be traced.
 
     Returns:
         A typed key of shape `()`. A threefry key, typed or legacy, keeps its key data.
@@ -142,6 +143,9 @@ def as_threefry(key: jax.Array) -> jax.Array:
             )
         return key if jax.random.key_impl(key) == _IMPL else _fold_words(jax.random.key_data(key))
     if dtype == np.uint32:
+        default = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
+        if shape == (4,) and default != _IMPL:  # what PRNGKey then makes
+            return _fold_words(jnp.asarray(key))
         if shape != (2,):
             raise ValueError(
                 f"got a uint32 array of shape {shape}; a raw key has shape (2,); make one with "
@@ -157,6 +161,29 @@ def _fold_words(words: jax.Array) -> jax.Array:
     for word in words.reshape(-1):
         key = jax.random.fold_in(key, word)
     return key
+
+
+class FixedKeyWarning(UserWarning):
+    """A random key is fixed when a function is compiled: every call of it draws the same noise."""
+
+
+def warn_if_fixed(what: str, names: Any, beside: Any = None) -> None:
+    """Warns where what names the noise is a constant of a function or loop that is compiled with traced parameters.
+
+    Args:
+        what: the call, for the message.
+        names: the key, and the generation's number where there is one.
+        beside: parameters, and other arguments; nothing is said unless one of them is being compiled. Default None:
+            they are not known, and the names must have been made inside.
+    """
+    if all(is_constant(x) if beside is None else is_fixed(x, beside) for x in names):
+        warn_user(
+            f"{what} is compiled with a random key that is a constant beside traced parameters: every call, or turn of "
+            "the loop, draws the same noise, and training stops far from where it could get. Pass the key (of an ES, "
+            "the state) to the jitted function as an argument, another at every call, such as "
+            "jax.random.fold_in(key, step); in a loop, carry it, or scan over jax.random.split(key, n).",
+            FixedKeyWarning,
+        )
 
 
 def generation_key(key: jax.Array, generation: int | jax.Array, noise_reuse: int = 1) -> jax.Array:
@@ -185,3 +212,23 @@ def generation_key(key: jax.Array, generation: int | jax.Array, noise_reuse: int
     if not jnp.issubdtype(jnp.result_type(generation), jnp.integer):
         raise TypeError(f"got generation={generation!r}; an integer is required; count generations from 0")
     return fold_in(key, generation // reuse)
+
+
+def member_keys(stream: jax.Array, key: jax.Array, population: int, antithetic: bool) -> jax.Array:
+    """Keys `[population, *shape]` of a stream of random numbers; a pair shares its own.
+
+    Args:
+        stream: typed key, or a stack of keys of any shape; of any generator, which the members' are of, too.
+        key: typed threefry key of the generation, shape `()`.
+        population: how many members.
+        antithetic: whether members `2i` and `2i + 1` are a pair.
+    """
+    seed, signs = jax.random.bits(key, (), "uint32"), 2 if antithetic else 1
+
+    def own(k: jax.Array, unit: Index) -> jax.Array:
+        return jax.random.fold_in(jax.random.fold_in(k, seed), unit)
+
+    units, flat = jnp.arange(population // signs), stream.reshape(-1)
+    keys = jax.vmap(jax.vmap(own, (0, None)), (None, 0))(flat, units)
+    # Folded once for both of a pair: of equal keys in a batch, `unsafe_rbg` would make different ones.
+    return jnp.repeat(keys, signs, 0).reshape(population, *stream.shape)

@@ -37,8 +37,9 @@ def check_no_module(params: PyTree) -> None:
         if _is_nnx_module(leaf):
             raise TypeError(
                 f"got the NNX module {type(leaf).__name__} as parameters; a pytree of arrays is required. Use "
-                "eggroll.nnx.value_and_grad, eggroll.nnx.grad or eggroll.nnx.explain, or split the model: graphdef, "
-                "params, rest = nnx.split(model, nnx.Param, ...)."
+                "eggroll.nnx.ES, eggroll.nnx.value_and_grad, eggroll.nnx.grad or eggroll.nnx.explain, which carry its "
+                "batch statistics and RNG streams along; or split a model that has none: graphdef, params = "
+                "nnx.split(model, nnx.Param)."
             )
 
 

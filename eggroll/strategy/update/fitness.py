@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.typing import DTypeLike
 
 from eggroll.engine.checks import is_traced
 from eggroll.engine.lowrank import accumulator_dtype
@@ -178,7 +179,7 @@ class Standstill:
 
     def watch(self, metrics: dict[str, Any], population: int) -> None:
         """Takes note of a generation's metrics, of each once; not under a trace."""
-        if self._said or is_traced(metrics):
+        if self._said or is_traced(metrics) or not metrics.keys() >= {"generation", "equal_fitness"}:
             return
         generation, norm = int(metrics["generation"]), float(metrics["gradient_norm"])
         if generation == self._seen:
@@ -207,3 +208,11 @@ def _nothing_to_follow(metrics: dict[str, Any], population: int, row: int) -> st
         f"got {what} in {row} generations in a row: nothing is learned. Likely {why}. This is said once; "
         "metrics['equal_fitness'] tells it of every generation."
     )
+
+
+def mean_loss(fitness: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The mean of the finite losses `−fitness`, in the loss's own dtype if that is floating point."""
+    finite = jnp.isfinite(fitness)
+    total = -jnp.where(finite, fitness, 0).sum()
+    mean = total / finite.sum().astype(total.dtype)
+    return mean.astype(dtype) if jnp.issubdtype(dtype, jnp.floating) else mean

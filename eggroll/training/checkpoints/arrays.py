@@ -1,55 +1,43 @@
 """What is asked of Orbax: write a dictionary of arrays in the background, and read it back onto any mesh.
 
-Small states are one `.npz` file (`small`), large ones and those of several processes TensorStore's.
+Small states are one `.npz` file, large ones and those of several processes TensorStore's. Only this file imports Orbax,
+and it is imported when something is first saved or read.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
-import os
 import traceback
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
-from eggroll.training.checkpoints.leaves import SMALL_FILE, Place
-from eggroll.training.errors import RunError
+from eggroll.training.folder.arrays import Place, read_arrays, write_npz
 
 SMALL = 1 << 28  # bytes: a copy on the host is nothing, and one file is written faster than a database
+SMALL_FILE = "arrays.npz"  # of a checkpoint that is one file
 # Orbax's time limit goes by a clock that can be set anew; a century, in seconds, outlasts any jump.
 FOREVER = 100 * 365 * 24 * 3600
-# Orbax and TensorStore hand the system's error on as text, sometimes as `ValueError`.
-_CAUSES = (
-    ((errno.ENOSPC, errno.EDQUOT), "the disk is full", "Free some space (or keep fewer checkpoints) and go on"),
-    ((errno.EFBIG,), "a file would be larger than allowed", "Raise the limit (`ulimit -f`) and go on"),
-    (
-        (errno.EROFS, errno.EACCES, errno.EPERM),
-        "the folder cannot be written",
-        "Make it writable, or choose another folder, and go on",
-    ),
-)
 
 
 class Arrays:
-    """Writes dictionaries of arrays, one at a time, and reads them. Orbax is imported at the first use."""
+    """Writes dictionaries of arrays, one at a time, and reads them."""
 
     def __init__(self) -> None:
         self._orbax: dict[bool, Any] = {}  # small → its checkpointer
-        self._loud: Callable[[], Any] | None = None
+        self._loud = weakref.finalize(self, _quiet())
 
     def start(self, path: Path, arrays: Mapping[str, Any]) -> None:
         """Begins to write; returns when the arrays are copied, and may be donated."""
-        import orbax.checkpoint as ocp
-
         if jax.process_count() == 1 and sum(array.nbytes for array in arrays.values()) <= SMALL:
-            from eggroll.training.checkpoints.small import NpzSave
-
             self._checkpointer(small=True).save(path, args=NpzSave(arrays))
         else:
             self._checkpointer().save(path, args=ocp.args.PyTreeSave(dict(arrays)))
@@ -61,15 +49,11 @@ class Arrays:
 
     def read(self, path: Path, places: Mapping[str, Place]) -> dict[str, Any]:
         """The arrays, each with the sharding of its place, as NumPy's where that is None."""
-        import orbax.checkpoint as ocp
-
         if not places:
             return {}
         if (path / SMALL_FILE).exists():
-            from eggroll.training.checkpoints.small import read
-
-            found = read(path, {name: place.dtype for name, place in places.items()})
-            return {name: _placed(array, places[name].sharding) for name, array in found.items()}
+            found = read_arrays(path / SMALL_FILE)  # which knows bfloat16 and the like as bytes only
+            return {name: _placed(found[name].view(place.dtype), place.sharding) for name, place in places.items()}
         args = {
             name: ocp.RestoreArgs(restore_type=np.ndarray)
             if place.sharding is None
@@ -89,18 +73,10 @@ class Arrays:
     def close(self) -> None:
         """As `reset`, and lets Orbax log again what it likes."""
         self.reset()
-        if self._loud is not None:
-            self._loud()
-            self._loud = None
+        self._loud()
 
     def _checkpointer(self, *, small: bool = False) -> Any:
-        if self._loud is None:
-            self._loud = weakref.finalize(self, _quiet())
         if small not in self._orbax:
-            import orbax.checkpoint as ocp
-
-            from eggroll.training.checkpoints.small import NpzHandler
-
             # Were folders made in the background, a failure to make one would leave threads that wait for it.
             options = ocp.options.AsyncOptions(create_directories_asynchronously=False, timeout_secs=FOREVER)
             handler = NpzHandler() if small else ocp.PyTreeCheckpointHandler()
@@ -133,35 +109,43 @@ def _quiet() -> Callable[[], None]:
     return back
 
 
-@contextlib.contextmanager
-def explained(what: str, folder: Path) -> Iterator[None]:
-    """Turns what the disk, Orbax or TensorStore say into a `RunError` that says what to do."""
-    try:
-        yield
-    except RunError:
-        raise
-    except (OSError, ValueError, RuntimeError) as why:
-        cause, remedy = _cause(why)
-        raise RunError(f"{what} in '{folder}': {cause}. {remedy}; whole checkpoints in it stay as they are.") from why
+class NpzHandler(ocp.AsyncCheckpointHandler):
+    """Writes what `NpzSave` holds, in the background.
+
+    TensorStore has no part in it. It keeps a few blocks of memory of every array that it saves (0.1.86), which over
+    many checkpoints of a small state is more than the state; and for a few kilobytes its databases take several times
+    as long.
+    """
+
+    def __init__(self) -> None:
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="eggroll-npz")
+
+    async def async_save(self, directory: Any, args: NpzSave) -> list[Future[None]]:  # type: ignore[override]
+        """Copies the arrays; the future writes them."""
+        host = {name: np.array(array) for name, array in args.arrays.items()}
+        return [self._writer.submit(_write, Path(directory) / SMALL_FILE, host)]
+
+    def save(self, directory: Any, args: NpzSave) -> None:  # type: ignore[override]
+        """The same at once."""
+        _write(Path(directory) / SMALL_FILE, args.arrays)
+
+    def restore(self, directory: Any, args: Any = None) -> Any:  # type: ignore[override]
+        """Not used: a checkpoint is read by the table in its manifest."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Waits for the writing, and ends its thread."""
+        self._writer.shutdown()
 
 
-def _cause(error: BaseException) -> tuple[str, str]:
-    chain = list(_chain(error))
-    text = " ".join(str(one) for one in chain).lower()
-    for numbers, cause, remedy in _CAUSES:
-        names = [os.strerror(number).lower() for number in numbers]
-        if any(getattr(one, "errno", None) in numbers for one in chain) or any(name in text for name in names):
-            return cause, remedy
-    said = str(error).strip().split("\n")[0] or type(error).__name__
-    return said, "Mend that and go on"
+@ocp.args.register_with_handler(NpzHandler, for_save=True, for_restore=True)
+@dataclass
+class NpzSave(ocp.args.CheckpointArgs):
+    """Arrays by name, each of which this process can read as a whole."""
+
+    arrays: Mapping[str, Any]
 
 
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        if isinstance(error, BaseExceptionGroup):
-            for one in error.exceptions:
-                yield from _chain(one)
-        error = error.__cause__ or error.__context__
+def _write(path: Path, arrays: Mapping[str, Any]) -> None:
+    with path.open("xb") as file:
+        write_npz(file, arrays)

@@ -1,33 +1,27 @@
-"""The folder of the checkpoints: what lies in it, which of it is kept, and which is read."""
+"""The checkpoints on disk: which there are, which are kept, and which is read."""
 
 from __future__ import annotations
 
 import contextlib
-import datetime
-import operator
+import heapq
 import re
 import shutil
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from eggroll.training.errors import RunError
-from eggroll.training.folder.integrity import MANIFEST, Damaged, DamagedError, read_manifest, verify
+from eggroll.training.folder.disk import MANIFEST, own_folder
+from eggroll.training.folder.integrity import Damaged, DamagedError, read_manifest, verify
 
 _NAME = re.compile(r"(\d+)(?:-(\d+))?")  # the generation, and which attempt to save it after the first
 _REMOVED = ".removed"
 _TEMPORARY = "*.orbax-checkpoint-tmp*"  # what Orbax writes to before it renames
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """A checkpoint's folder; what Orbax's preservation policies want to know of it."""
-
-    path: Path
+class _Entry(NamedTuple):
     step: int
     attempt: int
-    metrics: dict[str, Any] | None = None
-    time: datetime.datetime = field(default_factory=lambda: datetime.datetime.now(datetime.UTC))
+    path: Path
 
 
 class CheckpointFolder:
@@ -52,11 +46,8 @@ class CheckpointFolder:
 
     def best(self) -> int | None:
         """The generation of the highest score."""
-        scored = []
-        for entry in self._entries():
-            content = _content(entry.path)
-            if content is not None and content["score"] is not None:
-                scored.append((content["score"], entry.step))
+        found = [(_content(entry.path), entry.step) for entry in self._entries()]
+        scored = [(content["score"], step) for content, step in found if content and content["score"] is not None]
         return max(scored)[1] if scored else None
 
     def prepare(self, generation: int, *, rewind: bool) -> str:
@@ -66,7 +57,7 @@ class CheckpointFolder:
             RunError: there are later generations, and `rewind` does not allow to give them up.
             OSError: the folder cannot be written.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        own_folder(self.path)
         self.sweep()
         entries = self._entries()
         later = [entry.step for entry in entries if entry.step > generation and _content(entry.path)]
@@ -84,23 +75,21 @@ class CheckpointFolder:
     def sweep(self, path: Path | None = None) -> None:
         """Removes what saves and removals cut short have left, and the folder `path` if it is half-written."""
         if path is not None and _content(path) is None:
-            shutil.rmtree(path, ignore_errors=True)
+            _remove_all(path)
         for pattern in (_TEMPORARY, f"*{_REMOVED}"):
             for left in self.path.glob(pattern):
-                shutil.rmtree(left, ignore_errors=True)
+                _remove_all(left)
 
     def prune(self, newest: int) -> None:
         """Removes what is not among the latest nor the best, half-written, damaged, or of a history given up."""
-        entries = self._entries()
-        whole: dict[int, _Entry] = {}
+        entries, whole, scored = self._entries(), {}, {}
         for entry in entries:  # a later attempt takes an earlier one's place
             content = _content(entry.path)
             if content is not None and entry.step <= newest and entry.path not in self._damaged:
-                score = content["score"]
-                whole[entry.step] = _Entry(
-                    entry.path, entry.step, entry.attempt, None if score is None else {"score": score}
-                )
-        kept = {entry.path for entry in _kept(list(whole.values()), self._keep, self._best)}
+                whole[entry.step], scored[entry.step] = entry.path, content["score"]
+        latest = heapq.nlargest(self._keep, whole)
+        best = heapq.nlargest(self._best, ((score, step) for step, score in scored.items() if score is not None))
+        kept = {whole[step] for step in (*latest, *(step for _, step in best))}
         for entry in entries:
             if entry.path not in kept:
                 _remove(entry.path)
@@ -138,20 +127,7 @@ class CheckpointFolder:
         """All folders named like checkpoints, oldest first."""
         paths = self.path.iterdir() if self.path.is_dir() else ()
         found = [(path, _NAME.fullmatch(path.name)) for path in paths if path.is_dir()]
-        entries = [_Entry(path, int(name[1]), int(name[2] or 0)) for path, name in found if name]
-        return sorted(entries, key=lambda entry: (entry.step, entry.attempt))
-
-
-def _kept(entries: list[Any], keep: int, best: int) -> list[_Entry]:
-    from orbax.checkpoint import checkpoint_managers as policies
-
-    wanted: list[Any] = [policies.LatestN(keep)]
-    if best:
-        by_score = operator.itemgetter("score")
-        wanted.append(policies.BestN(get_metric_fn=by_score, n=best, keep_checkpoints_without_metrics=False))
-    policy = policies.AnyPreservationPolicy(wanted)
-    flags = policy.should_preserve(entries, context=policies.PreservationContext())
-    return [entry for entry, flag in zip(entries, flags, strict=True) if flag]
+        return sorted(_Entry(int(name[1]), int(name[2] or 0), path) for path, name in found if name)
 
 
 def _content(path: Path) -> dict[str, Any] | None:
@@ -165,4 +141,11 @@ def _remove(path: Path) -> None:
     """Removes a checkpoint: its name at once, then file by file. What resists is tried again at the next save."""
     with contextlib.suppress(OSError):
         gone = path.rename(path.with_name(path.name + _REMOVED))
-        shutil.rmtree(gone, ignore_errors=True)
+        _remove_all(gone)
+
+
+def _remove_all(path: Path) -> None:
+    """A folder as far as that goes; a link, and not what it leads to."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    shutil.rmtree(path, ignore_errors=True)

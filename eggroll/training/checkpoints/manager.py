@@ -3,24 +3,39 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eggroll.engine.annotations import PyTree
 from eggroll.extras import check_installed
-from eggroll.training.checkpoints.arrays import Arrays, explained
 from eggroll.training.checkpoints.folder import CheckpointFolder
-from eggroll.training.checkpoints.leaves import check_fits, flatten, places, unflatten
 from eggroll.training.errors import RunError
+from eggroll.training.folder.arrays import check_fits, flatten, places, unflatten
 from eggroll.training.folder.integrity import Damaged, write_manifest
 from eggroll.training.processes.deciding import first_decides, raise_together
 from eggroll.training.processes.talk import is_main
+
+if TYPE_CHECKING:
+    from eggroll.training.checkpoints.arrays import Arrays
+
+# Orbax and TensorStore hand the system's error on as text, sometimes as `ValueError`.
+_CAUSES = (
+    ((errno.ENOSPC, errno.EDQUOT), "the disk is full", "Free some space (or keep fewer checkpoints) and go on"),
+    ((errno.EFBIG,), "a file would be larger than allowed", "Raise the limit (`ulimit -f`) and go on"),
+    (
+        (errno.EROFS, errno.EACCES, errno.EPERM),
+        "the folder cannot be written",
+        "Make it writable, or choose another folder, and go on",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +88,6 @@ class Checkpoints:
         check_installed("orbax", "checkpoints")  # now, not where the first one is due
         self.folder = Path(folder).absolute()
         self._disk = CheckpointFolder(self.folder, keep, best)
-        self._arrays = Arrays()
         self._worker: ThreadPoolExecutor | None = None
         self._pending: Future[None] | None = None
         self._head: int | None = None  # the generation saved or restored last: what is later belongs to another history
@@ -125,21 +139,18 @@ class Checkpoints:
             worker, self._worker = self._worker, None
             if worker is not None:
                 worker.shutdown()
-            self._arrays.close()
+            if "_arrays" in vars(self):
+                self._arrays.close()
+                del self._arrays
         if error is not None:
             raise error
 
     def __enter__(self) -> Checkpoints:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        with contextlib.nullcontext() if error is None else contextlib.suppress(RunError):  # that one says more
             self.close()
-        else:
-            with contextlib.suppress(RunError):  # the error on its way says more
-                self.close()
 
     def generations(self) -> list[int]:
         """The generations with a finished checkpoint, in order, as this process sees them; damage is not looked for."""
@@ -186,6 +197,12 @@ class Checkpoints:
         state = unflatten(arrays, content["leaves"], like)
         return Checkpoint(content["generation"], state, content["record"], skipped)
 
+    @cached_property
+    def _arrays(self) -> Arrays:
+        from eggroll.training.checkpoints.arrays import Arrays  # Orbax, whose import takes long
+
+        return Arrays()
+
     def _result(self) -> RunError | None:
         """Waits for the last save; what went wrong with it in this process."""
         if self._pending is None:
@@ -222,7 +239,8 @@ class Checkpoints:
         try:
             yield
         except BaseException:
-            self._arrays.reset()
+            if "_arrays" in vars(self):
+                self._arrays.reset()
             if is_main():
                 self._disk.sweep(path)
             raise
@@ -237,3 +255,37 @@ def _plain(record: Mapping[str, Any]) -> dict[str, Any]:
             f"The record of a checkpoint has to be JSON (text, numbers, lists, dictionaries): {why}. "
             "Turn it into such, or put arrays into the state."
         ) from why
+
+
+@contextlib.contextmanager
+def explained(what: str, folder: Path) -> Iterator[None]:
+    """Turns what the disk, Orbax or TensorStore say into a `RunError` that says what to do."""
+    try:
+        yield
+    except RunError:
+        raise
+    except (OSError, ValueError, RuntimeError) as why:
+        cause, remedy = _cause(why)
+        raise RunError(f"{what} in '{folder}': {cause}. {remedy}; whole checkpoints in it stay as they are.") from why
+
+
+def _cause(error: BaseException) -> tuple[str, str]:
+    chain = list(_chain(error))
+    text = " ".join(str(one) for one in chain).lower()
+    for numbers, cause, remedy in _CAUSES:
+        names = [os.strerror(number).lower() for number in numbers]
+        if any(getattr(one, "errno", None) in numbers for one in chain) or any(name in text for name in names):
+            return cause, remedy
+    said = str(error).strip().split("\n")[0] or type(error).__name__
+    return said, "Mend that and go on"
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for one in error.exceptions:
+                yield from _chain(one)
+        error = error.__cause__ or error.__context__

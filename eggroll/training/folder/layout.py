@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import MANIFEST, is_partial, not_writable, open_to_read, read_json, remove
 
 CONFIG, METRICS, PARAMETERS, CURVE = "config.json", "metrics.jsonl", "parameters.npz", "curve.png"
 LEDGER, INITIAL, CHECKPOINTS, TENSORBOARD = "ledger.bin", "initial.npz", "checkpoints", "tensorboard"
 MAGIC = b"eggroll ledger 1\n"  # a ledger's first bytes
 MODEL, SAMPLES, EVALUATION = "model", "samples.jsonl", "evaluation.json"  # of language models
-FILES = (CONFIG, METRICS, PARAMETERS, CURVE, LEDGER, INITIAL, SAMPLES, EVALUATION)  # what a new run replaces
+FILES = (CONFIG, METRICS, PARAMETERS, CURVE, LEDGER, INITIAL, SAMPLES, EVALUATION, MANIFEST)  # what a new run replaces
 FOLDERS = (CHECKPOINTS, TENSORBOARD, MODEL)
 
 
@@ -82,10 +83,32 @@ def _foreign(path: Path) -> str | None:
     if weights is not None:
         return weights.name
     try:
-        config = json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # none, or damaged, which is told where it is read
+        config = read_json(path / CONFIG)
+    except RunError:  # none, or damaged, which is told where it is read
         return None
-    return CONFIG if isinstance(config, dict) and "options" not in config else None
+    return CONFIG if "options" not in config else None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The run's configuration.
+
+    Raises:
+        RunError: there is none, or it is none that a run wrote.
+    """
+    path = folder / CONFIG
+    mend = "Without it nobody knows what the run in that folder was: restore it, or start anew with --overwrite."
+    config = read_json(path, mend)
+    every = config.get("checkpoint_every", 1)
+    kinds = {"options": dict, "strategy": dict, "versions": dict, "changes": list}
+    wrong = [name for name, kind in kinds.items() if not isinstance(config.get(name, kind()), kind)]
+    changes = config.get("changes", [])
+    if not wrong and not all(isinstance(each, dict) and type(each.get("generation")) is int for each in changes):
+        wrong = ["changes"]
+    wrong += ["checkpoint_every"] * (type(every) is not int or every < 1)
+    if wrong or "options" not in config:
+        what = f"'{wrong[0]}' is {config[wrong[0]]!r:.60}" if wrong else "it has no 'options'"
+        raise RunError(f"cannot read '{path}' ({what}, which no run writes). {mend}")
+    return config
 
 
 def holds_result(path: Path) -> bool:
@@ -97,7 +120,7 @@ def holds_records(ledger: Path) -> bool:
     """Whether a ledger has more than what a run leaves that was killed before its first generation."""
     if not ledger.exists():
         return False
-    with ledger.open("rb") as file:
+    with open_to_read(ledger) as file:
         return not MAGIC.startswith(file.read(len(MAGIC) + 1))
 
 
@@ -108,13 +131,18 @@ def clear(path: Path) -> None:
         RunError: something cannot be removed.
     """
     try:
-        for name in FILES:
-            (path / name).unlink(missing_ok=True)
-        for name in FOLDERS:
-            if (path / name).exists():
-                shutil.rmtree(path / name)
+        for name in (*FILES, *FOLDERS):
+            remove(path / name)
     except OSError as why:
         raise not_writable(path, why) from why
+
+
+def sweep(path: Path) -> None:
+    """Removes what a process left that was killed while it wrote a file or a model."""
+    for left in path.glob(".*.partial"):
+        if is_partial(left.name) and left.name.rsplit(".", 2)[0][1:] in (*FILES, *FOLDERS):
+            with suppress(OSError):
+                remove(left)
 
 
 def check_kept(path: Path, model: str | Path, *, resume: bool = False) -> None:
@@ -129,18 +157,10 @@ def check_kept(path: Path, model: str | Path, *, resume: bool = False) -> None:
         RunError: it is the folder, or part of a run in it, by whatever name or link.
     """
     own, found = path.resolve(), Path(model).resolve()
-    if (resume and holds_run(path)) or not (found.exists() and found.is_relative_to(own)):
+    if (resume and holds_run(path)) or not (os.path.exists(found) and found.is_relative_to(own)):
         return
     if found == own or found.relative_to(own).parts[0] in (*FILES, *FOLDERS):
         raise RunError(
             f"got the model '{model}' in the run folder '{path}', which would be cleared before the run; choose "
             "another folder with --out."
         )
-
-
-def not_writable(path: Path, why: OSError) -> RunError:
-    """The error for a folder that the operating system refuses."""
-    return RunError(
-        f"cannot write to '{path}' ({why.strerror or why}); make room and go on with --resume, or choose another "
-        "folder with --out."
-    )

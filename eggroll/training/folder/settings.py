@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,8 +18,11 @@ from eggroll.strategy.plan.rules import FrozenRule
 from eggroll.strategy.protocol import Strategy
 from eggroll.training.errors import RunError
 from eggroll.training.folder.described import FUNCTION, SCHEDULE, UNSEEN, VALUES, apart, described
+from eggroll.training.folder.layout import holds_run, read_config
 
 LOGGER = logging.getLogger("eggroll")
+# What a run's configuration has; what else is in one decides something that this version does not know.
+CONFIGURATION = ("options", "strategy", "parameters", "versions", "checkpoint_every", "changes")
 LINE = 80  # characters of a value that is shown as it is
 MOST = 8  # differences that are told
 SHOWN = 2  # results of a function that are told
@@ -186,7 +190,8 @@ def check_same(
         if es[name] is not None and name in was and unseen(name, was[name], es[name]):
             why = es[name].get(UNSEEN, "an earlier version wrote it down otherwise")
             LOGGER.warning("resuming with the same %s as far as names tell, not compared by results: %s", name, why)
-    changed = list(dict.fromkeys([*differences(was, es), *differences(*options)]))
+    unknown = {name: value for name, value in before.items() if name not in CONFIGURATION}
+    changed = list(dict.fromkeys([*differences(was, es), *differences(*options), *differences(unknown, {})]))
     if changed and not force:
         more = f"; and {len(changed) - MOST} more" if len(changed) > MOST else ""
         raise RunError(
@@ -194,3 +199,14 @@ def check_same(
             "own, start anew with --overwrite (overwrite=True), or go on with the new ones with --force (force=True)."
         )
     return changed
+
+
+def check_options(folder: Path, options: Mapping[str, object], may_change: frozenset[str]) -> None:
+    """Says before anything dear is done that the run in `folder`, if there is one, was begun with other options.
+
+    Raises:
+        RunError: it was; the strategy is compared later.
+    """
+    if holds_run(folder):
+        before = {"options": read_config(folder).get("options", {})}
+        check_same(before, {"options": as_json(options)}, may_change=may_change, force=False)

@@ -1,8 +1,9 @@
-"""The base of a ledger: the parameters that a run started from, their digests, and their `.npz` file."""
+"""The base of a ledger, the parameters that a run started from, as a replay is given it."""
 
 from __future__ import annotations
 
-import hashlib
+import math
+import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,45 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine.paths import leaf_paths
-from eggroll.strategy.plan.leaves import Plan
+from eggroll.strategy.plan.leaves import Plan, full_rank
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.training.errors import RunError
+from eggroll.training.folder.arrays import read_arrays
 from eggroll.training.folder.layout import INITIAL
-
-
-def digests(base: Any) -> dict[str, str]:
-    """The digest of every parameter: the first 16 hexadecimal digits of SHA-256 of its name, dtype, shape and bytes.
-
-    Args:
-        base: pytree of arrays.
-
-    Returns:
-        path → digest, in the order of the leaves.
-
-    Raises:
-        RunError: two parameters with the same path, which a ledger cannot tell apart.
-    """
-    found: dict[str, str] = {}
-    for path, leaf in zip(leaf_paths(base), jax.tree.leaves(base), strict=True):
-        if path in found:
-            raise RunError(f"got two parameters with the path '{path}': a ledger cannot tell them apart. Rename one.")
-        array = to_numpy(leaf)
-        digest = hashlib.sha256(f"{path}\0{array.dtype.name}\0{','.join(map(str, array.shape))}\0".encode())
-        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-        found[path] = digest.hexdigest()[:16]
-    return found
-
-
-def joint_digest(each: Mapping[str, str], paths: Sequence[str]) -> str:
-    """One digest of all parameters, in the order of `paths`: SHA-256 of their digests, in hexadecimal."""
-    return hashlib.sha256("".join(each[path] for path in paths).encode()).hexdigest()
-
-
-def to_numpy(leaf: Any) -> np.ndarray:
-    """A parameter as a numpy array; a random key, which only a frozen one can be, as its words."""
-    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        leaf = jax.random.key_data(leaf)
-    return np.asarray(leaf)
+from eggroll.training.ledger.format import digests, joint_digest
 
 
 def in_order(base: Any, plan: Plan) -> Any:
@@ -93,6 +61,18 @@ def _with_dtype(array: Any, planned: str) -> Any:
     return array
 
 
+def check_plan(plan: Plan) -> None:
+    """Raises ValueError for a plan that no strategy makes, whose noise may be of any size."""
+    for leaf in plan.leaves:
+        axes = {*leaf.left_axes, *leaf.right_axes}
+        if leaf.kind == "low_rank":
+            most = full_rank(leaf.shape, leaf.left_axes, leaf.right_axes) if axes == set(range(len(leaf.shape))) else 0
+            if type(leaf.rank) is not int or not 1 <= leaf.rank <= most:
+                raise ValueError(f"rank {leaf.rank!r} for '{leaf.path}' of shape {list(leaf.shape)}")
+        if type(leaf.sigma_scale) not in (int, float) or not 0 < leaf.sigma_scale < math.inf:
+            raise ValueError(f"sigma_scale {leaf.sigma_scale!r} for '{leaf.path}'")
+
+
 def check_base(base: Any, plan: Plan, recorded: Mapping[str, Any]) -> None:
     """Raises RunError, naming parameters, unless `base` is what the ledger was written for, bit for bit.
 
@@ -121,24 +101,18 @@ def _other_names(got: Sequence[str], want: Sequence[str]) -> str:
     return f"got a base {' and '.join(parts) or order}: give the parameters that the run started from."
 
 
-def load_arrays(path: Path | str) -> dict[str, np.ndarray]:
+def load_arrays(path: Path | str, plan: Plan | None = None) -> dict[str, np.ndarray]:
     """The arrays of an `.npz` file by path; nothing in it is executed.
 
     Args:
         path: the file, or a run folder that has `initial.npz`.
+        plan: of the ledger, to read no others than the parameters that it was written for. Default None: all.
 
     Raises:
-        RunError: no such file, or none that numpy can read without pickle.
+        RunError: no such file, or none of the parameters' arrays.
     """
     path = Path(path)
-    path = path / INITIAL if path.is_dir() else path
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            if not isinstance(file, np.lib.npyio.NpzFile):
-                raise ValueError("it holds one array without a name")
-            return {name: file[name] for name in file.files}
-    except Exception as why:  # zip files fail in many ways
-        raise RunError(
-            f"cannot read parameters from '{path}' ({type(why).__name__}: {why}); an .npz file of arrays by path, or a "
-            f"run folder with {INITIAL}, is required."
-        ) from why
+    path = path / INITIAL if os.path.isdir(path) else path
+    shapes = None if plan is None else {leaf.path: leaf.shape for leaf in plan.leaves}
+    mend = f"An .npz file of the run's first parameters by path, or a run folder with {INITIAL}, is needed."
+    return read_arrays(path, shapes, mend)

@@ -31,14 +31,20 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from eggroll.engine.paths import leaf_paths
+from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import parse_json
 from eggroll.training.folder.layout import MAGIC
 
+FORMAT = 1  # of the settings' content
 SETTINGS, GENERATION = b"SETT", b"GENE"
 
 HEAD = struct.Struct("<4sI8s")
@@ -110,10 +116,12 @@ class Settings:
 
     @classmethod
     def unpack(cls, payload: bytes) -> Settings:
-        """The record from its payload; raises ValueError where that is no JSON object."""
-        content = json.loads(payload.decode())
+        """The record from its payload; raises ValueError where that is no JSON object, or none that a run writes."""
+        content = parse_json(payload)
         if not isinstance(content, dict):
             raise ValueError("settings that are no JSON object")
+        if content.get("format") == FORMAT:
+            _check_content(content)
         return cls(content, payload)
 
     @property
@@ -186,6 +194,45 @@ def _array(data: bytes, dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(data, dtype).astype(dtype.newbyteorder("="))
 
 
+def _check_content(content: Mapping[str, Any]) -> None:
+    """Raises ValueError unless everything is there that all readers of a ledger look at, and of its kind."""
+    kinds = {
+        "population": int,
+        "antithetic": bool,
+        "x64": bool,
+        "versions": dict,
+        "platform": str,
+        "base": dict,
+        "key": list,
+    }
+    wrong = [name for name, kind in kinds.items() if type(content.get(name)) is not kind]
+    if not wrong:
+        base, plan = content["base"], content.get("plan", ...)
+        name, each = base.get("name", ...), base.get("parameters")
+        sound = {
+            "population": content["population"] > 0,
+            "versions": _are(str, list(content["versions"].values())),
+            "key": _are(int, content["key"]) and len(content["key"]) == 2,
+            "base": isinstance(base.get("digest"), str) and isinstance(name, str | None) and _are(str, each),
+            "plan": plan is None or (_are(dict, plan) and all(map(_is_leaf, plan))),
+        }
+        wrong = [name for name, right in sound.items() if not right]
+        if not wrong and plan is not None and len(plan) != len(each):
+            raise ValueError(f"settings of {len(plan)} parameters with the digests of {len(each)}")
+    if wrong:
+        found = repr(content[wrong[0]])[:60] if wrong[0] in content else "missing"
+        raise ValueError(f"settings that no run writes: '{wrong[0]}' is {found}")
+
+
+def _are(kind: type, values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is kind for value in values)
+
+
+def _is_leaf(leaf: Mapping[str, Any]) -> bool:
+    names, shape = [leaf.get("path"), leaf.get("dtype"), leaf.get("kind")], leaf.get("shape")
+    return _are(str, names) and _are(int, shape) and min(shape or (), default=0) >= 0
+
+
 def generation_bytes(population: int, itemsize: int = 4) -> int:
     """Bytes of a generation's record.
 
@@ -194,3 +241,38 @@ def generation_bytes(population: int, itemsize: int = 4) -> int:
         8280
     """
     return HEAD.size + _FIXED.size + 2 * itemsize * population + DIGEST
+
+
+def digests(base: Any) -> dict[str, str]:
+    """The digest of every parameter: the first 16 hexadecimal digits of SHA-256 of its name, dtype, shape and bytes.
+
+    Args:
+        base: pytree of arrays.
+
+    Returns:
+        path → digest, in the order of the leaves.
+
+    Raises:
+        RunError: two parameters with the same path, which a ledger cannot tell apart.
+    """
+    found: dict[str, str] = {}
+    for path, leaf in zip(leaf_paths(base), jax.tree.leaves(base), strict=True):
+        if path in found:
+            raise RunError(f"got two parameters with the path '{path}': a ledger cannot tell them apart. Rename one.")
+        array = to_numpy(leaf)
+        digest = hashlib.sha256(f"{path}\0{array.dtype.name}\0{','.join(map(str, array.shape))}\0".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        found[path] = digest.hexdigest()[:16]
+    return found
+
+
+def joint_digest(each: Mapping[str, str], paths: Sequence[str]) -> str:
+    """One digest of all parameters, in the order of `paths`: SHA-256 of their digests, in hexadecimal."""
+    return hashlib.sha256("".join(each[path] for path in paths).encode()).hexdigest()
+
+
+def to_numpy(leaf: Any) -> np.ndarray:
+    """A parameter as a numpy array; a random key, which only a frozen one can be, as its words."""
+    if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    return np.asarray(leaf)

@@ -14,10 +14,19 @@ from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.update.told import narrowed
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, abridged, mended
+from eggroll.training.folder.disk import own_handle
 from eggroll.training.folder.layout import holds_records
-from eggroll.training.ledger.base import digests
-from eggroll.training.ledger.format import GENERATION, MAGIC, SETTINGS, Generation, Settings, first_digest, pack
+from eggroll.training.ledger.format import (
+    GENERATION,
+    MAGIC,
+    SETTINGS,
+    Generation,
+    Settings,
+    digests,
+    first_digest,
+    pack,
+)
 from eggroll.training.ledger.reader import LedgerError, Reader
 from eggroll.training.ledger.settings import differences, settings_of
 
@@ -100,7 +109,8 @@ class Journal:
                     f"'{self.path}' exists: it may be the only record of a run. Resume that run, choose another "
                     "folder, or replace it with --overwrite."
                 )
-            self._file = self.path.open("wb", buffering=0)
+            self.path.unlink(missing_ok=True)  # where it is a link, what it leads to stays as it is
+            self._file = self.path.open("xb", buffering=0)
         except OSError as why:
             raise self._not_writable(why) from why
         try:
@@ -131,7 +141,7 @@ class Journal:
         self._check_same(self._written, self._settings())
         self.size, self._digest = end, digest
         try:
-            self._file = self.path.open("r+b", buffering=0)
+            self._file = os.fdopen(own_handle(self.path, os.O_RDWR), "r+b", buffering=0)
             self._file.truncate(end)
             self._file.seek(end)
         except OSError as why:
@@ -255,6 +265,6 @@ class Journal:
 
     def _not_writable(self, why: OSError) -> RunError:
         return RunError(
-            f"cannot write the ledger '{self.path}' ({why.strerror or why}); its {self.generation} generations so far "
-            "are whole. Make room or choose another place, and resume."
+            f"cannot write the ledger '{abridged(self.path)}' {mended(why)}. Its {self.generation} generations so far "
+            "are whole."
         )

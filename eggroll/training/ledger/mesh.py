@@ -10,6 +10,7 @@ import jax
 from jax.sharding import Mesh, PartitionSpec
 
 from eggroll.strategy.population import AXIS, Population, Sharding, ShardingRules, as_sharding, axes_of
+from eggroll.training.errors import check_known
 
 Recorded = Mapping[str, Any] | None
 
@@ -37,6 +38,7 @@ def mesh_like(recorded: Recorded) -> Mesh | None:
 
 def laid_out(recorded: Recorded, mesh: Mesh | None, sharding: Sharding) -> tuple[ShardingRules, str]:
     """`(sharding, update)` of a replay: what it is given, else the run's as far as the mesh has its axes."""
+    check_known("a mesh", recorded or (), ("axes", "sharding", "update"), ValueError)
     update = recorded["update"] if recorded else "members"
     if mesh is None or sharding is not None or not recorded:
         return as_sharding(sharding, mesh), update

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NoReturn
 
 from eggroll.training.errors import RunError
+from eggroll.training.folder.disk import open_to_read
 from eggroll.training.folder.layout import LEDGER
 from eggroll.training.ledger.format import (
     DIGEST,
@@ -62,7 +64,7 @@ class Reader:
     def __iter__(self) -> Iterator[Settings | Generation]:
         self._start()
         try:
-            with self.path.open("rb") as file:
+            with open_to_read(self.path) as file:
                 yield from self._entries(file)
         except OSError as why:
             raise RunError(f"cannot read the ledger '{self.path}' ({why.strerror or why}).") from why
@@ -89,7 +91,8 @@ class Reader:
             self._zeros_or_refuse(head, file)
             return None
         kind, length = found
-        rest = file.read(length + DIGEST)
+        left = os.fstat(file.fileno()).st_size - self.position - HEAD.size
+        rest = file.read(min(length + DIGEST, max(left, 0)))  # a length may say anything
         if len(rest) < length + DIGEST:
             self.cut = len(head) + len(rest)
             return None

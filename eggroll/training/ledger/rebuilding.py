@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from eggroll.strategy.protocol import Norms, Strategy
 from eggroll.strategy.state import State
 from eggroll.strategy.update.optimizer import check_optimizer
 from eggroll.training.errors import RunError
-from eggroll.training.ledger.base import check_base, in_order
+from eggroll.training.ledger.base import check_base, check_plan, in_order, load_arrays
 from eggroll.training.ledger.format import Generation as Record
 from eggroll.training.ledger.mesh import mesh_like
 from eggroll.training.ledger.reader import Reader, Settings
@@ -52,7 +53,8 @@ def replay(
     run's; elsewhere they are equal to rounding, and a warning is logged that names the differences.
 
     Args:
-        base: the parameters that the run started from; a pytree, or a flat dictionary of arrays by path.
+        base: the parameters that the run started from; a pytree, a flat dictionary of arrays by path, or the path of an
+            `.npz` file of such, or of a run folder that has `initial.npz`.
         ledger: the file that a `Journal` wrote.
         optimizer: the run's, used where the ledger does not name it (see `eggroll.training.optimizers.named`). Default
             None.
@@ -92,7 +94,7 @@ class Replay:
 
     def __init__(
         self,
-        base: PyTree,
+        base: PyTree | Path | str,
         ledger: Path | str,
         *,
         optimizer: optax.GradientTransformation | None = None,
@@ -135,26 +137,31 @@ class Replay:
     def _take(self, settings: Settings) -> None:
         """Makes the update of the generations from here on."""
         content = settings.content
-        try:
-            check_format(content)
+        check_format(content)
+        with self._understood("has settings that this version of eggroll does not understand"):
             plan = plan_from_json(content["plan"])
+            check_plan(plan)
             es = self._strategy(content)
             self.update = _from_record(es.replayed(plan, content["sigma"]), es.population)
-            key, recorded = np.array(content["key"], np.uint32), content["base"]
-        except RunError:
-            raise
-        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as why:
-            raise RunError(
-                f"'{self._reader.path}' has settings that this version of eggroll does not understand "
-                f"({type(why).__name__}: {why})."
-            ) from why
-        if self.state is None:
-            params = in_order(self._base, plan)
-            check_base(params, plan, recorded)
-            self.state = es.first(params, plan, _key(key))
-        if self._plan is not None:
-            _check_fits(self.state, self._plan, plan, es, self.generations)
+            key = np.array(content["key"], np.uint32)
+            if self.state is None:
+                base = load_arrays(self._base, plan) if isinstance(self._base, str | Path) else self._base
+                params = in_order(base, plan)
+                check_base(params, plan, content["base"])
+                self.state = es.first(params, plan, _key(key))
+            if self._plan is not None:
+                _check_fits(self.state, self._plan, plan, es, self.generations)
         self._base, self._plan = None, plan
+
+    @contextmanager
+    def _understood(self, what: str) -> Iterator[None]:
+        """Whatever settings from a file lead to, be it deep in JAX, is told as their fault."""
+        try:
+            yield
+        except (RunError, MemoryError):
+            raise
+        except Exception as why:
+            raise RunError(f"'{self._reader.path}' {what} ({type(why).__name__}: {why}).") from why
 
     def _strategy(self, content: Mapping[str, Any]) -> Strategy:
         """The run's, on the replay's mesh."""
@@ -185,7 +192,8 @@ class Replay:
 
     def _move(self, record: Record) -> None:
         assert self.state is not None  # the reader refuses generations without settings
-        self.state, norms = self.update(self.state, record)
+        with self._understood(f"has settings of which generation {record.generation} cannot be made"):
+            self.state, norms = self.update(self.state, record)
         self.generations += 1
         exact = True
         for name in ("gradient_norm", "update_norm"):

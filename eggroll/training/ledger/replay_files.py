@@ -13,8 +13,9 @@ import jax
 from eggroll.engine.paths import leaf_paths
 from eggroll.training.errors import RunError
 from eggroll.training.folder.arrays import by_path, save_arrays
+from eggroll.training.folder.integrity import check_run
 from eggroll.training.folder.layout import LEDGER
-from eggroll.training.ledger.base import digests, joint_digest, load_arrays
+from eggroll.training.ledger.format import FORMAT, digests, joint_digest
 from eggroll.training.ledger.reader import Summary, summarize
 from eggroll.training.ledger.rebuilding import RUN, Replay
 
@@ -79,7 +80,10 @@ def replay_files(
     start, out = time.perf_counter(), Path(out)
     if out.exists() and not overwrite:
         raise RunError(f"'{out}' exists; choose another place with --out, or replace it with --overwrite.")
-    made = Replay(load_arrays(base) if isinstance(base, str | Path) else base, _ledger(ledger), mesh=RUN)
+    for folder in (base, ledger):
+        if isinstance(folder, str | Path) and Path(folder).is_dir():
+            check_run(Path(folder))
+    made = Replay(base, _ledger(ledger), mesh=RUN)
     params = made.run(generation).params
     if write is None:
         save_arrays(out, by_path(params))
@@ -108,7 +112,9 @@ def describe(summary: Summary) -> str:
     lines = [f"{summary.path}: whole, {summary.generations} generations, {summary.records} records"]
     if summary.cut:
         lines.append(f"  {summary.cut} bytes of a record cut short at the end are left out")
-    if summary.content:
+    if summary.content and summary.content.get("format") != FORMAT:
+        lines.append(f"  settings of format {summary.content.get('format')!r}; this version of eggroll knows {FORMAT}")
+    elif summary.content:
         base = summary.content["base"]
         lines.append(f"  base {base['name'] or 'without a name'}, digest {base['digest']}")
     return "\n".join([*lines, f"  {summary.bytes} bytes, digest {summary.digest}"])

@@ -11,22 +11,23 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from eggroll.extras import versions
+from eggroll.ops.registry import chosen
 from eggroll.strategy.methods import METHODS
 from eggroll.strategy.plan.leaves import Kind, LeafPlan, Plan
 from eggroll.strategy.population import AXIS, Population, Sharding
 from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.update.optimizer import sigma_at
-from eggroll.training.errors import RunError
+from eggroll.training.errors import RunError, check_known
 from eggroll.training.folder import settings as folder
-from eggroll.training.folder.versions import versions
-from eggroll.training.ledger.base import joint_digest
+from eggroll.training.ledger.format import FORMAT, joint_digest
 from eggroll.training.ledger.mesh import laid_out, mesh_difference, mesh_to_json
 from eggroll.training.optimizers import from_json, spec_of, to_json
 
-FORMAT = 1
-NOT_KEPT = ("rules", "chunk")  # the plan says what rules made; a chunk's sums are evaluated
+NOT_KEPT = ("rules", "chunk", "share_rngs")
 DECODED = ("shaping", "sigma", "optimizer", "mesh", "sharding", "update")  # from the settings otherwise, or not at all
-ENVIRONMENT = ("versions", "platform", "devices", "mesh")  # may change in a run without anyone having asked for it
+ENVIRONMENT = ("versions", "platform", "devices", "mesh", "kernels")  # change in a run without anyone having asked
+HEADER = ("format", "method", "key", "plan", "base", "x64", "devices", *ENVIRONMENT)
 CUSTOM = "custom: "  # before the name of a shaping of one's own
 PACKAGES = ("eggroll", "jax", "jaxlib", "optax")
 
@@ -37,13 +38,13 @@ def settings_of(es: Strategy, key: jax.Array, base: Mapping[str, str], name: str
     Args:
         es: the strategy; its plan is left out before its first generation.
         key: typed threefry key of the run.
-        base: path → digest, from `eggroll.training.ledger.base.digests`.
+        base: path → digest, from `eggroll.training.ledger.format.digests`.
         name: what the base is called, such as a model's name; or None.
 
     Returns:
         `format`, the strategy's options but its rules, which are in the plan, and its chunk (`sigma` None: in every
         record; `optimizer` None: to be given again; other functions by their names), `key`, `plan`, `base`, `x64`,
-        `versions`, `platform`, `devices` and `mesh` (None: no mesh).
+        `versions`, `platform`, `devices`, `mesh` (None: no mesh); `kernels`, where any were tried.
 
     Raises:
         RunError: an option that a ledger cannot hold.
@@ -61,6 +62,7 @@ def settings_of(es: Strategy, key: jax.Array, base: Mapping[str, str], name: str
         "platform": jax.default_backend(),
         "devices": 1 if es.settings.mesh is None else int(es.settings.mesh.shape[AXIS]),
         "mesh": mesh_to_json(es.settings),
+        **({"kernels": dict(chosen)} if chosen else {}),
     }
 
 
@@ -98,7 +100,7 @@ def strategy_of(
 
     Raises:
         KeyError: settings that are missing.
-        ValueError: a method that is not known, or settings that do not fit together.
+        ValueError: a method or a setting that is not known, or settings that do not fit together.
     """
     name = content.get("method", "eggroll")
     if name not in METHODS:
@@ -112,7 +114,10 @@ def strategy_of(
         rules, update = laid_out(content.get("mesh"), mesh, sharding)
         options |= {"mesh": mesh, "sharding": rules, "update": update}
     sigma = content["sigma"]
-    return cls.from_options({**options, "sigma": 1.0 if sigma is None else sigma})
+    es = cls.from_options({**options, "sigma": 1.0 if sigma is None else sigma})
+    check_known("settings", content, (*HEADER, *es.options()), ValueError)
+    check_known("a base", content.get("base") or (), ("name", "digest", "parameters"), ValueError)
+    return es
 
 
 def _constant(sigma: Any) -> float | None:

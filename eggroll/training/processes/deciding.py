@@ -14,6 +14,7 @@ from eggroll.training.folder.settings import differences
 from eggroll.training.processes.talk import count, gather, gather_json, is_main
 
 MOST = 8  # differences that are told
+SAME_START = "Start every process with the same command, code and files."
 
 T = TypeVar("T")
 
@@ -35,13 +36,14 @@ def agree(stop: bool) -> bool:
     return bool(stop) if count() == 1 else bool(gather(np.array([bool(stop)], np.uint8)).any())
 
 
-def same(value: bytes | str | Mapping[str, object], what: str) -> None:
+def same(value: bytes | str | Mapping[str, object], what: str, advice: str = SAME_START) -> None:
     """Raises unless all processes have the same value: settings, versions, the data's position.
 
     Args:
         value: the value or a digest of it: text, bytes, or JSON by name, whose differences the message names with both
             values. Its SHA-256 is what crosses between processes, and the rest where that differs.
         what: its name, for the message.
+        advice: what to do about it, the message's last sentence.
 
     Raises:
         RunError: it differs, in every process; or another process is gone.
@@ -62,8 +64,7 @@ def same(value: bytes | str | Mapping[str, object], what: str) -> None:
     are = "process" if len(others) == 1 else "processes"
     raise RunError(
         f"got {what} in which {are} {', '.join(map(str, others))} of {count()} differ from process 0"
-        f"{': ' * bool(lines)}{'; '.join(lines[:MOST])}{more}; all have to be the same. Start every process with the "
-        "same command, code and files.",
+        f"{': ' * bool(lines)}{'; '.join(lines[:MOST])}{more}; all have to be the same. {advice}",
         everywhere=True,
     )
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eggroll.llm.answers.decoding import Decoding, row_keys
 from eggroll.llm.answers.sampling import allowed, choose, nucleus
 
 LOGITS = np.array([2.0, -1.0, 0.5, 1.5, -3.0, 0.0, 1.0], np.float32)
@@ -74,3 +75,14 @@ def test_the_nucleus_holds_its_mass_and_no_more(shares, mass):
 
 def test_greedy_takes_the_likeliest_and_needs_no_key():
     assert choose(jnp.asarray(LOGITS)[None], None, temperature=0.0, top_k=None, top_p=None).tolist() == [0]
+
+
+@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("given", ["one key", "a key for each row"])
+def test_a_row_draws_the_same_whatever_else_is_in_its_batch(impl, given):
+    key = jax.random.key(0, impl=impl)
+    keys = row_keys(key if given == "one key" else jax.random.split(key, 6), Decoding(4, temperature=1.0), 6)
+    logits, options = jnp.zeros((6, 50)), {"temperature": 1.0, "top_k": None, "top_p": None}
+    together = choose(logits, keys, **options)
+    np.testing.assert_array_equal(together[3:], choose(logits[3:], keys[3:], **options))
+    assert len(set(together.tolist())) > 1

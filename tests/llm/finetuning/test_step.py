@@ -12,8 +12,7 @@ import pytest
 import eggroll
 from eggroll.llm.answers.decoding import Decoding, generator, split
 from eggroll.llm.finetuning.evaluation import Evaluator
-from eggroll.llm.finetuning.job import draw_key
-from eggroll.llm.finetuning.step import Answered, no_tokens, settled_together, tokens_in, with_tokens
+from eggroll.llm.finetuning.step import Answered, draw_key, no_tokens, settled_together, tokens_in, with_tokens
 from eggroll.llm.rewards.scoring import Rewards
 from eggroll.llm.tasks import Problem
 from eggroll.training import RunError, named

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eggroll.strategy.evaluate import loops
-from eggroll.strategy.evaluate.loops import CompiledCache
+from eggroll.strategy.evaluate import compiled
+from eggroll.strategy.evaluate.compiled import CompiledCache
 
 
 class Counted:
@@ -88,7 +88,7 @@ def test_what_cannot_be_hashed_is_right_though_compiled_every_time():
 
 
 def test_the_cache_forgets_what_was_used_longest_ago(monkeypatch):
-    monkeypatch.setattr(loops, "KEPT", 2)
+    monkeypatch.setattr(compiled, "KEPT", 2)
     cache, fun = CompiledCache(), Counted()
     for static in ("a", "b", "a", "c", "a"):  # "b" makes room for "c"
         cache(fun, static, jnp.ones(()))

@@ -55,6 +55,7 @@ def test_as_threefry_under_another_default_generator():
     expected = words(as_threefry(jax.random.key(3, impl="rbg")))
     with jax.default_prng_impl("rbg"):
         assert words(as_threefry(jax.random.key(3))) == expected
+        assert words(as_threefry(jax.random.PRNGKey(3))) == expected
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 import eggroll
+from eggroll.training.ledger.journal import Journal
+from eggroll.training.ledger.rebuilding import replay
+from eggroll.training.optimizers import named
 
 KEY = jax.random.key(0, impl="threefry2x32")
 PARAMS = {"k": jnp.ones((8, 2, 4)), "b": jnp.ones((2, 4))}
@@ -53,3 +57,55 @@ def test_an_optimizer_that_is_a_learning_rate():
 def test_value_and_grad_takes_no_schedule():
     with pytest.raises(TypeError, match="got a schedule as sigma"):
         eggroll.value_and_grad(model, population=2, sigma=optax.constant_schedule(0.1))
+
+
+def two_layers(p, x):
+    return -jnp.sum((x @ p["k"] @ p["b"]) ** 2)
+
+
+def without_b(p, x):
+    return -jnp.sum((x @ p["k"]) ** 2)
+
+
+def elementwise(p, x):
+    return -jnp.sum(p["k"] * 2.0) - jnp.sum(x @ p["k"] @ p["b"])
+
+
+TWO = {"k": jnp.ones((8, 4)), "b": jnp.ones((4, 3))}
+
+
+def small_es():
+    return eggroll.ES(population=8, sigma=0.1, optimizer=optax.sgd(0.1), fallback="allow")
+
+
+@pytest.mark.parametrize("second", [without_b, elementwise, two_layers])
+def test_each_function_has_a_plan_of_its_own(second):
+    """What a function is given after another one is what it is given alone: noise, plan and update, bit for bit."""
+    es, alone = small_es(), small_es()
+    state = es.init(TWO, KEY)
+    es.step(state, two_layers, X)
+    got, _ = es.step(state, second, X)
+    want, _ = alone.step(state, second, X)
+    assert es.plan == alone.plan == eggroll.explain(second, TWO, X).plan
+    for a, b in zip(jax.tree.leaves(got.params), jax.tree.leaves(want.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+    if second is without_b:
+        np.testing.assert_array_equal(got.params["b"], TWO["b"])
+        told = es.ask(state)
+        told.apply(without_b, X)
+        moved, _ = es.tell(state, told, np.arange(8.0))
+        np.testing.assert_array_equal(moved.params["b"], TWO["b"])
+    es.step(state, two_layers, X)
+    assert es.plan == eggroll.explain(two_layers, TWO, X).plan
+
+
+def test_a_ledger_of_functions_in_turn_is_replayed(tmp_path):
+    es = eggroll.ES(population=8, sigma=0.1, optimizer=named("sgd", learning_rate=0.1), fallback="allow")
+    state = es.init(TWO, KEY)
+    with Journal(tmp_path / "ledger.bin", es, TWO, key=KEY) as journal:
+        for function in (two_layers, without_b, elementwise, two_layers):
+            state, metrics = es.step(state, function, X)
+            journal.append(metrics)
+    again = replay(TWO, tmp_path / "ledger.bin").params
+    for a, b in zip(jax.tree.leaves(again), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_array_equal(a, b)

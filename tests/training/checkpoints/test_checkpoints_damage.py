@@ -12,7 +12,8 @@ import pytest
 from eggroll.training.checkpoints import arrays as checkpoints_arrays
 from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError
-from eggroll.training.folder.integrity import MANIFEST, DamagedError, read_manifest, verify, write_manifest
+from eggroll.training.folder.disk import MANIFEST
+from eggroll.training.folder.integrity import DamagedError, read_manifest, verify, write_manifest
 from tests.training.checkpoint_states import assert_same, small
 
 

@@ -20,6 +20,7 @@ def start(module: str, *arguments, devices: int) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_any_mesh_restores_what_any_other_saved(tmp_path):
     process = start("checkpoint_mesh", tmp_path, devices=8)
     out, err = process.communicate(timeout=300)

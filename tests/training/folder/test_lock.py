@@ -13,13 +13,13 @@ from contextlib import contextmanager
 import pytest
 
 from eggroll.training.errors import RunError
-from eggroll.training.folder import lock
-from eggroll.training.folder.lock import FolderLock
+from eggroll.training.folder import files as lock
+from eggroll.training.folder.files import FolderLock
 
 HOLD = """
 import sys
 from pathlib import Path
-from eggroll.training.folder.lock import FolderLock
+from eggroll.training.folder.files import FolderLock
 with FolderLock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -118,7 +118,7 @@ def test_without_locks_a_warning_says_so(tmp_path, monkeypatch):
 FORK = """
 import os, signal, sys
 from pathlib import Path
-from eggroll.training.folder.lock import FolderLock
+from eggroll.training.folder.files import FolderLock
 with FolderLock(Path(sys.argv[1])):
     if os.fork() == 0:
         print("forked", flush=True)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from eggroll.training import Result, read_metrics, replay
-from eggroll.training.folder.lock import FolderLock
+from eggroll.training.folder.files import FolderLock
 from eggroll.training.ledger.reader import summarize
 from tests.training.problems import begin, left_by, run, usual
 from tests.training.process_fit_job import LAST

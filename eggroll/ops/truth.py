@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -10,12 +11,42 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from bench.tools.kernel_shapes import Shape
-from eggroll.kernels import Seeded
+from eggroll.ops.seeded import Factor, Seeded, as_array
 
 FLOAT32 = float(np.finfo(np.float32).eps)
 # Products of float32 in default precision round both operands where the matrix unit does: to 10 bits (TF32), to 7.
 OPERANDS = {"cpu": 0.0, "gpu": 2 * 2.0**-10, "tpu": 2 * 2.0**-7}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One population's product.
+
+    Attributes:
+        units: that have factors of their own.
+        signs: members that share a unit's factors.
+        rows: of input that each member has.
+        depth: inputs of the layer.
+        columns: outputs of the layer.
+        rank: of the factors.
+    """
+
+    units: int
+    signs: int
+    rows: int
+    depth: int
+    columns: int
+    rank: int = 1
+
+    @property
+    def members(self) -> int:
+        """Of the population."""
+        return self.units * self.signs
+
+    @property
+    def name(self) -> str:
+        """For test ids and tables."""
+        return f"{self.units}x{self.signs} members, {self.rows} rows, {self.depth}x{self.columns}, rank {self.rank}"
 
 
 def seeded(
@@ -46,11 +77,11 @@ def update_operands(shape: Shape, distribution: str, dtype: DTypeLike, number: i
 
 
 def dot_truth(
-    x: Any, w: Any, left: Seeded, right: Seeded, scale: Any, members: Sequence[int] | None = None
+    x: Any, w: Any, left: Factor, right: Factor, scale: Any, members: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """`(y, magnitude)` in float64: a member at a time, with the dense weight; of `members` alone where given."""
     x, w, scale = (np.asarray(a, np.float64) for a in (x, w, scale))
-    a, b = (np.asarray(f.array(), np.float64) for f in (left, right))
+    a, b = (np.asarray(as_array(f), np.float64) for f in (left, right))
     signs, large = len(x) // len(a), np.abs(w)
     y, size = [], []
     for member in range(len(x)) if members is None else members:
@@ -62,10 +93,10 @@ def dot_truth(
 
 
 def update_truth(
-    weights: Any, left: Seeded, right: Seeded, accumulator: Any = None, rows: Sequence[int] | None = None
+    weights: Any, left: Factor, right: Factor, accumulator: Any = None, rows: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """`(update, magnitude)` in float64; of `rows` alone where given."""
-    w, a, b = (np.asarray(v, np.float64) for v in (weights, left.array(), right.array()))
+    w, a, b = (np.asarray(v, np.float64) for v in (weights, as_array(left), as_array(right)))
     chosen = np.arange(a.shape[1]) if rows is None else np.asarray(rows)
     start = np.zeros(()) if accumulator is None else np.asarray(accumulator, np.float64)[chosen]
     weighted, flat = _flat(w[:, None, None] * a[:, chosen]), _flat(b)

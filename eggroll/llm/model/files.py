@@ -1,0 +1,102 @@
+"""Files of a model: only ordinary ones are read, of a size that they can have, and JSON that is an object."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+from eggroll.training.errors import RunError
+
+__all__ = ["check_file", "check_ordinary", "inside", "is_file", "read_json", "write_json"]
+
+PARTS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of a hub's repository
+MOST_BYTES = 1 << 28  # of a file that is read at once; tokenizers of 260,000 tokens have an eighth of it
+MOST_DEPTH = 100
+SHOWN = 80  # characters of a name in a message
+
+
+def is_file(source: str | Path) -> bool | None:
+    """True for a file, False for a folder, None for nothing.
+
+    Raises:
+        RunError: a device, a pipe, or what cannot be looked at.
+    """
+    shown = (
+        repr(str(source)) if len(str(source)) <= SHOWN else f"{str(source)[:SHOWN]!r}… ({len(str(source))} characters)"
+    )
+    try:
+        mode = os.stat(source).st_mode
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return None
+    except OSError as why:
+        raise RunError(f"got the model {shown}, which cannot be read ({why.strerror}); name another.") from why
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise RunError(f"got the model {shown}, which is neither a file nor a folder but a device, pipe or socket.")
+    return stat.S_ISREG(mode)
+
+
+def check_ordinary(folder: Path) -> None:
+    """Raises `RunError` if what is read of a folder is a pipe or device, which may never end, or too large."""
+    for part in PARTS:
+        for file in (*folder.glob(part), *folder.glob(f"additional_chat_templates/{part}")):
+            check_file(file, math.inf if file.suffix == ".safetensors" else MOST_BYTES)
+
+
+def check_file(file: Path, most: float = math.inf) -> None:
+    """Raises `RunError` unless a file is an ordinary one of at most so many bytes."""
+    try:
+        found = file.stat()
+    except (OSError, RuntimeError) as why:  # of links in a circle
+        raise RunError(f"{file} cannot be read ({why}); fetch or copy it again, or remove it.") from why
+    if not stat.S_ISREG(found.st_mode):
+        raise RunError(f"{file} is no ordinary file; copy the file there that it stands for, or remove it.")
+    if found.st_size > most:
+        raise RunError(f"{file} has {found.st_size:,} bytes; at most {most:,} are read: fetch or copy it again.")
+
+
+def inside(folder: Path, name: Any) -> bool:
+    """Whether a name is that of a file in the folder, or a link into the store of the hub's cache that it lies in."""
+    if not isinstance(name, str) or not name or "\0" in name or Path(name).is_absolute() or ".." in Path(name).parts:
+        return False
+    home, file = folder.resolve(), (folder / name).resolve()
+    store = [home.parent.parent / "blobs"] * (home.parent.name == "snapshots")
+    return any(file.is_relative_to(place) for place in (home, *store))
+
+
+def read_json(file: Path) -> dict[str, Any] | None:
+    """The object in a JSON file; None if there is no file.
+
+    Raises:
+        RunError: it cannot be read, or holds something else.
+    """
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise RunError(f"{file} is not JSON ({error}); fetch or copy it again.") from error
+    except RecursionError as error:
+        raise RunError(f"{file} is nested too deep to be read; fetch or copy it again.") from error
+    if _deeper(value, MOST_DEPTH):
+        raise RunError(f"{file} is nested more than {MOST_DEPTH} deep; fetch or copy it again.")
+    if not isinstance(value, dict):
+        raise RunError(f"{file} holds no JSON object but {type(value).__name__}; fetch or copy it again.")
+    return value
+
+
+def _deeper(value: Any, most: int) -> bool:
+    """Whether lists and objects lie in each other more than so many times: what is read has to be written again."""
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(most):
+        inner = (x for each in level for x in (each.values() if type(each) is dict else each))
+        level = [x for x in inner if type(x) is dict or type(x) is list]
+    return bool(level)
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Writes a JSON file as transformers does."""
+    file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")

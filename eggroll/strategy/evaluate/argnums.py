@@ -1,0 +1,57 @@
+"""Which positional arguments are the parameters, as `jax.value_and_grad` counts them."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+from eggroll.engine.annotations import PyTree
+
+
+def check_argnums(argnums: int | Sequence[int]) -> int | tuple[int, ...]:
+    """`argnums` as Python integers.
+
+    Raises:
+        TypeError: no integers.
+        ValueError: none at all.
+    """
+    try:
+        several = tuple(map(operator.index, argnums)) if isinstance(argnums, Sequence) else operator.index(argnums)
+    except TypeError as why:
+        raise TypeError(f"got argnums={argnums!r}; an integer or a sequence of integers is required.") from why
+    if several == ():
+        raise ValueError("got argnums=(); at least one argument is required to take the gradient for.")
+    return several
+
+
+def taken_out(argnums: int | tuple[int, ...], args: tuple) -> tuple[PyTree, tuple, Any]:
+    """`(the arguments that argnums names, the others, a function that puts both together again)`.
+
+    Raises:
+        TypeError: fewer arguments than argnums counts.
+        ValueError: a negative number beyond the first argument, or an argument that is named twice.
+    """
+    numbers = argnums if isinstance(argnums, tuple) else (argnums,)
+    if max(numbers) >= len(args):
+        raise TypeError(
+            f"got {len(args)} positional arguments for argnums={argnums}, which requires at least {max(numbers) + 1}: "
+            "pass by position what the gradient is taken for."
+        )
+    if min(numbers) < -len(args):
+        raise ValueError(
+            f"got argnums={argnums} for {len(args)} positional arguments; numbers from {-len(args)} to {len(args) - 1} "
+            "are required."
+        )
+    places = [n % len(args) for n in numbers]
+    if len(set(places)) < len(places):
+        raise ValueError(f"got argnums={argnums} for {len(args)} positional arguments, which names one of them twice.")
+    chosen = tuple(args[n] for n in places)
+    rest = [n for n in range(len(args)) if n not in places]
+
+    def put(params: PyTree, others: Sequence[Any]) -> list[Any]:
+        each = params if isinstance(argnums, tuple) else (params,)
+        found = dict(zip([*places, *rest], [*each, *others], strict=True))
+        return [found[n] for n in range(len(found))]
+
+    return chosen if isinstance(argnums, tuple) else chosen[0], tuple(args[n] for n in rest), put

@@ -1,0 +1,243 @@
+"""What is compiled, once for all functions that are the same; and a warning where it is compiled again and again."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import reprlib
+import threading
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import jax
+import numpy as np
+
+from eggroll.engine import jax_compat
+from eggroll.engine.annotations import Function, PyTree
+from eggroll.engine.checks import is_traced
+from eggroll.engine.factored import Program, abstract, is_array, partition
+from eggroll.engine.paths import path_name
+from eggroll.engine.same_program import program_key
+from eggroll.engine.sameness import Described, NotDescribed, described, filled
+from eggroll.engine.user_code import code_of, is_library, place_of, warn_user
+from eggroll.strategy.evaluate.tracing import Rows, plan_for, trace_member
+from eggroll.strategy.plan.leaves import Plan, make_plan
+from eggroll.strategy.plan.rules import Rules
+from eggroll.strategy.population import Population
+
+KEPT = 64  # entries; a function made anew at every call must not fill the memory
+HELD = 1 << 28  # bytes of captured arrays that all programs of one line of code may hold
+TOLD_AT = 3  # compilations
+
+
+class RecompilationWarning(UserWarning):
+    """A function is compiled again and again, as something that is fixed when it is compiled is another each time."""
+
+
+class Recent(OrderedDict[Hashable, Any]):
+    """The entries that were used last, `KEPT` at most."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lock = threading.RLock()
+
+    def used(self, key: Hashable) -> Any | None:
+        """The entry, which counts as used, or None."""
+        with self._lock:
+            if key not in self:
+                return None
+            self.move_to_end(key)
+            return self[key]
+
+    def keep(self, key: Hashable, value: Any) -> Any:
+        """`value`, kept under `key`; the one that was used longest ago goes."""
+        with self._lock:
+            self[key] = value
+            self.move_to_end(key)
+            if len(self) > KEPT:
+                self.popitem(last=False)
+        return value
+
+    def drop(self, chosen: Callable[[Hashable, Any], bool]) -> None:
+        """Lets go of the entries `(key, value)` that are chosen."""
+        with self._lock:
+            for key in [key for key, value in self.items() if chosen(key, value)]:
+                del self[key]
+
+
+class CompiledCache:
+    """Functions traced and compiled once, for what they are.
+
+    Called, it compiles `fun(*args)` once per structure, non-array leaves and `static` key; arrays are traced.
+    """
+
+    def __init__(self) -> None:
+        self._variants, self._programs, self._described, self._told = Recent(), Recent(), Recent(), Recent()
+
+    def __call__(self, fun: Function, static: Hashable, *args: Any) -> Any:
+        """Calls `fun(*args)` compiled; `static` names everything else that `fun` depends on."""
+        arrays, merge, structure = partition(args)
+        leaves = jax.tree.leaves(merge([None] * len(arrays)), is_leaf=lambda x: x is None)
+        try:
+            key = (static, structure, tuple((type(leaf), leaf) for leaf in leaves))
+            hash(key)
+        except TypeError:  # an unhashable leaf: right, but compiled at every call
+            return jax.jit(lambda a: fun(*merge(a)))(arrays)
+        compiled = self._variants.used(key) or self._variants.keep(key, jax.jit(lambda a: fun(*merge(a))))
+        return compiled(arrays)
+
+    def program(
+        self, fun: Function, params: PyTree, rows: Rows, group: Hashable = None, own: Function | None = None
+    ) -> Program:
+        """`fun(params, *args)` as one member sees it, traced: the same object for all functions that are the same.
+
+        A function that can be described with all that it refers to is looked up. Any other one is traced, which tells
+        what it is, whatever changed behind it: no program is older than its function.
+
+        Args:
+            fun: what is traced.
+            params: arrays or shapes.
+            rows: the other arguments.
+            group: what else decides what is compiled, by the user's choice; a warning compares within one.
+            own: the user's function, where `fun` calls it with keywords before its other arguments. Default: `fun`.
+        """
+        arrays, merge, structure = partition((params, rows.abstract()))
+        plain = jax.tree.leaves(merge([None] * len(arrays)))
+        shapes = tuple((a.shape, a.dtype, a.weak_type) for a in map(abstract, arrays))
+        where = structure, shapes, jax_compat.trace_context(), group
+        found = described(fun, plain)
+        if found is not None:
+            known = self._described.used((found, where))
+            if known is not None:
+                return known
+        program = trace_member(fun, params, rows)
+        try:
+            key: Hashable = (program_key(program.jaxpr, program.consts), program.out_tree, where)
+        except NotDescribed:
+            if not is_traced(list(program.consts)):
+                self._note(fun, own, params, rows, group, program)
+            return program
+        known = self._programs.used(key)
+        if known is None:
+            known = self._programs.keep(key, program)
+            self._note(fun, own, params, rows, group, program)
+        if found is not None:
+            self._described.keep((found, where), known)
+        return known
+
+    def _note(
+        self, fun: Function, own: Function | None, params: PyTree, rows: Rows, group: Hashable, program: Program
+    ) -> None:
+        """Counts one more compilation of the function's code, and tells of the third what was other than before."""
+        named, fun = own is not None, inspect.unwrap(fun if own is None else own)
+        code, arrays = code_of(fun), partition((params, rows.args))[0]
+        of = code, group, str(jax.tree.map(_shown, params))  # a model of another size is another use
+        if code is None or is_traced(arrays):  # what is traced around is what is compiled
+            return
+        count, before, holding = self._told.used(of) or (0, {}, ())
+        now = _parts(fun, rows, named)
+        if program.consts:
+            holding = (*holding, (weakref.ref(program), sum(x.nbytes for x in program.consts)))
+            while sum(size for _, size in holding) > HELD and len(holding) > 1:
+                self._forget(holding[0][0]())
+                holding = holding[1:]
+        self._told.keep(of, (count + 1, now, holding))
+        if count + 1 == TOLD_AT and not is_library(code.co_filename):
+            warn_user(_again(fun, before, now), RecompilationWarning)
+
+    def _forget(self, program: Program | None) -> None:
+        self._programs.drop(lambda _, value: value is program)
+        self._described.drop(lambda _, value: value is program)
+        self._variants.drop(lambda key, _: isinstance(key, tuple) and isinstance(key[0], tuple) and program in key[0])
+
+
+class Plans:
+    """One plan for each function, however often it is made anew, and each shape of its arguments."""
+
+    def __init__(self, settings: Population, rank: int, rules: Rules, cache: CompiledCache) -> None:
+        self._settings, self._rank, self._rules, self._cache = settings, rank, rules, cache
+        self._of_shapes = Recent()
+        self._of_program: weakref.WeakKeyDictionary[Program, Plan] = weakref.WeakKeyDictionary()
+
+    def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
+        """The plan for a function; without one that of the last function of such parameters, else one by shapes."""
+        if fun is None or rows is None:
+            last = self._of_shapes.used(_shapes(params))
+            return make_plan(params, None, rank=self._rank, rules=self._rules) if last is None else last
+        return self.of(self._cache.program(fun, params, rows), params, rows)
+
+    def of(self, program: Program, params: PyTree, rows: Rows) -> Plan:
+        """The plan for a program of such parameters."""
+        shapes = _shapes(params)
+        last: Plan | None = self._of_shapes.used(shapes)
+        plan = self._of_program.get(program)
+        if plan is None:
+            of_shapes = jax.tree.map(abstract, params)
+            plan = plan_for(program, of_shapes, rows, self._settings, self._rank, self._rules)
+            plan = self._of_program[program] = last if last is not None and plan == last else plan
+        return self._of_shapes.keep(shapes, plan)
+
+
+def _shapes(params: PyTree) -> Hashable:
+    leaves, tree = jax.tree.flatten(params)
+    return tree, tuple((tuple(x.shape), str(x.dtype)) for x in leaves)
+
+
+Part = tuple[Described | None, str]
+
+
+def _parts(own: Function, rows: Rows, named: bool) -> dict[str, Part]:
+    """What a compiled function is fixed to, by names for the user: arguments and what the function refers to."""
+    args = rows.args if named else ({}, *rows.args)  # keywords first
+    parts: dict[str, Part] = {}
+    for tree in (args[0], dict(enumerate(args[1:], 1))):
+        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
+            parts[f"argument {path_name(keys)}"] = described(_shown(leaf) if is_array(leaf) else leaf), _shown(leaf)
+    return parts | _refers_to(own)
+
+
+def _again(own: Function, before: dict[str, Part], now: dict[str, Part]) -> str:
+    changed = []
+    for name, (found, text) in now.items():
+        old, was = before.get(name, (None, "nothing"))
+        if found is None or old != found:
+            changed.append(f"{name} ({was} -> {text})" if was != text else f"{name} (another {text})")
+    what = ", ".join(changed[:4]) or "the operations that it makes"
+    return (
+        f"{place_of(own)} is compiled for the third time, since this changed: {what}. Shapes of arrays, and what is no "
+        "array among the arguments, are fixed when a function is compiled. Pass what changes as an array among the "
+        "arguments, in few shapes: fun(params, jnp.asarray(x)) instead of a captured x or a Python number."
+    )
+
+
+def _refers_to(fun: Any) -> dict[str, Part]:
+    """What a function refers to, by names for the user: a description of each, and what it is in words."""
+    parts: dict[str, Any] = {}
+    while isinstance(fun, functools.partial | types.MethodType):
+        if isinstance(fun, functools.partial):
+            parts |= {f"argument {i} of the partial": x for i, x in enumerate(fun.args)}
+            parts |= {f"argument '{name}' of the partial": x for name, x in fun.keywords.items()}
+            fun = fun.func
+        else:
+            parts |= {f"self.{name}": x for name, x in getattr(fun.__self__, "__dict__", {}).items()}
+            fun = fun.__func__
+    if isinstance(fun, types.FunctionType):
+        cells = zip(fun.__code__.co_freevars, fun.__closure__ or (), strict=True)
+        parts |= {f"the captured `{name}`": cell.cell_contents for name, cell in cells if filled(cell)}
+        arguments = inspect.signature(fun, follow_wrapped=False).parameters.values()
+        parts |= {f"the default of `{a.name}`": a.default for a in arguments if a.default is not a.empty}
+        read = {name: fun.__globals__[name] for name in fun.__code__.co_names if name in fun.__globals__}
+        parts |= {f"the global `{name}`": x for name, x in read.items() if not isinstance(x, types.ModuleType)}
+    else:
+        parts |= {f"self.{name}": x for name, x in getattr(fun, "__dict__", {}).items()}
+    return {name: (described(x), _shown(x)) for name, x in parts.items()}
+
+
+def _shown(x: Any) -> str:
+    """A value in a few words."""
+    if isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
+        return f"{x.dtype}[{','.join(map(str, x.shape))}]"
+    return reprlib.repr(x) if type(x) in (str, bool, int, float, complex, tuple, list, dict) else type(x).__name__
