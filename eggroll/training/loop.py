@@ -294,8 +294,7 @@ class _Loop:
     def _why_end(self, hopeless: bool) -> str | None:
         done = self.place.generation >= self.generations or self._enough(self.place.state, self.place.carry)
         late = time.perf_counter() > self.deadline
-        asked = as_flag("asked_to_stop()", self.asked_to_stop())
-        mine = 4 * done or 3 * hopeless or 2 * asked or 1 * late
+        mine = 4 * done or 3 * hopeless or 2 * as_flag("asked_to_stop()", self.asked_to_stop()) or 1 * late
         # One process's reason is that of all.
         reasons = (None, OUT_OF_TIME, INTERRUPTED, STOPPED_EARLY, FINISHED)
         return reasons[int(gather(np.array(mine, np.uint8)).max())]
