@@ -269,7 +269,8 @@ def check_given(
     usage = "fit(es, state, fitness, data, generations=...)"
     if not isinstance(es, Strategy):
         raise TypeError(f"got {type(es).__name__} as the strategy; an eggroll.ES or FullRankES is required: {usage}.")
-    check_state(state)
+    if not isinstance(state, State):  # of a model, too, which `check_state` leaves to its own strategy
+        check_state(state)
     check_function("fitness", fitness, usage)  # a step can be called, too
     for name, fun in callbacks.items():
         if fun is not None and not callable(fun):
