@@ -31,6 +31,44 @@ def as_count(name: str, value: object, least: int = 1, hint: str = "") -> int:
     return int(value)
 
 
+def as_number(what: str, value: Any, hint: str = "") -> float:
+    """`value` as a Python float: a number or an array of one, without axes; text is none.
+
+    Args:
+        what: what gave it, for the message.
+        value: what the user's function returned.
+        hint: what to do, added to the message.
+
+    Returns:
+        The number.
+
+    Raises:
+        TypeError: anything else.
+
+    Example:
+        >>> as_number("scorer(output)", 3)
+        3.0
+    """
+    try:
+        if getattr(value, "ndim", 0):
+            got = f"an array of shape {value.shape}"
+        elif not isinstance(value, str | bytes):
+            return float(value)
+        else:
+            got = repr(value)
+    except (TypeError, ValueError, OverflowError):
+        got = "None" if value is None else type(value).__name__
+    raise TypeError(f"got {got} from {what}; one real number is required.{hint}")
+
+
+def as_flag(what: str, value: Any) -> bool:
+    """`value` as a Python boolean; raises `TypeError` unless it is one, of Python, NumPy or JAX."""
+    if not isinstance(value, bool) and (getattr(value, "ndim", 1) or str(getattr(value, "dtype", None)) != "bool"):
+        got = f"an array of {value.dtype} {value.shape}" if getattr(value, "ndim", 0) else repr(value)
+        raise TypeError(f"got {got} from {what}; True or False is required, as return value in every case.")
+    return bool(value)
+
+
 def check_function(name: str, fun: object, usage: str) -> None:
     """Raises `TypeError` unless `fun` can be called; `usage` shows where it belongs."""
     if not callable(fun):

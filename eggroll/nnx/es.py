@@ -18,12 +18,13 @@ from eggroll.engine.checks import check_function
 from eggroll.engine.interpreter import Fallback
 from eggroll.nnx.model import Call, Pure, Split, axes_of, kept_if
 from eggroll.strategy import es as arrays
+from eggroll.strategy.evaluate.averages import averaged, check_shared
 from eggroll.strategy.evaluate.tracing import InAxes
 from eggroll.strategy.members import Draw, Members, check_members
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import Sharding
-from eggroll.strategy.protocol import Metrics, averaged
+from eggroll.strategy.protocol import Metrics
 from eggroll.strategy.serialization import serializable
 from eggroll.strategy.state import State
 from eggroll.strategy.update.optimizer import Sigma
@@ -220,6 +221,7 @@ class ModelMembers(Members):
         out, (_, changed) = super().apply(Pure(fun, False), *inputs, in_axes=axes, chunk=chunk)
         every, found = jnp.ones(len(self), bool), jax.tree_util.tree_leaves_with_path(changed)
         self._own |= {path for path, x in found if path[0].key == 0 and jnp.issubdtype(x.dtype, jnp.floating)}
+        check_shared(found)
         call.write(self._with_own(lambda x: x, changed, lambda x: averaged(x, every)))
         return out
 

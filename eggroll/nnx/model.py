@@ -11,6 +11,7 @@ from flax import nnx
 
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import is_traced
+from eggroll.strategy.evaluate.averages import check_carried
 from eggroll.strategy.noise.keys import as_threefry, member_keys
 
 
@@ -148,7 +149,7 @@ class Call:
 
     def write(self, changed: Any, lost: Any = False) -> None:
         """Writes to the objects what the function changed; nothing where, under a trace, the generation was lost."""
-        new = _with_keys(_with_unchanged(self.rest, changed), _keys_of(self.rest))
+        new = check_carried(self.rest, _with_unchanged(self.rest, changed))
         nnx.update(self.nodes, kept_if(lost, self.rest, new))
 
 
@@ -179,8 +180,9 @@ def _by_path(state: Any) -> dict[Any, Any]:
 
 
 def _changed(before: dict[Any, Any], new: PyTree) -> Any:
-    """The new state, None where it is the very same array: a mean over members would be that but for rounding."""
-    return jax.tree_util.tree_map_with_path(lambda path, x: None if x is before.get(path) else x, new)
+    """The new state, None where it is the very same array (a mean would be that but for rounding) or a random key."""
+    same = lambda path, x: path in before and (x is before[path] or _is_key(x))  # noqa: E731
+    return jax.tree_util.tree_map_with_path(lambda path, x: None if same(path, x) else x, new)
 
 
 def _with_unchanged(old: PyTree, changed: Any) -> Any:

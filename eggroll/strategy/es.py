@@ -26,9 +26,10 @@ from eggroll.strategy.plan.rules import FrozenRule, Rules, check_rank
 from eggroll.strategy.population import Population, Sharding, layout
 from eggroll.strategy.protocol import Metrics, Norms, Strategy
 from eggroll.strategy.state import State, check_state, on_mesh
-from eggroll.strategy.update.fitness import as_float, raise_if_lost, summary
+from eggroll.strategy.update.fitness import as_float, raise_if_lost
 from eggroll.strategy.update.optimizer import Sigma, check_optimizer, initial_state
-from eggroll.strategy.update.shaping import Shaping, shape_fitness
+from eggroll.strategy.update.shaping import Shaping
+from eggroll.strategy.update.told import is_wide, narrowed
 
 
 class ES(Strategy):
@@ -182,14 +183,18 @@ class ES(Strategy):
 
     def tell(self, state: State, members: Members, fitness: Numbers) -> tuple[State, Metrics]:
         """See `Strategy.tell`; one compiled call."""
-        plan, fitness = self._told(state, members, fitness)
-        state, metrics = self.cache(
-            lambda state, fitness: self._update(self._generation(plan, state), state, fitness),
-            ("tell", plan),
-            state,
-            fitness,
-        )
+        plan, scores = self._told(state, members, fitness)
+        wide = self._weighed(scores) if is_wide(scores) else {}
+        given = {name: narrowed(wide[name]) for name in ("weights", "nonfinite", "fitness_mean")} if wide else scores
+
+        def run(state: State, given: Any) -> tuple[State, Metrics]:
+            generation = self._generation(plan, state)
+            return self._moved(generation, state, given) if wide else self._update(generation, state, given)
+
+        state, metrics = self.cache(run, ("tell", plan, bool(wide)), state, given)
+        metrics |= wide
         raise_if_lost(metrics, self.population)
+        self.standstill.watch(metrics, self.population)
         return state, metrics
 
     def step(
@@ -228,6 +233,7 @@ class ES(Strategy):
 
         state, metrics = self.cache(run, ("step", program, plan, axes, has_aux), state, rows.args)
         raise_if_lost(metrics, self.population)
+        self.standstill.watch(metrics, self.population)
         return state, metrics
 
     def _generation(self, plan: Plan, state: State) -> Generation:
@@ -237,11 +243,13 @@ class ES(Strategy):
         self, generation: Generation, state: State, fitness: jax.Array, words: jax.Array | None = None
     ) -> tuple[State, Metrics]:
         fitness = generation.on_every_device(fitness)  # all that crosses the mesh before the sums
-        shaped = shape_fitness(fitness, shaping=self.shaping, antithetic=self.settings.antithetic, groups=self.groups)
-        weights, valid = shaped
-        metrics = summary(fitness, valid)
-        some = (metrics["nonfinite"] < self.population) & (generation.sigma > 0)
-        new, norms = moved_if(some, self.optimizer, generation, state, weights, words, -metrics["fitness_mean"])
-        sigma = as_float(jnp.asarray(generation.sigma))
-        whole = {"fitness": fitness, "weights": weights, "sigma": sigma, "generation": state.generation}
-        return new, generation.on_every_device({**metrics, **norms, **whole})
+        return self._moved(generation, state, self._weigh(fitness), words)
+
+    def _moved(
+        self, generation: Generation, state: State, weighed: Metrics, words: jax.Array | None = None
+    ) -> tuple[State, Metrics]:
+        some = (weighed["nonfinite"] < self.population) & (generation.sigma > 0)
+        loss = -weighed["fitness_mean"]
+        new, norms = moved_if(some, self.optimizer, generation, state, weighed["weights"], words, loss)
+        own = {"sigma": as_float(jnp.asarray(generation.sigma)), "generation": state.generation}
+        return new, generation.on_every_device({**weighed, **norms, **own})

@@ -126,7 +126,7 @@ class Generation:
 
         Returns:
             (outputs with a leading axis `population`, outputs averaged over the members whose kept outputs are
-            finite). Averaged leaves that are not floating point are the first member's.
+            finite, see `Averages`).
         """
         arrangement = arrangement or self.arrangement(program, params, rows)
         arrays, merge, _ = partition((params, rows.args))

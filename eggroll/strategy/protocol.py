@@ -14,20 +14,23 @@ from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from eggroll.engine.annotations import Flag, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
+from eggroll.strategy.evaluate.averages import averaged_output
 from eggroll.strategy.evaluate.compiled import CompiledCache
-from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar
+from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows
 from eggroll.strategy.members import Draw, Members, check_members
 from eggroll.strategy.noise.keys import as_threefry, generation_key, warn_if_fixed
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State, check_state
-from eggroll.strategy.update.fitness import as_float, check_fitness, raise_if_lost, summary
+from eggroll.strategy.update.fitness import Standstill, as_float, raise_if_lost, summary
 from eggroll.strategy.update.optimizer import Sigma, check_sigma, sigma_at
 from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
+from eggroll.strategy.update.told import beyond, check_fitness, check_weights, float64_on_host, is_wide, narrowed
 
 Metrics = dict[str, Any]
 Norms = dict[str, jax.Array]  # "gradient_norm" and "update_norm"
@@ -61,7 +64,7 @@ class Strategy(ABC):
         self.settings = settings
         self.population, self.groups = settings.size, settings.groups
         self.sigma, self.shaping, self.rules, self.noise_reuse = sigma, shaping, as_rules(rules), noise_reuse
-        self.cache = CompiledCache()
+        self.cache, self.standstill = CompiledCache(), Standstill()
         self.plan: Plan | None = None
 
     @abstractmethod
@@ -180,31 +183,38 @@ class Strategy(ABC):
         Args:
             state: the state that `members` were asked from.
             members: from `ask`; they decide the plan (rank and rules).
-            fitness: `[N]` real numbers, maximised; JAX, numpy or a list. A member whose fitness is not finite is
-                dropped with its pair, and counted.
+            fitness: `[N]` real numbers, maximised; JAX, NumPy or a list. A member whose fitness is not finite is
+                dropped with its pair, and counted. What the host gives is centred and scaled in float64 where float32
+                does not hold it: a large offset costs nothing. In JAX's float32, 1e8 and 1e8 + 1 are equal already.
 
         Returns:
             `(state, metrics)`. Metrics: `fitness_mean`, `fitness_best`, `fitness_worst`, `fitness_std` (over finite
-            fitness), `nonfinite` (members dropped), `gradient_norm`, `update_norm`, `sigma`, `generation`; and `[N]`
-            each, `fitness` and what shaping made of it, `weights`.
+            fitness), `nonfinite` (members dropped), `equal_fitness` (whether the others all have the same),
+            `gradient_norm`, `update_norm`, `sigma`, `generation`; and `[N]` each, `fitness` and what shaping made of
+            it, `weights`. Where float32 does not hold the fitness, it and its statistics are float64, in NumPy.
+
+        Warns:
+            UserWarning: once, when nothing could be learned in five generations in a row, with the likely reasons.
 
         Raises:
             TypeError: no `State`, no `Members`, or fitness that is not real numbers.
-            ValueError: fitness of another shape than `[N]` or deleted, members of another generation or run or with
-                other noise than this strategy draws, or a sigma schedule that is not > 0.
-            FloatingPointError: no fitness is finite; the state is unchanged. Under `jit` nothing can be raised: the
-                state then stays as it is.
+            ValueError: fitness of another shape than `[N]`, deleted or beyond float64, members of another generation or
+                run or with other noise than this strategy draws, or a sigma schedule that is not > 0.
+            FloatingPointError: no fitness is finite, or float32 does not hold the weights; the state is unchanged, also
+                under `jit`, where nothing can be raised.
         """
-        plan, fitness = self._told(state, members, fitness)
+        plan, scores = self._told(state, members, fitness)
         sigma = self._sigma(state)
-        metrics = self.cache(self._shaped, "shaped", fitness, sigma)
-        metrics["generation"] = state.generation
+        metrics = self._weighed(scores) if is_wide(scores) else self.cache(self._weigh, "weigh", scores)
+        metrics |= {"sigma": as_float(jnp.asarray(sigma)), "generation": state.generation}
         raise_if_lost(metrics, self.population)
         some = (metrics["nonfinite"] < self.population) & (metrics["sigma"] > 0) if is_traced(metrics) else True
         sigma = sigma if is_traced(sigma) else float(sigma)
-        loss = -metrics["fitness_mean"]
+        loss = -narrowed(metrics["fitness_mean"])
         state, norms = self.follow(plan, state, metrics["weights"], loss=loss, sigma=sigma, some=some)
-        return state, {**metrics, **norms}
+        metrics |= norms
+        self.standstill.watch(metrics, self.population)
+        return state, metrics
 
     def step(
         self,
@@ -223,15 +233,17 @@ class Strategy(ABC):
                 changes in every generation should be an array.
             in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
                 per group.
-            has_aux: whether `fitness_fn` returns auxiliary output; floating-point leaves are averaged over members with
-                finite fitness, others are the first member's.
+            has_aux: whether `fitness_fn` returns auxiliary output; it is averaged over members with finite fitness.
+                Integers and flags that come from nothing that differs among members stay exactly what they are; others
+                come back as floating-point means. Which, is decided when the function is traced: dtypes are the same
+                in every generation.
 
         Returns:
             `(state, metrics)` as `tell`; also `metrics["chunk"]`, the members evaluated at once, and `metrics["aux"]`
             with `has_aux`.
 
         Raises:
-            TypeError: no `State`, or no function.
+            TypeError: no `State`, no function, or auxiliary random keys that differ among members.
             ValueError: a fitness that is not scalar, or rows that fit neither population nor groups.
             FloatingPointError: as `tell`.
         """
@@ -240,26 +252,37 @@ class Strategy(ABC):
         members = self.ask(state)
         outputs = members.apply(fitness_fn, *args, in_axes=in_axes)
         check_scalar(jax.tree.map(_of_one, outputs), has_aux, "fitness")
-        fitness, aux = outputs if has_aux else (outputs, ())
-        fitness = as_float(fitness)
+        fitness = as_float(outputs[0] if has_aux else outputs)
         state, metrics = self.tell(state, members, fitness)
         metrics["chunk"] = jnp.int32(1 if members.one_at_a_time else self.population)
-        return state, {**metrics, "aux": averaged(aux, jnp.isfinite(fitness))} if has_aux else metrics
+        if has_aux:
+            rows, who = make_rows(args, in_axes, self.population, self.groups), (members.params, members.plan)
+            metrics["aux"] = averaged_output(self.cache, fitness_fn, *who, rows, outputs[1], fitness)
+        return state, metrics
 
     def _told(self, state: State, members: Members, fitness: Any) -> tuple[Plan, Any]:
         """The plan of the members and their fitness, once both are known to belong to the state."""
         check_state(state)
         check_members(members)
         members.check_asked_from(self.draw(state), state)
-        fitness = check_fitness(fitness, self.population)
-        self.plan = members.plan
+        fitness, self.plan = check_fitness(fitness, self.population), members.plan
         return self.plan, fitness
 
-    def _shaped(self, fitness: jax.Array, sigma: Scalar) -> Metrics:
-        antithetic = self.settings.antithetic
-        weights, valid = shape_fitness(fitness, shaping=self.shaping, antithetic=antithetic, groups=self.groups)
-        metrics = summary(fitness, valid)
-        return {**metrics, "fitness": fitness, "weights": weights, "sigma": as_float(jnp.asarray(sigma))}
+    def _weigh(self, fitness: jax.Array) -> Metrics:
+        """What fitness alone tells: its summary, and of every member `fitness` and `weights`."""
+        pairs = self.settings.antithetic
+        weights, valid = shape_fitness(fitness, shaping=self.shaping, antithetic=pairs, groups=self.groups)
+        return {**summary(fitness, valid), "fitness": fitness, "weights": weights}
+
+    def _weighed(self, fitness: np.ndarray) -> Metrics:
+        """The same of wide fitness, in NumPy: all in float64, but for the weights, which updates take in float32."""
+        with float64_on_host():
+            metrics = jax.device_get(self.cache(self._weigh, "weigh", fitness))
+            if beyond(metrics["weights"]):  # weights on the scale of the fitness: without the members that break it
+                held = np.where(beyond(fitness, each=True), np.inf, fitness)
+                metrics = {**jax.device_get(self.cache(self._weigh, "weigh", held)), "fitness": fitness}
+        check_weights(metrics, fitness)
+        return {**metrics, "weights": narrowed(metrics["weights"])}
 
     def _key(self, state: State) -> jax.Array:
         return generation_key(as_threefry(state.key), state.generation, self.noise_reuse)
@@ -275,17 +298,3 @@ def _short(value: Any) -> str:
 
 def _of_one(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-
-
-@jax.jit
-def averaged(aux: PyTree, finite: jax.Array) -> PyTree:
-    """Floating-point leaves averaged over members with finite fitness, of others the first member's."""
-
-    def one(x: jax.Array) -> jax.Array:
-        if not jnp.issubdtype(x.dtype, jnp.floating):
-            return x[0]
-        wide = as_float(x)
-        mask = finite.reshape(-1, *[1] * (x.ndim - 1))
-        return (jnp.where(mask, wide, 0).sum(0) / finite.sum().astype(wide.dtype)).astype(x.dtype)
-
-    return jax.tree.map(one, aux)

@@ -147,8 +147,8 @@ def value_and_grad(
         population: number of members `N`, even with `antithetic`.
         sigma: noise scale `σ` > 0, in the units of the weights.
         rank: columns of each factor, at least 1. A layer that is smaller gets dense noise.
-        has_aux: whether `loss_fn` returns auxiliary output. Floating-point leaves of it are averaged over members,
-            other leaves are the first member's.
+        has_aux: whether `loss_fn` returns auxiliary output. It is averaged over members; integers and flags that come
+            from nothing that differs among members stay exactly what they are, others come back as means, in float32.
         antithetic: members `2i` and `2i + 1` share noise with opposite signs.
         distribution: `"rademacher"` (±1, default) or `"normal"`.
         shaping: `"none"` (default), `"zscore"`, `"group"`, `"centered_rank"`, `"sign"`, or a callable `[N] -> [N]`;

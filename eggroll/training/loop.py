@@ -14,14 +14,14 @@ import jax
 import numpy as np
 
 from eggroll.engine.annotations import Function, PyTree
-from eggroll.engine.checks import as_count
+from eggroll.engine.checks import as_count, as_flag, as_number
 from eggroll.ops.registry import SWITCH, chosen
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
-from eggroll.training.opening import Opening, check_processes
+from eggroll.training.opening import Opening, check_given, check_made, check_processes
 from eggroll.training.processes.talk import gather
 from eggroll.training.progress import Meter
 from eggroll.training.steps import Compiled, Data, Source, Step, as_source, length, outline
@@ -96,8 +96,7 @@ def fit(
             Default None. A clock that is set anew does not matter.
         started: called before the first generation with the number of those that the run goes on from, 0 for a new one.
         show: called with the record of every generation, which is a line of `metrics.jsonl`.
-        progress: whether a bar on stderr (lines, where it is no terminal) shows generations, mean fitness and members a
-            second. Default False. `Meter` shows other numbers.
+        progress: whether a bar (lines, where stderr is no terminal) shows how it goes. Default False. See `Meter`.
         asked_to_stop: asked after every generation; True ends the run. Default: SIGINT and SIGTERM.
 
     Returns:
@@ -105,6 +104,7 @@ def fit(
         of the logger `eggroll` says so.
 
     Raises:
+        TypeError: no strategy, state or function where it is required, or what a callback may not return.
         RunError: the folder holds another run, is in use, or cannot be written; other settings; every checkpoint is
             damaged; another process is lost, or differs in what decides the run.
         ValueError: counts out of their range.
@@ -118,7 +118,9 @@ def fit(
         >>> result.ended, bool(jnp.all(jnp.abs(result.state.params["w"] - 1) < 0.2))
         ('finished', True)
     """
-    deadline = math.inf if seconds is None else time.perf_counter() + seconds
+    hooks = {"evaluate": evaluate, "until": until, "started": started, "show": show, "asked_to_stop": asked_to_stop}
+    check_given(es, state, fitness, hooks, (settings, Mapping), (saving, Saving), (early_stopping, EarlyStopping))
+    deadline = math.inf if seconds is None else time.perf_counter() + as_number("seconds=", seconds)
     generations, evaluate_every = as_count("generations", generations), as_count("evaluate_every", evaluate_every)
     epochs = None if epochs is None else as_count("epochs", epochs, hint=" Or None: as many as the generations need.")
     step = fitness if isinstance(fitness, Step) else Compiled(fitness)
@@ -238,7 +240,7 @@ class _Loop:
         return STOPPED_EARLY if stopping is not None and self.place.seen.since >= stopping.patience else None
 
     def _enough(self, state: State, carry: PyTree) -> bool:
-        return self.until is not None and self.until(state, carry)
+        return self.until is not None and as_flag("until(state, carry)", self.until(state, carry))
 
     def _save_last(self) -> None:
         if self.store is not None:
@@ -251,7 +253,9 @@ class _Loop:
 
     def _generation(self, batch: tuple) -> str | None:
         place = self.place
-        state, carry, metrics = self.step(self.es, place.state, place.carry, batch)
+        made = self.step(self.es, place.state, place.carry, batch)
+        state, carry, metrics = check_made(made, (*RECORDED, "nonfinite", *self.step.recorded))
+        self.es.standstill.watch(dict(metrics), self.es.population)  # a step may be compiled, with no one to say it
         if place.generation == self.resumed:  # now it is compiled, and each process has tried its kernels
             processes.same(chosen, "kernels", f"Set {SWITCH}=off in all of them: then XLA does the work everywhere.")
         record = self._record(state, carry, metrics)
@@ -290,7 +294,7 @@ class _Loop:
     def _why_end(self, hopeless: bool) -> str | None:
         done = self.place.generation >= self.generations or self._enough(self.place.state, self.place.carry)
         late = time.perf_counter() > self.deadline
-        mine = 4 * done or 3 * hopeless or 2 * bool(self.asked_to_stop()) or 1 * late
+        mine = 4 * done or 3 * hopeless or 2 * as_flag("asked_to_stop()", self.asked_to_stop()) or 1 * late
         # One process's reason is that of all.
         reasons = (None, OUT_OF_TIME, INTERRUPTED, STOPPED_EARLY, FINISHED)
         return reasons[int(gather(np.array(mine, np.uint8)).max())]

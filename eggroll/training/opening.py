@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
 from eggroll.engine.annotations import Json
+from eggroll.engine.checks import check_function
 from eggroll.extras import versions
 from eggroll.strategy.protocol import Strategy
+from eggroll.strategy.state import State, check_state
 from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError, check_known
@@ -257,3 +260,38 @@ def check_processes(es: Strategy, begun: Place, settings: Mapping[str, object]) 
         "versions": {name: value for name, value in versions().items() if name != "platform"},
     }
     processes.same(as_json(decides), "settings or versions")
+
+
+def check_given(
+    es: object, state: object, fitness: object, callbacks: Mapping[str, object], *options: tuple[object, type]
+) -> None:
+    """Raises TypeError unless `fit` has a strategy, a state and a fitness, and all else it was given is of its kind."""
+    usage = "fit(es, state, fitness, data, generations=...)"
+    if not isinstance(es, Strategy):
+        raise TypeError(f"got {type(es).__name__} as the strategy; an eggroll.ES or FullRankES is required: {usage}.")
+    if not isinstance(state, State):  # of a model, too, which `check_state` leaves to its own strategy
+        check_state(state)
+    check_function("fitness", fitness, usage)  # a step can be called, too
+    for name, fun in callbacks.items():
+        if fun is not None and not callable(fun):
+            raise TypeError(f"got {type(fun).__name__} as {name}; a function that `fit` calls is required, or None.")
+    for value, kind in options:
+        if not isinstance(value, kind | None):
+            raise TypeError(f"got {type(value).__name__} where `fit` takes a {kind.__name__} or None.")
+
+
+def check_made(made: Any, names: Iterable[str]) -> Any:
+    """`made`; raises TypeError unless a step returned a state, what is carried along, and metrics of these names."""
+    if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], State) and isinstance(made[2], Mapping)):
+        got = f"({', '.join(type(x).__name__ for x in made)})" if isinstance(made, tuple) else type(made).__name__
+        raise TypeError(
+            f"got {got} from the step; (state, carry, metrics) is required: the State and the metrics that es.step or "
+            "es.tell returned, and between them what the model carries along, () for nothing."
+        )
+    missing = sorted(set(names) - made[2].keys())
+    if missing:
+        raise TypeError(
+            f"got metrics without {', '.join(missing)} from the step; those that es.step or es.tell returned are "
+            "required, with the step's own (Step.recorded) added."
+        )
+    return made

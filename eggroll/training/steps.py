@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 
 from eggroll.engine.annotations import Function, PyTree
+from eggroll.strategy.evaluate.averages import check_carried
 from eggroll.strategy.evaluate.tracing import InAxes
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
@@ -234,7 +235,7 @@ class Compiled(Step):
         fitness_fn: `fitness_fn(params, *batch)` → scalar fitness, maximised; with `carries`,
             `fitness_fn(params, carry, *batch)` → `(fitness, carry)`.
         carries: whether the model has state of its own, such as batch statistics, that goes from generation to
-            generation; it is averaged over members. Default False.
+            generation; it is averaged over members, and integers in which members differ are refused. Default False.
         in_axes: for the batch, as in `ES.step`. Default None: all members see the same.
 
     Example:
@@ -257,7 +258,7 @@ class Compiled(Step):
             return state, carry, metrics
         axes = self._in_axes if isinstance(self._in_axes, tuple) else (self._in_axes,) * len(batch)
         state, metrics = es.step(state, self._fitness_fn, carry, *batch, in_axes=(None, *axes), has_aux=True)
-        return state, metrics.pop("aux"), metrics
+        return state, check_carried(carry, metrics.pop("aux")), metrics
 
 
 class Scored(Step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import signal
@@ -14,11 +15,13 @@ import jax
 import numpy as np
 
 from eggroll.engine.annotations import PyTree
+from eggroll.engine.checks import as_number
 from eggroll.strategy.state import State
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
 from eggroll.training.steps import Position
 
+LOGGER = logging.getLogger("eggroll")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 STDERR = 2
 STOPPING = b"\nstopping after this generation (Ctrl-C again: at once; --resume then goes on from the last checkpoint)\n"
@@ -179,18 +182,39 @@ class Result:
 
 
 def plain(x: jax.Array | float) -> int | float:
-    """A number of the metrics as JSON can hold it: integers as they are, others with six digits."""
-    return int(x) if np.issubdtype(np.asarray(x).dtype, np.integer) else float(f"{float(x):.6g}")
+    """A number of the metrics as JSON can hold it: integers and arrays of float64 as they are, others in six digits."""
+    if np.issubdtype(np.asarray(x).dtype, np.integer):
+        return int(x)
+    # Six digits of a large fitness would hide all that changes in it.
+    return float(x) if getattr(x, "dtype", None) == np.float64 else float(f"{float(x):.6g}")
 
 
 def measured(values: Mapping[str, float | str | None], record: Record) -> Record:
-    """What an evaluation hook returned, as JSON can hold it."""
+    """What an evaluation hook returned, as JSON can hold it.
+
+    Raises:
+        TypeError: no mapping from names to numbers, flags, text or None.
+        RunError: names that are the loop's own.
+    """
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise TypeError(
+            f"got {type(values).__name__} from evaluate(state, carry); a dictionary of numbers by name is required: "
+            "return {'test_loss': 0.5}, or {} where there is nothing to measure."
+        )
     taken = sorted(values.keys() & (record.keys() | {"members_per_second", "seconds"}))
     if taken:
         raise RunError(
             f"got {', '.join(taken)} from the evaluation hook; these names are the loop's own. Choose others."
         )
-    return {name: x if isinstance(x, str | bool | int | None) else float(x) for name, x in values.items()}
+    what = "evaluate(state, carry) as {!r}"
+    found = {
+        name: x if isinstance(x, str | bool | int | None) else as_number(what.format(name), x, " Average over data.")
+        for name, x in values.items()
+    }
+    lost = [name for name, x in found.items() if isinstance(x, float) and not math.isfinite(x)]
+    if lost:
+        LOGGER.warning("evaluate(state, carry) measured %s: not finite, null in the record", ", ".join(lost))
+    return found
 
 
 def check_measured(record: Record, score: str, stopping: EarlyStopping | None) -> None:

@@ -248,6 +248,28 @@ def test_objects_among_the_arguments_keep_their_state_wherever_they_are(place, j
     assert [count, seen] == state and seen == 3
 
 
+def test_counts_are_exact_where_members_agree_and_refused_where_they_differ():
+    class Counting(nnx.Module):
+        def __init__(self) -> None:
+            self.layer = nnx.Linear(4, 3, rngs=nnx.Rngs(0))
+            self.calls, self.positive = nnx.Variable(jnp.int32(2**30 + 1)), nnx.Variable(jnp.int32(0))
+
+        def __call__(self, x, counts):
+            out = self.layer(x)
+            self.calls[...] = self.calls[...] + 1  # float32 does not hold it
+            if counts:
+                self.positive[...] = self.positive[...] + (out > 0).sum(dtype=jnp.int32)
+            return out
+
+    model = Counting()
+    estimate = eggroll.nnx.value_and_grad(lambda model, x, counts: jnp.mean(model(x, counts) ** 2), **SETTINGS)
+    estimate(model, X, False, key=KEY)
+    assert model.calls[...].dtype == jnp.int32 and int(model.calls[...]) == 2**30 + 2
+    with pytest.raises(TypeError, match=r"got '0/positive' of dtype int32 in the state .* in which members differ"):
+        estimate(model, X, True, key=KEY)
+    assert int(model.calls[...]) == 2**30 + 2, "the model is as it was"
+
+
 @pytest.mark.parametrize("jit", [False, True])
 def test_what_is_not_trained_keeps_its_bits(jit):
     """A mean over members of what none of them changes would differ from it in the last bit."""

@@ -69,10 +69,10 @@ def mlp(dtype: Any = np.float32, **options: Any) -> Problem:
 
 
 def with_aux() -> Problem:
-    """Further output: averaged over members, and of the first member."""
+    """Further output: numbers and an index, averaged over members."""
 
     def fitness(p: Any, x: Any, y: Any) -> Any:
-        return mlp_fitness(p, x, y), {"mean": p["second"]["bias"], "first": jnp.argmax(p["first"]["bias"])}
+        return mlp_fitness(p, x, y), {"mean": p["second"]["bias"], "largest": jnp.argmax(p["first"]["bias"])}
 
     return mlp()._replace(fitness=fitness, has_aux=True)
 

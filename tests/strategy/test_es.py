@@ -59,6 +59,7 @@ def test_a_step_moves_along_the_estimate():
         "fitness_worst": values.min(),
         "fitness_std": values.std(),
         "nonfinite": 0,
+        "equal_fitness": False,
         "gradient_norm": np.sqrt(squares),
         "update_norm": LR * np.sqrt(squares),
         "sigma": SIGMA,

@@ -92,17 +92,23 @@ def fitness_with_aux(p, x, y):
         "half": p["bias"].astype(jnp.bfloat16),
         "count": count,
         "flag": shift > 0,
-        "key": jax.random.fold_in(KEY, count),
+        "wave": jax.lax.complex(shift, shift),
+        "shared": x.shape[0] + jnp.int32(2**30 + 1),  # float32 does not hold it
+        "key": jax.random.fold_in(KEY, 3),
         "none": None,
     }
 
 
-@pytest.mark.parametrize("chunk", [3, 10])
-def test_auxiliary_output_is_averaged_over_finite_members_or_the_first_members(chunk):
+@pytest.mark.parametrize("chunk", [3, 10, "full rank"])
+def test_auxiliary_output_is_averaged_over_finite_members_or_what_they_share(chunk):
     population = 10
-    strategy = es(population, antithetic=False, chunk=chunk, fallback="allow")
+    if chunk == "full rank":
+        strategy = eggroll.FullRankES(population=population, sigma=0.1)
+    else:
+        strategy = es(population, antithetic=False, chunk=chunk, fallback="allow")
     state = strategy.init(params(), KEY)
-    stacked = dense(strategy.ask(state))
+    members = strategy.ask(state)
+    stacked = jax.tree.map(lambda *x: np.float64(x), *map(members.materialize, range(population)))
     _, metrics = strategy.step(state, fitness_with_aux, X, Y, has_aux=True)
     aux = metrics["aux"]
     finite = stacked["kernel"][:, 0, 0] > np.asarray(params()["kernel"], np.float64)[0, 0]
@@ -111,9 +117,22 @@ def test_auxiliary_output_is_averaged_over_finite_members_or_the_first_members(c
     assert aux["half"].dtype == jnp.bfloat16
     np.testing.assert_allclose(aux["half"].astype(jnp.float32), stacked["bias"][finite].mean(0), rtol=0.02)
     counts = (1000 * stacked["kernel"] * np.arange(12).reshape(4, 3)).sum((1, 2))
-    assert abs(int(aux["count"]) - counts[0]) <= 1 < np.abs(counts[1:] - counts[0]).min()
-    assert bool(aux["flag"]) == finite[0] and aux["none"] is None
-    assert aux["key"] == jax.random.fold_in(KEY, aux["count"])
+    assert aux["count"].dtype == aux["flag"].dtype == jnp.float32
+    np.testing.assert_allclose(aux["count"], counts[finite].mean(), atol=1)  # each is cut off
+    assert aux["flag"] == 1 and aux["none"] is None  # of those that count
+    np.testing.assert_allclose(
+        aux["wave"].real, stacked["kernel"][finite, 0, 0].mean() - params()["kernel"][0, 0], rtol=1e-3
+    )
+    assert aux["shared"].dtype == jnp.int32 and aux["shared"] == len(X) + 2**30 + 1
+    assert aux["key"] == jax.random.fold_in(KEY, 3)
+    with pytest.raises(TypeError, match="the output 'key' of random keys that differ among members"):
+        strategy.step(
+            state,
+            lambda p, x, y: (-loss(p, x, y), {"key": jax.random.fold_in(KEY, p["bias"][0] > 0)}),
+            X,
+            Y,
+            has_aux=True,
+        )
 
 
 def test_members_count_in_the_average_when_the_loss_is_an_integer():

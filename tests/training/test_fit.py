@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eggroll.training import Compiled, EarlyStopping, RunError, Saving, Scored, fit
+from eggroll.training import Compiled, EarlyStopping, Result, RunError, Saving, Scored, fit, named, read_metrics, replay
 from tests.training.problems import (
     CARRY,
     COUNTING,
@@ -82,6 +82,39 @@ def test_the_models_own_state_goes_along() -> None:
     for _, (x, _) in zip(range(3), batches(), strict=False):
         mean = 0.9 * mean + 0.1 * float(x.mean())
     assert float(run(None, 3).carry["mean"]) == pytest.approx(mean, rel=1e-5)
+
+
+def test_counts_in_which_members_differ_are_no_state_to_carry() -> None:
+    def positive(params: Any, seen: Any, x: Any, y: Any) -> Any:
+        return fitness(params, x, y), {
+            "steps": seen["steps"] + 1,
+            **({"n": seen["n"] + (params["b"] > 0).sum()} if "n" in seen else {}),
+        }
+
+    es, step = usual(), Compiled(positive, carries=True)
+    result = fit(es, begin(es), step, batches(), generations=3, carry={"steps": 2**30})
+    assert result.carry["steps"].dtype == jnp.int32 and result.carry["steps"] == 2**30 + 3
+    with pytest.raises(TypeError, match="got 'n' of dtype int32 in the state that the model carries along"):
+        fit(es, begin(es), step, batches(), generations=3, carry={"steps": 0, "n": 0})
+
+
+def test_scores_of_any_offset_train_alike_and_replay(tmp_path: Path) -> None:
+    """Where float32 knows steps of 65536 alone; the optimizer watches the loss."""
+
+    def offset_by(offset: float, folder: Path) -> Result:
+        es = strategy(optimizer=named("sgd", learning_rate=0.05))
+        scored = Scored(predict, lambda output, x, y: float(offset - ((output - y) ** 2).mean(dtype=np.float64)))
+        stopping = EarlyStopping("fitness_mean", patience=2)
+        return fit(es, begin(es), scored, batches(), generations=4, folder=folder, early_stopping=stopping)
+
+    plain, far = offset_by(0.0, tmp_path / "plain"), offset_by(1e12, tmp_path / "far")
+    assert plain.generation == far.generation
+    assert jnp.abs(plain.state.params["w"] - begin(usual()).params["w"]).max() > 0.05
+    np.testing.assert_allclose(far.state.params["w"], plain.state.params["w"], atol=1e-3)
+    for one, other in zip(read_metrics(tmp_path / "plain"), read_metrics(tmp_path / "far"), strict=True):
+        assert other["fitness_mean"] - 1e12 == pytest.approx(one["fitness_mean"], abs=1e-3)
+    replayed = replay(begin(usual()).params, tmp_path / "far" / "ledger.bin")
+    assert replayed.params["w"].tobytes() == far.state.params["w"].tobytes()
 
 
 def test_hooks_measure_now_and_then() -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
-from jax.typing import DTypeLike
 
 from eggroll.engine.annotations import Index, PyTree, Scalar
 from eggroll.engine.factored import Program, partition
 from eggroll.engine.interpreter import Interpreter, Policy
-from eggroll.engine.lowrank import accumulator_dtype
+from eggroll.strategy.evaluate.averages import Averages, Totals
 from eggroll.strategy.evaluate.chunking import Arrangement
 from eggroll.strategy.evaluate.tracing import Rows
 from eggroll.strategy.noise.sampler import Noise, Sampler, drawn_copies, drawn_once, member_sign
@@ -38,20 +37,6 @@ def _refused(primals: Any, tangents: Any) -> Any:
     )
 
 
-class Totals(NamedTuple):
-    """What is summed up over members, chunk by chunk.
-
-    Attributes:
-        sums: of every floating-point leaf that is averaged, over members with finite kept outputs.
-        firsts: the first member's value of every other leaf.
-        count: int32, how many members the sums are of.
-    """
-
-    sums: Any
-    firsts: Any
-    count: Any
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """Evaluates one program on all members; see `Generation.evaluate`."""
@@ -66,8 +51,9 @@ class Evaluation:
         self, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: jax.Array | None
     ) -> tuple[PyTree, PyTree]:
         """All members on the current device."""
-        kept, totals = self._units(params, rows, key, sigma, words, 0, self.population.units)
-        return kept, self._mean(totals, params, rows)
+        averages = self._averages(params, rows)
+        kept, totals = self._units(averages, params, rows, key, sigma, words, 0, self.population.units)
+        return kept, averages.mean(totals)
 
     def on_mesh(
         self, placement: Placement, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: jax.Array | None
@@ -77,12 +63,13 @@ class Evaluation:
         share = self.population.units // mesh.shape[AXIS]
         params = placement.pinned_tree(params, params, placement.specs)
         arrays, merge, _ = partition((params, rows.args, key, sigma))
+        averages = self._averages(params, rows)
 
         def local(arrays: list[Any], words: jax.Array | None) -> tuple[Any, Totals]:
             params, args, key, sigma = merge(arrays)
             start = lax.axis_index(AXIS) * share
             rows_here = Rows(args, rows.axes, rows.population)
-            kept, totals = self._units(params, rows_here, key, sigma, words, start, share)
+            kept, totals = self._units(averages, params, rows_here, key, sigma, words, start, share)
             sums, count = lax.psum((totals.sums, totals.count), AXIS) if totals.sums else (totals.sums, totals.count)
             return kept, Totals(sums, [x[None] for x in totals.firsts], count)
 
@@ -92,10 +79,24 @@ class Evaluation:
         kept, totals = jax.shard_map(local, in_specs=(whole, each), **options)(arrays, words)
         totals = totals._replace(firsts=[x[0] for x in totals.firsts])  # of the first device
         kept = jax.tree.map(lambda x: lax.with_sharding_constraint(x, placement.on(each)), kept)
-        return kept, placement.whole(self._mean(totals, params, rows))
+        return kept, placement.whole(averages.mean(totals))
+
+    def _averages(self, params: PyTree, rows: Rows) -> Averages:
+        def one(params: PyTree, *args: Any) -> PyTree:
+            return self.split(self.program.evaluate(Interpreter(Policy("allow")), (params, *args)))[1]
+
+        return Averages.of(one, self.split(self.program.out_shape)[1], params, self.sampler.plan, rows)
 
     def _units(
-        self, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: jax.Array | None, start: Index, n: int
+        self,
+        averages: Averages,
+        params: PyTree,
+        rows: Rows,
+        key: jax.Array,
+        sigma: Scalar,
+        words: jax.Array | None,
+        start: Index,
+        n: int,
     ) -> tuple[Any, Totals]:
         """(kept outputs `[n·signs, ...]`, totals of the averaged outputs) of `n` units from `start` on."""
         signs = self.population.signs
@@ -116,24 +117,9 @@ class Evaluation:
                 unit = jax.vmap(member, in_axes=(None, 0, 0))
                 outs = jax.vmap(unit, in_axes=(0, None, 0))(drawn_once(self.sampler, drawn), jnp.arange(signs), own)
                 kept, averaged = jax.tree.map(lambda x: x.reshape(count * signs, *x.shape[2:]), outs)
-            return kept, _totals(averaged, _all_finite(kept, count * signs))
+            return kept, averages.totals(averaged, _all_finite(kept, count * signs))
 
         return _in_chunks(chunk, n, min(self.arrangement.units, n))
-
-    def _mean(self, totals: Totals, params: PyTree, rows: Rows) -> PyTree:
-        """Sums to means, in the dtypes that one member's output has."""
-
-        def one(params: PyTree, args: tuple) -> Any:
-            return self.split(self.program.evaluate(Interpreter(Policy("allow")), (params, *args)))[1]
-
-        arrays, merge, _ = partition((params, rows.abstract()))
-        like, tree = jax.tree.flatten(jax.eval_shape(lambda a: one(*merge(a)), arrays))
-        sums, firsts = iter(totals.sums), iter(totals.firsts)
-
-        def mean(total: jax.Array, dtype: DTypeLike) -> jax.Array:
-            return (total / totals.count.astype(total.dtype)).astype(dtype)
-
-        return tree.unflatten([mean(next(sums), x.dtype) if _is_floating(x) else next(firsts) for x in like])
 
 
 def _in_chunks(chunk: Callable[[Any, int], tuple[Any, Totals]], n: int, size: int) -> tuple[Any, Totals]:
@@ -168,22 +154,6 @@ def _all_finite(kept: Any, members: int) -> jax.Array:
     """`[members]` bool: which have finite kept outputs."""
     finite = jnp.ones(members, bool)
     for leaf in jax.tree.leaves(kept):
-        if _is_floating(leaf):
+        if jnp.issubdtype(leaf.dtype, jnp.floating):
             finite = finite & jnp.isfinite(leaf).reshape(members, -1).all(1)
     return finite
-
-
-def _totals(averaged: Any, finite: jax.Array) -> Totals:
-    """Floating-point leaves summed over finite members, in float32 or wider; of other leaves the first member's."""
-    sums, firsts = [], []
-    for leaf in jax.tree.leaves(averaged):
-        if _is_floating(leaf):
-            mask = finite.reshape(-1, *[1] * (leaf.ndim - 1))
-            sums.append(jnp.where(mask, leaf.astype(accumulator_dtype(leaf.dtype)), 0).sum(0))
-        else:
-            firsts.append(leaf[0])
-    return Totals(sums, firsts, finite.sum(dtype=jnp.int32))
-
-
-def _is_floating(x: Any) -> bool:
-    return jnp.issubdtype(x.dtype, jnp.floating)

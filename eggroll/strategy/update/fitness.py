@@ -1,4 +1,4 @@
-"""Fitness as it comes from users: checks, its mean and spread, and the numbers that metrics report.
+"""Fitness: its mean and spread, the numbers that metrics report, and what is said where nothing can be learned.
 
 Statistics are safe against rounding, overflow and what does not count. All that is asked of the same numbers comes from
 one `lax.reduce` with several operands: on CPUs, XLA turns every small single reduction into three kernels, which
@@ -8,13 +8,13 @@ together took a fifth of a step's compile time. There `x` is `[..., N]`, `valid`
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.core import Tracer
 from jax.typing import DTypeLike
 
 from eggroll.engine.checks import is_traced
@@ -113,68 +113,14 @@ def _together(a: tuple, b: tuple) -> tuple:
     return a[0] + b[0], lax.min(a[1], b[1]), lax.max(a[2], b[2]), a[3] + b[3], a[4] + b[4]
 
 
-def check_fitness(fitness: Any, population: int) -> Any:
-    """Fitness as an array `[population]` of real numbers.
-
-    Args:
-        fitness: JAX array (may be traced), numpy array, or a sequence of numbers.
-        population: number of members.
-
-    Returns:
-        The array, float32 or wider.
-
-    Raises:
-        TypeError: not numbers, or complex ones.
-        ValueError: another shape, or an array that was deleted.
-    """
-    if any(map(_is_deleted, jax.tree.leaves(fitness))):
-        raise ValueError(
-            "got fitness that was deleted: its memory was donated to a compiled function (donate_argnums) or freed by "
-            ".delete(). Tell before that, leave it out of the donated arguments, or keep a copy: np.asarray(fitness)."
-        )
-    if not isinstance(fitness, jax.Array):
-        fitness = _from_host(fitness)
-    if fitness.shape != (population,):
-        raise ValueError(
-            f"got fitness of shape {fitness.shape}; one number per member, shape ({population},), is required, in the "
-            "order of the members. Average over data first where there are several numbers per member."
-        )
-    if jnp.issubdtype(fitness.dtype, jnp.complexfloating):
-        raise TypeError(f"got fitness of dtype {fitness.dtype}; real numbers are required.")
-    return as_float(fitness)
-
-
-def _is_deleted(x: Any) -> bool:
-    return isinstance(x, jax.Array) and not isinstance(x, Tracer) and x.is_deleted()
-
-
 def as_float(fitness: Any) -> Any:
     """Fitness as float32 or wider: counts can be averaged, and statistics are not rounded to half precision."""
     floating = jnp.issubdtype(fitness.dtype, jnp.floating)
     return fitness.astype(accumulator_dtype(fitness.dtype) if floating else jnp.float32)
 
 
-def _from_host(fitness: Any) -> np.ndarray:
-    try:
-        host = np.asarray(fitness)
-        if host.dtype.kind in "USMm" or any(x is None for x in host.flat):
-            raise TypeError("it has text, dates or None among its values")
-        if not np.iscomplexobj(host) and host.dtype.kind not in "fiub":
-            host = host.astype(np.float64)
-    except (TypeError, ValueError) as why:
-        raise TypeError(
-            f"got fitness of type {type(fitness).__name__}, which is not an array of numbers ({why}); a score that is "
-            "missing is float('nan')."
-        ) from why
-    if np.iscomplexobj(host):
-        raise TypeError(f"got fitness of dtype {host.dtype}; real numbers are required.")
-    wide = host.dtype == np.float64 and jax.dtypes.canonicalize_dtype(np.float64) == np.float64
-    with np.errstate(over="ignore"):  # beyond float32 is infinite: dropped and counted
-        return host if wide else host.astype(np.float32)
-
-
 def summary(fitness: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
-    """Mean, best, worst and standard deviation over finite fitness, and the number of members dropped.
+    """Mean, best, worst and standard deviation over finite fitness, members dropped, whether the others are equal.
 
     Args:
         fitness: `[N]`.
@@ -192,7 +138,8 @@ def summary(fitness: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
     }
     some = found.summary.count > 0
     return {name: jnp.where(some, value, jnp.nan)[0] for name, value in values.items()} | {
-        "nonfinite": fitness.size - counted.summary.count[0]
+        "nonfinite": fitness.size - counted.summary.count[0],
+        "equal_fitness": (counted.summary.low == counted.summary.high)[0],
     }
 
 
@@ -219,6 +166,47 @@ def nothing_finite(what: str, population: int) -> FloatingPointError:
     return FloatingPointError(
         f"got no finite {what} among {population} members (with antithetic pairs, a pair counts only when both are "
         f"finite): nothing was updated. Look at the {what} of the unperturbed parameters; if it is finite, lower sigma."
+    )
+
+
+class Standstill:
+    """Says once where members did not differ for several generations in a row: such a run ends as it began."""
+
+    ROW = 5
+
+    def __init__(self) -> None:
+        self._row, self._seen, self._said = 0, -1, False
+
+    def watch(self, metrics: dict[str, Any], population: int) -> None:
+        """Takes note of a generation's metrics, of each once; not under a trace."""
+        if self._said or is_traced(metrics) or not metrics.keys() >= {"generation", "equal_fitness"}:
+            return
+        generation, norm = int(metrics["generation"]), float(metrics["gradient_norm"])
+        if generation == self._seen:
+            return
+        # Parameters stand still where pairs or groups are equal among themselves, too.
+        self._row, self._seen = self._row + 1 if norm == 0 else 0, generation
+        if self._row == self.ROW:
+            self._said = True
+            warnings.warn(_nothing_to_follow(metrics, population, self.ROW), stacklevel=3)
+
+
+def _nothing_to_follow(metrics: dict[str, Any], population: int, row: int) -> str:
+    value = float(metrics["fitness_mean"])
+    if not metrics["equal_fitness"]:
+        what = f"a gradient of zero from the fitness of {population} members"
+        why = "both members of each pair (or all of each group) are equally good, or the shaping gives no weights"
+    else:
+        what = f"equal fitness ({value:.6g}) from all {population} members"
+        apart = abs(float(np.spacing(np.float32(value))))
+        why = (
+            "the fitness does not depend on the parameters, or goes by steps (a count, an accuracy, a clipped reward) "
+            "that noise of this sigma does not cross: raise sigma or take a smoother fitness; or it was computed in "
+            f"float32, which near {value:.3g} knows steps of {apart:.2g} alone: subtract what all scores have in common"
+        )
+    return (
+        f"got {what} in {row} generations in a row: nothing is learned. Likely {why}. This is said once; "
+        "metrics['equal_fitness'] tells it of every generation."
     )
 
 

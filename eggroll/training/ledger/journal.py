@@ -13,6 +13,7 @@ import numpy as np
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.parameters import as_arrays
 from eggroll.strategy.protocol import Strategy
+from eggroll.strategy.update.told import narrowed
 from eggroll.training.errors import RunError, abridged, mended
 from eggroll.training.folder.disk import own_handle
 from eggroll.training.folder.layout import holds_records
@@ -201,7 +202,7 @@ class Journal:
             generation=int(found["generation"]),
             settings=settings.digest,
             key=np.asarray(jax.random.key_data(self._key)),
-            loss=-found["fitness_mean"],
+            loss=-narrowed(found["fitness_mean"]),
             **{name: found[name] for name in ("sigma", "gradient_norm", "update_norm", "fitness", "weights")},
         )
 

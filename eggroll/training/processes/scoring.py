@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from eggroll.engine.annotations import Function, PyTree
+from eggroll.engine.checks import as_number
 from eggroll.training.errors import RunError
 from eggroll.training.processes.talk import count, gather, gather_json
 
@@ -84,7 +85,8 @@ def score(outputs: PyTree, scorer: Function, *, numbered: bool = False) -> Score
     for k, member in enumerate(mine.tolist()):
         one = jax.tree.map(lambda leaf, k=k: leaf[k], host)
         try:
-            values[k] = float(scorer(one, member) if numbered else scorer(one))
+            found = scorer(one, member) if numbered else scorer(one)
+            values[k] = as_number("the scorer", found, " A member without a score has float('nan').")
         except Exception as why:  # whatever a reward model or a parser may raise
             errors[member] = why
     values[-1] = len(errors)

@@ -117,7 +117,7 @@ def check_bytes(case, facts):
     rules = as_sharding(made.sharding if shape.shape["model"] > 1 else None, shape)
     placement = make_placement(shape, rules, facts["update"], plan.leaves)
     update = update_cost(placement, plan, Population(sharded.POPULATION), RATES["cpu"]).crossing
-    aux = 4 * 8 + 4 + 4 * shape.shape["population"] if made.has_aux else 0  # a mean, a count, everyone's first
+    aux = 4 * 8 + 4 + 4 if made.has_aux else 0  # two means and a count
     norms = 2 * 4 * len(plan.leaves)  # of gradient and change, added up after each device squared its part
     total = sum(size for _, size in crossing)
     assert fitness + update <= total <= fitness + update + aux + norms, crossing
