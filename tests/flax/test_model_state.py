@@ -220,7 +220,6 @@ PLACES = {
 
 
 @pytest.mark.filterwarnings("ignore::eggroll.FixedKeyWarning")  # no noise to speak of
-@pytest.mark.filterwarnings("ignore::eggroll.RecompilationWarning")  # a place each
 @pytest.mark.parametrize("jit", [False, True])
 @pytest.mark.parametrize("place", PLACES)
 def test_objects_among_the_arguments_keep_their_state_wherever_they_are(place, jit):

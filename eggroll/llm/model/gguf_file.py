@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from eggroll.extras import MissingPackageError, check_installed
 from eggroll.llm.model.config import DecoderConfig, Rope, check_count, config_from
 from eggroll.llm.model.gguf_header import Tensor, read_header
 from eggroll.llm.model.gguf_tokens import ends_of, special_id, tokenizer_from, vocabulary_of
@@ -72,6 +73,7 @@ def read_gguf(file: Path, dtype: str | None = None) -> tuple[dict[str, Any], dic
     Raises:
         RunError: not a GGUF file, an unknown architecture or tokenizer, tensors missing or of the wrong shape.
     """
+    check_installed("gguf", ".gguf files")
     fields, tensors = read_header(file)
     _refuse_a_part(file, fields)
     try:
@@ -87,6 +89,8 @@ def read_gguf(file: Path, dtype: str | None = None) -> tuple[dict[str, Any], dic
         config = config_from(settings, most_layers=len(tensors))
         generation = {name: settings[name] for name in ("bos_token_id", "pad_token_id") if name in settings}
         generation |= {"eos_token_id": ends} if (ends := ends_of(fields)) else {}
+    except MissingPackageError:
+        raise
     except RunError as error:
         raise RunError(f"{file}: {error}") from error
     if divisors is not None:

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from eggroll.extras import needed_for
 from eggroll.training.errors import RunError
 
 __all__ = ["Header", "Tensor", "read_header"]
@@ -135,8 +134,7 @@ def _described(source: _Bytes) -> tuple[str, tuple[int, ...], int, int]:
 
 def _placed(described: Sequence[tuple[str, tuple, int, int]], data: np.ndarray, at: int, align: int) -> dict[str, Any]:
     """Tensors by name: one after the other, as llama.cpp requires, up to the end of the file."""
-    with needed_for(".gguf files"):
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     tensors: dict[str, Tensor] = {}
     begin, end = at, min(at, len(data)) if not described else at

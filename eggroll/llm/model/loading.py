@@ -12,7 +12,7 @@ import jax
 from flax import nnx
 
 from eggroll.engine.annotations import PyTree
-from eggroll.extras import needed_for
+from eggroll.extras import MissingPackageError, needed_for
 from eggroll.llm.model.config import DecoderConfig, config_from
 from eggroll.llm.model.decoder import Decoder
 from eggroll.llm.model.files import PARTS, check_ordinary, is_file, read_json, write_json
@@ -108,6 +108,8 @@ def _configured(folder: Path) -> tuple[dict[str, Any], dict[str, Any], DecoderCo
     tensors = count_tensors(folder)
     try:
         config = config_from(settings, most_layers=tensors)
+    except MissingPackageError:
+        raise
     except RunError as error:
         raise RunError(f"{folder / 'config.json'}: {error}") from error
     return settings, read_json(folder / "generation_config.json") or {}, config

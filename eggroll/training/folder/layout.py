@@ -131,7 +131,9 @@ def clear(path: Path) -> None:
         RunError: something cannot be removed.
     """
     try:
-        for name in (*FILES, *FOLDERS):
+        for name in FILES:  # a folder of such a name is none of ours, and an error
+            (path / name).unlink(missing_ok=True)
+        for name in FOLDERS:
             remove(path / name)
     except OSError as why:
         raise not_writable(path, why) from why

@@ -122,7 +122,6 @@ def total(p, x):
     return p["w"].sum() + x.sum()
 
 
-@pytest.mark.filterwarnings("ignore::eggroll.RecompilationWarning")  # three shapes
 def test_in_axes_are_not_confused_between_calls():
     """Minus one is another axis in two dimensions than in three: what was compiled for the one must not serve."""
     strategy = es(4)

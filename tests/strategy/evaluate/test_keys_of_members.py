@@ -82,7 +82,6 @@ class DroppedByStack(Dropped):
         return nnx.vmap(lambda rngs: jax.random.bernoulli(rngs.dropout(), 0.5, (1,)))(self.rngs)
 
 
-@pytest.mark.filterwarnings("ignore::eggroll.RecompilationWarning")  # one loss, compiled for each case
 @pytest.mark.parametrize(
     ("impl", "model"),
     [("rbg", Dropped), ("unsafe_rbg", Dropped), ("rbg", DroppedByStack), ("threefry2x32", DroppedByStack)],
