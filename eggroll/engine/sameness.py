@@ -24,9 +24,14 @@ from jax.core import Tracer
 
 MOST = 4000  # objects looked at: what reaches more is traced instead
 PLAIN = (type(None), bool, int, str, bytes, type(...), types.CodeType, jax.tree_util.PyTreeDef)
-KNOWN = sys.stdlib_module_names - {"__main__"} | {"eggroll", "einops", "flax", "jax", "jaxlib", "ml_dtypes", "numpy"}
-KNOWN |= {"optax", "scipy"}
+# Modules whose functions compute the same from the same: no clock, file, environment or random numbers of theirs.
+KNOWN = {"eggroll", "einops", "flax", "jax", "jaxlib", "ml_dtypes", "numpy", "optax"}
+KNOWN |= {"abc", "bisect", "builtins", "cmath", "collections", "contextlib", "copy", "dataclasses", "enum", "fractions"}
+KNOWN |= {"functools", "heapq", "inspect", "itertools", "math", "numbers", "operator", "re", "statistics", "string"}
+KNOWN |= {"struct", "textwrap", "types", "typing", "typing_extensions", "warnings", "_abc", "_operator"}
 BY_NAME = {"globals", "locals", "vars", "getattr", "eval", "exec", "__import__", "import_module"}  # hide what is read
+RANDOM = "numpy.random"  # has a state of its own
+BY_NAME |= {"open", "input"}  # what they give is another each time
 
 
 class NotDescribed(Exception):
@@ -121,13 +126,17 @@ class _Walk:
             return kind, self.of(x.func), self.of(x.args), self.of(x.keywords)
         if kind is types.BuiltinFunctionType:
             owner = x.__self__
-            return kind, x.__name__, self._itself(owner) if isinstance(owner, types.ModuleType) else self.of(owner)
+            if isinstance(owner, types.ModuleType) and not _is_library(owner.__name__):
+                raise NotDescribed  # C code, such as a clock
+            return kind, x.__name__, self.of(owner)
         return self._other(x, kind)
 
     def _other(self, x: Any, kind: type) -> Hashable:
         if isinstance(x, type):
             return self._class(x)
         if isinstance(x, types.ModuleType):
+            if x.__name__.startswith(RANDOM):
+                raise NotDescribed
             return self._itself(x)  # its attributes are looked at where a function reads them
         if kind.__name__ in ("PjitFunction", "Device"):
             return self._itself(x)  # of JAX, and without a state
@@ -152,6 +161,9 @@ class _Walk:
         if _is_library(f.__globals__.get("__name__", "")):
             return ("function", *own)
         read = _reads(f.__code__)
+        roots = {**f.__globals__, **dict(zip(f.__code__.co_freevars, cells, strict=True))}
+        if any(roots.get(name) is np for name in read.random):
+            raise NotDescribed
         return ("function", *own, self.of(dict(f.__dict__)), *self._globals(f, read), *self._of_modules(cells, read))
 
     def _globals(self, f: types.FunctionType, read: _Reads) -> Iterable[Hashable]:
@@ -163,7 +175,7 @@ class _Walk:
             yield name, self.of(value)
             yield from self._of_modules([value], read)
         for name in read.imports:
-            if name not in sys.modules:
+            if name not in sys.modules or (name.startswith("numpy") and "random" in read.attributes):
                 raise NotDescribed
             yield from self._of_modules([sys.modules[name]], read)
 
@@ -223,15 +235,22 @@ class _Reads:
     globals: tuple[str, ...]
     imports: tuple[str, ...]
     attributes: frozenset[str]
+    random: frozenset[str]
 
 
 @functools.lru_cache(maxsize=1024)
 def _reads(code: types.CodeType) -> _Reads:
-    """The names that code, and the code inside it, reads: of globals, of modules that it imports, of attributes."""
+    """The names that code, and the code inside it, reads: of globals, of modules that it imports, of attributes.
+
+    `random` are the names of which it reads an attribute `random`, as of NumPy's module.
+    """
     names: dict[str, None] = {}
     imports: dict[str, None] = {}
-    attributes = set(code.co_names)
+    attributes, random, before = set(code.co_names), set(), None
     for one in dis.get_instructions(code):
+        if one.argval == "random" and before is not None and one.opname in ("LOAD_ATTR", "LOAD_METHOD"):
+            random.add(str(before.argval))
+        before = one
         if one.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
             names[one.argval] = None
         elif one.opname == "IMPORT_NAME":
@@ -242,9 +261,10 @@ def _reads(code: types.CodeType) -> _Reads:
             names |= dict.fromkeys(inner.globals)
             imports |= dict.fromkeys(inner.imports)
             attributes |= inner.attributes
+            random |= inner.random
     if BY_NAME & (names.keys() | attributes):
         raise NotDescribed
-    return _Reads(tuple(names), tuple(imports), frozenset(attributes))
+    return _Reads(tuple(names), tuple(imports), frozenset(attributes), frozenset(random))
 
 
 def array_key(x: Any) -> Hashable:

@@ -73,7 +73,8 @@ class ES(arrays.ES):
 
     Only the variables that `wrt` selects are perturbed. What a fitness function changes of the others (batch
     statistics, RNG streams, caches) is in the next state: averaged over the members with finite fitness where it is
-    floating point, else the first member's. NNX objects among the arguments (`nnx.Rngs`) are written to.
+    floating point; a count in which they differ is refused by name. NNX objects among the arguments (`nnx.Rngs`) are
+    written to.
 
     Args:
         wrt: NNX filter for the variables to train, as of `nnx.Optimizer(..., wrt=...)`. Default `nnx.Param`.

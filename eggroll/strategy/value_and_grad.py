@@ -213,6 +213,7 @@ def value_and_grad(
         def loss(params: PyTree, kwargs: dict[str, Any], *others: Any) -> Any:
             return loss_fn(*put(params, others), **kwargs)
 
+        setattr(loss, "__wrapped__", loss_fn)  # noqa: B010  whose name and line messages have
         rows = make_rows(others, in_axes, members.size, members.groups).after(kwargs)
         program = cache.program(loss, params, rows, group, loss_fn)
         check_scalar(program.out_shape, has_aux, "loss")

@@ -18,7 +18,8 @@ from eggroll.training.errors import RunError
 __all__ = ["as_chats", "joined"]
 
 SHOWN = 60  # characters of a prompt in a message
-PROMPT, SYSTEM = "eggrollasksthis", "eggrollsaysthat"  # which no template writes by itself
+# What no template writes by itself; a line's end and quotes are other characters in Python's or JSON's way to write it.
+PROMPT, SYSTEM = "eggroll'asks\n\"this", "eggroll'says\n\"that"
 ADVICE = "Correct chat_template in the tokenizer's files, or the options of the template."
 
 
@@ -28,7 +29,8 @@ def as_chats(
     """The prompts as the user's turns, up to where the answer begins.
 
     A chat whose text lacks the prompt or the system message is never taken. Tried are, in this order, a message of the
-    system as text, and as a list of parts; both in the user's message, as text, and as a list of parts.
+    system and one of the user as text, as lists of parts, and one so and one so; both in the user's message, as text,
+    and as a list of parts.
 
     Args:
         tokenizer: of `transformers`, with a chat template.
@@ -44,11 +46,12 @@ def as_chats(
     template = _template(tokenizer, options)
     variables = {"tools": None, "documents": None, "add_generation_prompt": True, **_specials(tokenizer), **options}
     said = [(None if system is None else SYSTEM, PROMPT), *((system, prompt) for prompt in prompts)]
-    forms = [(own, parts) for own in ((True, False) if system is not None else (False,)) for parts in (False, True)]
+    own = [(False, False), (True, True), (False, True), (True, False)] if system is not None else []
+    forms: list[tuple[bool, ...]] = [*own, (False,), (True,)]  # whether each message is a list of parts
     found = _rendered(
         template=template,
         variables=variables,
-        ways=[[_chat(s, prompt, own, parts) for s, prompt in said] for own, parts in forms],
+        ways=[[_chat(s, prompt, parts) for s, prompt in said] for parts in forms],
         marks=[PROMPT, SYSTEM][: 1 if system is None else 2],
         date=(date or datetime.now()).isoformat(),
     )
@@ -66,10 +69,11 @@ def joined(system: str | None, prompt: str) -> str:
     return f"{system}\n\n{prompt}" if system else prompt
 
 
-def _chat(system: str | None, prompt: str, own: bool, parts: bool) -> list[dict[str, Any]]:
-    """Messages: the system's by itself, or in the user's."""
-    said = [("system", system), ("user", prompt)] if own else [("user", joined(system, prompt))]
-    return [{"role": role, "content": [{"type": "text", "text": x}] if parts else x} for role, x in said]
+def _chat(system: str | None, prompt: str, parts: tuple[bool, ...]) -> list[dict[str, Any]]:
+    """Messages: the system's by itself where there are two, or in the user's."""
+    said = [("system", system), ("user", prompt)] if len(parts) == 2 else [("user", joined(system, prompt))]
+    written = [[{"type": "text", "text": x}] if part else x for (_, x), part in zip(said, parts, strict=True)]
+    return [{"role": role, "content": x} for (role, _), x in zip(said, written, strict=True)]
 
 
 def _template(tokenizer: Any, options: dict[str, Any]) -> str:

@@ -12,6 +12,11 @@ from eggroll.training.errors import RunError
 from tests.llm.tiny import TEMPLATE, tokenizer
 
 PARTS = "{% for m in messages %}{{ m.role }}: {{ m['content'][0]['text'] }}\n{% endfor %}"
+PARTS_OF_USER, PARTS_OF_SYSTEM = (
+    f"{{% for m in messages %}}{{{{ m.role }}}}: {{{{ m.content[0].text if m.role == '{role}' else m.content }}}}\n"
+    "{% endfor %}"
+    for role in ("user", "system")
+)
 NO_SYSTEM = "{% for m in messages if m.role == 'user' %}U: {{ m.content }}\n{% endfor %}"
 STRICT = (
     "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}U: {{ messages[0].content }}"
@@ -47,6 +52,9 @@ def test_a_template_is_rendered_as_transformers_renders_it(template, system):
         (PARTS, "Brief.", "system: Brief.\nuser: 7 + 5 =\n"),
         (NO_SYSTEM, "Brief.", "U: Brief.\n\n7 + 5 =\n"),
         (NO_SYSTEM.replace("m.content", "m.content[0].text"), "Brief.", "U: Brief.\n\n7 + 5 =\n"),
+        # one message as text and one as a list of parts, of which nothing must be written as Python writes a list
+        (PARTS_OF_USER, "Brief.", "system: Brief.\nuser: 7 + 5 =\n"),
+        (PARTS_OF_SYSTEM, "Brief.", "system: Brief.\nuser: 7 + 5 =\n"),
         (STRICT, "Brief.", "U: Brief.\n\n7 + 5 ="),
         (NO_SYSTEM.replace("content", "content | trim"), None, "U: 7 + 5 =\n"),
     ],

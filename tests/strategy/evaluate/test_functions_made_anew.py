@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import gc
+import os
+import random
+import time
 import types
 import weakref
 
@@ -11,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from numpy.random import default_rng
 
 import eggroll
 from eggroll.strategy.evaluate import compiled
@@ -123,6 +127,26 @@ def test_what_a_function_refers_to_may_change_at_any_time(name):
     change()
     assert mean(fun) == mean(make()) != before
     assert mean(fun) == float(fun(TINY))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda: np.random.random(),
+        lambda: random.random(),
+        lambda: default_rng().random(),
+        lambda: time.perf_counter_ns() % 1000003,
+        lambda: int.from_bytes(os.urandom(2)),
+        lambda: float(os.environ["EGGROLL_TEST_READ"]),
+    ],
+    ids=["NumPy", "Python", "a generator", "a clock", "the system", "the environment"],
+)
+def test_what_is_another_at_every_call_is_read_at_every_call(read, monkeypatch):
+    found = set()
+    for i in range(3):
+        monkeypatch.setenv("EGGROLL_TEST_READ", str(i))
+        found.add(mean(lambda p: none(p) + read()))
+    assert len(found) == 3
 
 
 def test_precision_of_the_call_around_is_part_of_the_function():
