@@ -188,7 +188,7 @@ def check_scalar(out: PyTree, has_aux: bool, what: str) -> None:
         raise TypeError(f"has_aux=True requires the function to return ({what}, aux); got {_describe(out)}.")
     value = out[0] if has_aux else out
     if not isinstance(value, jax.ShapeDtypeStruct):
-        hint = "" if has_aux else "; pass has_aux=True for a function that returns a pair"
+        hint = "" if has_aux or value is None else "; pass has_aux=True for a function that returns a pair"
         raise TypeError(f"the function must return one scalar {what} per member; got {_describe(value)}{hint}.")
     if value.shape != ():
         raise ValueError(
@@ -200,6 +200,8 @@ def check_scalar(out: PyTree, has_aux: bool, what: str) -> None:
 
 
 def _describe(tree: PyTree) -> str:
+    if tree is None:
+        return "None: a `return` may be missing"
     return str(jax.tree.structure(tree)) + " of shapes " + str([x.shape for x in jax.tree.leaves(tree)])
 
 

@@ -197,7 +197,9 @@ def _nothing_to_follow(metrics: dict[str, Any], population: int, row: int) -> st
         what = f"a gradient of zero from the fitness of {population} members"
         why = "both members of each pair (or all of each group) are equally good, or the shaping gives no weights"
     else:
-        what = f"equal fitness ({value:.6g}) from all {population} members"
+        lost = int(metrics["nonfinite"])
+        others = f" but the {lost} whose fitness is not finite" if lost else ""
+        what = f"equal fitness ({value:.6g}) from all {population} members{others}"
         apart = abs(float(np.spacing(np.float32(value))))
         why = (
             "the fitness does not depend on the parameters, or goes by steps (a count, an accuracy, a clipped reward) "
