@@ -158,14 +158,7 @@ class ES(Strategy):
         return LowRankDraw(*made, self._plans)
 
     def follow(
-        self,
-        plan: Plan,
-        state: State,
-        weights: jax.Array,
-        *,
-        loss: Scalar,
-        sigma: Scalar,
-        some: Flag = True,
+        self, plan: Plan, state: State, weights: jax.Array, *, loss: Scalar, sigma: Scalar, some: Flag = True
     ) -> tuple[State, Norms]:
         """See `Strategy.follow`."""
         generation = Generation(self.settings, plan, self._key(state), sigma)

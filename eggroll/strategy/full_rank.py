@@ -121,14 +121,7 @@ class FullRankES(Strategy):
         return FullRankDraw("eggroll.FullRankES", *made, self.rules)
 
     def follow(
-        self,
-        plan: Plan,
-        state: State,
-        weights: jax.Array,
-        *,
-        loss: Scalar,
-        sigma: Scalar,
-        some: Flag = True,
+        self, plan: Plan, state: State, weights: jax.Array, *, loss: Scalar, sigma: Scalar, some: Flag = True
     ) -> tuple[State, Norms]:
         """See `Strategy.follow`: by small compiled calls, parameter after parameter."""
         generation = FullRankGeneration(self.settings, plan, self._key(state), sigma)

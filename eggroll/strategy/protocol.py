@@ -85,14 +85,7 @@ class Strategy(ABC):
 
     @abstractmethod
     def follow(
-        self,
-        plan: Plan,
-        state: State,
-        weights: jax.Array,
-        *,
-        loss: Scalar,
-        sigma: Scalar,
-        some: Flag = True,
+        self, plan: Plan, state: State, weights: jax.Array, *, loss: Scalar, sigma: Scalar, some: Flag = True
     ) -> tuple[State, Norms]:
         """The second half of a generation: the state after its update, and the norms of gradient and update.
 
