@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from eggroll.training.errors import RunError
+from eggroll.training.folder import disk
 
 __all__ = ["check_file", "check_ordinary", "inside", "is_file", "read_json", "write_json"]
 
 PARTS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of a hub's repository
 MOST_BYTES = 1 << 28  # of a file that is read at once; tokenizers of 260,000 tokens have an eighth of it
-MOST_DEPTH = 100
 SHOWN = 80  # characters of a name in a message
 
 
@@ -73,28 +73,9 @@ def read_json(file: Path) -> dict[str, Any] | None:
     Raises:
         RunError: it cannot be read, or holds something else.
     """
-    try:
-        value = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return None
-    except (OSError, ValueError) as error:
-        raise RunError(f"{file} is not JSON ({error}); fetch or copy it again.") from error
-    except RecursionError as error:
-        raise RunError(f"{file} is nested too deep to be read; fetch or copy it again.") from error
-    if _deeper(value, MOST_DEPTH):
-        raise RunError(f"{file} is nested more than {MOST_DEPTH} deep; fetch or copy it again.")
-    if not isinstance(value, dict):
-        raise RunError(f"{file} holds no JSON object but {type(value).__name__}; fetch or copy it again.")
-    return value
-
-
-def _deeper(value: Any, most: int) -> bool:
-    """Whether lists and objects lie in each other more than so many times: what is read has to be written again."""
-    level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(most):
-        inner = (x for each in level for x in (each.values() if type(each) is dict else each))
-        level = [x for x in inner if type(x) is dict or type(x) is list]
-    return bool(level)
+    return disk.read_json(file, "Fetch or copy it again.", largest=MOST_BYTES)
 
 
 def write_json(file: Path, value: Any) -> None:

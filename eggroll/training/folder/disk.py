@@ -179,21 +179,22 @@ def not_writable(path: Path, why: OSError) -> RunError:
     return RunError(f"cannot write to '{abridged(path)}' {mended(why)}.")
 
 
-def read_json(path: Path, mend: str = "Restore it from a copy.") -> dict[str, Any]:
+def read_json(path: Path, mend: str = "Restore it from a copy.", *, largest: int = LARGEST) -> dict[str, Any]:
     """The object in a JSON file.
 
     Args:
         path: the file.
         mend: a sentence that says what to do where it cannot be read.
+        largest: bytes that are read, at most. Default 64 MiB.
 
     Raises:
-        RunError: it cannot be read, is no JSON object, is larger than 64 MiB, or nested more than 100 deep.
+        RunError: it cannot be read, is no JSON object, is larger, or nested more than 100 deep.
     """
     try:
         with open_to_read(path) as file:
-            data = file.read(LARGEST + 1)
-        if len(data) > LARGEST:
-            raise ValueError(f"it has more than {LARGEST} bytes")
+            data = file.read(largest + 1)
+        if len(data) > largest:
+            raise ValueError(f"it has more than {largest} bytes")
         found = parse_json(data)
         if not isinstance(found, dict):
             raise ValueError(f"it is no JSON object, but a {type(found).__name__}")

@@ -113,7 +113,7 @@ def latin(file: Path) -> None:
 @pytest.mark.parametrize("how", [deep, deeper_than_it_can_be_written, listed, latin])
 def test_json_that_is_none_is_named(folder, name, how):
     how(folder / name)
-    with pytest.raises(RunError, match=rf"{name} (is nested|holds no JSON object but list|is not JSON)"):
+    with pytest.raises(RunError, match=rf".*{name}.*not JSON as required"):
         llm.load(folder)
 
 
