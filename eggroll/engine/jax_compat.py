@@ -123,8 +123,8 @@ def where_run(eqn: JaxprEqn) -> str:
 
 
 def trace_context() -> Hashable:
-    """The settings of JAX that decide what a trace is made of: precision, promotion, 64-bit mode, the mesh."""
-    return config.trace_context()
+    """The settings of JAX that decide what a trace is made of: precision, promotion, 64-bit mode, keys, the mesh."""
+    return config.trace_context(), jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
 
 
 LOOPS = ("scan", "while_body", "fori_loop")  # what JAX calls the traces of their bodies

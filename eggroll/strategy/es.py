@@ -184,7 +184,7 @@ class ES(Strategy):
             generation = self._generation(plan, state)
             return self._moved(generation, state, given) if wide else self._update(generation, state, given)
 
-        state, metrics = self.cache(run, ("tell", plan, bool(wide)), state, given)
+        state, metrics = self.cache(run, ("tell", plan, bool(wide), self._functions()), state, given)
         metrics |= wide
         raise_if_lost(metrics, self.population)
         self.standstill.watch(metrics, self.population)
@@ -224,7 +224,7 @@ class ES(Strategy):
             metrics["chunk"] = jnp.int32(arrangement.units * self.settings.signs)
             return state, {**metrics, "aux": aux} if has_aux else metrics
 
-        state, metrics = self.cache(run, ("step", program, plan, axes, has_aux), state, rows.args)
+        state, metrics = self.cache(run, ("step", program, plan, axes, has_aux, self._functions()), state, rows.args)
         raise_if_lost(metrics, self.population)
         self.standstill.watch(metrics, self.population)
         return state, metrics

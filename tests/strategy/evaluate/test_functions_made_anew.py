@@ -135,11 +135,12 @@ def test_what_a_function_refers_to_may_change_at_any_time(name):
         lambda: np.random.random(),
         lambda: random.random(),
         lambda: default_rng().random(),
+        lambda library=np: library.random.random(),
         lambda: time.perf_counter_ns() % 1000003,
         lambda: int.from_bytes(os.urandom(2)),
         lambda: float(os.environ["EGGROLL_TEST_READ"]),
     ],
-    ids=["NumPy", "Python", "a generator", "a clock", "the system", "the environment"],
+    ids=["NumPy", "Python", "a generator", "NumPy passed on", "a clock", "the system", "the environment"],
 )
 def test_what_is_another_at_every_call_is_read_at_every_call(read, monkeypatch):
     found = set()
