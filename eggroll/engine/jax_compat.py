@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src import config, distributed, source_info_util, xla_bridge
+from jax._src import config, core, distributed, source_info_util, xla_bridge
 from jax._src.interpreters import partial_eval
 from jax.core import Tracer
 from jax.experimental.scheduling_groups import xla_metadata_call
@@ -135,9 +135,13 @@ def is_fixed(x: Any, beside: Any) -> bool:
 
     Args:
         x: an array, concrete or traced.
-        beside: a pytree; False unless an input of what is compiled reaches it (an outer `vmap` alone compiles nothing).
+        beside: a pytree; without a tracer in it, of what is being compiled (an outer `vmap` alone compiles nothing).
     """
-    traces = [t._trace for t in map(_staged, jax.tree.leaves(beside)) if t is not None and _depends(t)]
+    leaves = jax.tree.leaves(beside)
+    if not any(isinstance(leaf, Tracer) for leaf in (x, *leaves)):  # all of it is captured
+        trace = core.trace_ctx.trace
+        return isinstance(trace, partial_eval.DynamicJaxprTrace) and bool(trace.frame.invars)
+    traces = [t._trace for t in map(_staged, leaves) if t is not None and _depends(t)]
     return any(_fixed_in(x, trace) for trace in traces[:1])
 
 

@@ -205,7 +205,7 @@ def value_and_grad(
     def value_and_grad_fun(*args: Any, key: jax.Array, **kwargs: Any) -> Any:
         as_threefry(key)
         params, others, put = taken_out(numbers, args)
-        warn_if_fixed("value_and_grad", (key,), params)
+        warn_if_fixed("value_and_grad", (key,), (args, kwargs))
         params = on_mesh(params, members)
 
         def loss(params: PyTree, kwargs: dict[str, Any], *others: Any) -> Any:
