@@ -50,6 +50,7 @@ def test_the_other_arguments_keep_their_places_and_rows():
         ((2, -1), ValueError, "names one of them twice"),
         ("a", TypeError, "got argnums='a'; an integer or a sequence of integers is required"),
         (1.0, TypeError, "got argnums=1.0"),
+        (True, TypeError, "got argnums=True"),
         (None, TypeError, "got argnums=None"),
         ((), ValueError, r"got argnums=\(\); at least one argument"),
     ],

@@ -39,6 +39,7 @@ def test_numbers_from_numpy():
         ({"size": 0, "antithetic": False}, "got population=0; an integer of at least 1"),
         ({"size": 8.0}, "got population=8.0; an integer"),
         ({"size": True, "antithetic": False}, "got population=True; an integer"),
+        ({"size": 4, "antithetic": "no"}, "got antithetic='no'; True or False is required"),
         ({"size": "8"}, "got population='8'; an integer"),
         ({"size": 8, "groups": 3}, r"got groups=3, which must divide population=8"),
         ({"size": 8, "groups": 8}, r"got groups=8, which must divide .* even number of members, so that pairs stay"),

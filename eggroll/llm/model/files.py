@@ -40,7 +40,7 @@ def is_file(source: str | Path) -> bool | None:
 
 
 def check_ordinary(folder: Path) -> None:
-    """Raises `RunError` if what is read of a folder is a pipe or device, which may never end, too large or elsewhere."""
+    """Raises `RunError` if what is read of a folder never ends, as a pipe, too large, or elsewhere."""
     for part in PARTS:
         for file in (*folder.glob(part), *folder.glob(f"additional_chat_templates/{part}")):
             check_file(file, math.inf if file.suffix == ".safetensors" else MOST_BYTES)

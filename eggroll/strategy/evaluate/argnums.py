@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
 from typing import Any
 
 from eggroll.engine.annotations import PyTree
+from eggroll.engine.checks import as_index
 
 
 def check_argnums(argnums: int | Sequence[int]) -> int | tuple[int, ...]:
@@ -16,10 +16,9 @@ def check_argnums(argnums: int | Sequence[int]) -> int | tuple[int, ...]:
         TypeError: no integers.
         ValueError: none at all.
     """
-    try:
-        several = tuple(map(operator.index, argnums)) if isinstance(argnums, Sequence) else operator.index(argnums)
-    except TypeError as why:
-        raise TypeError(f"got argnums={argnums!r}; an integer or a sequence of integers is required.") from why
+    what = "an integer or a sequence of integers"
+    one = not isinstance(argnums, Sequence) or isinstance(argnums, str)
+    several = as_index("argnums", argnums, what) if one else tuple(as_index("argnums", n, what) for n in argnums)
     if several == ():
         raise ValueError("got argnums=(); at least one argument is required to take the gradient for.")
     return several

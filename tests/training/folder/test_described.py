@@ -19,8 +19,8 @@ import pytest
 
 from eggroll.training.errors import RunError
 from eggroll.training.folder import described as module
-from eggroll.training.folder.described import UNSEEN, VALUES, apart, described
-from eggroll.training.folder.settings import check_same, compared
+from eggroll.training.folder.described import described
+from eggroll.training.folder.settings import UNSEEN, VALUES, apart, check_same, compared
 from eggroll.training.optimizers import named, schedule
 
 ROOT = Path(__file__).parents[3]
