@@ -184,7 +184,5 @@ def test_linen_batch_statistics_go_along_as_auxiliary_output():
 def test_a_model_that_is_changed_from_outside_is_told_where_it_belongs():
     graph, params, rest = nnx.split(Dropping(nnx.Rngs(0)), nnx.Param, ...)
     es = eggroll.ES(population=2, sigma=0.1)
-    with pytest.raises(
-        Exception, match=r"(?s)^/.*Give the model itself to eggroll.nnx.ES.*TraceContextError"
-    ):
+    with pytest.raises(Exception, match=r"(?s)^/.*Give the model itself to eggroll.nnx.ES.*TraceContextError"):
         es.step(es.init(params, RUN), lambda p, x: fitness(nnx.merge(graph, p, rest), x), X)
