@@ -17,8 +17,9 @@ def check_argnums(argnums: int | Sequence[int]) -> int | tuple[int, ...]:
         ValueError: none at all.
     """
     what = "an integer or a sequence of integers"
-    one = not isinstance(argnums, Sequence) or isinstance(argnums, str)
-    several = as_index("argnums", argnums, what) if one else tuple(as_index("argnums", n, what) for n in argnums)
+    if not isinstance(argnums, Sequence) or isinstance(argnums, str):
+        return as_index("argnums", argnums, what)
+    several = tuple(as_index("argnums", n, what) for n in argnums)
     if several == ():
         raise ValueError("got argnums=(); at least one argument is required to take the gradient for.")
     return several
