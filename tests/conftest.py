@@ -43,7 +43,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Every example compiles, so time per example says nothing, and each is dear. The same examples in every run: a failure
 # is no luck, and the shapes are compiled already. EGGROLL_TEST_EXAMPLES asks for more of them.
-EXAMPLES = int(os.environ.get("EGGROLL_TEST_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("EGGROLL_TEST_EXAMPLES", "6"))
 settings.register_profile("eggroll", deadline=None, max_examples=EXAMPLES, derandomize=True, database=None)
 settings.load_profile("eggroll")
 

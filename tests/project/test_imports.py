@@ -110,5 +110,7 @@ def test_one_file_touches_jax_internals(root):
     for directory in ("eggroll", "kernels"):
         for file in (root / directory).rglob("*.py"):
             text = file.read_text(encoding="utf-8")
-            private = [name for name in imported(ast.parse(text)) if name.startswith("jax._src")] if "_src" in text else []
+            private = (
+                [name for name in imported(ast.parse(text)) if name.startswith("jax._src")] if "_src" in text else []
+            )
             assert not private or file.name == "jax_compat.py", f"{file} imports {private}"

@@ -9,6 +9,7 @@ import pytest
 
 import eggroll
 from tests.strategy.common import KEY
+from tests.quick import quickest
 
 A, B, C = {"a": jnp.arange(3.0)}, jnp.ones((3, 2)), jnp.full(2, 2.0)
 
@@ -22,7 +23,9 @@ def both(argnums, **options):
     return f(A, B, C, key=KEY, scale=2.0), jax.value_and_grad(linear, argnums=argnums)(A, B, C, scale=2.0)
 
 
-@pytest.mark.parametrize("argnums", [0, 1, -1, (2,), (0, 2), [2, 1], np.int64(2), (-1, 0)])
+@pytest.mark.parametrize(
+    "argnums", quickest([0, 1, -1, (2,), (0, 2), [2, 1], np.int64(2), (-1, 0)], 1, [2, 1], (-1, 0))
+)
 def test_as_jax_has_it(argnums):
     (value, ours), (real, exact) = both(argnums)
     assert jax.tree.structure(ours) == jax.tree.structure(exact)

@@ -67,7 +67,9 @@ def test_a_mesh_needs_the_axis_and_an_even_split():
         Population(3, antithetic=False, mesh=Two())
 
 
-@pytest.mark.parametrize(("population", "chunk", "antithetic"), quickest([(10, 4, True), (7, 2, False), (2, 64, True)], (10, 4, True)))
+@pytest.mark.parametrize(
+    ("population", "chunk", "antithetic"), quickest([(10, 4, True), (7, 2, False), (2, 64, True)], (10, 4, True))
+)
 def test_every_member_is_evaluated_once_and_in_order(population, chunk, antithetic):
     strategy = es(population, chunk=chunk, antithetic=antithetic)
     members = strategy.ask(strategy.init(params(), KEY))

@@ -61,7 +61,9 @@ def plain_callable(fitness):
     return fitness - fitness.max()
 
 
-@pytest.mark.parametrize("shaping", quickest(["none", "group", "centered_rank", "sign", plain_callable], "none", "group"))
+@pytest.mark.parametrize(
+    "shaping", quickest(["none", "group", "centered_rank", "sign", plain_callable], "none", "group")
+)
 def test_every_shaping_sees_the_scores(shaping):
     es = STRATEGIES["full rank"](shaping=shaping, groups=3)
     state = es.init(START, KEY)
