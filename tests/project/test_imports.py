@@ -10,8 +10,6 @@ import sys
 
 import pytest
 
-import eggroll
-
 SNAPSHOT = """
 import json, sys
 import flax, flax.nnx, jax, optax

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import eggroll
-from tests.strategy.common import KEY
 from tests.quick import quickest
+from tests.strategy.common import KEY
 
 A, B, C = {"a": jnp.arange(3.0)}, jnp.ones((3, 2)), jnp.full(2, 2.0)
 

@@ -12,8 +12,8 @@ from jax.sharding import Mesh
 
 import eggroll
 from eggroll.strategy.population import Population
-from tests.strategy.common import KEY, X, Y, assert_close, dense, es, fitness, loss, numpy_loss, params, row
 from tests.quick import quickest
+from tests.strategy.common import KEY, X, Y, assert_close, dense, es, fitness, loss, numpy_loss, params, row
 
 
 def test_units_and_signs():

@@ -16,8 +16,8 @@ import pytest
 from eggroll.training import Compiled, Result, RunError, Saving, fit, replay
 from eggroll.training.ledger.journal import Journal
 from eggroll.training.metrics import MetricsFile
-from tests.training.problems import CARRY, COUNTING, assert_same, batches, begin, fitness, left_by, run, strategy, usual
 from tests.quick import quickest
+from tests.training.problems import CARRY, COUNTING, assert_same, batches, begin, fitness, left_by, run, strategy, usual
 
 LAST = 12
 

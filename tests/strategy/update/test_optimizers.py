@@ -11,8 +11,8 @@ from optax import contrib
 
 import eggroll
 from eggroll.strategy.generation import Generation
-from tests.strategy.common import KEY, X, Y, assert_close, assert_same_bits, centred, dense, descent, fitness, params
 from tests.quick import quickest
+from tests.strategy.common import KEY, X, Y, assert_close, assert_same_bits, centred, dense, descent, fitness, params
 
 pytestmark = pytest.mark.optimised  # bits, as users get them
 

@@ -13,9 +13,9 @@ import optax
 import pytest
 
 import eggroll
+from tests.quick import quickest
 from tests.strategy.common import KEY, assert_same_bits
 from tests.strategy.random_search import RandomSearch
-from tests.quick import quickest
 
 N = 12
 START = {"w": jnp.zeros(3)}
