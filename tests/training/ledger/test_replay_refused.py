@@ -231,6 +231,7 @@ assert done.inexact == 0, done
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_rebuilds_the_same_bits(made, tmp_path):
     folder, states = made
     command = [sys.executable, "-W", "error", "-c", FRESH, str(folder), str(tmp_path / "out.npz")]
