@@ -114,10 +114,10 @@ def test_several_tiles_along_every_axis(units, rows):
 @settings(max_examples=1)
 @given(
     units=st.integers(1, 40), left=st.integers(1, 300), right=st.integers(1, 300), rank=st.integers(1, 16),
-    distribution=DISTRIBUTIONS, start=st.booleans(),
+    distribution=DISTRIBUTIONS,
 )  # fmt: skip
-def test_rank_update(units, left, right, rank, distribution, start):
-    check_update(units, left, right, rank, distribution, jnp.float32, start)
+def test_rank_update(units, left, right, rank, distribution):
+    check_update(units, left, right, rank, distribution, jnp.float32, True)
 
 
 @pytest.mark.slow
