@@ -138,6 +138,7 @@ def test_explain_says_what_computes_each_parameter(request):
     assert own == {"bias": (), "first": ("kernel",), "second": ("kernel",)}
 
 
+@pytest.mark.slow
 @pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("platform", "device", "call"),

@@ -204,6 +204,7 @@ def test_files_to_file(made, tmp_path):
         replay_files(tmp_path, folder, tmp_path / "other.npz")
 
 
+@pytest.mark.slow
 def test_bfloat16_survives_the_files(tmp_path):
     states = run(tmp_path / "ledger.bin", 2, base=mlp(jnp.bfloat16))
     save_arrays(tmp_path / INITIAL, by_path(mlp(jnp.bfloat16)))
