@@ -139,7 +139,6 @@ def test_explain_says_what_computes_each_parameter(request):
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("platform", "device", "call"),
     [("tpu", on_tpu("TPU v5 lite"), "tpu_custom_call"), ("cuda", on_gpu("NVIDIA H200"), "mosaic_gpu")],

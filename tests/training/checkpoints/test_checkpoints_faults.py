@@ -35,7 +35,6 @@ def can_mount(folder) -> bool:
 
 
 @pytest.mark.slow
-@pytest.mark.first(1)
 @pytest.mark.parametrize("small", [checkpoints_arrays.SMALL, 0], ids=["one file", "TensorStore"])
 def test_a_full_and_a_read_only_disk(tmp_path, small):
     if not can_mount(tmp_path):
