@@ -137,9 +137,11 @@ def model(w, x):
     "wrap",
     [
         lambda f: f,
-        jax.jit,
+        pytest.param(jax.jit, marks=pytest.mark.slow),
         jax.checkpoint,
-        lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.nothing_saveable),
+        pytest.param(
+            lambda f: jax.checkpoint(f, policy=jax.checkpoint_policies.nothing_saveable), marks=pytest.mark.slow
+        ),
         lambda f: lambda w, x: lax.cond(x[0, 0] < 9, f, lambda w, x: 0.0, w, x),
     ],
     ids=["plain", "jit", "remat", "policy", "cond"],

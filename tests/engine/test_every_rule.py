@@ -115,7 +115,7 @@ def kernels(draw):
 
 
 @pytest.mark.parametrize("name", USES)
-@settings(max_examples=4)
+@settings(max_examples=settings().max_examples // 3)
 @given(data=st.data())
 def test_a_rule_is_right_and_is_the_one_applied(name, data):
     """The product that follows sees a wrong value, owner or sign; no fallback is allowed."""

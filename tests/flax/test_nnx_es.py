@@ -19,6 +19,7 @@ from eggroll.strategy.noise.keys import generation_key
 from eggroll.training import Saving, Scored, fit, named, replay
 from tests.flax.test_model_state import RUN, Dropping, data, float64_mean, mean_square
 from tests.flax.truth import ROUNDING, assert_close, normal
+from tests.quick import quickest
 
 SETTINGS = {"population": 6, "sigma": 0.1, "fallback": "error"}
 BATCHES = [normal(i, 8, 4) for i in range(3)]
@@ -43,8 +44,10 @@ def asked(es, state, *args, **options):
     return es.tell(state, members, members.apply(fitness, *args, **options))
 
 
-@pytest.mark.parametrize("share_rngs", [True, False])
-@pytest.mark.parametrize("how", [stepped, asked])
+@pytest.mark.parametrize(
+    ("how", "share_rngs"),
+    quickest([(how, share) for how in (stepped, asked) for share in (True, False)], (stepped, False), (asked, True)),
+)
 def test_a_model_is_trained_as_by_the_drop_in(how, share_rngs):
     """Parameters, batch statistics and dropout's count, and so what the model answers when it is used."""
     model = Dropping(nnx.Rngs(0))

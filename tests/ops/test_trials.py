@@ -134,7 +134,7 @@ def test_after_a_crash_nothing_more_is_tried_or_kept(plug, tmp_path):
     assert not list(tmp_path.rglob("*.json"))  # of `good` nothing is known
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(2)
 @pytest.mark.parametrize("where", ["shard_map", "scan", "default_device", "vmap", "eager"])
 def test_it_is_tried_once_wherever_it_is_met(plug, where):
     plug(good)

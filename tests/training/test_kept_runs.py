@@ -40,7 +40,7 @@ MOMENTS = (MIDDLE, LAST)
 WEIGHTS = "model/model.safetensors"
 QUICK = {
     "replayed": ("optimized", "own", "groups", "bfloat16", "full-rank"),
-    "resumed": ("rules", "full-rank"),
+    "resumed": ("rules",),
 }
 
 

@@ -170,6 +170,7 @@ def all_of_them():
     return json.dumps({name: of(name, value) for name, value in made.items()}, sort_keys=True)
 
 
+@pytest.mark.slow
 def test_other_processes_agree():
     code = "from tests.training.folder.test_described import all_of_them; print(all_of_them())"
     env = os.environ | {"PYTHONHASHSEED": "7"}
