@@ -28,7 +28,7 @@ Literal = jex.Literal
 # noise, as bytes, which the epilogue widens. The XLA of JAX 0.12 fuses them, too, but is then no faster than with both
 # apart. (bench/LOG.md, "The correction in the product's epilogue".)
 # It goes when JAX 0.10 is no longer supported, and with it `may_copy`, `_square`, `Arrangement.copies` and `flops`,
-# `columns` and `loops` of `Need` in strategy/evaluate/chunking.py, and `drawn_copies` in strategy/noise/sampler.py.
+# `columns` and `loops` of `Need` in strategy/evaluate/chunking.py, and `signs` of `draw` in strategy/noise/sampler.py.
 CORRECTIONS_ARE_FREE = jax.__version_info__ < (0, 11)
 
 
