@@ -111,6 +111,15 @@ MOVES = CALLS | {
     *("slice", "split", "unstack", "dynamic_slice", "gather"),
 }
 
+# What JAX cannot batch, or not in every form: rules that also do it for plain values.
+BATCHED = {"ragged_dot_general"}
+
+# Of arrays of one shape, and scalars, number by number: what masks and indices are made with.
+ELEMENTWISE = {
+    *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not", "select_n", "convert_element_type", "add", "sub"),
+    *("mul", "div", "rem", "neg", "max", "min", "clamp", "abs", "sign", "floor", "exp", "square", "integer_pow"),
+}
+
 EXACT_BELOW = 2  # bytes: rounded to fewer, most members would have the weights of their neighbours
 
 Out = TypeVar("Out")
@@ -159,7 +168,7 @@ class Interpreter:
         rule = RULES.get(eqn.primitive.name)
         reason = "no rule for this primitive"
         if rule is not None:
-            settled = args if eqn.primitive.name in MOVES else [self._settled(a, eqn) for a in args]
+            settled = args if eqn.primitive.name in MOVES else [self.settled(a, eqn) for a in args]
             if not any(isinstance(a, Perturbed) for a in settled):
                 return self._apply_plain(eqn, settled)
             try:
@@ -177,12 +186,14 @@ class Interpreter:
                 return bind_alone(eqn, args)
             with jax_compat.source_context(eqn):
                 return RULES[eqn.primitive.name](self, eqn, args)
+        if eqn.primitive.name in BATCHED:
+            with jax_compat.source_context(eqn):
+                return RULES[eqn.primitive.name](self, eqn, args)
         outs = jax_compat.bind(eqn, args)
-        if eqn.primitive.name == "broadcast_in_dim":
-            self._note_broadcast(eqn, args[0], outs[0])
+        self._note_varying(eqn, args, outs[0] if outs else None)
         return outs
 
-    def _settled(self, value: Any, eqn: JaxprEqn) -> Any:
+    def settled(self, value: Any, eqn: JaxprEqn) -> Any:
         """A value whose casts are made: apart, or of the sum where that is rounded to a byte or less.
 
         In discovery they keep the factors apart: how a parameter is used does not depend on its rounding.
@@ -225,11 +236,21 @@ class Interpreter:
             self.observer.product(eqn, value, contracted, batch)
         return self.observer is not None
 
-    def _note_broadcast(self, eqn: JaxprEqn, operand: Any, out: Any) -> None:
-        dims = eqn.params["broadcast_dimensions"]
-        inner = self.varying(operand)
-        axes = frozenset(dims[i] for i in inner if np.shape(operand)[i] != 1)
-        self._varying[id(out)] = (out, axes)  # the array is kept, so its id stays its own
+    def _note_varying(self, eqn: JaxprEqn, args: Sequence[Any], out: Any) -> None:
+        """Keeps track of the axes along which what is broadcast, a mask or indices, may vary."""
+        name = eqn.primitive.name
+        if name == "broadcast_in_dim":
+            dims = eqn.params["broadcast_dimensions"]
+            axes = {dims[i] for i in self.varying(args[0]) if np.shape(args[0])[i] != 1}
+        elif name == "iota":
+            axes = {eqn.params["dimension"]}
+        elif name == "reshape" and out.shape[: args[0].ndim] == args[0].shape and id(args[0]) in self._varying:
+            axes = self.varying(args[0])  # new axes of size one behind the others
+        elif name in ELEMENTWISE and any(id(a) in self._varying for a in args):
+            axes = {i for a in args for i in self.varying(a)}
+        else:
+            return
+        self._varying[id(out)] = (out, frozenset(axes))  # the array is kept, so its id stays its own
 
     def varying(self, value: Any) -> frozenset[int]:
         """Axes along which a plain array may vary, as far as its own broadcast tells."""
