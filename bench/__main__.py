@@ -26,6 +26,7 @@ QUESTIONS = (
     "finetune",
     "grpo",
     "decode",
+    "fuzz",
 )
 
 

@@ -104,6 +104,8 @@ def test_rows_by_group():
     check(routed, (SHARED_BY_GROUPS, ROUTER), x)
     check(routed, (STACK.base, ROUTER), x)
     check(lambda w, x: lax.ragged_dot(x, w, jnp.array([2, 0, 3])), STACK, x)  # the last rows belong to no group
+    few_rows = lambda p, x: lax.ragged_dot(x, p[0], jnp.argsort(x[0] @ p[1]) + 1)  # noqa: E731
+    check(few_rows, (STACK, ROUTER), x[:3, :4])
     check(lambda p, x: routed((jnp.sin(p[0]), p[1]), x), (STACK, ROUTER), x, fallback="allow", tolerance=1e-5)
     check_never_dense(lambda w, x: routed((w, ROUTER.base), x), STACK, integers(3, (2, 4)))
 

@@ -87,7 +87,8 @@ def _product(eqn: JaxprEqn, x: Array, w: Array, sizes: Array) -> Array:
         rows = x.shape[1]
         group = jax.vmap(lambda s: _groups(s, rows))(sizes).reshape(n * rows)
         order = jnp.argsort(group, stable=True)
-        out = shared(x.reshape(n * rows, -1)[order], w, sizes.sum(0))
+        own = jnp.bincount(group, length=w.shape[0]).astype(sizes.dtype)  # sizes may add up to more rows than there are
+        out = shared(x.reshape(n * rows, -1)[order], w, own)
         return out[jnp.argsort(order)].reshape(n, rows, -1), True
 
     @apart.def_vmap
