@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
@@ -97,7 +98,11 @@ def _axis(rng: Rng, shape: Sequence[int]) -> int:
     return int(rng.integers(len(shape)))
 
 
-# One value, changed. `a` is an axis, `k` a small number, `mask` and `at` are drawn for the shape.
+def _masked(mask: Any) -> Callable[..., Any]:
+    return lambda v: jnp.where(mask, v, 0.1)
+
+
+# One value, changed. `s` is its shape, `a` an axis, `k` a small number.
 UNARY: dict[str, Callable[[Rng, tuple[int, ...], int, int], Callable[..., Any]]] = {
     "neg": lambda rng, s, a, k: lambda v: -v,
     "times a constant": lambda rng, s, a, k: lambda v: v * 0.7,
@@ -108,7 +113,7 @@ UNARY: dict[str, Callable[[Rng, tuple[int, ...], int, int], Callable[..., Any]]]
     "clip": lambda rng, s, a, k: lambda v: jnp.clip(v, -0.5, 0.9),
     "bounded": lambda rng, s, a, k: lambda v: v / (1 + v * v),
     "softmax": lambda rng, s, a, k: lambda v: jax.nn.softmax(v, a),
-    "transpose": lambda rng, s, a, k: lambda v, p=tuple(rng.permutation(len(s))): jnp.transpose(v, p),
+    "transpose": lambda rng, s, a, k: partial(jnp.transpose, axes=tuple(rng.permutation(len(s)))),
     "flatten": lambda rng, s, a, k: lambda v: v.reshape(-1),
     "reshape": lambda rng, s, a, k: lambda v: v.reshape(*s[: a + 1], -1),
     "split an axis": lambda rng, s, a, k: lambda v: v.reshape(*s[:a], 2, -1, *s[a + 1 :]),
@@ -124,9 +129,11 @@ UNARY: dict[str, Callable[[Rng, tuple[int, ...], int, int], Callable[..., Any]]]
     "pad with ones": lambda rng, s, a, k: lambda v: lax.pad(v, 1.0, [(1, -1, k % 2)] + [(0, 0, 0)] * (len(s) - 1)),
     "tile": lambda rng, s, a, k: lambda v: jnp.tile(v, [2 if i == a else 1 for i in range(len(s))]),
     "repeat": lambda rng, s, a, k: lambda v: jnp.repeat(v, 2, a),
-    "take": lambda rng, s, a, k: lambda v, at=rng.integers(s[a], size=k + 1): jnp.take(v, at, a),
+    "take": lambda rng, s, a, k: partial(jnp.take, indices=rng.integers(s[a], size=k + 1), axis=a),
     "take and fill": lambda rng, s, a, k: lambda v: jnp.take(v, np.array([0, 9]), a, mode="fill", fill_value=0.3),
-    "take along": lambda rng, s, a, k: lambda v, at=rng.integers(s[a], size=s): jnp.take_along_axis(v, at, a),
+    "take along": lambda rng, s, a, k: partial(
+        jnp.take_along_axis, indices=rng.integers(s[a], size=s), axis=a
+    ),
     "take along, shared": lambda rng, s, a, k: lambda v: jnp.take_along_axis(
         v, jnp.broadcast_to(jnp.arange(s[a])[::-1].reshape([-1 if i == a else 1 for i in range(len(s))]), s), a
     ),
@@ -137,12 +144,12 @@ UNARY: dict[str, Callable[[Rng, tuple[int, ...], int, int], Callable[..., Any]]]
     "a block set": lambda rng, s, a, k: lambda v: v.at[:1, :1].set(0.4),
     "window": lambda rng, s, a, k: lambda v: lax.dynamic_update_slice(v, v[:1] * 2, [k] + [0] * (len(s) - 1)),
     "into zeros": lambda rng, s, a, k: lambda v: jnp.zeros((s[0] + 1, *s[1:])).at[np.arange(s[0])[::-1]].set(v),
-    "mask of an axis": lambda rng, s, a, k: lambda v, m=rng.random(s[a]) < 0.5: jnp.moveaxis(
-        jnp.where(m, jnp.moveaxis(v, a, -1), 0.1), -1, a
+    "mask of an axis": lambda rng, s, a, k: _masked(
+        rng.random([n if i == a else 1 for i, n in enumerate(s)]) < 0.5
     ),
-    "mask": lambda rng, s, a, k: lambda v, m=rng.random(s) < 0.5: jnp.where(m, v, 0.0),
+    "mask": lambda rng, s, a, k: _masked(rng.random(s) < 0.5),
     "triangle": lambda rng, s, a, k: jnp.tril,
-    "scaled along": lambda rng, s, a, k: lambda v, c=rng.normal(size=s[-1]): v * c,
+    "scaled along": lambda rng, s, a, k: partial(jnp.multiply, rng.normal(size=s[-1])),
     "a sum": lambda rng, s, a, k: lambda v: v.sum(a),
     "the sum": lambda rng, s, a, k: jnp.sum,
     "minus its mean": lambda rng, s, a, k: lambda v: v - v.mean(a, keepdims=True),
@@ -203,6 +210,10 @@ def _until(h: Any, w: Any) -> Any:
     return lax.while_loop(lambda c: c[0] < 2, lambda c: (c[0] + 1, jnp.tanh(c[1] @ w)), (0, h))[1]
 
 
+def _updated(v: Any, w: Any) -> Any:
+    return lax.dynamic_update_slice(w, v, [1] * w.ndim)
+
+
 def _grouped(x: Any, w: Any) -> Any:
     return lax.ragged_dot(x, w, jnp.arange(w.shape[0]) % 2 + (x.sum() > 0).astype(int))
 
@@ -258,7 +269,7 @@ BINARY: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Callable[[Any], b
     "looked up": (bool, bool, lambda v, w: w[jnp.argsort(v.reshape(-1))[:2] % w.shape[0]]),
     "put into": (_matrix, lambda s: _has_end(s[1]), lambda v, w: w.at[0].set(v.reshape(-1, w.shape[1])[0])),
     "added into": (_matrix, lambda s: lambda t: t == s, lambda v, w: w.at[np.arange(w.shape[0]) // 2].add(v)),
-    "updated at": (bool, lambda s: lambda t: len(t) == len(s), lambda v, w: lax.dynamic_update_slice(w, v, [1] * w.ndim)),
+    "updated at": (bool, lambda s: lambda t: len(t) == len(s), _updated),
 }  # fmt: skip
 
 
