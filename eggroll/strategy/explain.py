@@ -19,7 +19,7 @@ from eggroll.engine.interpreter import DenseFallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.ops import check_distribution
 from eggroll.strategy.evaluate.tracing import DryRun, InAxes, dry_run, for_kernels, make_rows, trace_member
-from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, dense_matrices, make_plan
 from eggroll.strategy.plan.parameters import check_no_module
 from eggroll.strategy.plan.rules import Rules
 
@@ -162,10 +162,11 @@ def explain(
     plan = make_plan(params, uses, rank=rank, rules=rules)
     plan = for_kernels(program, plan, params, rows, distribution)
     found = dry_run(program, plan, params, rows, distribution, population)
-    return Explanation(tuple(_row(found, leaf, uses[leaf.path]) for leaf in plan.leaves), plan)
+    fallbacks = [*dense_matrices(plan, uses, rules, rank, population), *found.fallbacks]
+    return Explanation(tuple(_row(found, leaf, uses[leaf.path], fallbacks) for leaf in plan.leaves), plan)
 
 
-def _row(found: DryRun, leaf: LeafPlan, uses: Sequence[Use]) -> Row:
-    fallbacks = tuple(f for f in found.fallbacks if f.path == leaf.path)
+def _row(found: DryRun, leaf: LeafPlan, uses: Sequence[Use], every: Sequence[DenseFallback]) -> Row:
+    fallbacks = tuple(f for f in every if f.path == leaf.path)
     plain = ("reference",) if leaf.kind == "low_rank" else ()
     return Row(leaf, tuple(uses), fallbacks, found.implementations(leaf.path) or plain)

@@ -76,7 +76,8 @@ def dynamic_slice(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[
         return f.with_array(array)
 
     out = value.map(ctx.base(eqn, args), lambda t: _looked_up(t, rows, t.map(pick)))
-    return [out.dense() if ctx.observer is None and _is_activation(value, rows, sizes) else out]
+    activation = id(eqn) not in ctx.weights.multiplied and _is_activation(value, rows, sizes)
+    return [out.dense() if ctx.observer is None and activation else out]
 
 
 def _is_activation(value: Perturbed, indexed: Sequence[int], sizes: Sequence[int]) -> bool:
@@ -102,19 +103,19 @@ def _looked_up(before: Term, axes: Sequence[int], after: Term) -> Term:
 def gather(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Looks each factor up at its own index columns.
 
-    Rows out of bounds get the fill value from the base and zero from the factors. Embedded rows are activations, so
-    they are made dense here, without complaint; so they are in `dynamic_slice`.
+    Rows out of bounds get the fill value from the base and zero from the factors. Rows are held for
+    activations, and made dense here, without complaint, unless a product uses them as weights; so in `dynamic_slice`.
     """
     value, indices = args
     if not isinstance(value, Perturbed) or isinstance(indices, Perturbed):
         raise Unsupported("a lookup at perturbed positions")
-    eqn, indices = _shared(ctx, eqn, indices)
+    own, (eqn, indices) = eqn, _shared(ctx, eqn, indices)
     indexed = _indexed(eqn, value.shape)
     for a in indexed:
         value = value.map(value.base, partial(owning, axis=a, size=value.shape[a]))
     lookup = _Lookup(eqn, indices, value, indexed)
     out = value.map(ctx.base(eqn, [value, indices]), lambda t: _looked_up(t, indexed, t.map(lookup.factor)))
-    activation = _is_activation(value, indexed, eqn.params["slice_sizes"])
+    activation = id(own) not in ctx.weights.multiplied and _is_activation(value, indexed, eqn.params["slice_sizes"])
     return [out.dense() if ctx.observer is None and activation else out]
 
 
