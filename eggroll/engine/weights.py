@@ -47,6 +47,8 @@ class Weights:
 
         for eqn in jaxpr.eqns:
             operands = [read(v) for v in eqn.invars]
+            if eqn.primitive.name in PRODUCTS and frozenset() in operands:
+                operands.append(None)  # a constant that is multiplied is data, as functions often have it around them
             (self._met if None in operands else self.alone).add(id(eqn))
             if eqn.primitive.name in PRODUCTS or (eqn.primitive.name in LOOKUPS and None in operands[1:]):
                 self.multiplied.update(*(m for m in operands if m))
