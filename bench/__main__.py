@@ -27,6 +27,7 @@ QUESTIONS = (
     "grpo",
     "decode",
     "fuzz",
+    "zoo",
 )
 
 
