@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
@@ -20,7 +19,7 @@ from eggroll.engine.paths import leaf_paths
 from eggroll.ops import check_distribution
 from eggroll.strategy.evaluate.tracing import DryRun, InAxes, dry_run, for_kernels, make_rows, trace_member
 from eggroll.strategy.plan.leaves import LeafPlan, Plan, dense_matrices, make_plan
-from eggroll.strategy.plan.parameters import check_no_module
+from eggroll.strategy.plan.parameters import as_array, check_no_module
 from eggroll.strategy.plan.rules import Rules
 
 
@@ -155,7 +154,8 @@ def explain(
     check_function("fun", fun, "explain(fun, params, *args)")
     check_distribution(distribution)
     check_no_module(params)
-    params = jax.tree.map(lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else abstract(jnp.asarray(x)), params)
+    shape = lambda path, x: x if isinstance(x, jax.ShapeDtypeStruct) else abstract(as_array(path, x))  # noqa: E731
+    params = jax.tree_util.tree_map_with_path(shape, params)
     rows = make_rows(args, in_axes, population or 1, 1)
     program = trace_member(fun, params, rows)
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
