@@ -1,7 +1,7 @@
 """What does a step cost for models in which a weight meets something before its input?
 
 Weight norm, standardised convolutions, merged adapters, complex scans, routed experts, relative positions, fixed
-points, neural ODEs (with `diffrax`), hypernetworks and tied kernels, each written in `bench.tools.zoo` beside the plain layer
+points, neural ODEs (with `diffrax`), hypernetworks and tied kernels, each in `bench.tools.zoo` beside the plain layer
 that has the same parameters and products. `ratio` is the step of the model over the step of the plain layer, `forward`
 the same of one forward pass: what of the ratio is the model's own. It states ratios, and fails nothing.
 """

@@ -239,7 +239,7 @@ def _stack_of_squares(shape: tuple[int, ...]) -> bool:
 
 
 # Two values: the condition on the second, that on the first given the second's shape, and the step.
-BINARY: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Callable[[Any], bool]], Callable[..., Any]]] = {
+BINARY: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Any], Callable[..., Any]]] = {
     "add": (bool, lambda s: lambda t: t == s, jnp.add),
     "sub": (bool, lambda s: lambda t: t == s, jnp.subtract),
     "mul": (bool, lambda s: lambda t: t == s, jnp.multiply),

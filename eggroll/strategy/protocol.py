@@ -223,7 +223,7 @@ class Strategy(ABC):
 
         Args:
             state: the current state.
-            fitness_fn: `fitness_fn(params, *args, **kwargs)` → scalar fitness (maximised), or `(fitness, aux)` with `has_aux`.
+            fitness_fn: `fitness_fn(params, *args, **kwargs)` → scalar fitness (maximised), or `(fitness, aux)`.
             *args: further arguments; arrays are traced, other leaves reach `fitness_fn` as they are, so a number that
                 changes in every generation should be an array.
             in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import eggroll
 from tests.strategy.common import KEY, X, Y, assert_close, centred, dense_of, descent, loss, params

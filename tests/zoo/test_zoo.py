@@ -1,4 +1,4 @@
-"""Models as others write them: members equal their dense parameters, and nothing is made dense where that is promised."""
+"""Models as others write them: members equal their dense parameters, and nothing is dense where that is promised."""
 
 from __future__ import annotations
 

@@ -31,9 +31,9 @@ def ragged_dot(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any
         return [_product(eqn, x, w, sizes)]
     if ctx.product(eqn, w, (1,), (0,)):
         return [ctx.base(eqn, [x, w, sizes])]
-    if eqn.outvars[0].aval.dtype.itemsize < EXACT_BELOW:
-        raise Unsupported(f"a product rounded to {eqn.outvars[0].aval.dtype}")
     base = _product(eqn, x, w.base, sizes)
+    if base.dtype.itemsize < EXACT_BELOW:
+        raise Unsupported(f"a product rounded to {base.dtype}")
     wide = accumulator_dtype(base.dtype)
     group = _groups(sizes, x.shape[0])
     total = base.astype(wide)
