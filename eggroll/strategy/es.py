@@ -16,6 +16,7 @@ from eggroll.engine.annotations import Chunk, Flag, Function, Numbers, PyTree, S
 from eggroll.engine.checks import check_function
 from eggroll.engine.interpreter import Fallback
 from eggroll.engine.paths import leaf_paths
+from eggroll.strategy.evaluate.argnums import ByName
 from eggroll.strategy.evaluate.compiled import Plans
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
 from eggroll.strategy.generation import Generation, LowRankDraw, moved_if
@@ -197,6 +198,7 @@ class ES(Strategy):
         *args: Any,
         in_axes: InAxes = None,
         has_aux: bool = False,
+        **kwargs: Any,
     ) -> tuple[State, Metrics]:
         """Ask, apply and tell in one compiled call; see `Strategy.step` for arguments, metrics and errors.
 
@@ -206,9 +208,10 @@ class ES(Strategy):
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         rows = make_rows(args, in_axes, self.population, self.groups)
-        warn_if_fixed("es.step", (state.key, state.generation), (state.params, args))
+        warn_if_fixed("es.step", (state.key, state.generation), (state.params, args, kwargs))
         self._choose_update(state.params)
-        program = self.cache.program(fitness_fn, state.params, rows)
+        rows, fun = (rows.after(kwargs), ByName(fitness_fn)) if kwargs else (rows, fitness_fn)
+        program = self.cache.program(fun, state.params, rows, own=fitness_fn)
         check_scalar(program.out_shape, has_aux, "fitness")
         self.plan = plan = self._plans.of(program, state.params, rows)
         rows = rows.arrays_alone()

@@ -18,6 +18,7 @@ import numpy as np
 
 from eggroll.engine.annotations import Flag, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
+from eggroll.strategy.evaluate.argnums import ByName, axes_after_shared
 from eggroll.strategy.evaluate.averages import averaged_output
 from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows
@@ -215,16 +216,18 @@ class Strategy(ABC):
         *args: Any,
         in_axes: InAxes = None,
         has_aux: bool = False,
+        **kwargs: Any,
     ) -> tuple[State, Metrics]:
         """Ask, apply and tell.
 
         Args:
             state: the current state.
-            fitness_fn: `fitness_fn(params, *args)` → scalar fitness (maximised), or `(fitness, aux)` with `has_aux`.
+            fitness_fn: `fitness_fn(params, *args, **kwargs)` → scalar fitness (maximised), or `(fitness, aux)`.
             *args: further arguments; arrays are traced, other leaves reach `fitness_fn` as they are, so a number that
                 changes in every generation should be an array.
             in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
                 per group.
+            **kwargs: arguments by name, which all members share.
             has_aux: whether `fitness_fn` returns auxiliary output; it is averaged over members with finite fitness.
                 Integers and flags that come from nothing that differs among members stay exactly what they are; others
                 come back as floating-point means. Which, is decided when the function is traced: dtypes are the same
@@ -242,6 +245,9 @@ class Strategy(ABC):
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         members = self.ask(state)
+        if kwargs:
+            args, in_axes = (kwargs, *args), axes_after_shared(in_axes, len(args))
+            fitness_fn = ByName(fitness_fn)
         outputs = members.apply(fitness_fn, *args, in_axes=in_axes)
         check_scalar(jax.tree.map(_of_one, outputs), has_aux, "fitness")
         fitness = as_float(outputs[0] if has_aux else outputs)

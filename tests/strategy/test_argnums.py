@@ -85,3 +85,21 @@ def test_a_derivative_of_an_estimate_is_refused(fun):
     for derivative in (jax.grad(fun), lambda p: jax.jvp(fun, (p,), (p,))):
         with pytest.raises(NotImplementedError, match=r"got a derivative.*jax.grad\(loss_fn\)\(params, \*args\)"):
             derivative(jnp.ones(2))
+
+
+@pytest.mark.parametrize("kind", [eggroll.ES, eggroll.FullRankES])
+def test_arguments_by_name_of_a_step(kind):
+    """Arrays and settings; rows per member stay those of the positional arguments."""
+    es = kind(population=4, sigma=0.1)
+    state = es.init({"w": jnp.ones((3, 2))}, KEY)
+
+    def fitness(params, x, row=0.0, *, scale, twice=False):
+        return -jnp.sum((x @ params["w"] * scale) ** 2) * (2 if twice else 1) + 0 * row
+
+    def alone(params, x):
+        return fitness(params, x, scale=jnp.float32(3), twice=True)
+
+    want = es.step(state, alone, jnp.ones((2, 3)))[0]
+    for args, axes in (((), None), ((jnp.arange(4.0),), (None, 0))):
+        got = es.step(state, fitness, jnp.ones((2, 3)), *args, in_axes=axes, scale=jnp.float32(3), twice=True)[0]
+        assert (got.params["w"] == want.params["w"]).all()

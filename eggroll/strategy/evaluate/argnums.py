@@ -1,11 +1,12 @@
-"""Which positional arguments are the parameters, as `jax.value_and_grad` counts them."""
+"""Which positional arguments are the parameters, as `jax.value_and_grad` counts them, and arguments by name."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from eggroll.engine.annotations import PyTree
+from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import as_index
 
 
@@ -55,3 +56,30 @@ def taken_out(argnums: int | tuple[int, ...], args: tuple) -> tuple[PyTree, tupl
         return [found[n] for n in range(len(found))]
 
     return chosen if isinstance(argnums, tuple) else chosen[0], tuple(args[n] for n in rest), put
+
+
+@dataclass(frozen=True)
+class ByName:
+    """`fun(params, *args, **kwargs)` as a function of `(params, kwargs, *args)`; equal for the same function.
+
+    Attributes:
+        fun: the user's function.
+    """
+
+    fun: Function
+
+    @property
+    def __wrapped__(self) -> Function:
+        """Whose name and line messages have."""
+        return self.fun
+
+    def __call__(self, params: PyTree, kwargs: dict[str, Any], *args: Any) -> Any:
+        """The function with its arguments by name."""
+        return self.fun(params, *args, **kwargs)
+
+
+def axes_after_shared(in_axes: Any, count: int) -> Any:
+    """`in_axes` of so many arguments, with one before them that all members share."""
+    if isinstance(in_axes, tuple | list):
+        return (None, *in_axes)
+    return in_axes if in_axes is None else (None, *[in_axes] * count)
