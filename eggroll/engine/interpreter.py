@@ -110,6 +110,10 @@ MOVES = CALLS | {
     *("stop_gradient", "optimization_barrier", "sharding_constraint"),
     *("slice", "split", "unstack", "dynamic_slice", "gather"),
 }
+# Those that know what to do with a value's scale, and with a product of two values that has not been made.
+SCALES = MOVES | WALKED | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+SCALES |= {"mul", "div", "dot_general", "conv_general_dilated", "reduce_sum"}
+WAITS = CALLS | {"convert_element_type", "reduce_sum"}
 
 EXACT_BELOW = 2  # bytes: rounded to fewer, most members would have the weights of their neighbours
 
@@ -126,9 +130,18 @@ class Observer(Protocol):
         """`value` is used where only its dense form will do."""
 
 
+@dataclass
+class Frame:
+    """A jaxpr that is being evaluated, and the equation at which it stands."""
+
+    jaxpr: Any
+    eqn: Any = None
+
+
 class Interpreter:
     """Walks a jaxpr whose inputs may be `Perturbed`.
 
+    It knows, as far as it can, which plain arrays are a member's own: what all share is worth keeping apart.
     With an `observer`, terms are probes (one factor per parameter axis): rules track axes, and products report what
     they contract instead of adding corrections.
     """
@@ -136,7 +149,9 @@ class Interpreter:
     def __init__(self, policy: Policy, observer: Observer | None = None) -> None:
         self.policy = policy
         self.observer = observer
+        self.frames: list[Frame] = []
         self._varying: dict[int, tuple[Any, frozenset[int]]] = {}
+        self._own: dict[int, Any] = {}
         self._silent = False
 
     def evaluate(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
@@ -148,10 +163,30 @@ class Interpreter:
         def read(atom: Any) -> Any:
             return _as_jax(atom.val) if isinstance(atom, jax_compat.Literal) else env[atom]
 
-        for eqn in jaxpr.eqns:
-            outs = self._apply(eqn, [read(v) for v in eqn.invars])
-            env.update(zip(eqn.outvars, outs, strict=True))
+        self.frames.append(frame := Frame(jaxpr))
+        for frame.eqn in jaxpr.eqns:
+            args = [read(v) for v in frame.eqn.invars]
+            outs = self._apply(frame.eqn, args)
+            if any(map(self.is_own, args)):
+                self.note_own(*outs)
+            env.update(zip(frame.eqn.outvars, outs, strict=True))
+        self.frames.pop()
         return [read(v) for v in jaxpr.outvars]
+
+    def is_own(self, value: Any) -> bool:
+        """Whether a value is known to differ between members."""
+        return isinstance(value, Perturbed) or id(value) in self._own or jax_compat.is_batched(value)
+
+    def note_own(self, *values: Any) -> None:
+        """Plain values that differ between members; of perturbed ones the bases count."""
+        self._own |= {id(v): v for v in values if not isinstance(v, Perturbed)}  # kept, so its id stays its own
+
+    def hand_on(self, outer: Sequence[Any], inner: Sequence[Any]) -> None:
+        """Notes of what enters a call what was known of it outside."""
+        for o, i in zip(outer, inner, strict=True):
+            was, now = (v.base if isinstance(v, Perturbed) else v for v in (o, i))
+            if self.is_own(was):
+                self.note_own(now)
 
     def _apply(self, eqn: JaxprEqn, args: list[Any]) -> list[Any]:
         if not any(isinstance(a, Perturbed) for a in args):
@@ -159,7 +194,7 @@ class Interpreter:
         rule = RULES.get(eqn.primitive.name)
         reason = "no rule for this primitive"
         if rule is not None:
-            settled = args if eqn.primitive.name in MOVES else [self._settled(a, eqn) for a in args]
+            settled = [self._settled(a, eqn) for a in args]
             if not any(isinstance(a, Perturbed) for a in settled):
                 return self._apply_plain(eqn, settled)
             try:
@@ -183,11 +218,19 @@ class Interpreter:
         return outs
 
     def _settled(self, value: Any, eqn: JaxprEqn) -> Any:
-        """A value whose casts are made: apart, or of the sum where that is rounded to a byte or less.
+        """A value with nothing that the equation's rule does not know: a scale, a product to be made, casts.
 
-        In discovery they keep the factors apart: how a parameter is used does not depend on its rounding.
+        Casts are made apart, or of the sum where that is rounded to a byte or less. In discovery they keep the factors
+        apart: how a parameter is used does not depend on its rounding.
         """
+        name = eqn.primitive.name
         if not isinstance(value, Perturbed):
+            return value
+        if value.times is not None and name not in WAITS:
+            return self.dense(value, eqn, "a product of two perturbed values, number by number")
+        if value.scale is not None and name not in SCALES:
+            return self.dense(value, eqn, "a value that every member scales by numbers of its own")
+        if name in MOVES:
             return value
         if self.observer is None and value.narrowest.itemsize < EXACT_BELOW:
             return self.dense(value, eqn, f"{value.narrowest} rounds the sum of weight and noise")
@@ -195,7 +238,13 @@ class Interpreter:
 
     def base(self, eqn: JaxprEqn, args: Sequence[Any]) -> Any:
         """The equation applied to the bases: the product or reshaping that all members share."""
-        return jax_compat.bind(eqn, [a.base if isinstance(a, Perturbed) else a for a in args])[0]
+        bases = [a.base if isinstance(a, Perturbed) else a for a in args]
+        out = jax_compat.bind(eqn, bases)[0]
+        if any(map(self.is_own, bases)):
+            self.note_own(out)
+        if eqn.primitive.name == "broadcast_in_dim":
+            self._note_broadcast(eqn, bases[0], out)
+        return out
 
     def dense(self, value: Any, eqn: JaxprEqn | None, reason: str) -> Any:
         """The dense form of a value, reported to the policy; other values pass through."""
@@ -206,8 +255,9 @@ class Interpreter:
                 self.observer.dense(eqn, value)
             return value.cast_apart().base
         if not self._silent:
-            for term in value.terms:
-                self.policy.report(value, term, eqn, reason)
+            for term in (*value.terms, *(value.times.terms if value.times else ())):
+                if not term.quiet:
+                    self.policy.report(value, term, eqn, reason)
         return value.dense()
 
     @contextmanager

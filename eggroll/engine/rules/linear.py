@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
-from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
+from eggroll.engine.perturbed import Array, Factor, Perturbed, Term, accumulator_dtype
 
 
 def transpose(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -149,7 +149,7 @@ def sharding_constraint(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) ->
 def neg(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Changes the sign of one factor of each term."""
     (value,) = args
-    return [value.map(ctx.base(eqn, args), lambda t: t.scaled(lax.neg))]
+    return [replace(value, base=ctx.base(eqn, args), terms=tuple(t.scaled(lax.neg) for t in value.terms))]
 
 
 def convert_element_type(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -162,12 +162,20 @@ def convert_element_type(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -
 
 
 def mul(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """Multiplies by a scalar, or by an array that is constant along all but one factor's axes."""
+    """Multiplies by a scalar, or by an array that is constant along all but one factor's axes.
+
+    Two values that both vary along more are multiplied once something asks for it: see `algebra.square`.
+    """
     _refuse_options(eqn)
     lhs, rhs = args
     both = isinstance(lhs, Perturbed) and isinstance(rhs, Perturbed)
     second = lhs.base.size < rhs.base.size if both else isinstance(rhs, Perturbed)
-    return [_scaled(ctx, eqn, args, int(second), jnp.multiply)]
+    try:
+        return [_scaled(ctx, eqn, args, int(second), jnp.multiply)]
+    except Unsupported:
+        if not both or lhs.shape != rhs.shape or ctx.observer is not None:
+            raise
+        return [replace(lhs, times=rhs)]
 
 
 def div(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -179,7 +187,10 @@ def div(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
 
 
 def _scaled(ctx: Interpreter, eqn: Any, args: Sequence[Any], which: int, op: Any) -> Perturbed:
-    """Scales the terms of `args[which]`; a perturbed scale is made dense first."""
+    """Scales `args[which]`: base and terms by what all members share, outside of them by a member's own numbers.
+
+    A perturbed scale is made dense first.
+    """
     value, other = args[which], args[1 - which]
     shape = np.shape(other.base if isinstance(other, Perturbed) else other)
     if eqn.outvars[0].aval.shape != value.shape or len(shape) not in (0, len(value.shape)):
@@ -188,9 +199,14 @@ def _scaled(ctx: Interpreter, eqn: Any, args: Sequence[Any], which: int, op: Any
     varying = frozenset(a for a in known if shape[a] != 1)
     if not all(any(varying <= set(f.axes) for f in t.factors) for t in value.terms):
         raise Unsupported("an elementwise product with an array that varies along axes of both factors")
+    own = ctx.observer is None and ctx.is_own(other) and not ctx.is_own(value.base)
     other = ctx.dense(other, eqn, "a perturbed scale")
+    if own:
+        axes = tuple(sorted(varying))
+        numbers = jnp.atleast_1d(_along(other, axes, accumulator_dtype(value.dtype), varying))
+        return value.scaled_by(Factor(1 / numbers if op is jnp.divide else numbers, axes))
     terms = tuple(_scale_term(t, other, varying, op) for t in value.terms)
-    return Perturbed(ctx.base(eqn, [value, other] if which == 0 else [other, value]), terms)
+    return replace(value, base=ctx.base(eqn, [value, other] if which == 0 else [other, value]), terms=terms)
 
 
 def _scale_term(term: Term, other: Any, varying: frozenset[int], op: Any) -> Term:
@@ -217,18 +233,18 @@ def _along(other: Any, axes: Sequence[int], dtype: DTypeLike, varying: frozenset
 def add(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Adds bases; the terms of both sides stand side by side."""
     _refuse_options(eqn)
-    lhs, rhs = (_addends(eqn, args, a) for a in args)
+    lhs, rhs = (_addends(ctx, eqn, args, a) for a in args)
     return [Perturbed(ctx.base(eqn, args), (*lhs, *rhs))]
 
 
 def sub(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Adds the negative."""
     _refuse_options(eqn)
-    lhs, rhs = (_addends(eqn, args, a) for a in args)
+    lhs, rhs = (_addends(ctx, eqn, args, a) for a in args)
     return [Perturbed(ctx.base(eqn, args), (*lhs, *(t.scaled(lax.neg) for t in rhs)))]
 
 
-def _addends(eqn: Any, args: Sequence[Any], value: Any) -> tuple[Term, ...]:
+def _addends(ctx: Interpreter, eqn: Any, args: Sequence[Any], value: Any) -> tuple[Term, ...]:
     """The terms that `value` brings into a sum; where it broadcasts, its axes of size one belong to no factor.
 
     A small value that broadcasts into a plain array (a bias) is better made dense while it is small.
@@ -238,6 +254,8 @@ def _addends(eqn: Any, args: Sequence[Any], value: Any) -> tuple[Term, ...]:
     shape = eqn.outvars[0].aval.shape
     if not any(isinstance(a, Perturbed) and a.shape == shape for a in args):
         raise Unsupported("an implicit broadcast")
+    if all(t.quiet for t in value.terms) and any(ctx.is_own(a) for a in args if not isinstance(a, Perturbed)):
+        raise Unsupported("a sum with an array of each member's own")
     sizes = value.shape
     terms = value.terms if sizes == shape else [t.map(lambda f: f.squeeze(sizes)) for t in value.terms]
     return tuple(replace(t, added=True) for t in terms)

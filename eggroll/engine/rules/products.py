@@ -5,8 +5,8 @@ A convolution filters to `rank` channels, then mixes the channels into the outpu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +15,9 @@ from jax.typing import DTypeLike
 
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import EXACT_BELOW, Interpreter, Unsupported
-from eggroll.engine.lowrank import Array, Factor, Perturbed, Term, accumulator_dtype
+from eggroll.engine.perturbed import Array, Factor, Perturbed, Term, accumulator_dtype
+from eggroll.engine.rules.ahead import ends_in_product
+from eggroll.engine.rules.algebra import Product
 from eggroll.ops import Seeded, as_array, lowrank_dot
 
 UNROLLED_RANK = 4  # up to here, a sum of outer products fuses into the base product's consumer and beats a dot
@@ -27,7 +29,11 @@ def dot_general(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[An
         raise Unsupported("a product with an explicit output sharding")
     contract, batch = eqn.params["dimension_numbers"]
     args, discovering = list(args), ctx.observer is not None
-    if (given_up := _given_up(args, discovering)) is not None:
+    if not discovering:
+        _refuse_narrow(eqn)
+        if (out := _factored(ctx, eqn, args)) is not None:
+            return [out]
+    if (given_up := _given_up(ctx, args, discovering)) is not None:
         reason = "a product of two perturbed values: one of them is made dense"
         args[given_up] = ctx.dense(args[given_up], eqn, reason)
     sides = [s for s in (0, 1) if isinstance(args[s], Perturbed)]
@@ -38,28 +44,51 @@ def dot_general(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[An
     return [_product(ctx, eqn, args, sides[0])]
 
 
-def _given_up(args: Sequence[Any], discovering: bool) -> int | None:
+def _factored(ctx: Interpreter, eqn: JaxprEqn, args: list[Any]) -> Perturbed | Array | None:
+    """The product as a base and terms, where all bases are shared and it pays.
+
+    With a plain array it may be an activation: then only what leads to another product is kept.
+    """
+    both = all(isinstance(a, Perturbed) for a in args)
+    if any(ctx.is_own(a.base if isinstance(a, Perturbed) else a) for a in args):
+        return None
+    if not both and not ends_in_product(ctx.frames):
+        return None
+    params, out = eqn.params, eqn.outvars[0].aval
+    product = Product.of(*args, params["dimension_numbers"], params["precision"], out.dtype)
+    try:
+        value = product.apply(ctx.base(eqn, args), *args)
+    except Unsupported:
+        return None
+    if both:
+        small = out.size <= min(a.base.size for a in args)
+        return value if value.pays or not small else value.dense()
+    return replace(value, terms=tuple(replace(t, quiet=True) for t in value.terms)) if value.pays else None
+
+
+def _given_up(ctx: Interpreter, args: Sequence[Any], discovering: bool) -> int | None:
     """Which of two perturbed values is made dense: an activation to which something was added, else the smaller."""
     if not all(isinstance(a, Perturbed) for a in args):
         return None
     sums = [any(t.added for t in a.terms) for a in args]
     if sums[0] != sums[1]:
         return sums.index(True)
-    return None if discovering else min((0, 1), key=lambda s: args[s].base.size)
+    return None if discovering else min((0, 1), key=lambda s: (not ctx.is_own(args[s].base), args[s].base.size))
 
 
 def _product(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any], side: int) -> Array:
     weight, x = args[side], args[1 - side]
-    _refuse_narrow(eqn)
+    labels = _Labels(eqn, args, side)
+    x, outside = labels.scaled(x, weight.scale)
+    args = [weight, x] if side == 0 else [x, weight]
     if (out := _canonical(eqn, x, weight, side)) is not None:
-        return out
+        return outside(out).astype(out.dtype)
     base = ctx.base(eqn, args)
     wide = accumulator_dtype(base.dtype)
     total = base.astype(wide)
-    labels = _Labels(eqn, args, side)
     for term in weight.terms:
         total = total + labels.correction(x, term, eqn.params["precision"], wide)
-    return total.astype(base.dtype)
+    return outside(total).astype(base.dtype)
 
 
 def _canonical(eqn: JaxprEqn, x: Any, weight: Perturbed, side: int) -> Array | None:
@@ -117,6 +146,24 @@ class _Labels:
         free_x = [label for i, label in enumerate(self.x) if i not in pairs]
         free = free_w + free_x if side == 0 else free_x + free_w
         self.out = [*batch[side], *free]
+
+    def scaled(self, x: Any, scale: Term | None) -> tuple[Any, Callable[[Array], Array]]:
+        """`x` times those of a weight's own scales along whose axes the product sums, and what the rest does after."""
+        if scale is None:
+            return x, lambda out: out
+        inside = [f for f in scale.factors if not set(f.axes) <= set(self.out)]
+        if any(not set(f.axes) <= set(self.x) for f in inside):
+            raise Unsupported("a scale along axes of both sides of a product")
+        for f in inside:
+            x = x * _aligned(f.array, list(f.axes), self.x)[..., 0].astype(x.dtype)
+        after = [_aligned(f.array, list(f.axes), self.out)[..., 0] for f in scale.factors if f not in inside]
+
+        def outside(out: Array) -> Array:
+            for own in after:
+                out = out * own.astype(out.dtype)
+            return out
+
+        return x, outside
 
     def correction(self, x: Any, term: Term, precision: Any, dtype: DTypeLike) -> Array:
         """Σ_r Π factors·x in the layout of the output; size one along axes that no operand knows."""
@@ -181,7 +228,7 @@ def _unrolled(a: Array, a_labels: list[int], b: Array, b_labels: list[int], out:
     return total
 
 
-def _aligned(array: Array, labels: list[int], out: list[int]) -> Array:
+def _aligned(array: Array, labels: list[int], out: Sequence[int]) -> Array:
     order = sorted(range(len(labels)), key=lambda i: out.index(labels[i]))
     array = jnp.transpose(array, (*order, len(order)))
     return jnp.expand_dims(array, [i for i, a in enumerate(out) if a not in labels])
@@ -202,12 +249,18 @@ def conv_general_dilated(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -
     if ctx.product(eqn, kernel, inner, ()):
         return [ctx.base(eqn, args)]
     _refuse_narrow(eqn)
+    own = () if kernel.scale is None else kernel.scale.factors
+    if any(set(f.axes) - {out_axis} for f in own):
+        raise Unsupported("a kernel whose inputs every member scales by numbers of its own")
     split = [_split(t.without_scale(), out_axis) for t in kernel.terms]
     base = ctx.base(eqn, args)
     wide = accumulator_dtype(base.dtype)
     total = base.astype(wide)
     for filters, mix in split:
         total = total + _Correction(eqn, kernel.shape, filters, mix).apply(x, wide)
+    feature = eqn.params["dimension_numbers"].out_spec[1]
+    for f in own:
+        total = total * _aligned(f.array, [feature] * len(f.axes), range(total.ndim))[..., 0].astype(wide)
     return [total.astype(base.dtype)]
 
 
