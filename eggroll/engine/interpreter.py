@@ -132,10 +132,11 @@ class Observer(Protocol):
 
 @dataclass
 class Frame:
-    """A jaxpr that is being evaluated, and the equation at which it stands."""
+    """A jaxpr that is being evaluated, the equation at which it stands, and what was `found` of its variables."""
 
     jaxpr: Any
     eqn: Any = None
+    found: dict[Any, set[Any]] = field(default_factory=dict)
 
 
 class Interpreter:

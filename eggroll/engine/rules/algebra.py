@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.perturbed import Array, Factor, Perturbed, Term, accumulator_dtype
+from eggroll.engine.rules.ahead import SUM, leads
 
 Part = tuple[Array, tuple[int, ...]]  # an array and the name of each of its axes; the rank has a name, too
 
@@ -175,8 +176,8 @@ def _sum_of_products(ctx: Interpreter, eqn: JaxprEqn, value: Perturbed, axes: se
 
 
 def square(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """A product with itself, number by number, made once something asks for it."""
-    if eqn.params.get("y", 2) != 2 or ctx.observer is not None:
+    """A product with itself, number by number, of which a sum makes what it needs."""
+    if eqn.params.get("y", 2) != 2 or ctx.observer is not None or not leads(SUM, ctx.frames):
         raise Unsupported("a power of a weight")
     return [replace(args[0], times=args[0])]
 

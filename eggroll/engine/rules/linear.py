@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.perturbed import Array, Factor, Perturbed, Term, accumulator_dtype
+from eggroll.engine.rules.ahead import SUM, leads
 
 
 def transpose(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -164,7 +165,7 @@ def convert_element_type(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -
 def mul(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Multiplies by a scalar, or by an array that is constant along all but one factor's axes.
 
-    Two values that both vary along more are multiplied once something asks for it: see `algebra.square`.
+    Of two values that both vary along more, what a sum asks for stays apart until then: see `algebra.square`.
     """
     _refuse_options(eqn)
     lhs, rhs = args
@@ -173,7 +174,7 @@ def mul(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     try:
         return [_scaled(ctx, eqn, args, int(second), jnp.multiply)]
     except Unsupported:
-        if not both or lhs.shape != rhs.shape or ctx.observer is not None:
+        if not both or lhs.shape != rhs.shape or ctx.observer is not None or not leads(SUM, ctx.frames):
             raise
         return [replace(lhs, times=rhs)]
 

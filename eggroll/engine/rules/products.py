@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import EXACT_BELOW, Interpreter, Unsupported
 from eggroll.engine.perturbed import Array, Factor, Perturbed, Term, accumulator_dtype
-from eggroll.engine.rules.ahead import ends_in_product
+from eggroll.engine.rules.ahead import PRODUCT, leads
 from eggroll.engine.rules.algebra import Product
 from eggroll.ops import Seeded, as_array, lowrank_dot
 
@@ -52,7 +52,7 @@ def _factored(ctx: Interpreter, eqn: JaxprEqn, args: list[Any]) -> Perturbed | A
     both = all(isinstance(a, Perturbed) for a in args)
     if any(ctx.is_own(a.base if isinstance(a, Perturbed) else a) for a in args):
         return None
-    if not both and not ends_in_product(ctx.frames):
+    if not both and not leads(PRODUCT, ctx.frames):
         return None
     params, out = eqn.params, eqn.outvars[0].aval
     product = Product.of(*args, params["dimension_numbers"], params["precision"], out.dtype)
