@@ -153,6 +153,7 @@ class Interpreter:
         self.frames: list[Frame] = []
         self._varying: dict[int, tuple[Any, frozenset[int]]] = {}
         self._own: dict[int, Any] = {}
+        self.made: dict[int, Any] = {}  # by id, the operands of products that stayed perturbed
         self._silent = False
 
     def evaluate(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eggroll.engine.interpreter import RULES
-from eggroll.engine.rules import algebra, control_flow, indexing, linear, products
+from eggroll.engine.rules import algebra, control_flow, convolution, indexing, linear, products
 
-for family in (linear, indexing, products, algebra, control_flow):
+for family in (linear, indexing, products, convolution, algebra, control_flow):
     RULES.update(family.RULES)

@@ -46,7 +46,7 @@ def _found(way: Way, frames: Sequence[Frame]) -> set[Any]:
     """The variables of the innermost frame of which that holds."""
     *outer, frame = frames
     if way not in frame.found:
-        called = bool(outer) and outer[-1].eqn.primitive.name in _WRAPPERS
+        called = bool(outer) and outer[-1].eqn.primitive.name in _WRAPPERS | {"dot_general"}
         known = _found(way, outer) if called else set()
         wanted = [v in known for v in outer[-1].eqn.outvars] if called else None
         frame.found[way] = _backwards(way, frame.jaxpr, wanted)

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.perturbed import Array, Factor, Perturbed, Term, accumulator_dtype
@@ -120,6 +122,59 @@ class Product:
         if constant := math.prod(self.sizes[name] for name in self.summed - known):
             array = array * constant if constant != 1 else array
         return Factor(array.astype(self.dtype), tuple(self.out.index(name) for name in out))
+
+
+@dataclass(frozen=True)
+class Made:
+    """A product that stayed perturbed, and what it is a product of."""
+
+    value: Perturbed  # kept, so its id stays its own
+    eqn: JaxprEqn
+    args: Sequence[Any]
+
+
+def reassociated(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> tuple[Any, list[Any]] | None:
+    """`x·(C·W)` as `(x·C)·W`, or `(C·W)·x` as `C·(W·x)`, where members share `x` and it has fewer rows than `C·W`."""
+    contract, batch = eqn.params["dimension_numbers"]
+    for side, x in ((1, args[0]), (0, args[1])):
+        made = ctx.made.get(id(args[side]))
+        if made is None or batch[0] or made.eqn.params["dimension_numbers"][1][0] or ctx.is_own(_base(x)):
+            continue
+        inner = made.eqn.params["dimension_numbers"][0]
+        operands = [_base(a) for a in made.args]
+        free = [[a for a in range(o.ndim) if a not in inner[i]] for i, o in enumerate(operands)]
+        nearest, first = 1 - side, 0 if side == 1 else len(free[0])
+        if sorted(contract[side]) != [first + i for i in range(len(free[nearest]))]:
+            continue
+        rows = math.prod(x.shape) // math.prod(x.shape[a] for a in contract[1 - side])
+        summed = math.prod(operands[0].shape[a] for a in inner[0])
+        if rows * sum(o.size for o in operands) >= made.value.base.size * (summed + rows):
+            continue
+        return _chained(eqn, x, made, side, free), [x, *made.args]
+    return None
+
+
+def _chained(eqn: JaxprEqn, x: Any, made: Made, side: int, free: Sequence[Sequence[int]]) -> Any:
+    """Both products as a jaxpr of `x` and the operands of the one that is there; `free` axes of each go into that."""
+    contract, _ = eqn.params["dimension_numbers"]
+    inner = made.eqn.params["dimension_numbers"][0]
+    options = {k: eqn.params[k] for k in ("precision", "preferred_element_type")}
+    first = 0 if side == 1 else len(free[0])
+
+    def product(x: Array, *operands: Array) -> Array:
+        near, far = operands if side == 1 else operands[::-1]
+        mine, theirs = tuple(contract[1 - side]), tuple(free[1 - side][a - first] for a in contract[side])
+        left = [a for a in range(near.ndim) if a not in theirs]
+        n_free = x.ndim - len(mine)
+        if side == 1:
+            thin = lax.dot_general(x, near, ((mine, theirs), ((), ())), **options)
+            places = tuple(n_free + left.index(a) for a in inner[0])
+            return lax.dot_general(thin, far, ((places, inner[1]), ((), ())), **options)
+        thin = lax.dot_general(near, x, ((theirs, mine), ((), ())), **options)
+        places = tuple(left.index(a) for a in inner[1])
+        return lax.dot_general(far, thin, ((inner[0], places), ((), ())), **options)
+
+    return jax.make_jaxpr(product)(*(jax_compat.abstract(_base(a)) for a in (x, *made.args)))
 
 
 def _base(value: Any) -> Array:

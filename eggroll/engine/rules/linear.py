@@ -78,8 +78,8 @@ def reshape(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
             term = _own_whole_group(term, old, sizes, fuse)
         return term.map(lambda f: _regroup(f, groups, new_sizes))
 
-    changed = [change(t) for t in value.terms]  # before the base is bound: Unsupported leaves no dead equation
-    return [replace(value, base=ctx.base(eqn, args), terms=tuple(changed))]
+    changed = value.map(value.base, change)  # before the base is bound: Unsupported leaves no dead equation
+    return [replace(changed, base=ctx.base(eqn, args))]
 
 
 def axis_groups(old: Sequence[int], new: Sequence[int]) -> list[tuple[list[int], list[int]]]:
