@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_r
 from eggroll.strategy.generation import Generation, LowRankDraw, moved_if
 from eggroll.strategy.members import Members
 from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
-from eggroll.strategy.plan.leaves import Plan, check_params
+from eggroll.strategy.plan.leaves import Plan, Small, check_params
 from eggroll.strategy.plan.rules import FrozenRule, Rules, check_rank
 from eggroll.strategy.population import Population, Sharding, layout
 from eggroll.strategy.protocol import Metrics, Norms, Strategy
@@ -49,6 +49,8 @@ class ES(Strategy):
         antithetic: members `2i` and `2i + 1` share noise with opposite signs. Default True.
         distribution: `"rademacher"` (±1, default) or `"normal"`.
         rules: `(pattern, rule)` pairs that decide by path how a parameter is perturbed; see `LowRankRule`.
+        small_layers: noise of layers whose factors would be no fewer numbers than the weight, rank·(m+n) ≥ m·n, unless a
+            rule decides: `"dense"` (default), or `"low_rank"`, as in earlier versions.
         groups: number of equal groups of members, for arguments with a row per group and for `shaping="group"`.
             Default 1.
         noise_reuse: successive generations with the same noise. Default 1: fresh every generation.
@@ -91,6 +93,7 @@ class ES(Strategy):
         antithetic: bool = True,
         distribution: str = "rademacher",
         rules: Rules = (),
+        small_layers: Small = "dense",
         groups: int = 1,
         noise_reuse: int = 1,
         chunk: Chunk = "auto",
@@ -103,7 +106,7 @@ class ES(Strategy):
         super().__init__(settings, sigma=sigma, shaping=shaping, rules=rules, noise_reuse=noise_reuse)
         self.rank = check_rank(rank)
         self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
-        self._plans = Plans(settings, self.rank, self.rules, self.cache)
+        self.small_layers = small_layers
 
     def init(self, params: PyTree, key: jax.Array) -> State:
         """A fresh state.
@@ -147,9 +150,26 @@ class ES(Strategy):
         """The layout of the update on a mesh: `"members"`, `"weights"`, or `"auto"` before parameters were seen."""
         return self.settings.update
 
+    @property
+    def small_layers(self) -> Small:
+        """The noise of layers whose factors would be no fewer numbers than their weight."""
+        return self._plans.small_layers
+
+    @small_layers.setter
+    def small_layers(self, small_layers: Small) -> None:
+        if small_layers not in get_args(Small):
+            raise ValueError(f"got small_layers={small_layers!r}; use one of {', '.join(map(repr, get_args(Small)))}.")
+        self._plans = Plans(self.settings, self.rank, self.rules, self.cache, small_layers)
+
     def options(self) -> dict[str, Any]:
-        """See `Strategy.options`."""
-        return {**super().options(), "rank": self.rank, "optimizer": self.optimizer}
+        """See `Strategy.options`; without what runs of earlier versions did not choose, where it is as then."""
+        chosen = {"small_layers": self.small_layers} if self.small_layers == "dense" else {}
+        return {**super().options(), "rank": self.rank, "optimizer": self.optimizer, **chosen}
+
+    def go_on(self, options: Mapping[str, Any]) -> None:
+        """See `Strategy.go_on`."""
+        if "small_layers" not in options:
+            self.small_layers = "low_rank"
 
     def draw(self, state: State) -> LowRankDraw:
         """See `Strategy.draw`."""

@@ -117,6 +117,9 @@ class Strategy(ABC):
             "rules": self.rules,
         }
 
+    def go_on(self, options: Mapping[str, Any]) -> None:
+        """Takes over from the `options` that a run wrote down what was not to be chosen when it was begun."""
+
     def __repr__(self) -> str:
         """Its class with population, sigma, rank, and what else is not as it would be by default."""
         default = {name: each.default for name, each in self.parameters().items()}

@@ -84,6 +84,9 @@ class Opening:
                 f"got a state of generation {begun.generation} to begin with; a ledger starts from parameters alone. "
                 "Begin with es.init(params, key), or without a ledger: saving=Saving(ledger=False)."
             )
+        before = first_decides(lambda: read_config(self.folder) if self.resume and holds_run(self.folder) else None)
+        if before is not None:
+            self.es.go_on(before.get("strategy", {}))
         config = as_json({"options": dict(self.settings), "strategy": describe(self.es, begun.state.params)})
         with ExitStack() as stack:
             # What the first process finds holds for all: a shared disk may show files late.
