@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, Literal, get_args
@@ -30,6 +31,9 @@ from eggroll.strategy.update.fitness import as_float, raise_if_lost
 from eggroll.strategy.update.optimizer import Sigma, check_optimizer, initial_state
 from eggroll.strategy.update.shaping import Shaping
 from eggroll.strategy.update.told import is_wide, narrowed
+
+
+LOGGER = logging.getLogger("eggroll")
 
 
 class ES(Strategy):
@@ -168,8 +172,9 @@ class ES(Strategy):
 
     def go_on(self, options: Mapping[str, Any]) -> None:
         """See `Strategy.go_on`."""
-        if "small_layers" not in options:
+        if "small_layers" not in options and self.small_layers != "low_rank":
             self.small_layers = "low_rank"
+            LOGGER.info("small_layers='low_rank', as in the run that goes on: it was begun by an earlier version")
 
     def draw(self, state: State) -> LowRankDraw:
         """See `Strategy.draw`."""

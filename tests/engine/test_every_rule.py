@@ -74,6 +74,9 @@ USES = {
     "mul": lambda w: 2.0 * w,
     "div": lambda w: w / 2.0,
     "neg": lambda w: -w,
+    "reduce_sum": lambda w: w[:, None].sum(1),
+    "square": lambda w: jnp.square(w).sum(),
+    "integer_pow": lambda w: lax.integer_pow(w, 2).sum(),
     "copy": lambda w: jnp.copy(w),
     "stop_gradient": lambda w: lax.stop_gradient(w),
     "convert_element_type": lambda w: w.astype(jnp.bfloat16).astype(jnp.float32),
@@ -99,7 +102,7 @@ OTHER_NAMES = {
     "copy": {"copy_p"},
 }
 # What comes out of these may be as large as the weight, but is no weight.
-SUMMING = {"dot_general", "conv_general_dilated", "gather"}
+SUMMING = {"dot_general", "conv_general_dilated", "gather", "reduce_sum"}
 
 
 def test_every_rule_is_listed():

@@ -113,9 +113,11 @@ class Product:
         wide = accumulator_dtype(self.dtype)
         known = {name for _, names in parts for name in names}
         out = [name for name in self.out if name in known]
+        # XLA's CPU widens the operands of most products itself, and refuses the others as it runs.
+        widen = len({a.dtype for a, _ in parts}) > 1 or jax.default_backend() == "cpu"
         operands: list[Any] = []
         for array, names in parts:
-            operands += [array.astype(wide) if len({a.dtype for a, _ in parts}) > 1 else array, list(names)]
+            operands += [array.astype(wide) if widen else array, list(names)]
         precision = self.precision if isinstance(self.precision, lax.Precision) else None
         options = {"precision": precision, "preferred_element_type": wide}
         array = jnp.einsum(*operands, [*out, rank_name], **options)
@@ -226,8 +228,34 @@ def _sum_of_products(ctx: Interpreter, eqn: JaxprEqn, value: Perturbed, axes: se
     dtype = eqn.outvars[0].aval.dtype
     wide, highest = accumulator_dtype(dtype), lax.Precision.HIGHEST
     product = Product.of(lhs, rhs, numbers, highest, wide)
-    base = lax.dot_general(lhs.base.astype(wide), rhs.base.astype(wide), numbers, precision=highest, preferred_element_type=wide)
+    base = lax.dot_general(
+        lhs.base.astype(wide), rhs.base.astype(wide), numbers, precision=highest, preferred_element_type=wide
+    )
     return product.apply(base, lhs, rhs).dense().astype(dtype)
+
+
+def joined(terms: Sequence[Term]) -> tuple[Term, ...]:
+    """A weight's own sums join its terms, from which they differ in one factor: `A·Bᵀ − a·Bᵀ = (A − a)·Bᵀ`."""
+    found: list[Term] = []
+    for term in terms:
+        sums = ((i, _joined(*sorted([t, term], key=lambda t: t.quiet))) for i, t in enumerate(found))
+        i, both = next(((i, both) for i, both in sums if both is not None), (len(found), term))
+        found[i : i + 1] = [both]
+    return tuple(found)
+
+
+def _joined(term: Term, total: Term) -> Term | None:
+    pairs = list(zip(term.factors, total.factors, strict=False))
+    apart = [i for i, (f, g) in enumerate(pairs) if f.numbers is not g.numbers or f.axes != g.axes]
+    if not total.quiet or len(term.factors) != len(total.factors) or len(apart) != 1:
+        return None
+    f, g = (t.factors[apart[0]] for t in (term, total))
+    if not set(g.axes) < set(f.axes):
+        return None
+    numbers, more = (t.times_scale(h.array) for t, h in ((term, f), (total, g)))
+    numbers = numbers + jnp.expand_dims(more, [i for i, a in enumerate(f.axes) if a not in g.axes])
+    factors = tuple(f.with_array(numbers) if i == apart[0] else h for i, h in enumerate(term.factors))
+    return replace(term, factors=factors, scale=None)
 
 
 def square(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:

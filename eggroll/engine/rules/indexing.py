@@ -157,7 +157,9 @@ class _Lookup:
         if not indexed:  # such axes start at zero
             array = f.array[tuple(slice(0, sizes[a]) if a in stays else 0 for a in f.axes)]
             return f.with_array(array, axes=tuple(window))
-        array = self._gather(f, indexed, outside)  # [window..., rank, batch...] would be as right; the batch comes first here
+        array = self._gather(
+            f, indexed, outside
+        )  # [window..., rank, batch...] would be as right; the batch comes first here
         axes = [*batch, *window]
         order = sorted(range(len(axes)), key=axes.__getitem__)
         return f.with_array(jnp.transpose(array, (*order, len(order))), axes=tuple(sorted(axes)))

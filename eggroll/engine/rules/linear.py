@@ -17,6 +17,7 @@ from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.perturbed import Array, Factor, Perturbed, Term, accumulator_dtype
 from eggroll.engine.rules.ahead import SUM, leads
+from eggroll.engine.rules.algebra import joined
 
 
 def transpose(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -235,14 +236,14 @@ def add(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Adds bases; the terms of both sides stand side by side."""
     _refuse_options(eqn)
     lhs, rhs = (_addends(ctx, eqn, args, a) for a in args)
-    return [Perturbed(ctx.base(eqn, args), (*lhs, *rhs))]
+    return [Perturbed(ctx.base(eqn, args), joined([*lhs, *rhs]))]
 
 
 def sub(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Adds the negative."""
     _refuse_options(eqn)
     lhs, rhs = (_addends(ctx, eqn, args, a) for a in args)
-    return [Perturbed(ctx.base(eqn, args), (*lhs, *(t.scaled(lax.neg) for t in rhs)))]
+    return [Perturbed(ctx.base(eqn, args), joined([*lhs, *(t.scaled(lax.neg) for t in rhs)]))]
 
 
 def _addends(ctx: Interpreter, eqn: Any, args: Sequence[Any], value: Any) -> tuple[Term, ...]:

@@ -161,7 +161,13 @@ def trace_member(fun: Function, params: PyTree, rows: Rows) -> Program:
 
 
 def plan_for(
-    program: Program, params: PyTree, rows: Rows, settings: Population, rank: int, rules: Rules, small_layers: Small
+    program: Program,
+    params: PyTree,
+    rows: Rows,
+    settings: Population,
+    rank: int,
+    rules: Rules,
+    small_layers: Small = "dense",
 ) -> Plan:
     """Discovers how the program uses the parameters and decides their perturbation."""
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
