@@ -1,7 +1,7 @@
 """What does it cost to do something to a weight before it meets its input?
 
-One layer of `width` inputs and outputs, `es.step` with it, by rank-1 noise: plain, and multiplied by another matrix, merged with
-LoRA factors, multiplied by itself, normalised, centred, standardised, or divided by its spectral norm; and a
+`es.step` with one layer of `width` inputs and outputs and rank-1 noise: plain, and multiplied by another matrix, merged
+with LoRA factors, multiplied by itself, normalised, centred, standardised, or divided by its spectral norm; and with a
 convolution that is standardised. `ratio` is the step's time in units of the plain layer's, in turns in one process.
 """
 

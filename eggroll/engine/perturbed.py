@@ -89,8 +89,8 @@ class Term:
 
     `added` records that the value was added to something, or set beside a plain array: so activations are told from
     weights. `looked_up` and `walked` record, for discovery, which parameter axes were indexed, and which a loop walks.
-    `quiet`: part of a sum over a weight, or of its product with an array that members share, which may be an activation:
-    nothing is said where that is made dense.
+    `quiet`: part of a sum over a weight, or of its product with an array that members share, which may be an
+    activation: nothing is said where that is made dense.
     """
 
     factors: tuple[Factor, ...]

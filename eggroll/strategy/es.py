@@ -32,7 +32,6 @@ from eggroll.strategy.update.optimizer import Sigma, check_optimizer, initial_st
 from eggroll.strategy.update.shaping import Shaping
 from eggroll.strategy.update.told import is_wide, narrowed
 
-
 LOGGER = logging.getLogger("eggroll")
 
 
@@ -53,8 +52,8 @@ class ES(Strategy):
         antithetic: members `2i` and `2i + 1` share noise with opposite signs. Default True.
         distribution: `"rademacher"` (±1, default) or `"normal"`.
         rules: `(pattern, rule)` pairs that decide by path how a parameter is perturbed; see `LowRankRule`.
-        small_layers: noise of layers whose factors would be no fewer numbers than the weight, rank·(m+n) ≥ m·n, unless a
-            rule decides: `"dense"` (default), or `"low_rank"`, as in earlier versions.
+        small_layers: noise of layers whose factors would be no fewer numbers than the weight, rank·(m+n) ≥ m·n, unless
+            a rule decides: `"dense"` (default), or `"low_rank"`, as in earlier versions.
         groups: number of equal groups of members, for arguments with a row per group and for `shaping="group"`.
             Default 1.
         noise_reuse: successive generations with the same noise. Default 1: fresh every generation.

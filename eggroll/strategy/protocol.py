@@ -117,7 +117,7 @@ class Strategy(ABC):
             "rules": self.rules,
         }
 
-    def go_on(self, options: Mapping[str, Any]) -> None:
+    def go_on(self, options: Mapping[str, Any]) -> None:  # noqa: B027  nothing, where all was always written down
         """Takes over from the `options` that a run wrote down what was not to be chosen when it was begun."""
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""Products of perturbed values with each other, and sums and squares of them: never dense, and equal to dense members."""
+"""Products of perturbed values with each other, sums and squares of them: never dense, and equal to dense members."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """What becomes of a value: whether all that is done with it is linear and ends in a product, or in a sum.
 
-Only then is it kept as a base and factors. A weight times an array that members share may be an activation on its way to
-a nonlinearity, which asks for the dense value at once; so does most of what uses a square.
+Only then is it kept as a base and factors. A weight times an array that members share may be an activation on its way
+to a nonlinearity, which asks for the dense value at once; so does most of what uses a square.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from eggroll.engine import jax_compat
-from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import CALLS, MOVES, Frame
 
 _WRAPPERS = CALLS | {
@@ -67,7 +66,7 @@ def _backwards(way: Way, jaxpr: Any, wanted: Sequence[bool] | None = None) -> se
     return {v for v, good in uses.items() if good}
 
 
-def _entering(way: Way, eqn: JaxprEqn, outs: list[bool]) -> Sequence[bool]:
+def _entering(way: Way, eqn: Any, outs: list[bool]) -> Sequence[bool]:
     """Of every operand of an equation, from the same of its results."""
     name, n = eqn.primitive.name, len(eqn.invars)
     if name in way.ends:

@@ -200,7 +200,7 @@ def reduce_sum(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any
     if ctx.observer is not None or eqn.params.get("out_sharding") is not None:
         raise Unsupported("a sum over axes of a weight")
     if value.times is not None:
-        return [_sum_of_products(ctx, eqn, value, axes)]
+        return [_sum_of_products(eqn, value, axes)]
     if value.scale is not None and any(axes & set(f.axes) for f in value.scale.factors):
         raise Unsupported("a sum over an axis along which every member scales by its own numbers")
     if any(len(t.owners(a)) > 1 for t in value.terms for a in axes):
@@ -220,10 +220,11 @@ def reduce_sum(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any
     return [replace(value, base=ctx.base(eqn, args), terms=tuple(map(reduced, value.terms)), scale=scale)]
 
 
-def _sum_of_products(ctx: Interpreter, eqn: JaxprEqn, value: Perturbed, axes: set[int]) -> Any:
+def _sum_of_products(eqn: Any, value: Perturbed, axes: set[int]) -> Any:
     assert value.times is not None
     rest = tuple(a for a in range(len(value.shape)) if a not in axes)
-    numbers = ((tuple(sorted(axes)),) * 2, (rest,) * 2)
+    summed = tuple(sorted(axes))
+    numbers = ((summed, summed), (rest, rest))
     lhs, rhs = replace(value, times=None, casts=()), value.times
     dtype = eqn.outvars[0].aval.dtype
     wide, highest = accumulator_dtype(dtype), lax.Precision.HIGHEST

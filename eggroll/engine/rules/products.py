@@ -43,11 +43,11 @@ def dot_general(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[An
     return [_product(ctx, eqn, args, sides[0])]
 
 
-def _factored(ctx: Interpreter, eqn: JaxprEqn, args: list[Any]) -> Perturbed | Array | None:
+def _factored(ctx: Interpreter, eqn: Any, args: list[Any]) -> Perturbed | Array | None:
     """The product as a base and terms, where all bases are shared and it pays.
 
-    With a plain array it may be an activation: then only what leads to another product is kept. So it may with a value to
-    which something was added.
+    With a plain array it may be an activation: then only what leads to another product is kept. So it may with a value
+    to which something was added.
     """
     both = all(isinstance(a, Perturbed) for a in args)
     if any(ctx.is_own(a.base if isinstance(a, Perturbed) else a) for a in args):
@@ -55,9 +55,9 @@ def _factored(ctx: Interpreter, eqn: JaxprEqn, args: list[Any]) -> Perturbed | A
     if not both and not leads(PRODUCT, ctx.frames):
         return None
     params, out = eqn.params, eqn.outvars[0].aval
-    product = Product.of(*args, params["dimension_numbers"], params["precision"], out.dtype)
+    product = Product.of(args[0], args[1], params["dimension_numbers"], params["precision"], out.dtype)
     try:
-        value = product.apply(ctx.base(eqn, args), *args)
+        value = product.apply(ctx.base(eqn, args), args[0], args[1])
     except Unsupported:
         return None
     if not both or any(all(t.quiet for t in a.terms) for a in args) or len(set(map(_is_sum, args))) == 2:
@@ -235,6 +235,7 @@ def _unrolled(a: Array, a_labels: list[int], b: Array, b_labels: list[int], out:
 
 
 def aligned(array: Array, labels: list[int], out: Sequence[int]) -> Array:
+    """A factor `[..., rank]` of axes named `labels`, with an axis of size one for every other name of `out`."""
     order = sorted(range(len(labels)), key=lambda i: out.index(labels[i]))
     array = jnp.transpose(array, (*order, len(order)))
     return jnp.expand_dims(array, [i for i, a in enumerate(out) if a not in labels])
