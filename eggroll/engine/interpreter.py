@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
-import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine import jax_compat
+from eggroll.engine.ahead import BATCHED, ELEMENTWISE, MOVES, PRODUCTS, SCALES, WAITS, WALKED, Frame, Weights
 from eggroll.engine.annotations import JaxprEqn
-from eggroll.engine.lowrank import Perturbed, Term
-from eggroll.engine.weights import PRODUCTS, Weights
+from eggroll.engine.perturbed import Perturbed, Term
 
 Fallback = Literal["warn", "allow", "error"]
 
@@ -109,26 +108,6 @@ def check_fallback(mode: str) -> None:
 # By primitive: how it acts on perturbed values. `eggroll.engine.rules` fills it, which `eggroll.engine` imports.
 RULES: dict[str, Callable[..., list[Any]]] = {}
 
-# Evaluated in place; and these with others that are walked whether or not a value is perturbed.
-CALLS = frozenset({"jit", "pjit", "closed_call", "call", "core_call", "eval_jaxpr"})
-WALKED = CALLS | {"remat", "remat2", "checkpoint", "scan", "while", "cond"}
-
-# Those that only put numbers elsewhere, or walk on: the casts of a perturbed value can wait until after them.
-MOVES = CALLS | {
-    *("transpose", "squeeze", "broadcast_in_dim", "rev", "reshape", "neg", "copy", "copy_p", "convert_element_type"),
-    *("stop_gradient", "optimization_barrier", "sharding_constraint"),
-    *("slice", "split", "unstack", "dynamic_slice", "gather"),
-}
-
-# What JAX cannot batch, or not in every form: rules that also do it for plain values.
-BATCHED = {"ragged_dot_general"}
-
-# Of arrays of one shape, and scalars, number by number: what masks and indices are made with.
-ELEMENTWISE = {
-    *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not", "select_n", "convert_element_type", "add", "sub"),
-    *("mul", "div", "rem", "neg", "max", "min", "clamp", "abs", "sign", "floor", "exp", "square", "integer_pow"),
-}
-
 EXACT_BELOW = 2  # bytes: rounded to fewer, most members would have the weights of their neighbours
 
 Out = TypeVar("Out")
@@ -147,6 +126,7 @@ class Observer(Protocol):
 class Interpreter:
     """Walks a jaxpr whose inputs may be `Perturbed`.
 
+    It knows, as far as it can, which plain arrays are a member's own: what all share is worth keeping apart.
     With an `observer`, terms are probes (one factor per parameter axis): rules track axes, and products report what
     they contract instead of adding corrections.
     """
@@ -155,30 +135,52 @@ class Interpreter:
         self.policy = policy
         self.observer = observer
         self.weights = Weights()  # what is evaluated makes of parameters alone
+        self.frames: list[Frame] = []
         self._varying: dict[int, tuple[Any, frozenset[int]]] = {}
+        self._own: dict[int, Any] = {}
+        self.made: dict[int, Any] = {}  # by id, the operands of products that stayed perturbed
         self._silent = False
 
     def evaluate(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
         """Evaluates an open or closed jaxpr; outputs may be `Perturbed`."""
         jaxpr, consts = jax_compat.open_jaxpr(jaxpr)
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_as_jax, consts), strict=True))
-        env.update(zip(jaxpr.invars, map(_as_jax, args), strict=True))
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(jax_compat.as_jax, consts), strict=True))
+        env.update(zip(jaxpr.invars, map(jax_compat.as_jax, args), strict=True))
 
         def read(atom: Any) -> Any:
-            return _as_jax(atom.val) if isinstance(atom, jax_compat.Literal) else env[atom]
+            return jax_compat.as_jax(atom.val) if isinstance(atom, jax_compat.Literal) else env[atom]
 
-        for eqn in jaxpr.eqns:
-            outs = self._apply(eqn, [read(v) for v in eqn.invars])
-            env.update(zip(eqn.outvars, outs, strict=True))
+        self.frames.append(frame := Frame(jaxpr))
+        for frame.eqn in jaxpr.eqns:
+            args = [read(v) for v in frame.eqn.invars]
+            outs = self._apply(frame.eqn, args)
+            if any(map(self.is_own, args)):
+                self.note_own(*outs)
+            env.update(zip(frame.eqn.outvars, outs, strict=True))
+        self.frames.pop()
         return [read(v) for v in jaxpr.outvars]
+
+    def is_own(self, value: Any) -> bool:
+        """Whether a value is known to differ between members."""
+        return isinstance(value, Perturbed) or id(value) in self._own or jax_compat.is_batched(value)
+
+    def note_own(self, *values: Any) -> None:
+        """Plain values that differ between members; of perturbed ones the bases count."""
+        self._own |= {id(v): v for v in values if not isinstance(v, Perturbed)}  # kept, so its id stays its own
+
+    def hand_on(self, outer: Sequence[Any], inner: Sequence[Any]) -> None:
+        """Notes of what enters a call what was known of it outside."""
+        for o, i in zip(outer, inner, strict=True):
+            was, now = (v.base if isinstance(v, Perturbed) else v for v in (o, i))
+            if self.is_own(was):
+                self.note_own(now)
 
     def _apply(self, eqn: JaxprEqn, args: list[Any]) -> list[Any]:
         if not any(isinstance(a, Perturbed) for a in args):
             return self._apply_plain(eqn, args)
-        rule = RULES.get(eqn.primitive.name)
         reason = "no rule for this primitive"
-        if rule is not None:
-            settled = args if eqn.primitive.name in MOVES else [self.settled(a, eqn) for a in args]
+        if (rule := RULES.get(eqn.primitive.name)) is not None:
+            settled = [self._known(a, eqn) for a in args]
             if not any(isinstance(a, Perturbed) for a in settled):
                 return self._apply_plain(eqn, settled)
             try:
@@ -193,12 +195,9 @@ class Interpreter:
     def _apply_plain(self, eqn: JaxprEqn, args: list[Any]) -> list[Any]:
         if jax_compat.draws(eqn):
             return jax_compat.bind_alone(eqn, args)
-        if jax_compat.draws_inside(eqn):
-            if eqn.primitive.name not in WALKED:
-                return jax_compat.bind_alone(eqn, args)
-            with jax_compat.source_context(eqn):
-                return RULES[eqn.primitive.name](self, eqn, args)
-        if eqn.primitive.name in BATCHED:
+        if jax_compat.draws_inside(eqn) and eqn.primitive.name not in WALKED:
+            return jax_compat.bind_alone(eqn, args)
+        if jax_compat.draws_inside(eqn) or eqn.primitive.name in BATCHED:
             with jax_compat.source_context(eqn):
                 return RULES[eqn.primitive.name](self, eqn, args)
         outs = jax_compat.bind(eqn, args)
@@ -218,6 +217,16 @@ class Interpreter:
                     reason = "a product of weights, after which all is dense"
                     self.policy.report(value, term, eqn, reason, outs[0].size)
 
+    def _known(self, value: Any, eqn: JaxprEqn) -> Any:
+        """A value with nothing that the equation's rule does not know: a scale, a product to be made, casts."""
+        name = eqn.primitive.name
+        if isinstance(value, Perturbed):
+            if value.times is not None and name not in WAITS:
+                return self.dense(value, eqn, "a product of two perturbed values, number by number")
+            if value.scale is not None and name not in SCALES:
+                return self.dense(value, eqn, "a value that every member scales by numbers of its own")
+        return value if name in MOVES else self.settled(value, eqn)
+
     def settled(self, value: Any, eqn: JaxprEqn) -> Any:
         """A value whose casts are made: apart, or of the sum where that is rounded to a byte or less.
 
@@ -231,7 +240,12 @@ class Interpreter:
 
     def base(self, eqn: JaxprEqn, args: Sequence[Any]) -> Any:
         """The equation applied to the bases: the product or reshaping that all members share."""
-        return jax_compat.bind(eqn, [a.base if isinstance(a, Perturbed) else a for a in args])[0]
+        bases = [a.base if isinstance(a, Perturbed) else a for a in args]
+        out = jax_compat.bind(eqn, bases)[0]
+        if any(map(self.is_own, bases)):
+            self.note_own(out)
+        self._note_varying(eqn, bases, out)
+        return out
 
     def dense(self, value: Any, eqn: JaxprEqn | None, reason: str) -> Any:
         """The dense form of a value, reported to the policy; other values pass through."""
@@ -242,8 +256,9 @@ class Interpreter:
                 self.observer.dense(eqn, value)
             return value.cast_apart().base
         if not self._silent:
-            for term in value.terms:
-                self.policy.report(value, term, eqn, reason)
+            for term in (*value.terms, *(value.times.terms if value.times else ())):
+                if not term.quiet:
+                    self.policy.report(value, term, eqn, reason)
         return value.dense()
 
     @contextmanager
@@ -281,8 +296,3 @@ class Interpreter:
         """Axes along which a plain array may vary, as far as its own broadcast tells."""
         known = self._varying.get(id(value))
         return known[1] if known else frozenset(range(np.ndim(value)))
-
-
-def _as_jax(value: Any) -> Any:
-    """NumPy's arrays, which constants may be, as JAX's: rules index them by traced positions."""
-    return jnp.asarray(value) if isinstance(value, np.ndarray) and value.ndim else value

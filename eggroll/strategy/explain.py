@@ -41,6 +41,7 @@ class Row:
         plan: path, shape, dtype, kind of perturbation, rank, axes of each factor, random numbers.
         uses: every use the function makes of it, in order.
         fallbacks: every place where its perturbation has to be made dense.
+        reason: why its noise is dense where nobody asked for that and it could have factors; else empty.
         implementations: what computes its perturbed products on this platform: names of
             `eggroll.kernels.implementations("lowrank_dot")`; `"reference"` is plain XLA. None without factors.
     """
@@ -49,6 +50,7 @@ class Row:
     uses: tuple[Use, ...]
     fallbacks: tuple[DenseFallback, ...]
     implementations: tuple[str, ...] = ()
+    reason: str = ""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -97,7 +99,7 @@ def _table(explanation: Explanation) -> Table:
     table.add_column("numbers", justify="right")
     table.add_column("implementation", overflow="fold")
     for row in explanation.rows:
-        noise = f"rank {row.rank}" if row.kind == "low_rank" else row.kind
+        noise = f"rank {row.rank}" if row.kind == "low_rank" else row.kind + (row.reason and f": {row.reason}")
         if row.fallbacks:
             noise += f", {len(row.fallbacks)} dense fallback(s)"
         own = [[a for a in side if a not in row.stack_axes] for side in (row.left_axes, row.right_axes)]
@@ -162,11 +164,14 @@ def explain(
     plan = make_plan(params, uses, rank=rank, rules=rules)
     plan = for_kernels(program, plan, params, rows, distribution)
     found = dry_run(program, plan, params, rows, distribution, population)
+    factors = make_plan(params, uses, rank=rank, rules=rules, small_layers="low_rank").leaves
     fallbacks = [*dense_matrices(plan, uses, rules, rank, population), *found.fallbacks]
-    return Explanation(tuple(_row(found, leaf, uses[leaf.path], fallbacks) for leaf in plan.leaves), plan)
+    pairs = zip(plan.leaves, factors, strict=True)
+    return Explanation(tuple(_row(found, leaf, other, uses[leaf.path], fallbacks) for leaf, other in pairs), plan)
 
 
-def _row(found: DryRun, leaf: LeafPlan, uses: Sequence[Use], every: Sequence[DenseFallback]) -> Row:
+def _row(found: DryRun, leaf: LeafPlan, factors: LeafPlan, uses: Sequence[Use], every: Sequence[DenseFallback]) -> Row:
+    reason = "" if leaf.kind == factors.kind else f"rank·(m+n) = {factors.numbers} ≥ m·n = {leaf.numbers}"
     fallbacks = tuple(f for f in every if f.path == leaf.path)
     plain = ("reference",) if leaf.kind == "low_rank" else ()
-    return Row(leaf, tuple(uses), fallbacks, found.implementations(leaf.path) or plain)
+    return Row(leaf, tuple(uses), fallbacks, found.implementations(leaf.path) or plain, reason)

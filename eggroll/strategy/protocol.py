@@ -1,8 +1,7 @@
 """What a strategy is: how its members are drawn, and how their fitness moves the parameters.
 
 `ES` and `FullRankES` are two. Another one is a class over `Strategy` with `init`, `first`, `plan_for`, `draw` and
-`follow`, and a `Method` in `eggroll.strategy.methods.METHODS`: then it trains, saves, resumes, replays and fine-tunes
-as these do.
+`follow`, and a `Method` in `eggroll.strategy.methods.METHODS`: then it trains, saves, resumes, replays and fine-tunes.
 """
 
 from __future__ import annotations
@@ -116,6 +115,9 @@ class Strategy(ABC):
         pairs = {"shaping": self.shaping, "antithetic": who.antithetic, "groups": who.groups}
         more = {"noise_reuse": int(self.noise_reuse), "chunk": who.chunk}  # sums over other parts round otherwise
         return {**numbers, **pairs, **more, "rules": self.rules}
+
+    def go_on(self, options: Mapping[str, Any]) -> None:  # noqa: B027  nothing, where all was always written down
+        """Takes over from the `options` that a run wrote down what was not to be chosen when it was begun."""
 
     def __repr__(self) -> str:
         """Its class with population, sigma, rank, and what else is not as it would be by default."""
@@ -281,10 +283,7 @@ class Strategy(ABC):
             metrics = jax.device_get(self._weights_of(fitness))
             if beyond(metrics["weights"]):  # weights on the scale of the fitness: without the members that break it
                 held = np.where(beyond(fitness, each=True), np.inf, fitness)
-                metrics = {
-                    **jax.device_get(self._weights_of(held)),
-                    "fitness": fitness,
-                }
+                metrics = {**jax.device_get(self._weights_of(held)), "fitness": fitness}
         check_weights(metrics, fitness)
         return {**metrics, "weights": narrowed(metrics["weights"])}
 

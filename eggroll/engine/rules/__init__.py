@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from eggroll.engine.interpreter import RULES
-from eggroll.engine.rules import control_flow, indexing, linear, placing, products, ragged, transforms
+from eggroll.engine.rules import (
+    algebra,
+    control_flow,
+    convolution,
+    indexing,
+    linear,
+    placing,
+    products,
+    ragged,
+    scaling,
+    transforms,
+)
 
-for family in (linear, indexing, placing, transforms, products, ragged, control_flow):
+for family in (linear, scaling, indexing, placing, transforms, products, convolution, algebra, ragged, control_flow):
     RULES.update(family.RULES)

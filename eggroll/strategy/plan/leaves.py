@@ -17,6 +17,7 @@ from eggroll.engine.paths import leaf_paths, path_hash
 from eggroll.strategy.plan.rules import DenseRule, FrozenRule, LowRankRule, Rule, Rules, check_rank, match_rules
 
 Kind = Literal["low_rank", "dense", "frozen", "unused"]
+Small = Literal["dense", "low_rank"]  # noise of layers whose factors would be no fewer numbers than their weight
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,19 @@ class Plan:
         return sum(leaf.numbers for leaf in self.leaves)
 
 
-def make_plan(params: PyTree, uses: Mapping[str, Sequence[Use]] | None, *, rank: int = 1, rules: Rules = ()) -> Plan:
+def make_plan(
+    params: PyTree,
+    uses: Mapping[str, Sequence[Use]] | None,
+    *,
+    rank: int = 1,
+    rules: Rules = (),
+    small_layers: Small = "dense",
+) -> Plan:
     """Decides the perturbation of every parameter.
 
     A rule by path decides first. Otherwise the parameter's first product or lookup says which axes each factor owns;
     a parameter that is only used elementwise, or whose factors would have a side of size one, gets dense noise, and so
-    does one whose full rank is below `rank`.
+    does one whose full rank is below `rank`, or whose factors would be no fewer numbers: rank·(m+n) ≥ m·n.
 
     Args:
         params: pytree of arrays or shapes.
@@ -94,6 +102,7 @@ def make_plan(params: PyTree, uses: Mapping[str, Sequence[Use]] | None, *, rank:
             last axis, as Flax kernels are.
         rank: number of columns of each factor, at least 1.
         rules: `(pattern, rule)` pairs.
+        small_layers: `"low_rank"` for factors where they are no fewer numbers, as all versions before had them.
 
     Returns:
         The plan.
@@ -107,7 +116,7 @@ def make_plan(params: PyTree, uses: Mapping[str, Sequence[Use]] | None, *, rank:
     check_rank(rank)
     chosen = check_params(params, rules)
     plans = [
-        _leaf_plan(path, leaf, None if uses is None else uses[path], chosen.get(path), rank)
+        _leaf_plan(path, leaf, None if uses is None else uses[path], chosen.get(path), rank, small_layers)
         for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
     ]
     check_something_moves(plans)
@@ -181,7 +190,9 @@ def dense_matrices(
     return found
 
 
-def _leaf_plan(path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | None, rank: int) -> LeafPlan:
+def _leaf_plan(
+    path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | None, rank: int, small_layers: Small
+) -> LeafPlan:
     shape, dtype = tuple(leaf.shape), str(leaf.dtype)
     if isinstance(rule, FrozenRule):
         return LeafPlan(path, shape, dtype, "frozen")
@@ -201,7 +212,9 @@ def _leaf_plan(path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | No
     dense_layer = bool(uses) and all(_is_dense_layer(use) and (left, right) == _sides_of(use) for use in uses)
     dtypes = {use.dtype for use in uses} if uses and dense_layer else set()
     matrix = dtypes.pop() if len(dtypes) == 1 else None
-    return LeafPlan(path, shape, dtype, "low_rank", asked, left, right, scale, matrix)
+    plan = LeafPlan(path, shape, dtype, "low_rank", asked, left, right, scale, matrix)
+    saves = plan.numbers < math.prod(shape) or isinstance(rule, LowRankRule) or small_layers == "low_rank"
+    return plan if saves else dense
 
 
 def _is_dense_layer(use: Use) -> bool:
@@ -275,7 +288,7 @@ def _check_rank_fits(
         p.path: full_rank(p.shape, *_sides(p.path, p.shape, None if uses is None else uses[p.path], None)) for p in free
     }
     path = max(full, key=full.__getitem__, default=None)
-    if path is not None and full[path] > 1:
+    if path is not None and rank > full[path] > 1:
         raise ValueError(
             f"got rank={rank}, beyond every layer: the largest full rank is {full[path]} ('{path}'). Use a rank of at "
             f'most {full[path]}; 1 to 8 is sensible. For full-rank noise use rules=[(".*", "dense")].'
