@@ -27,6 +27,8 @@ QUESTIONS = (
     "finetune",
     "grpo",
     "decode",
+    "fuzz",
+    "zoo",
 )
 
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
@@ -19,8 +18,8 @@ from eggroll.engine.interpreter import DenseFallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.ops import check_distribution
 from eggroll.strategy.evaluate.tracing import DryRun, InAxes, dry_run, for_kernels, make_rows, trace_member
-from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
-from eggroll.strategy.plan.parameters import check_no_module
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, dense_matrices, make_plan
+from eggroll.strategy.plan.parameters import as_array, check_no_module
 from eggroll.strategy.plan.rules import Rules
 
 
@@ -157,20 +156,22 @@ def explain(
     check_function("fun", fun, "explain(fun, params, *args)")
     check_distribution(distribution)
     check_no_module(params)
-    params = jax.tree.map(lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else abstract(jnp.asarray(x)), params)
+    shape = lambda path, x: x if isinstance(x, jax.ShapeDtypeStruct) else abstract(as_array(path, x))  # noqa: E731
+    params = jax.tree_util.tree_map_with_path(shape, params)
     rows = make_rows(args, in_axes, population or 1, 1)
     program = trace_member(fun, params, rows)
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
     plan = make_plan(params, uses, rank=rank, rules=rules)
     plan = for_kernels(program, plan, params, rows, distribution)
     found = dry_run(program, plan, params, rows, distribution, population)
+    fallbacks = [*dense_matrices(plan, uses, rules, rank, population), *found.fallbacks]
     factors = make_plan(params, uses, rank=rank, rules=rules, small_layers="low_rank").leaves
     pairs = zip(plan.leaves, factors, strict=True)
-    return Explanation(tuple(_row(found, leaf, other, uses[leaf.path]) for leaf, other in pairs), plan)
+    return Explanation(tuple(_row(found, leaf, other, uses[leaf.path], fallbacks) for leaf, other in pairs), plan)
 
 
-def _row(found: DryRun, leaf: LeafPlan, factors: LeafPlan, uses: Sequence[Use]) -> Row:
+def _row(found: DryRun, leaf: LeafPlan, factors: LeafPlan, uses: Sequence[Use], every: Sequence[DenseFallback]) -> Row:
     reason = "" if leaf.kind == factors.kind else f"rank·(m+n) = {factors.numbers} ≥ m·n = {leaf.numbers}"
-    fallbacks = tuple(f for f in found.fallbacks if f.path == leaf.path)
+    fallbacks = tuple(f for f in every if f.path == leaf.path)
     plain = ("reference",) if leaf.kind == "low_rank" else ()
     return Row(leaf, tuple(uses), fallbacks, found.implementations(leaf.path) or plain, reason)

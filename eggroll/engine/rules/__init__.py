@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from eggroll.engine.interpreter import RULES
-from eggroll.engine.rules import algebra, control_flow, convolution, indexing, linear, products
+from eggroll.engine.rules import (
+    algebra,
+    arithmetic,
+    control_flow,
+    convolution,
+    indexing,
+    linear,
+    placing,
+    products,
+    ragged,
+    transforms,
+)
 
-for family in (linear, indexing, products, convolution, algebra, control_flow):
+MOVING = (linear, indexing, placing, transforms)
+for family in (*MOVING, arithmetic, products, convolution, algebra, ragged, control_flow):
     RULES.update(family.RULES)

@@ -9,15 +9,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
-from jax.typing import DTypeLike
 
+from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
-from eggroll.engine.perturbed import Array, Factor, Perturbed, Term, accumulator_dtype
-from eggroll.engine.rules.ahead import SUM, leads
-from eggroll.engine.rules.algebra import joined
+from eggroll.engine.perturbed import Factor, Perturbed, Term
 
 
 def transpose(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -158,116 +155,26 @@ def convert_element_type(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -
     """Between floating-point types: noted down, for whatever uses the value to make."""
     (value,) = args
     dtype = eqn.params["new_dtype"]
-    if not jnp.issubdtype(dtype, jnp.floating) or eqn.params.get("sharding") is not None:
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return [to_complex(ctx, eqn, value)]
+    floats = all(jnp.issubdtype(t, jnp.floating) for t in (dtype, value.dtype))
+    if not floats or eqn.params.get("sharding") is not None:
         raise Unsupported(f"a cast to {dtype} is not linear, or carries a sharding")
     return [value if dtype == value.dtype else replace(value, casts=(*value.casts, jnp.dtype(dtype)))]
 
 
-def mul(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """Multiplies by a scalar, or by an array that is constant along all but one factor's axes.
-
-    Of two values that both vary along more, what a sum asks for stays apart until then: see `algebra.square`.
-    """
-    _refuse_options(eqn)
-    lhs, rhs = args
-    both = isinstance(lhs, Perturbed) and isinstance(rhs, Perturbed)
-    second = lhs.base.size < rhs.base.size if both else isinstance(rhs, Perturbed)
-    try:
-        return [_scaled(ctx, eqn, args, int(second), jnp.multiply)]
-    except Unsupported:
-        if not both or lhs.shape != rhs.shape or ctx.observer is not None or not leads(SUM, ctx.frames):
-            raise
-        return [replace(lhs, times=rhs)]
+def to_complex(ctx: Interpreter, eqn: JaxprEqn, value: Perturbed) -> Any:
+    """A cast of the base; real factors stay real: a complex value's term may have both kinds."""
+    apart = ctx.settled(value, eqn)
+    if not isinstance(apart, Perturbed):
+        return jax_compat.bind(eqn, [apart])[0]
+    base = ctx.base(eqn, [apart])
+    return apart.map(base, lambda t: t.map(lambda f: f.with_array(f.array.astype(base.dtype)) if is_complex(f) else f))
 
 
-def div(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """Divides by a scalar, or by an array that is constant along all but one factor's axes."""
-    _refuse_options(eqn)
-    if not isinstance(args[0], Perturbed):
-        raise Unsupported("division by a perturbed value")
-    return [_scaled(ctx, eqn, args, 0, jnp.divide)]
-
-
-def _scaled(ctx: Interpreter, eqn: Any, args: Sequence[Any], which: int, op: Any) -> Perturbed:
-    """Scales `args[which]`: base and terms by what all members share, outside of them by a member's own numbers.
-
-    A perturbed scale is made dense first.
-    """
-    value, other = args[which], args[1 - which]
-    shape = np.shape(other.base if isinstance(other, Perturbed) else other)
-    if eqn.outvars[0].aval.shape != value.shape or len(shape) not in (0, len(value.shape)):
-        raise Unsupported("an implicit broadcast")
-    known = range(len(shape)) if isinstance(other, Perturbed) else ctx.varying(other)
-    varying = frozenset(a for a in known if shape[a] != 1)
-    if not all(any(varying <= set(f.axes) for f in t.factors) for t in value.terms):
-        raise Unsupported("an elementwise product with an array that varies along axes of both factors")
-    own = ctx.observer is None and ctx.is_own(other) and not ctx.is_own(value.base)
-    other = ctx.dense(other, eqn, "a perturbed scale")
-    if own:
-        axes = tuple(sorted(varying))
-        numbers = jnp.atleast_1d(_along(other, axes, accumulator_dtype(value.dtype), varying))
-        return value.scaled_by(Factor(1 / numbers if op is jnp.divide else numbers, axes))
-    terms = tuple(_scale_term(t, other, varying, op) for t in value.terms)
-    return replace(value, base=ctx.base(eqn, [value, other] if which == 0 else [other, value]), terms=terms)
-
-
-def _scale_term(term: Term, other: Any, varying: frozenset[int], op: Any) -> Term:
-    """Scales the first factor that owns every axis along which `other` varies; a scalar goes into the scale."""
-    if not varying and term.scale is not None:
-        scalar = jnp.reshape(_along(other, (), term.scale.dtype, varying), ())
-        return replace(term, scale=op(term.scale, scalar))
-    i = next(i for i, f in enumerate(term.factors) if varying <= set(f.axes))
-    f = term.factors[i]
-    scaled = f.with_array(op(f.array, _along(other, f.axes, f.array.dtype, varying)))
-    return replace(term, factors=(*term.factors[:i], scaled, *term.factors[i + 1 :]))
-
-
-def _along(other: Any, axes: Sequence[int], dtype: DTypeLike, varying: frozenset[int]) -> Array:
-    """`other` reduced to the owned axes, ready to broadcast against a factor."""
-    other = jnp.asarray(other, dtype)
-    if other.ndim == 0:
-        return other
-    index = tuple(slice(None) if a in varying else slice(0, 1) for a in range(other.ndim))
-    compact = other[index]
-    return lax.squeeze(compact, [a for a in range(other.ndim) if a not in axes])[..., None]
-
-
-def add(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """Adds bases; the terms of both sides stand side by side."""
-    _refuse_options(eqn)
-    lhs, rhs = (_addends(ctx, eqn, args, a) for a in args)
-    return [Perturbed(ctx.base(eqn, args), joined([*lhs, *rhs]))]
-
-
-def sub(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """Adds the negative."""
-    _refuse_options(eqn)
-    lhs, rhs = (_addends(ctx, eqn, args, a) for a in args)
-    return [Perturbed(ctx.base(eqn, args), joined([*lhs, *(t.scaled(lax.neg) for t in rhs)]))]
-
-
-def _addends(ctx: Interpreter, eqn: Any, args: Sequence[Any], value: Any) -> tuple[Term, ...]:
-    """The terms that `value` brings into a sum; where it broadcasts, its axes of size one belong to no factor.
-
-    A small value that broadcasts into a plain array (a bias) is better made dense while it is small.
-    """
-    if not isinstance(value, Perturbed):
-        return ()
-    shape = eqn.outvars[0].aval.shape
-    if not any(isinstance(a, Perturbed) and a.shape == shape for a in args):
-        raise Unsupported("an implicit broadcast")
-    if all(t.quiet for t in value.terms) and any(ctx.is_own(a) for a in args if not isinstance(a, Perturbed)):
-        raise Unsupported("a sum with an array of each member's own")
-    sizes = value.shape
-    terms = value.terms if sizes == shape else [t.map(lambda f: f.squeeze(sizes)) for t in value.terms]
-    return tuple(replace(t, added=True) for t in terms)
-
-
-def _refuse_options(eqn: JaxprEqn) -> None:
-    """Newer JAX gives arithmetic equations options such as `out_dtype`; only their defaults are understood."""
-    given = [k for k, v in eqn.params.items() if v is not None]
-    if given:
-        raise Unsupported(f"the options {given} of {eqn.primitive.name}")
+def is_complex(f: Factor) -> bool:
+    """Whether a factor's numbers are complex."""
+    return jnp.issubdtype(f.numbers.dtype, jnp.complexfloating)
 
 
 RULES = {
@@ -276,11 +183,6 @@ RULES = {
     "broadcast_in_dim": broadcast_in_dim,
     "rev": rev,
     "reshape": reshape,
-    "add": add,
-    "add_any": add,
-    "sub": sub,
-    "mul": mul,
-    "div": div,
     "neg": neg,
     "copy": copy,
     "copy_p": copy,

@@ -17,7 +17,7 @@ from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.strategy.evaluate.averages import Averages, Totals
 from eggroll.strategy.evaluate.chunking import Arrangement
 from eggroll.strategy.evaluate.tracing import Rows
-from eggroll.strategy.noise.sampler import Noise, Sampler, drawn_copies, drawn_once, member_sign
+from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.state import Placement
 
@@ -110,12 +110,12 @@ class Evaluation:
             drawn = self.sampler.words(key, words, start, first, count)
             own = rows.of_members((start + first) * signs, count * signs)
             if self.arrangement.copies:
-                noise = drawn_copies(self.sampler, drawn, signs)
+                noise = self.sampler.draw(drawn, signs=signs)
                 kept, averaged = jax.vmap(member)(noise, jnp.arange(count * signs) % signs, own)
             else:
                 own = [x.reshape(count, signs, *x.shape[1:]) for x in own]
                 unit = jax.vmap(member, in_axes=(None, 0, 0))
-                outs = jax.vmap(unit, in_axes=(0, None, 0))(drawn_once(self.sampler, drawn), jnp.arange(signs), own)
+                outs = jax.vmap(unit, in_axes=(0, None, 0))(self.sampler.draw(drawn), jnp.arange(signs), own)
                 kept, averaged = jax.tree.map(lambda x: x.reshape(count * signs, *x.shape[2:]), outs)
             return kept, averages.totals(averaged, _all_finite(kept, count * signs))
 

@@ -18,7 +18,7 @@ from eggroll.engine.interpreter import DenseFallback, Interpreter, Policy
 from eggroll.engine.paths import leaf_paths
 from eggroll.ops import Choice
 from eggroll.strategy.noise.sampler import Sampler, member_sign
-from eggroll.strategy.plan.leaves import Plan, Small, make_plan
+from eggroll.strategy.plan.leaves import Plan, Small, dense_matrices, make_plan
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import for_mesh
@@ -172,6 +172,9 @@ def plan_for(
     """Discovers how the program uses the parameters and decides their perturbation."""
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
     plan = make_plan(params, uses, rank=rank, rules=rules, small_layers=small_layers)
+    policy = Policy(settings.fallback)
+    for record in dense_matrices(plan, uses, rules, rank, settings.size):
+        policy.tell(record)
     plan = for_kernels(program, plan, jax.tree.map(abstract, params), rows, settings.distribution)
     return for_mesh(plan, settings)
 
