@@ -193,7 +193,9 @@ class Interpreter(Notes):
         rule = RULES.get(eqn.primitive.name)
         reason = "no rule for this primitive"
         if rule is not None:
-            settled = [self.settled(a, eqn) for a in args]
+            settled = [self._known(a, eqn) for a in args]
+            if eqn.primitive.name not in MOVES:
+                settled = [self.settled(a, eqn) for a in settled]
             if not any(isinstance(a, Perturbed) for a in settled):
                 return self._apply_plain(eqn, settled)
             try:
@@ -233,20 +235,21 @@ class Interpreter(Notes):
                     reason = "a product of weights, after which all is dense"
                     self.policy.report(value, term, eqn, reason, outs[0].size)
 
-    def settled(self, value: Any, eqn: JaxprEqn) -> Any:
-        """A value with nothing that the equation's rule does not know: a scale, a product to be made, casts.
-
-        Casts are made apart, or of the sum where that is rounded to a byte or less. In discovery they keep the factors
-        apart: how a parameter is used does not depend on its rounding.
-        """
-        name = eqn.primitive.name
-        if not isinstance(value, Perturbed):
-            return value
-        if value.times is not None and name not in WAITS:
+    def _known(self, value: Any, eqn: JaxprEqn) -> Any:
+        """A value with nothing that the equation's rule does not know: no scale, no product that is yet to be made."""
+        perturbed = isinstance(value, Perturbed)
+        if perturbed and value.times is not None and eqn.primitive.name not in WAITS:
             return self.dense(value, eqn, "a product of two perturbed values, number by number")
-        if value.scale is not None and name not in SCALES:
+        if perturbed and value.scale is not None and eqn.primitive.name not in SCALES:
             return self.dense(value, eqn, "a value that every member scales by numbers of its own")
-        if name in MOVES:
+        return value
+
+    def settled(self, value: Any, eqn: JaxprEqn) -> Any:
+        """A value whose casts are made: apart, or of the sum where that is rounded to a byte or less.
+
+        In discovery they keep the factors apart: how a parameter is used does not depend on its rounding.
+        """
+        if not isinstance(value, Perturbed):
             return value
         if self.observer is None and value.narrowest.itemsize < EXACT_BELOW:
             return self.dense(value, eqn, f"{value.narrowest} rounds the sum of weight and noise")
