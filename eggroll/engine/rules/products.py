@@ -46,13 +46,13 @@ def dot_general(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[An
 def _factored(ctx: Interpreter, eqn: Any, args: list[Any]) -> Perturbed | Array | None:
     """The product as a base and terms, where all bases are shared and it pays.
 
-    With a plain array it may be an activation: then only what leads to another product is kept. So it may with a value
-    to which something was added.
+    It may be an activation, unless it is made of weights alone: then, of those with a plain array, only what leads to
+    another product is kept.
     """
-    both = all(isinstance(a, Perturbed) for a in args)
+    both, alone = all(isinstance(a, Perturbed) for a in args), id(eqn) in ctx.weights.alone
     if any(ctx.is_own(a.base if isinstance(a, Perturbed) else a) for a in args):
         return None
-    if not both and not leads(PRODUCT, ctx.frames):
+    if not both and not alone and not leads(PRODUCT, ctx.frames):
         return None
     params, out = eqn.params, eqn.outvars[0].aval
     product = Product.of(args[0], args[1], params["dimension_numbers"], params["precision"], out.dtype)
@@ -60,7 +60,7 @@ def _factored(ctx: Interpreter, eqn: Any, args: list[Any]) -> Perturbed | Array 
         value = product.apply(ctx.base(eqn, args), args[0], args[1])
     except Unsupported:
         return None
-    if not both or any(all(t.quiet for t in a.terms) for a in args) or len(set(map(_is_sum, args))) == 2:
+    if not alone and _may_be_activation(args):
         value = replace(value, terms=tuple(replace(t, quiet=True) for t in value.terms))
     if value.pays:
         ctx.made[id(value)] = Made(value, eqn, args)
@@ -76,6 +76,13 @@ def _given_up(ctx: Interpreter, args: Sequence[Any], discovering: bool) -> int |
     if sums[0] != sums[1]:
         return sums.index(True)
     return None if discovering else min((0, 1), key=lambda s: (not ctx.is_own(args[s].base), args[s].base.size))
+
+
+def _may_be_activation(args: Sequence[Any]) -> bool:
+    """Whether an operand may be a network's input, or was made of one."""
+    perturbed = [a for a in args if isinstance(a, Perturbed)]
+    quiet = any(all(t.quiet for t in a.terms) for a in perturbed)
+    return quiet or len(perturbed) == 1 or len(set(map(_is_sum, perturbed))) == 2
 
 
 def _is_sum(value: Perturbed) -> bool:

@@ -106,7 +106,11 @@ def test_dense_noise_where_factors_would_be_no_fewer_numbers():
     params = {"square": jnp.zeros((2, 2)), "stack": jnp.zeros((3, 4, 4)), "wide": jnp.zeros((4, 5))}
 
     def fun(p, x):
-        return (x @ p["wide"]).sum() + (x[:, :2] @ p["square"]).sum() + jnp.einsum("bi,lij->lbj", x, p["stack"]).sum()
+        return (
+            (x @ p["wide"]).sum()
+            + (x[:, :2] @ p["square"]).sum()
+            + jnp.einsum("lbi,lij->lbj", jnp.stack([x] * 3), p["stack"]).sum()
+        )
 
     def kinds(**options):
         return [leaf.kind for leaf in plan_of(fun, params, jnp.zeros((1, 4)), **options).values()]
