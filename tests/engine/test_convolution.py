@@ -53,13 +53,8 @@ def convolutions(draw):
         "feature_group_count": groups,
     }
     shape = [sizes[c] for c in rhs]
-    w = kernel(
-        draw(st.integers(0, 99)),
-        shape,
-        draw(st.integers(1, 5)),
-        rhs.index(draw(st.sampled_from("OOI"))),
-        draw(st.booleans()),
-    )
+    mixed = rhs.index(draw(st.sampled_from("OOI")))
+    w = kernel(draw(st.integers(0, 99)), shape, draw(st.integers(1, 5)), mixed, draw(st.booleans()))
     return conv(**options), w, integers(3, [image[c] for c in lhs])
 
 
@@ -107,7 +102,7 @@ def test_activations_are_those_of_the_output():
 
 @pytest.mark.parametrize("sides", [(3, 2), (2, 3)], ids=["own", "tied"])
 def test_transposed_with_a_transposed_kernel(sides):
-    """`transpose_kernel=True` flips the kernel and swaps its input and output axes: a decoder's own, or its encoder's."""
+    """`transpose_kernel=True` flips the kernel and swaps its input and output axes; it may be that of an encoder."""
     w = low_rank(1, (3, 3, 8, 3), (0, 1, sides[0]), (sides[1],), 2)
     fun = lambda k, x: lax.conv_transpose(x, k, (2, 2), "SAME", transpose_kernel=True)  # noqa: E731
     x = integers(2, (1, 3, 3, 3))
