@@ -85,7 +85,7 @@ class Opening:
                 f"got a state of generation {begun.generation} to begin with; a ledger starts from parameters alone. "
                 "Begin with es.init(params, key), or without a ledger: saving=Saving(ledger=False)."
             )
-        if before := first_decides(lambda: self.resume and holds_run(self.folder) and read_config(self.folder)):
+        if before := first_decides(lambda: read_config(self.folder) if self.resume and holds_run(self.folder) else {}):
             self.es.go_on(before.get("strategy", {}))
         config = as_json({"options": dict(self.settings), "strategy": describe(self.es, begun.state.params)})
         with ExitStack() as stack:
