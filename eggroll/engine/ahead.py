@@ -26,7 +26,7 @@ MOVES = CALLS | {
 }
 # Those that know what to do with a value's scale, and with a product of two values that has not been made.
 SCALES = MOVES | WALKED | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
-SCALES |= {"mul", "div", "dot_general", "conv_general_dilated", "reduce_sum"}
+SCALES |= {"mul", "div", "dot_general", "conv_general_dilated", "reduce_sum", "tile", "cumsum"}
 WAITS = CALLS | {"convert_element_type", "reduce_sum"}
 
 # What JAX cannot batch, or not in every form: rules that also do it for plain values.

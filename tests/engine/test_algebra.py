@@ -80,6 +80,8 @@ ROUNDED = {
     "standardised layers": (STACK, scanned(lambda w: standardised(w, 0))),
     "gram of layers": (STACK, scanned(lambda w: w.T @ w / 99)),
     "all layers": (STACK, lambda w, x: jnp.einsum("bi,lij->lbj", x, norm(w, 1))),
+    "tiled": (W, lambda w, x: x @ jnp.tile(norm(w, 0), (1, 2))),
+    "summed up": (W, lambda w, x: x @ jnp.cumsum(norm(w, 0), 0)),
     "split in heads": (W, lambda w, x: jnp.einsum("bi,ihd->bhd", x, norm(w, 0).reshape(D, 4, 4))),
     "looked up": (W, lambda w, x: x @ w + norm(w, 1)[jnp.array([1, 3])]),
     "checkpointed": (W, lambda w, x: jax.checkpoint(lambda w: x @ norm(w, 0))(w)),

@@ -29,6 +29,8 @@ def cumsum(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Sums up the factor that owns the axis."""
     (value,) = args
     axis, reverse = eqn.params["axis"], eqn.params["reverse"]
+    if value.scale is not None and value.scale.owners(axis):
+        raise Unsupported("a sum along an axis along which every member scales by its own numbers")
 
     def change(array: Array, i: int) -> Array:
         return lax.cumsum(array, i, reverse=reverse)
