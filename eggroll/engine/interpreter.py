@@ -111,6 +111,8 @@ MOVES = CALLS | {
     *("slice", "split", "unstack", "dynamic_slice", "gather"),
 }
 
+CARRY = "a loop carry that the body changes"
+STACKED = "stacked output of a scan"
 EXACT_BELOW = 2  # bytes: rounded to fewer, most members would have the weights of their neighbours
 
 Out = TypeVar("Out")

@@ -12,7 +12,7 @@ from jax import lax
 
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import Function, Index, JaxprEqn
-from eggroll.engine.interpreter import Interpreter
+from eggroll.engine.interpreter import CARRY, STACKED, Interpreter
 from eggroll.engine.lowrank import Factor, Perturbed, Term
 
 
@@ -66,10 +66,6 @@ def _forwarding(ctx: Interpreter, jaxpr: Any, args: Sequence[Any], wrap: Functio
     return [args[handed_on[j]] if j in handed_on else out for j, out in enumerate(outs)]
 
 
-CARRY = "a loop carry that the body changes"
-STACKED = "stacked output of a scan"
-
-
 def scan(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Perturbed inputs travel as factors; a carry that the body hands on unchanged becomes a constant."""
     n_consts, n_carry = jax_compat.scan_counts(eqn.params)
@@ -77,7 +73,7 @@ def scan(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     init, xs = list(args[n_consts : n_consts + n_carry]), args[n_consts + n_carry :]
 
     def body(carry: Sequence[Any], slices: tuple[Any, Sequence[Any]]) -> tuple[list[Any], list[Any], list[Any]]:
-        values = [_sliced(x, part, slices[0]) for x, part in zip(xs, slices[1], strict=True)]
+        values = [sliced(x, part, slices[0]) for x, part in zip(xs, slices[1], strict=True)]
         outs = ctx.evaluate(jaxpr, [*consts, *carry, *values])
         return outs[:n_carry], outs[n_carry:], values
 
@@ -99,7 +95,7 @@ def scan(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     return [*_merge(last, fixed, n_carry), *(xs[forwarded[j]] if j in forwarded else ys[j] for j in range(n_ys))]
 
 
-def _sliced(x: Any, part: Any, index: Index) -> Any:
+def sliced(x: Any, part: Any, index: Index) -> Any:
     """The perturbed slice of a scanned input `x`, from the slice of its base."""
     if not isinstance(x, Perturbed):
         return part
