@@ -14,11 +14,12 @@ from jax.sharding import Mesh
 
 from eggroll.engine.annotations import Chunk, Flag, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function
+from eggroll.engine.factored import Program
 from eggroll.engine.interpreter import Fallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.compiled import Plans
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
-from eggroll.strategy.generation import Generation, LowRankDraw, moved_if
+from eggroll.strategy.generation import Generation, LowRankDraw, Ran, moved_if
 from eggroll.strategy.members import Members
 from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
 from eggroll.strategy.plan.leaves import Plan, check_params
@@ -60,6 +61,11 @@ class ES(Strategy):
         update: on a mesh, whether devices sum up their `"members"` or their part of all `"weights"`; `"auto"` (default)
             takes members, or weights where that does not fit a device: see the attribute `update`.
         fallback: `"warn"` (default), `"allow"` or `"error"` where a weight has to be made dense.
+        noise: on the `"weights"` (default), or on `"activations"`, the outputs of the layers that they enter; then a
+            fitness function may return an array of fitness, one per row or token. See `eggroll.value_and_grad`.
+        credit: under `noise="activations"`, the fitness that noise is credited with: all that is `"dependent"`
+            (default) on it, or its `"own"`, of the same row and token.
+        discount: between the two: a factor from 0 to 1 for every token between noise and fitness. Default 1.
 
     Raises:
         ValueError: settings that do not fit together.
@@ -98,8 +104,12 @@ class ES(Strategy):
         sharding: Sharding = None,
         update: Literal["auto", "members", "weights"] = "auto",
         fallback: Fallback = "warn",
+        noise: Literal["weights", "activations"] = "weights",
+        credit: Literal["dependent", "own"] = "dependent",
+        discount: float = 1.0,
     ) -> None:
-        settings = Population(population, antithetic, distribution, groups, chunk, mesh, fallback, sharding, update)
+        who = population, antithetic, distribution, groups, chunk, mesh, fallback, sharding, update
+        settings = Population(*who, noise=noise, credit=credit, discount=discount)
         super().__init__(settings, sigma=sigma, shaping=shaping, rules=rules, noise_reuse=noise_reuse)
         self.rank = check_rank(rank)
         self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
@@ -166,6 +176,11 @@ class ES(Strategy):
 
     def replayed(self, plan: Plan, sigma: float | None) -> Callable[..., tuple[State, Norms]]:
         """See `Strategy.replayed`; compiled once."""
+        if plan.by_output:
+            raise ValueError(
+                'got a run with noise="activations", whose gradients are made of its data, which a ledger does not hold: '
+                "resume the run to any generation, or take its checkpoints or model."
+            )
 
         # `some` is an argument, so that the branch stays a branch and is compiled as the run's.
         def update(state: State, weights: Any, loss: Scalar, recorded: Scalar, some: Flag) -> tuple[State, Norms]:
@@ -179,12 +194,16 @@ class ES(Strategy):
         plan, scores = self._told(state, members, fitness)
         wide = self._weighed(scores) if is_wide(scores) else {}
         given = {name: narrowed(wide[name]) for name in ("weights", "nonfinite", "fitness_mean")} if wide else scores
+        program, rows = self._evaluated(members) if plan.sites else (None, Rows((), (), self.population))
+        axes = rows.axes
 
-        def run(state: State, given: Any) -> tuple[State, Metrics]:
+        def run(state: State, given: Any, args: tuple) -> tuple[State, Metrics]:
             generation = self._generation(plan, state)
+            if program is not None:
+                generation = replace(generation, ran=Ran(program, Rows(args, axes, self.population), told=True))
             return self._moved(generation, state, given) if wide else self._update(generation, state, given)
 
-        state, metrics = self.cache(run, ("tell", plan, bool(wide)), state, given)
+        state, metrics = self.cache(run, ("tell", plan, bool(wide), program, axes), state, given, rows.args)
         metrics |= wide
         raise_if_lost(metrics, self.population)
         self.standstill.watch(metrics, self.population)
@@ -209,14 +228,14 @@ class ES(Strategy):
         warn_if_fixed("es.step", (state.key, state.generation), (state.params, args))
         self._choose_update(state.params)
         program = self.cache.program(fitness_fn, state.params, rows)
-        check_scalar(program.out_shape, has_aux, "fitness")
+        check_scalar(program.out_shape, has_aux, "fitness", rows=self.settings.noise == "activations")
         self.plan = plan = self._plans.of(program, state.params, rows)
         rows = rows.arrays_alone()
         axes = rows.axes
 
         def run(state: State, args: tuple) -> tuple[State, Metrics]:
             rows = Rows(args, axes, self.population)
-            generation = self._generation(plan, state)
+            generation = replace(self._generation(plan, state), ran=Ran(program, rows))
             arrangement = generation.arrangement(program, state.params, rows)
             words = generation.words()
             fitness, aux = generation.evaluate(program, state.params, rows, split_aux(has_aux), arrangement, words)
@@ -228,6 +247,11 @@ class ES(Strategy):
         raise_if_lost(metrics, self.population)
         self.standstill.watch(metrics, self.population)
         return state, metrics
+
+    def _evaluated(self, members: Members) -> tuple[Program, Rows]:
+        """The function that members were evaluated with last, and its arguments."""
+        fun, rows = members.ran
+        return self.cache.program(fun, members.params, rows), rows.arrays_alone()
 
     def _generation(self, plan: Plan, state: State) -> Generation:
         return Generation(self.settings, plan, self._key(state), self._sigma(state))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 from eggroll.engine.annotations import Chunk, Flag, Function, Index, PyTree, Scalar
 from eggroll.engine.factored import Program, partition
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
+from eggroll.strategy.activations.credit import Relation, relations
 from eggroll.strategy.evaluate.chunking import Arrangement, Need, arrange, keep_words, may_copy, member_need, remembered
 from eggroll.strategy.evaluate.compiled import Plans
 from eggroll.strategy.evaluate.loops import Evaluation, undifferentiated
@@ -25,10 +26,43 @@ from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.parameters import full, put_back, rounded, without
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.state import Placement, State, make_placement, place
+from eggroll.strategy.update.activations import sum_activations
 from eggroll.strategy.update.low_rank import descent, sum_noise, sum_on_mesh
 from eggroll.strategy.update.optimizer import updates
 
 JOINED = 1 << 16  # numbers in a leaf
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What members were evaluated with.
+
+    Attributes:
+        program: the function of one member, traced.
+        rows: its other arguments.
+        told: whether fitness was made of its output elsewhere, row by row where there are several for a member.
+    """
+
+    program: Program
+    rows: Rows
+    told: bool = False
+
+    def relations(self, plan: Plan, params: PyTree, losses: tuple[int, ...]) -> Sequence[Relation | None]:
+        """Which of a member's losses depend on which rows of each site.
+
+        Raises:
+            ValueError: losses that are no rows of the output.
+        """
+        if self.told and not losses:
+            return [()] * len(plan.sites)
+        first = jax.tree.leaves(self.program.out_shape)[0]
+        if first.shape[: len(losses)] != losses:
+            raise ValueError(
+                f"got fitness of shape {losses} for each member, from an output of shape {first.shape}: one number, or "
+                "one for each row (and token), the output's first axes, is required."
+            )
+        found = relations(self.program, plan, params, self.rows.abstract())
+        return [None if relation is None else relation[: len(losses)] for relation in found]
 
 
 @dataclass(frozen=True)
@@ -40,6 +74,8 @@ class Generation:
         plan: how each parameter is perturbed.
         key: typed threefry key of the generation.
         sigma: noise scale, a Python float or a traced scalar.
+        ran: the function that the members were evaluated with and its other arguments, which the gradient from noise on
+            outputs is made of.
 
     Raises:
         ValueError: a sigma that is zero in a parameter's dtype.
@@ -49,6 +85,7 @@ class Generation:
     plan: Plan
     key: jax.Array
     sigma: Scalar
+    ran: Ran | None = None
 
     def __post_init__(self) -> None:
         check_noise_is_seen(self.plan, self.sigma)
@@ -141,7 +178,7 @@ class Generation:
         """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ`, float32 or wider; zeros where nothing is perturbed.
 
         Args:
-            weights: `[N]`, shaped fitness.
+            weights: `[N]`, shaped fitness; `[N, *losses]` where noise on outputs is credited loss by loss.
             params: the parameters that the members share.
             words: from `words()`; by default drawn anew.
 
@@ -149,6 +186,7 @@ class Generation:
             A pytree as `params`.
         """
         pop, placement = self.population, self.placement
+        rows, weights = weights, weights.reshape(len(weights), -1).mean(1) if weights.ndim > 1 else weights
         per_unit = weights[0::2] - weights[1::2] if pop.antithetic else weights
         if placement is None:
             sums = sum_noise(self.plan, self.sampler, per_unit, words, self.key, 0)
@@ -156,8 +194,24 @@ class Generation:
             sums = sum_on_mesh(placement, self.sampler, self.on_every_device(per_unit), words, self.key)
         flat = descent(self.plan, sums, pop.size, self.sigma)
         leaves, tree = jax.tree.flatten(params)
+        if self.plan.sites:
+            for i, total in self._at_sites(rows, params).items():
+                flat[i] = total / jnp.asarray(-pop.size * self.sigma, total.dtype)
         gradient = [_or_zeros(g, p) for g, p in zip(flat, leaves, strict=True)]
         return tree.unflatten(gradient if placement is None else placement.pinned(gradient, placement.update_specs))
+
+
+    def _at_sites(self, weights: jax.Array, params: PyTree) -> dict[int, jax.Array]:
+        if self.ran is None:
+            raise ValueError(
+                'noise="activations" makes its gradient of the function and its arguments, and got none: use es.step, or '
+                "es.tell with members that the function was applied to."
+            )
+        arrays, merge, _ = partition((params, self.ran.rows.args))
+        params, args = merge(undifferentiated(arrays))
+        found = self.ran.relations(self.plan, params, weights.shape[1:])
+        given = self.population, self.plan, self.ran.program, self.key, weights, found, params
+        return sum_activations(*given, replace(self.ran.rows, args=args), self.placement)
 
 
 def _or_zeros(gradient: PyTree, param: Any) -> jax.Array:

@@ -70,6 +70,7 @@ class Members:
         self.generation = generation
         self._draw = draw
         self._plan: Plan | None = None
+        self._ran: tuple[Function, Rows] | None = None
 
     def __len__(self) -> int:
         return self._draw.settings.size
@@ -141,8 +142,14 @@ class Members:
         """How each parameter is perturbed, as `apply` with these arguments decides it; nothing is evaluated."""
         return self._plan_of(fun, self._rows(args, in_axes))
 
+    @property
+    def ran(self) -> tuple[Function, Rows]:
+        """The function that was applied last, and its other arguments."""
+        assert self._ran is not None  # a plan that has sites is of a function
+        return self._ran
+
     def _plan_of(self, fun: Function, rows: Rows) -> Plan:
-        if self._plan is None:
+        if self._plan is None or self._plan.sites:  # sites are a function's own
             self._plan = self._draw.plan_for(self.params, fun, rows)
         return self._plan
 
@@ -174,6 +181,7 @@ class Members:
         """
         check_function("fun", fun, "members.apply(fun, *args)")
         rows = self._rows(args, in_axes)
+        self._ran = fun, rows
         return self._draw.apply(self._plan_of(fun, rows), self.params, fun, rows, chunk)
 
     def __getitem__(self, i: Any) -> Any:
@@ -200,6 +208,11 @@ class Members:
         Raises:
             IndexError: there is no such member.
         """
+        if self.plan.sites:
+            raise ValueError(
+                'got members with noise="activations", which have no weights of their own: noise is on the outputs of '
+                "layers, another at every row. members.apply evaluates them; the weights are es.ask(state).params."
+            )
         return self._draw.member(self.plan, self.params, self._checked(i))
 
     def gradient(self, weights: jax.Array) -> PyTree:

@@ -159,6 +159,8 @@ def _check_fits(path: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Me
             )
 
 
+NOISES = ("weights", "activations")
+CREDITS = ("dependent", "own")
 UPDATES = ("auto", "members", "weights")
 
 
@@ -179,8 +181,12 @@ class Population:
     fallback: Fallback = "warn"
     sharding: Any = None
     update: str = "members"
+    noise: str = "weights"
+    credit: str = "dependent"
+    discount: float = 1.0
 
     def __post_init__(self) -> None:
+        self._check_noise()
         self._set("size", as_count("population", self.size, 2 if self.antithetic else 1))
         if self.antithetic and self.size % 2:
             raise ValueError(
@@ -213,6 +219,27 @@ class Population:
             raise ValueError(
                 f"got {self.units} {unit} for {mesh.shape[AXIS]} devices; the population must split evenly over the "
                 f'mesh axis "{AXIS}".'
+            )
+
+    def _check_noise(self) -> None:
+        for name, known in (("noise", NOISES), ("credit", CREDITS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"got {name}={getattr(self, name)!r}; one of {', '.join(map(repr, known))} is required.")
+        number = isinstance(self.discount, int | float) and not isinstance(self.discount, bool)
+        if not (number and 0 <= self.discount <= 1):
+            raise ValueError(
+                f"got discount={self.discount!r}; a number from 0 (a token's own loss alone) to 1 (all that depend on "
+                "it) is required."
+            )
+        chosen = [name for name, usual in (("credit", "dependent"), ("discount", 1.0)) if getattr(self, name) != usual]
+        if chosen and self.noise == "weights":
+            raise ValueError(
+                f'got {chosen[0]}={getattr(self, chosen[0])!r} with noise="weights", whose noise all losses of a member '
+                'are credited with; noise="activations" is required.'
+            )
+        if len(chosen) == 2:
+            raise ValueError(
+                f'got credit={self.credit!r} and discount={self.discount!r}; credit="own" is discount=0: give one.'
             )
 
     @property

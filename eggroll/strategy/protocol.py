@@ -27,9 +27,9 @@ from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State, check_state
-from eggroll.strategy.update.fitness import Standstill, as_float, raise_if_lost, summary
+from eggroll.strategy.update.fitness import Standstill, as_float, of_members, raise_if_lost, summary
 from eggroll.strategy.update.optimizer import Sigma, check_sigma, sigma_at
-from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
+from eggroll.strategy.update.shaping import Shaping, shape_rows, validate_shaping
 from eggroll.strategy.update.told import beyond, check_fitness, check_weights, float64_on_host, is_wide, narrowed
 
 Metrics = dict[str, Any]
@@ -115,7 +115,15 @@ class Strategy(ABC):
             "noise_reuse": int(self.noise_reuse),
             "chunk": who.chunk,  # sums over other parts round otherwise
             "rules": self.rules,
+            **self._of_outputs(),
         }
+
+    def _of_outputs(self) -> dict[str, Any]:
+        """Settings of noise on outputs, where it is chosen: runs that are older do not know them."""
+        who = self.settings
+        if who.noise == "weights":
+            return {}
+        return {"noise": who.noise, "credit": who.credit, "discount": float(who.discount)}
 
     def __repr__(self) -> str:
         """Its class with population, sigma, rank, and what else is not as it would be by default."""
@@ -258,14 +266,14 @@ class Strategy(ABC):
         check_state(state)
         check_members(members)
         members.check_asked_from(self.draw(state), state)
-        fitness, self.plan = check_fitness(fitness, self.population), members.plan
-        return self.plan, fitness
+        self.plan = members.plan
+        return self.plan, check_fitness(fitness, self.population, rows=bool(self.plan.sites))
 
     def _weigh(self, fitness: jax.Array) -> Metrics:
         """What fitness alone tells: its summary, and of every member `fitness` and `weights`."""
         pairs = self.settings.antithetic
-        weights, valid = shape_fitness(fitness, shaping=self.shaping, antithetic=pairs, groups=self.groups)
-        return {**summary(fitness, valid), "fitness": fitness, "weights": weights}
+        weights, valid = shape_rows(fitness, shaping=self.shaping, antithetic=pairs, groups=self.groups)
+        return {**summary(fitness, valid), "fitness": of_members(fitness), "weights": weights}
 
     def _weighed(self, fitness: np.ndarray) -> Metrics:
         """The same of wide fitness, in NumPy: all in float64, but for the weights, which updates take in float32."""

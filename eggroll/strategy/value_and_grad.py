@@ -18,14 +18,14 @@ from eggroll.engine.sameness import described
 from eggroll.strategy.evaluate.argnums import check_argnums, taken_out
 from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, plan_for, split_aux
-from eggroll.strategy.generation import Generation
+from eggroll.strategy.generation import Generation, Ran
 from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population, Sharding
 from eggroll.strategy.state import on_mesh
 from eggroll.strategy.update.fitness import as_float, mean_loss, nothing_finite
 from eggroll.strategy.update.optimizer import check_sigma
-from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
+from eggroll.strategy.update.shaping import Shaping, shape_rows, validate_shaping
 
 # What the functions here and their namesakes for models take and return, for those who pass options on.
 Params = TypeVar("Params")
@@ -48,6 +48,9 @@ class CommonOptions(TypedDict, total=False):
     in_axes: InAxes
     groups: int
     fallback: Fallback
+    noise: Literal["weights", "activations"]
+    credit: Literal["dependent", "own"]
+    discount: float
 
 
 class GradientOptions(CommonOptions, total=False):
@@ -131,6 +134,9 @@ def value_and_grad(
     in_axes: InAxes = None,
     groups: int = 1,
     fallback: Fallback = "warn",
+    noise: Literal["weights", "activations"] = "weights",
+    credit: Literal["dependent", "own"] = "dependent",
+    discount: float = 1.0,
 ) -> ValueAndGrad | ValueAuxAndGrad:
     r"""Estimates the value and the gradient of a loss from forward passes alone.
 
@@ -163,6 +169,12 @@ def value_and_grad(
             `argnums` names: one row per member or per group.
         groups: number of equal groups of members.
         fallback: `"warn"`, `"allow"` or `"error"` where a weight has to be made dense.
+        noise: on the `"weights"` (default), or on `"activations"`, the outputs of the layers that they enter: see
+            `docs/activations.md`. Then `loss_fn` may return an array of losses, one per row `[B]` or token `[B, T]`, in
+            place of their mean: each is held against the noise that it depends on alone.
+        credit: under `noise="activations"`, `"dependent"` (default): noise is credited with all losses that depend on
+            it; `"own"`: with that of the same row and token, which has less variance and a bias.
+        discount: between the two: a factor from 0 to 1 on a loss for every token between it and the noise. Default 1.
 
     Returns:
         `f(params, *args, key, **kwargs) -> (value, grads)`, or `((value, aux), grads)` with `has_aux`. `value` is the
@@ -194,7 +206,8 @@ def value_and_grad(
         Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", arXiv 1703.03864.
     """
     check_function("loss_fn", loss_fn, "value_and_grad(loss_fn, ...)(params, *args, key=key)")
-    members = Population(population, antithetic, distribution, groups, chunk, mesh, fallback, sharding)
+    who = population, antithetic, distribution, groups, chunk, mesh, fallback, sharding
+    members = Population(*who, noise=noise, credit=credit, discount=discount)
     if callable(sigma):
         raise TypeError("got a schedule as sigma; value_and_grad takes a number: make it anew for each, or use ES.")
     check_sigma(sigma)
@@ -216,7 +229,7 @@ def value_and_grad(
         setattr(loss, "__wrapped__", loss_fn)  # noqa: B010  whose name and line messages have
         rows = make_rows(others, in_axes, members.size, members.groups).after(kwargs)
         program = cache.program(loss, params, rows, group, loss_fn)
-        check_scalar(program.out_shape, has_aux, "loss")
+        check_scalar(program.out_shape, has_aux, "loss", rows=members.noise == "activations")
         rows = rows.arrays_alone()
         run = estimator.of(program, rows.axes)
         value, some, aux, grads = cache(run, (group, program, rows.axes), params, rows.args, key, sigma)
@@ -244,13 +257,13 @@ class _Estimator:
         def estimate(params: PyTree, args: tuple, key: jax.Array, sigma: Any) -> tuple[PyTree, ...]:
             rows = Rows(args, axes, members.size)
             plan = plan_for(program, params, rows, members, self.rank, self.rules)
-            generation = Generation(members, plan, as_threefry(key), sigma)
+            generation = Generation(members, plan, as_threefry(key), sigma, Ran(program, rows))
             words = generation.words()
             losses, aux = generation.evaluate(program, params, rows, split_aux(self.has_aux), words=words)
             losses = generation.on_every_device(losses)
             fitness = -as_float(losses)
             pairs = {"antithetic": members.antithetic, "groups": members.groups}
-            weights, valid = shape_fitness(fitness, shaping=self.shaping, **pairs)
+            weights, valid = shape_rows(fitness, shaping=self.shaping, **pairs)
             grads = jax.tree.map(lambda g, p: g.astype(p.dtype), generation.gradient(weights, params, words), params)
             some = valid.any()
             return jnp.where(some, mean_loss(fitness, losses.dtype), jnp.nan), some, aux, grads

@@ -7,7 +7,7 @@ unit and the turns of the loops around name: the same whatever the chunk and the
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -19,9 +19,9 @@ from jax import lax
 from eggroll.engine.annotations import Index, JaxprEqn, Scalar
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.ops import unpack, words_for
-from eggroll.strategy.activations.sites import Site
 from eggroll.strategy.activations.walk import Frame, Linear, Where, transposed
 from eggroll.strategy.noise.keys import folded, words
+from eggroll.strategy.plan.leaves import Site
 
 ACTIVATION = 3  # a side, beside those of `eggroll.strategy.noise.streams`; part of what a seed means
 BLOCK = 1 << 22  # numbers of noise that are summed at once
@@ -40,6 +40,11 @@ class Streams:
     key: jax.Array
     numbers: Mapping[Where, int]
     distribution: str
+
+    @classmethod
+    def of(cls, key: jax.Array, sites: Sequence[Site], distribution: str) -> Streams:
+        """Those of the sites of a plan, numbered in their order."""
+        return cls(key, {site.where: i for i, site in enumerate(sites)}, distribution)
 
     def keys(self, made: Linear, frame: Frame, units: jax.Array) -> jax.Array:
         """`[2, U]`, of the units `[U]` at one turn of the loops around."""

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import jax
-import numpy as np
 
 import eggroll.strategy.activations.loops  # noqa: F401  it fills the walk's table of loops
 from eggroll.engine import jax_compat
@@ -18,34 +16,7 @@ from eggroll.engine.interpreter import Policy
 from eggroll.engine.lowrank import as_perturbed, is_low_rank
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.activations.walk import Frame, Hook, Linear, Walk, Where
-
-
-@dataclass(frozen=True)
-class Site:
-    """An output of an operation that parameters enter linearly, which gets noise.
-
-    Attributes:
-        where: the equation, by its numbers from the outermost jaxpr.
-        paths: of the parameters that enter.
-        primitive: JAX primitive that made it.
-        line: the user's source line.
-        shape: of one turn of the loops around it.
-        dtype: its dtype's name.
-        loops: lengths of these loops, the outermost first; None where a length depends on data.
-    """
-
-    where: Where
-    paths: tuple[str, ...]
-    primitive: str
-    line: str
-    shape: tuple[int, ...]
-    dtype: str
-    loops: tuple[int | None, ...] = ()
-
-    @property
-    def size(self) -> int:
-        """Numbers in one evaluation, as far as loops are of known length."""
-        return math.prod(self.shape) * math.prod(n or 1 for n in self.loops)
+from eggroll.strategy.plan.leaves import Site
 
 
 @dataclass
@@ -145,8 +116,3 @@ def find_sites(
         if not again:
             return tuple(found.sites.values()), refusals
         left = left - again
-
-
-def reached(sites: Sequence[Site]) -> frozenset[str]:
-    """Paths of the parameters that enter any site."""
-    return frozenset(path for site in sites for path in site.paths)

@@ -164,6 +164,11 @@ class Plans:
 
     def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
         """The plan for a function; without one that of the last function of such parameters, else one by shapes."""
+        if (fun is None or rows is None) and self._settings.noise == "activations":
+            raise ValueError(
+                'got no function for noise="activations", which is on the outputs that a function makes: apply one to '
+                "the members first."
+            )
         if fun is None or rows is None:
             last = self._of_shapes.used(_shapes(params))
             return make_plan(params, None, rank=self._rank, rules=self._rules) if last is None else last

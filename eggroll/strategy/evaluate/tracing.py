@@ -12,14 +12,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from eggroll.engine import jax_compat
-from eggroll.engine.annotations import Function, Index, PyTree
+from eggroll.engine.annotations import Function, Index, PyTree, Scalar
 from eggroll.engine.factored import Program, abstract, discover, is_array, partition, trace
 from eggroll.engine.interpreter import DenseFallback, Interpreter, Policy
 from eggroll.engine.paths import leaf_paths
 from eggroll.ops import Choice
-from eggroll.strategy.noise.sampler import Sampler, member_sign
-from eggroll.strategy.plan.leaves import Plan, make_plan
-from eggroll.strategy.plan.rules import Rules
+from eggroll.strategy.activations.noise import Seen, Streams
+from eggroll.strategy.activations.sites import find_sites, walked
+from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
+from eggroll.strategy.plan.rules import Rules, match_rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import for_mesh
 
@@ -164,8 +166,52 @@ def plan_for(program: Program, params: PyTree, rows: Rows, settings: Population,
     """Discovers how the program uses the parameters and decides their perturbation."""
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
     plan = make_plan(params, uses, rank=rank, rules=rules)
+    if settings.noise == "activations":
+        plan = with_sites(program, plan, params, rows, rules)
     plan = for_kernels(program, plan, jax.tree.map(abstract, params), rows, settings.distribution)
     return for_mesh(plan, settings)
+
+
+def with_sites(program: Program, plan: Plan, params: PyTree, rows: Rows, rules: Rules) -> Plan:
+    """The plan, in which parameters without a rule have noise on the outputs that they enter, as far as they can."""
+    ruled = match_rules(rules, [leaf.path for leaf in plan.leaves])
+    free = [i for i, leaf in enumerate(plan.leaves) if leaf.path not in ruled and leaf.kind in ("low_rank", "dense")]
+    sites, _ = find_sites(program, params, rows.abstract(), free)
+    moved = {path for site in sites for path in site.paths}
+    leaves = [
+        LeafPlan(leaf.path, leaf.shape, leaf.dtype, "activations") if leaf.path in moved else leaf
+        for leaf in plan.leaves
+    ]
+    return Plan(tuple(leaves), sites)
+
+
+@dataclass(frozen=True)
+class Member:
+    """Who sees the parameters.
+
+    Attributes:
+        noise: of the parameters, drawn for the unit.
+        key: of the generation.
+        unit: number of the member's unit.
+        index: of the member in it: 0, or 1 for the second of a pair.
+        sigma: noise scale.
+    """
+
+    noise: Noise
+    key: jax.Array
+    unit: Index
+    index: Index
+    sigma: Scalar
+
+    def evaluate(self, program: Program, sampler: Sampler, policy: Policy, params: PyTree, args: tuple) -> PyTree:
+        """The program's output for this member."""
+        sign, plan = member_sign(self.index), sampler.plan
+        seen = sampler.perturb(params, self.noise, sign, self.sigma)
+        if not plan.sites:
+            return program.evaluate(Interpreter(policy), (seen, *args))
+        streams = Streams.of(self.key, plan.sites, sampler.distribution)
+        hook = Seen(streams, self.unit, self.sigma * sign)
+        return walked(program, hook, policy, (seen, *args), plan.by_output)[0]
 
 
 def check_covered(plan: Plan, program: Program, params: PyTree, rows: Rows) -> None:
@@ -182,19 +228,24 @@ def check_covered(plan: Plan, program: Program, params: PyTree, rows: Rows) -> N
         )
 
 
-def check_scalar(out: PyTree, has_aux: bool, what: str) -> None:
-    """Raises unless a function that returns these shapes returns a real scalar, or `(scalar, aux)`."""
+def check_scalar(out: PyTree, has_aux: bool, what: str, *, rows: bool = False) -> None:
+    """Raises unless a function that returns these shapes returns a real scalar, or `(scalar, aux)`.
+
+    With `rows`, an array of any shape with a number in it will do.
+    """
     if has_aux and not (isinstance(out, tuple) and len(out) == 2):
         raise TypeError(f"has_aux=True requires the function to return ({what}, aux); got {_describe(out)}.")
     value = out[0] if has_aux else out
     if not isinstance(value, jax.ShapeDtypeStruct):
         hint = "" if has_aux or value is None else "; pass has_aux=True for a function that returns a pair"
         raise TypeError(f"the function must return one scalar {what} per member; got {_describe(value)}{hint}.")
-    if value.shape != ():
+    if value.shape != () and not rows:
         raise ValueError(
             f"the function must return one scalar {what} per member; got shape {value.shape}. Reduce it, for "
             "instance with .mean()."
         )
+    if math.prod(value.shape) == 0:
+        raise ValueError(f"the function returned no {what}: got shape {value.shape}.")
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
         raise TypeError(f"the {what} must be real; got {value.dtype}. Take its real part or its modulus.")
 
@@ -239,7 +290,13 @@ def for_kernels(program: Program, plan: Plan, params: PyTree, rows: Rows, distri
         return plan
     found = dry_run(program, plan, params, rows, distribution, None)
     drawn = {choice.name for choice in found.choices if choice.implementation == "reference"}
-    return Plan(tuple(replace(leaf, matrix=None) if leaf.path in drawn else leaf for leaf in plan.leaves))
+    leaves = tuple(replace(leaf, matrix=None) if leaf.path in drawn else leaf for leaf in plan.leaves)
+    return replace(plan, leaves=leaves)
+
+
+def abstract_key() -> jax.ShapeDtypeStruct:
+    """The shape of a generation's key."""
+    return jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype)
 
 
 def dry_run(program: Program, plan: Plan, params: PyTree, rows: Rows, distribution: str, members: int | None) -> DryRun:
@@ -264,14 +321,14 @@ def dry_run(program: Program, plan: Plan, params: PyTree, rows: Rows, distributi
     ]
     axes = [None if axis is None else 0 for axis in rows.axes]
 
-    def run(words: jax.Array, params: PyTree, args: list[Any]) -> Any:
-        def member(noise: Any, index: Index, args: list[Any]) -> PyTree:
-            seen = sampler.perturb(params, noise, member_sign(index), 1.0)
-            return program.evaluate(Interpreter(policy), (seen, *merge(args)))
+    def run(words: jax.Array, params: PyTree, args: list[Any], key: jax.Array) -> Any:
+        def member(noise: Any, unit: Index, index: Index, args: list[Any]) -> PyTree:
+            return Member(noise, key, unit, index, 1.0).evaluate(program, sampler, policy, params, merge(args))
 
-        pair = jax.vmap(member, in_axes=(None, 0, axes))
-        return jax.vmap(pair, in_axes=(0, None, axes))(sampler.draw(words), jnp.arange(SIGNS), args)
+        pair = jax.vmap(member, in_axes=(None, None, 0, axes))
+        units = jnp.arange(UNITS)
+        return jax.vmap(pair, in_axes=(0, 0, None, axes))(sampler.draw(words), units, jnp.arange(SIGNS), args)
 
-    words = jax.ShapeDtypeStruct((UNITS, sampler.streams.words), jnp.uint32)
-    found = map(Choice.in_scope, jax_compat.name_stacks(jax.make_jaxpr(run)(words, params, own)))
+    words, key = jax.ShapeDtypeStruct((UNITS, sampler.streams.words), jnp.uint32), abstract_key()
+    found = map(Choice.in_scope, jax_compat.name_stacks(jax.make_jaxpr(run)(words, params, own, key)))
     return DryRun(policy.records, [choice for choice in found if choice and choice.name])

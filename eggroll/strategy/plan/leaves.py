@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from eggroll.engine.annotations import PyTree
 from eggroll.engine.factored import Use
 from eggroll.engine.paths import leaf_paths, path_hash
-from eggroll.strategy.plan.rules import DenseRule, FrozenRule, LowRankRule, Rule, Rules, check_rank, match_rules
+from eggroll.strategy.plan.rules import DenseRule, FrozenRule, LowRankRule, Rule, Rules, WeightRule, check_rank, match_rules
 
-Kind = Literal["low_rank", "dense", "frozen", "unused"]
+Kind = Literal["low_rank", "dense", "activations", "frozen", "unused"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class LeafPlan:
         path: names joined by `/`.
         shape: the parameter's shape.
         dtype: its dtype's name.
-        kind: `"low_rank"`, `"dense"`, `"frozen"` or `"unused"` (the function does not read it).
+        kind: `"low_rank"`, `"dense"`, `"activations"` (its noise is on the outputs that it enters), `"frozen"` or
+            `"unused"` (the function does not read it).
         rank: number of columns of each factor (0 unless low-rank).
         left_axes: axes the left factor owns; stack axes are in both.
         right_axes: axes the right factor owns.
@@ -69,15 +70,54 @@ class LeafPlan:
 
 
 @dataclass(frozen=True)
+class Site:
+    """An output of an operation that parameters enter linearly, which gets noise of its own in every number.
+
+    Attributes:
+        where: the equation, by the numbers of those on the way to it from the outermost jaxpr.
+        paths: of the parameters that enter.
+        primitive: JAX primitive that made it.
+        line: the user's source line.
+        shape: of one turn of the loops around it.
+        dtype: its dtype's name.
+        loops: lengths of these loops, the outermost first; None where a length depends on data.
+    """
+
+    where: tuple[int, ...]
+    paths: tuple[str, ...]
+    primitive: str
+    line: str
+    shape: tuple[int, ...]
+    dtype: str
+    loops: tuple[int | None, ...] = ()
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Lengths of the loops whose length is known."""
+        return tuple(n for n in self.loops if n is not None)
+
+    @property
+    def size(self) -> int:
+        """Numbers of one evaluation; of a loop of unknown length, those of a turn."""
+        return math.prod(self.shape) * math.prod(self.steps)
+
+
+@dataclass(frozen=True)
 class Plan:
-    """The leaf plans, in the order of `jax.tree.leaves(params)`."""
+    """The leaf plans, in the order of `jax.tree.leaves(params)`, and the sites of the function, in its order."""
 
     leaves: tuple[LeafPlan, ...]
+    sites: tuple[Site, ...] = ()
 
     @property
     def numbers(self) -> int:
-        """Random numbers drawn for one pair of members, all parameters together."""
+        """Random numbers drawn for one pair of members as noise of all parameters; those of sites are apart."""
         return sum(leaf.numbers for leaf in self.leaves)
+
+    @property
+    def by_output(self) -> tuple[int, ...]:
+        """Numbers of the parameters whose noise is on the outputs that they enter."""
+        return tuple(i for i, leaf in enumerate(self.leaves) if leaf.kind == "activations")
 
 
 def make_plan(params: PyTree, uses: Mapping[str, Sequence[Use]] | None, *, rank: int = 1, rules: Rules = ()) -> Plan:
@@ -162,6 +202,7 @@ def _leaf_plan(path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | No
         return LeafPlan(path, shape, dtype, "frozen")
     if math.prod(shape) == 0 or (uses is not None and not uses):
         return LeafPlan(path, shape, dtype, "unused")
+    rule = None if isinstance(rule, WeightRule) else rule
     scale = 1.0 if rule is None else rule.sigma_scale
     dense = LeafPlan(path, shape, dtype, "dense", sigma_scale=scale)
     if isinstance(rule, DenseRule):
@@ -228,7 +269,7 @@ def _check_layer_rank(path: str, shape: tuple[int, ...], rank: int, full: int) -
 
 def check_something_moves(plans: Sequence[LeafPlan]) -> None:
     """Raises ValueError where no parameter is perturbed."""
-    if any(p.kind in ("low_rank", "dense") for p in plans):
+    if any(p.kind in ("low_rank", "dense", "activations") for p in plans):
         return
     if all(p.kind == "frozen" for p in plans):
         raise ValueError('every parameter is "frozen" by a rule: nothing is left to perturb. Loosen a pattern.')
