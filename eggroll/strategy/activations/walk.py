@@ -202,9 +202,9 @@ class Walk(Interpreter):
             shapes = [jnp.shape(a.value) if isinstance(a, Linear) else None for a in args]
             # A bias may be added to what waits, and another output of the same shape; anything else comes after it.
             if any(w and (any(beside) or s != out.shape) for w, s in zip(waiting, shapes, strict=True)):
-                args = self._settled(args, waiting, fed, frame, eqn)
+                args = self._all_settled(args, waiting, fed, frame, eqn)
         elif any(waiting):
-            args = self._settled(args, waiting, fed, frame, eqn)
+            args = self._all_settled(args, waiting, fed, frame, eqn)
         held = [i for i, a in enumerate(args) if isinstance(a, Linear)]
         fixed = set(FIXED_OPERANDS.get(name, lambda n: ())(len(args)))
         joining = name in ADDING or name in JOINING
@@ -212,7 +212,7 @@ class Walk(Interpreter):
         affine = known and bool(held) and not fixed & set(held) and (joining or len(held) == 1)
         return args, affine or not held
 
-    def _settled(
+    def _all_settled(
         self, args: list[Any], which: Sequence[bool], fed: list[bool], frame: Frame, eqn: JaxprEqn
     ) -> list[Any]:
         for i, chosen in enumerate(which):

@@ -7,6 +7,7 @@ receives is the transpose of the one operation that it enters, at the inputs of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
@@ -55,31 +56,33 @@ def sum_activations(
     Returns:
         Number of the parameter → `Σ wᵢ·(its operation's transpose of εᵢ)`, divided by the number of losses.
     """
-    streams = Streams.of(key, plan.sites, population.distribution)
     weights = weights / max(weights[0].size, 1)
     signs = population.signs
 
-    def walk(params: PyTree, args: tuple, start: Index, weights: jax.Array) -> dict[int, jax.Array]:
+    def walk(key: jax.Array, params: PyTree, args: tuple, start: Index, weights: jax.Array) -> dict[int, jax.Array]:
+        streams = Streams.of(key, plan.sites, population.distribution)
         credit = credits(plan.sites, found, weights, population.credit, population.discount)
         hook = Credited(streams, start, credit)
         return walked(program, hook, Policy("allow"), (params, *args), plan.by_output, summing=True)[1].sums
 
-    def share(params: PyTree, rows: Rows, first: Index, weights: jax.Array) -> dict[int, jax.Array]:
+    def share(
+        key: jax.Array, params: PyTree, rows: Rows, first: Index, weights: jax.Array
+    ) -> dict[int, jax.Array]:
         if all(axis is None for axis in rows.axes):
             per_unit = weights[0::2] - weights[1::2] if signs == 2 else weights
-            return walk(params, rows.args, first // signs, per_unit)
-        return _one_by_one(walk, params, rows, first, weights, signs)
+            return walk(key, params, rows.args, first // signs, per_unit)
+        return _one_by_one(partial(walk, key), params, rows, first, weights, signs)
 
     if placement is None:
-        return share(params, rows, 0, weights)
+        return share(key, params, rows, 0, weights)
     mesh = placement.mesh
     count = population.size // mesh.shape[AXIS]
-    arrays, merge, _ = partition((params, rows.args))
+    arrays, merge, _ = partition((key, params, rows.args))
 
     def local(arrays: list[Any], weights: jax.Array) -> dict[int, jax.Array]:
-        params, args = merge(arrays)
+        key, params, args = merge(arrays)
         first = lax.axis_index(AXIS) * count
-        return lax.psum(share(params, Rows(args, rows.axes, rows.population), first, weights), AXIS)
+        return lax.psum(share(key, params, Rows(args, rows.axes, rows.population), first, weights), AXIS)
 
     each, whole = PartitionSpec(AXIS), PartitionSpec()
     options: dict[str, Any] = {"mesh": mesh, "axis_names": set(placement.manual), "check_vma": False}
