@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,12 @@ from eggroll.engine.factored import Use, abstract, discover
 from eggroll.engine.interpreter import DenseFallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.ops import check_distribution
-from eggroll.strategy.evaluate.tracing import DryRun, InAxes, dry_run, for_kernels, make_rows, trace_member
-from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
+from eggroll.strategy.activations.credit import Relation, relations
+from eggroll.strategy.evaluate.tracing import DryRun, InAxes, dry_run, for_kernels, make_rows, trace_member, with_sites
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, Site, make_plan
 from eggroll.strategy.plan.parameters import check_no_module
 from eggroll.strategy.plan.rules import Rules
+from eggroll.strategy.population import NOISES
 
 
 class ExplainOptions(TypedDict, total=False):
@@ -32,6 +35,7 @@ class ExplainOptions(TypedDict, total=False):
     in_axes: InAxes
     population: int | None
     distribution: str
+    noise: Literal["weights", "activations"]
 
 
 @dataclass(frozen=True)
@@ -44,12 +48,14 @@ class Row:
         fallbacks: every place where its perturbation has to be made dense.
         implementations: what computes its perturbed products on this platform: names of
             `eggroll.kernels.implementations("lowrank_dot")`; `"reference"` is plain XLA. None without factors.
+        why: under `noise="activations"`, why its noise is not on the outputs that it enters; empty where it is.
     """
 
     plan: LeafPlan
     uses: tuple[Use, ...]
     fallbacks: tuple[DenseFallback, ...]
     implementations: tuple[str, ...] = ()
+    why: str = ""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -69,11 +75,13 @@ class Explanation:
 
     Attributes:
         rows: one `Row` per parameter, in the order of `jax.tree.leaves(params)`.
-        plan: the plan that sampling follows.
+        plan: the plan that sampling follows; its `sites` are where noise on outputs enters.
+        per_row: of every site, its numbers for each row of the batch (and token), as far as the losses tell rows apart.
     """
 
     rows: tuple[Row, ...]
     plan: Plan = field(repr=False)
+    per_row: tuple[int, ...] = ()
 
     @property
     def fallbacks(self) -> tuple[DenseFallback, ...]:
@@ -87,6 +95,11 @@ class Explanation:
 
     def __rich_console__(self, console: Console, options: Any) -> Iterator[Any]:
         yield _table(self)
+        if self.plan.sites:
+            yield _sites(self)
+        for row in self.rows:
+            if row.why and row.kind in ("low_rank", "dense"):
+                yield f"weight noise: '{row.path}', for {row.why}"
         for fallback in self.fallbacks:
             yield f"dense fallback: {fallback}"
 
@@ -108,6 +121,21 @@ def _table(explanation: Explanation) -> Table:
     return table
 
 
+def _sites(explanation: Explanation) -> Table:
+    sites = explanation.plan.sites
+    table = Table(caption=f"{sum(site.size for site in sites):,} random numbers per pair of members on outputs")
+    for name in ("site", "parameters", "operation", "shape", "loops", "line"):
+        table.add_column(name, overflow="fold")
+    for name in ("numbers", "a row"):
+        table.add_column(name, justify="right")
+    for number, (site, own) in enumerate(zip(sites, explanation.per_row, strict=True)):
+        loops = ", ".join("?" if n is None else str(n) for n in site.loops) or "-"
+        shape, line = "x".join(map(str, site.shape)) or "1", site.line.rpartition("/")[2]
+        sizes = f"{site.size:,}", f"{own:,}"
+        table.add_row(str(number), ", ".join(site.paths), site.primitive, shape, loops, line, *sizes)
+    return table
+
+
 def _axes(axes: Any) -> str:
     return ", ".join(map(str, axes)) or "-"
 
@@ -121,6 +149,7 @@ def explain(
     in_axes: InAxes = None,
     population: int | None = None,
     distribution: str = "rademacher",
+    noise: Literal["weights", "activations"] = "weights",
 ) -> Explanation:
     """Says how `fun` uses each parameter, and what noise each gets; nothing is computed.
 
@@ -137,6 +166,8 @@ def explain(
         in_axes: as in `members.apply`, if some arguments have a row per member; needs `population`.
         population: number of members, for `in_axes` and for the sizes of dense fallbacks.
         distribution: of the noise, `"rademacher"` (default) or `"normal"`; kernels may know one of them only.
+        noise: on the `"weights"` (default) or on `"activations"`: then the table names the outputs that get it, and why
+            a parameter has weight noise all the same.
 
     Returns:
         `str()` is a table, `.rows` the data, `.fallbacks` the dense fallbacks.
@@ -159,13 +190,27 @@ def explain(
     rows = make_rows(args, in_axes, population or 1, 1)
     program = trace_member(fun, params, rows)
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
-    plan = make_plan(params, uses, rank=rank, rules=rules)
+    plan, why, per_row = make_plan(params, uses, rank=rank, rules=rules), {}, ()
+    if noise == "activations":
+        plan, why = with_sites(program, plan, params, rows, rules)
+        found = relations(program, plan, params, rows.abstract())
+        per_row = tuple(map(_per_row, plan.sites, found))
+    elif noise != "weights":
+        raise ValueError(f"got noise={noise!r}; one of {', '.join(map(repr, NOISES))} is required.")
     plan = for_kernels(program, plan, params, rows, distribution)
     found = dry_run(program, plan, params, rows, distribution, population)
-    return Explanation(tuple(_row(found, leaf, uses[leaf.path]) for leaf in plan.leaves), plan)
+    shown = tuple(_row(found, leaf, uses[leaf.path], why.get(leaf.path, "")) for leaf in plan.leaves)
+    return Explanation(shown, plan, per_row)
 
 
-def _row(found: DryRun, leaf: LeafPlan, uses: Sequence[Use]) -> Row:
+def _per_row(site: Site, relation: Relation | None) -> int:
+    """Numbers of a site over those of its axes along which losses are told apart."""
+    shape = (*site.steps, *site.shape)
+    axes = {along.axis for along in relation or () if along is not None}
+    return site.size // max(math.prod(shape[a] for a in axes), 1)
+
+
+def _row(found: DryRun, leaf: LeafPlan, uses: Sequence[Use], why: str) -> Row:
     fallbacks = tuple(f for f in found.fallbacks if f.path == leaf.path)
     plain = ("reference",) if leaf.kind == "low_rank" else ()
-    return Row(leaf, tuple(uses), fallbacks, found.implementations(leaf.path) or plain)
+    return Row(leaf, tuple(uses), fallbacks, found.implementations(leaf.path) or plain, why)

@@ -167,22 +167,27 @@ def plan_for(program: Program, params: PyTree, rows: Rows, settings: Population,
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
     plan = make_plan(params, uses, rank=rank, rules=rules)
     if settings.noise == "activations":
-        plan = with_sites(program, plan, params, rows, rules)
+        plan, _ = with_sites(program, plan, params, rows, rules)
     plan = for_kernels(program, plan, jax.tree.map(abstract, params), rows, settings.distribution)
     return for_mesh(plan, settings)
 
 
-def with_sites(program: Program, plan: Plan, params: PyTree, rows: Rows, rules: Rules) -> Plan:
-    """The plan, in which parameters without a rule have noise on the outputs that they enter, as far as they can."""
+def with_sites(
+    program: Program, plan: Plan, params: PyTree, rows: Rows, rules: Rules
+) -> tuple[Plan, dict[str, str]]:
+    """The plan in which parameters without a rule have noise on the outputs that they enter; and why others have not.
+
+    The reasons are by path: what else is done with a parameter.
+    """
     ruled = match_rules(rules, [leaf.path for leaf in plan.leaves])
     free = [i for i, leaf in enumerate(plan.leaves) if leaf.path not in ruled and leaf.kind in ("low_rank", "dense")]
-    sites, _ = find_sites(program, params, rows.abstract(), free)
+    sites, refusals = find_sites(program, params, rows.abstract(), free)
     moved = {path for site in sites for path in site.paths}
     leaves = [
         LeafPlan(leaf.path, leaf.shape, leaf.dtype, "activations") if leaf.path in moved else leaf
         for leaf in plan.leaves
     ]
-    return Plan(tuple(leaves), sites)
+    return Plan(tuple(leaves), sites), refusals | dict.fromkeys(ruled, "a rule")
 
 
 @dataclass(frozen=True)
