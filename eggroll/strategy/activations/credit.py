@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import string
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from eggroll.engine.annotations import JaxprEqn, PyTree
 from eggroll.engine.factored import Program, abstract, partition
@@ -32,7 +34,7 @@ class _Marked:
         mark = self.marks[made.where]
         for turn, length in frame.loops:
             if length is not None:
-                mark = jax.lax.dynamic_index_in_dim(mark, turn, 0, keepdims=False)
+                mark = lax.dynamic_index_in_dim(mark, turn, 0, keepdims=False)
         return made.value + mark
 
     def refused(self, made: Linear, frame: Frame, eqn: JaxprEqn | None) -> None:
@@ -87,33 +89,69 @@ def credits(
 
 
 def _credit(site: Site, relation: Relation, weights: jax.Array, discount: float) -> jax.Array:
-    shape = (*site.steps, *site.shape)
-    names = iter(string.ascii_lowercase)
-    unit, losses = next(names), [next(names) for _ in relation]
-    axes: dict[int, str] = {}
-    operands: list[Any] = [weights]
-    terms = [unit + "".join(losses)]
-    for k, along in enumerate(relation):
-        if along is None:
+    """One einsum, from the digits of the losses' indices to those of the site's: merged axes have several."""
+    shape, losses = (*site.steps, *site.shape), weights.shape[1:]
+    used = _compatible(relation)
+    given = [_cuts(n, [(a.loss_stride, a.loss_size) for k, a in used if k == axis]) for axis, n in enumerate(losses)]
+    taken = [_cuts(n, [(a.stride, a.size) for _, a in used if a.axis == axis]) for axis, n in enumerate(shape)]
+    letters = iter(string.ascii_letters)
+    unit = next(letters)
+    names = [{digit: next(letters) for digit in digits} for digits in given]
+    own: dict[tuple[int, tuple[int, int]], str] = {}
+    operands, terms = [], []
+    for k, along in used:
+        name, digit = names[k][along.loss_stride, along.loss_size], (along.axis, (along.stride, along.size))
+        reach = _reach(along, discount, last=k == len(losses) - 1)
+        if reach is None:
+            own[digit] = name
             continue
-        reach = _reach(along, shape[along.axis], weights.shape[1 + k], discount)
-        if reach is None and along.axis not in axes:
-            axes[along.axis] = losses[k]
-            continue
-        name = axes.setdefault(along.axis, next(names))
-        operands.append(jnp.asarray(np.eye(shape[along.axis]) if reach is None else reach, weights.dtype))
-        terms.append(name + losses[k])
-    kept = sorted(axes)
-    spelled = ",".join(terms) + "->" + unit + "".join(axes[a] for a in kept)
-    total = jnp.einsum(spelled, *operands, precision=jax.lax.Precision.HIGHEST)
-    return jnp.expand_dims(total, [1 + a for a in range(len(shape)) if a not in axes])
+        own[digit] = next(letters)
+        operands.append(jnp.asarray(reach, weights.dtype))
+        terms.append(own[digit] + name)
+    every = [(axis, digit) for axis, digits in enumerate(taken) for digit in digits]
+    spelled = unit + "".join(name for each in names for name in each.values())
+    split = weights.reshape(len(weights), *(size for digits in given for _, size in digits))
+    kept = unit + "".join(own[digit] for digit in every if digit in own)
+    total = jnp.einsum(",".join([spelled, *terms]) + "->" + kept, split, *operands, precision=lax.Precision.HIGHEST)
+    total = total.reshape(len(weights), *(digit[1] if (axis, digit) in own else 1 for axis, digit in every))
+    told = {axis for axis, _ in own}
+    whole = [size if axis in told else 1 for axis, (_, size) in every]
+    total = jnp.broadcast_to(total, (len(weights), *whole))
+    return total.reshape(len(weights), *(n if axis in told else 1 for axis, n in enumerate(shape)))
 
 
-def _reach(along: Along, rows: int, losses: int, discount: float) -> np.ndarray | None:
-    """`[rows, losses]`, how much of each loss a row is credited with; None: its own alone."""
-    if along.reach is None or not (along.own and rows == losses) or discount == 1:
+def _compatible(relation: Relation) -> list[tuple[int, Along]]:
+    """Links that can hold together: no two of the same losses, and none that cut an axis where another does not."""
+    chosen: list[tuple[int, Along]] = []
+    waiting = [(k, along) for k, along in enumerate(relation) if along is not None]
+    while waiting:
+        k, along = waiting.pop(0)
+        waiting += [(k, other) for other in along.also]
+        if along.size == 1 or along.loss_size == 1:  # tells nothing
+            continue
+        theirs = [(a.loss_stride, a.loss_size) for other, a in chosen if other == k]
+        mine = [(a.stride, a.size) for _, a in chosen if a.axis == along.axis]
+        apart = all(_apart(digit, (along.loss_stride, along.loss_size)) for digit in theirs)
+        if apart and all(_apart(digit, (along.stride, along.size)) for digit in mine):
+            chosen.append((k, along))
+    return chosen
+
+
+def _apart(a: tuple[int, int], b: tuple[int, int]) -> bool:
+    return a[0] * a[1] <= b[0] or b[0] * b[1] <= a[0]
+
+
+def _cuts(length: int, digits: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """`(stride, size)` of all digits of an axis, the highest first: those given and what lies between."""
+    ends = sorted({1, length, *(e for stride, size in digits for e in (stride, stride * size))})
+    return [(low, high // low) for low, high in reversed(list(pairwise(ends)))] or [(1, length)]
+
+
+def _reach(along: Along, discount: float, *, last: bool) -> np.ndarray | None:
+    """`[size, loss_size]`, how much of each loss an index is credited with; None: its own alone."""
+    if along.reach is None or along.own is None or discount == 1:
         return along.reach
+    far = np.abs(np.arange(along.loss_size) - np.arange(along.size)[:, None] - along.own)
     if discount == 0:
-        return None
-    far = np.abs(np.arange(rows)[:, None] - np.arange(losses))
-    return along.reach * discount**far
+        return far == 0
+    return along.reach * discount**far if last else along.reach
