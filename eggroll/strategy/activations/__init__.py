@@ -1,0 +1,1 @@
+"""Noise on the outputs of layers: sites, which losses depend on them, and credit."""
