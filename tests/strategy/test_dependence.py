@@ -1,4 +1,4 @@
-"""Which losses depend on which entries of a site: never fewer than derivatives find, and exactly these where it counts."""
+"""Which losses depend on which entries of a site: never fewer than move, and exactly these where it counts."""
 
 from __future__ import annotations
 
@@ -302,7 +302,8 @@ def transposed(n):
 
 
 SHORT = (B, T + 1, D)
-CASES: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], bool]] = {  # exact? Not where a token sees itself alone, for any score
+# Each with its sites, and whether the claim is exact; it is not where a token that sees itself alone has any score.
+CASES: dict[str, tuple[Callable[..., Any], tuple[tuple[int, ...], ...], bool]] = {
     "encoder": (total(encoder), ((B, T, D),) * 3, True),
     "window": (total(banded), ((B, T, D),) * 3, False),
     "mask": (total(causal), ((B, T, D),) * 3, False),

@@ -15,8 +15,8 @@ import numpy as np
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.jax_compat import Literal, inner_jaxprs, open_jaxpr, scan_counts
 from eggroll.strategy.activations.links import Digit, Link, Links, State, add, everything, full, reshape
-from eggroll.strategy.activations.patterns import CALLS, Facts, find
-from eggroll.strategy.activations.routes import route
+from eggroll.strategy.activations.patterns import Facts, called, find
+from eggroll.strategy.activations.routes import PAIRS, route
 from eggroll.strategy.activations.values import dims
 from eggroll.strategy.activations.walk import shifted, walk, without
 
@@ -104,8 +104,8 @@ def _spread(jaxpr: Any, facts: Facts) -> None:
     """Tells what has no loss of its own yet, keys and values for example, whose indices it shares: its operands'."""
     for number, eqn in enumerate(open_jaxpr(jaxpr)[0].eqns):
         name, inner = eqn.primitive.name, facts.inner.get(number, [])
-        if name in CALLS:
-            _spread_into(inner_jaxprs(eqn)[0], eqn.invars, eqn.outvars, facts, inner[0])
+        if (body := called(eqn)) is not None:
+            _spread_into(body, eqn.invars, eqn.outvars, facts, inner[0])
         elif name == "cond":
             for branch, its in zip(eqn.params["branches"], inner, strict=True):
                 _spread_into(branch, eqn.invars[1:], eqn.outvars, facts, its)
@@ -152,7 +152,7 @@ def _onward(eqn: JaxprEqn, i: int, o: int, owns: Links, facts: Facts) -> Links:
     if eqn.primitive.name == "reshape":
         return reshape(State(owns), out, into).links
     links: Links = {}
-    steps = [] if eqn.primitive.name == "optimization_barrier" else route(eqn, i, o, facts)
+    steps = [] if eqn.primitive.name in PAIRS else route(eqn, i, o, facts)
     for (digit, loss), link in owns.items():
         for step in steps if digit.axis >= 0 else ():
             if step.into == digit.axis and step.out < len(out) and step.shift is not None and link.own is not None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from eggroll.strategy.activations.routes import Step
+from eggroll.strategy.activations.steps import Step
 from eggroll.strategy.activations.values import MOST, Array, reshaped
 
 
@@ -57,7 +58,7 @@ def add(links: Links, digit: Digit, loss: Digit, link: Link) -> None:
         if own is None:
             return
         reach = everything((digit, loss))
-    elif reach is not None and digit.size == loss.size and np.array_equal(reach, np.eye(digit.size, dtype=bool)):
+    elif reach is not None and digit.size == loss.size == np.count_nonzero(reach) == reach.trace():
         reach = None
     other = links.get((digit, loss))
     links[digit, loss] = Link(reach, own) if other is None else _both(other, Link(reach, own))
@@ -86,7 +87,15 @@ def matrix(digit: Digit, loss: Digit, link: Link, length: int | None = None) -> 
 
 
 def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    return (a.astype(np.float32) @ b.astype(np.float32)) > 0
+    """Which index leads to which loss by way of any third. Layers are alike, so each product is made once."""
+    return _multiplied(np.packbits(a).tobytes(), np.packbits(b).tobytes(), a.shape, b.shape)
+
+
+@lru_cache(maxsize=32)
+def _multiplied(a: bytes, b: bytes, first: tuple[int, ...], second: tuple[int, ...]) -> np.ndarray:
+    bits = ((np.frombuffer(x, np.uint8), shape) for x, shape in ((a, first), (b, second)))
+    left, right = (np.unpackbits(x, count=math.prod(s)).reshape(s).astype(np.float32) for x, s in bits)
+    return (left @ right) > 0
 
 
 def join(a: State | None, b: State | None) -> State | None:

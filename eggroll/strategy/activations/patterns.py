@@ -12,8 +12,8 @@ from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.jax_compat import Literal, inner_jaxprs, open_jaxpr, scan_counts
 from eggroll.strategy.activations.values import Known, constant, evaluate, unknown
 
-CALLS = {"jit", "pjit", "closed_call", "core_call", "remat", "remat2", "checkpoint", "custom_jvp_call"}
-CALLS |= {"custom_vjp_call", "custom_vjp_call_jaxpr"}
+CALLS = {"jit", "closed_call", "call", "remat2", "custom_jvp_call", "custom_vjp_call", "custom_vmap_call"}
+CALLS |= {"composite", "xla_metadata_call"}  # what runs the one jaxpr that they hold, on all of their operands
 
 
 @dataclass
@@ -46,14 +46,21 @@ def find(jaxpr: Any, ins: Sequence[Known | None]) -> Facts:
         if inner is not None:
             facts.inner[number] = inner
             outs = [unknown(v.aval, maybe=True) for v in eqn.outvars]
-            if eqn.primitive.name in CALLS:
-                outs = [inner[0].read(v) for v in open_jaxpr(inner_jaxprs(eqn)[0])[0].outvars]
+            if (body := called(eqn)) is not None:
+                outs = [inner[0].read(v) for v in open_jaxpr(body)[0].outvars]
         elif len(eqn.outvars) == 1:
             with np.errstate(all="ignore"):
                 outs = [evaluate(eqn, args)]
         for var, known in zip(eqn.outvars, outs, strict=True):
             _learn(facts, var, known)
     return facts
+
+
+def called(eqn: JaxprEqn) -> Any | None:
+    """The jaxpr that an equation runs as it is, if that is what it does."""
+    inner = inner_jaxprs(eqn)[:1] if eqn.primitive.name in CALLS else []
+    same = [j for j in inner if len(open_jaxpr(j)[0].invars) == len(eqn.invars)]
+    return same[0] if same else None
 
 
 def _learn(facts: Facts, var: Any, known: Known | None) -> None:
@@ -64,8 +71,8 @@ def _learn(facts: Facts, var: Any, known: Known | None) -> None:
 def _inner(eqn: JaxprEqn, args: list[Known | None]) -> list[Facts] | None:
     """Facts of the jaxprs that an equation runs, whose inputs are known at every turn."""
     name, params = eqn.primitive.name, eqn.params
-    if name in CALLS:
-        return [find(inner_jaxprs(eqn)[0], args)]
+    if (body := called(eqn)) is not None:
+        return [find(body, args)]
     if name == "cond":
         return [find(branch, args[1:]) for branch in params["branches"]]
     if name == "while":
@@ -93,4 +100,4 @@ def _every_step(known: Known | None) -> Known | None:
         return None
     value, exact, low, maybe = known
     same = exact.all(0) & (value == value[:1]).all(0)
-    return Known(value[0], same, low.all(0), (maybe | low).any(0) & ~low.all(0) & ~same)
+    return Known(value[0], same, low.all(0), np.logical_or(maybe, low).any(0) & ~low.all(0) & ~same)

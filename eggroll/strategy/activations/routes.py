@@ -6,39 +6,20 @@ taken to depend on all; so is every axis of a primitive that is not listed here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.strategy.activations.patterns import Facts
+from eggroll.strategy.activations.steps import Route, Step, read, windowed
 from eggroll.strategy.activations.values import dims
-
-
-class Step(NamedTuple):
-    """Index i of an operand's axis `into` enters index j of the result's axis `out`.
-
-    Attributes:
-        into: the operand's axis.
-        out: the result's axis; from the result's number of axes on, what is summed over.
-        reach: makes the matrix `[operand, result]` of which index enters which; None: i = j.
-        shift: the index that belongs to i is i + shift; None: none does.
-    """
-
-    into: int
-    out: int
-    reach: Callable[[], np.ndarray] | None = None
-    shift: int | None = 0
-
-
-Route = list[Step]
 
 
 def route(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
     """The steps from an operand to a result."""
-    name = eqn.primitive.name
-    into, out = dims(eqn.invars[operand]), dims(eqn.outvars[result])
+    name, into, out = eqn.primitive.name, dims(eqn.invars[operand]), dims(eqn.outvars[result])
     if name in RULES:
         return RULES[name](eqn, operand, result, facts)
     if name in ELEMENTWISE:
@@ -53,26 +34,6 @@ def _same(into: Sequence[int], out: Sequence[int]) -> Route:
     if len(into) != len(out):
         return []
     return [Step(a, a) for a, (m, n) in enumerate(zip(into, out, strict=True)) if m == n]
-
-
-def picks(source: np.ndarray, length: int) -> Callable[[], np.ndarray]:
-    """A matrix for a result whose index j was read at `source[j]`; -1: nowhere."""
-
-    def matrix() -> np.ndarray:
-        reach = np.zeros((length, len(source)), bool)
-        there = (source >= 0) & (source < length)
-        reach[source[there], np.flatnonzero(there)] = True
-        return reach
-
-    return matrix
-
-
-def _read(into: int, out: int, source: np.ndarray, length: int) -> Step:
-    """A step along which the result's index j was read at `source[j]`."""
-    found = np.unique((np.arange(len(source)) - source)[(source >= 0) & (source < length)])
-    if len(source) == length and len(found) == 1 and found[0] == 0 and source.min() >= 0:
-        return Step(into, out)
-    return Step(into, out, picks(source, length), int(found[0]) if len(found) == 1 else None)
 
 
 def _broadcast(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
@@ -120,29 +81,13 @@ def _dot(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
 
 
 def _ragged_dot(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
-    plain = len(dims(eqn.invars[0])) == 2 and len(dims(eqn.outvars[0])) == 2
-    return [Step(0, 0)] if operand == 0 and plain and len(dims(eqn.invars[1])) == 3 else []
-
-
-def window(n: int, size: int, stride: int, pad: tuple[int, int], dilate: int, spread: int) -> Callable[[], np.ndarray]:
-    """Which of `n` inputs lie in the window of which output; inputs are spread out, and windows dilated."""
-
-    def matrix() -> np.ndarray:
-        count = ((n - 1) * spread + 1 + sum(pad) - (size - 1) * dilate - 1) // stride + 1
-        places = np.arange(count)[:, None] * stride + np.arange(size) * dilate - pad[0]
-        reach = np.zeros((n, max(count, 0)), bool)
-        there = (places % spread == 0) & (places >= 0) & (places // spread < n)
-        reach[(places // spread)[there], np.nonzero(there)[0]] = True
-        return reach
-
-    return matrix
-
-
-def _windowed(into: int, out: int, n: int, m: int, args: tuple[Any, ...]) -> Step:
-    size, stride, pad, _, spread = args
-    if size == 1 and stride == 1 and spread == 1 and tuple(pad) == (0, 0):
-        return Step(into, out)
-    return Step(into, out, window(n, *args), 0 if stride == spread == 1 and n == m else None)
+    """Rows with a matrix each of several: theirs is one, whichever it is."""
+    numbers = eqn.params["ragged_dot_dimension_numbers"]
+    contract, batch = numbers.dot_dimension_numbers
+    if operand != 0 or any(a in contract[0] for a in numbers.lhs_ragged_dimensions):
+        return []
+    free = [a for a in range(len(dims(eqn.invars[0]))) if a not in (*contract[0], *batch[0])]
+    return [Step(a, b) for b, a in enumerate((*batch[0], *free))]
 
 
 def _convolution(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
@@ -154,7 +99,7 @@ def _convolution(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Rout
     shape = dims(eqn.outvars[0])
     for i, (a, k, b) in enumerate(zip(left[2:], right[2:], out[2:], strict=True)):
         args = rhs[k], p["window_strides"][i], tuple(p["padding"][i]), p["rhs_dilation"][i], p["lhs_dilation"][i]
-        steps.append(_windowed(a, b, lhs[a], shape[b], args))
+        steps.append(windowed(a, b, lhs[a], shape[b], args))
     return steps
 
 
@@ -164,13 +109,13 @@ def _reduce_window(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Ro
         return []  # the value to start from
     keys = ("window_dimensions", "window_strides", "padding", "window_dilation", "base_dilation")
     args = zip(*(p[k] for k in keys), strict=True)
-    return [_windowed(a, a, into[a], out[a], (*arg[:2], tuple(arg[2]), *arg[3:])) for a, arg in enumerate(args)]
+    return [windowed(a, a, into[a], out[a], (*arg[:2], tuple(arg[2]), *arg[3:])) for a, arg in enumerate(args)]
 
 
 def _slice(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
     p, shape = eqn.params, dims(eqn.invars[0])
     cut = zip(p["start_indices"], p["limit_indices"], p["strides"] or [1] * len(shape), strict=True)
-    return [_read(a, a, np.arange(*c), shape[a]) for a, c in enumerate(cut)]
+    return [read(a, a, np.arange(*c), shape[a]) for a, c in enumerate(cut)]
 
 
 def _dynamic_slice(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
@@ -189,7 +134,7 @@ def _dynamic_slice(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Ro
         elif known is not None and known.exact.all():
             first = int(np.clip(known.value, 0, whole[a] - part[a]))
             places = np.arange(whole[a]) - first if update else np.arange(part[a]) + first
-            steps.append(_read(a, a, places, part[a] if update else whole[a]))
+            steps.append(read(a, a, places, part[a] if update else whole[a]))
     return steps
 
 
@@ -199,7 +144,7 @@ def _pad(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
     into, out, steps = dims(eqn.invars[0]), dims(eqn.outvars[0]), []
     for a, (low, _, between) in enumerate(eqn.params["padding_config"]):
         places = np.arange(out[a]) - low
-        steps.append(_read(a, a, np.where(places % (between + 1) == 0, places // (between + 1), -1), into[a]))
+        steps.append(read(a, a, np.where(places % (between + 1) == 0, places // (between + 1), -1), into[a]))
     return steps
 
 
@@ -207,18 +152,36 @@ def _concatenate(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Rout
     into, out, axis = dims(eqn.invars[operand]), dims(eqn.outvars[0]), eqn.params["dimension"]
     before = sum(dims(v)[axis] for v in eqn.invars[:operand])
     others = [Step(a, a) for a in range(len(into)) if a != axis]
-    return [_read(axis, axis, np.arange(out[axis]) - before, into[axis]), *others]
+    return [read(axis, axis, np.arange(out[axis]) - before, into[axis]), *others]
 
 
 def _split(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
     into, out, axis = dims(eqn.invars[0]), dims(eqn.outvars[result]), eqn.params["axis"]
     places = np.arange(out[axis]) + sum(eqn.params["sizes"][:result])
-    return [_read(axis, axis, places, into[axis]), *(Step(a, a) for a in range(len(into)) if a != axis)]
+    return [read(axis, axis, places, into[axis]), *(Step(a, a) for a in range(len(into)) if a != axis)]
+
+
+def _stack(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
+    return [Step(a, a + (a >= eqn.params["axis"])) for a in range(len(dims(eqn.invars[0])))]
+
+
+def _unstack(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
+    return _without(len(dims(eqn.invars[0])), [eqn.params["axis"]])
+
+
+def _tile(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
+    into, out = dims(eqn.invars[0]), dims(eqn.outvars[0])
+    return [read(a, a, np.arange(m) % max(n, 1), n) for a, (n, m) in enumerate(zip(into, out, strict=True))]
+
+
+def _fft(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
+    rank = len(dims(eqn.invars[0])) - len(eqn.params["fft_lengths"])
+    return [Step(a, a) for a in range(rank)]
 
 
 def _rev(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
     shape, axes = dims(eqn.invars[0]), eqn.params["dimensions"]
-    return [_read(a, a, np.arange(n)[::-1] if a in axes else np.arange(n), n) for a, n in enumerate(shape)]
+    return [read(a, a, np.arange(n)[::-1] if a in axes else np.arange(n), n) for a, n in enumerate(shape)]
 
 
 def _gather(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
@@ -235,7 +198,7 @@ def _gather(eqn: JaxprEqn, operand: int, result: int, facts: Facts) -> Route:
         (a,) = d.start_index_map
         if a in d.collapsed_slice_dims:
             places = np.broadcast_to(known.value, indices)[:, 0].astype(int)
-            steps.append(_read(a, others[0], np.clip(places, 0, whole[a] - 1), whole[a]))
+            steps.append(read(a, others[0], np.clip(places, 0, whole[a] - 1), whole[a]))
     return steps
 
 
@@ -264,7 +227,7 @@ RULES: dict[str, Any] = {
     "transpose": _transpose,
     "squeeze": _squeeze,
     "dot_general": _dot,
-    "ragged_dot": _ragged_dot,
+    "ragged_dot_general": _ragged_dot,
     "conv_general_dilated": _convolution,
     "slice": _slice,
     "dynamic_slice": _dynamic_slice,
@@ -272,6 +235,10 @@ RULES: dict[str, Any] = {
     "pad": _pad,
     "concatenate": _concatenate,
     "split": _split,
+    "stack": _stack,
+    "unstack": _unstack,
+    "tile": _tile,
+    "fft": _fft,
     "rev": _rev,
     "gather": _gather,
     "sort": _sort,
@@ -281,14 +248,16 @@ RULES |= dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin", "cumlogsumexp")
 RULES |= {f"reduce_{kind}": _reduce for kind in ("sum", "max", "min", "prod", "or", "and", "xor")}
 RULES |= {"reduce": _reduce, "argmax": _reduce, "argmin": _reduce}
 RULES |= {f"reduce_window{kind}": _reduce_window for kind in ("", "_sum", "_max", "_min")}
-RULES |= {f"scatter{kind}": _scatter for kind in ("", "-add", "-sub", "-mul", "-min", "-max", "_add", "_mul")}
+RULES |= {f"scatter{kind}": _scatter for kind in ("", "-add", "-sub", "-mul", "-min", "-max")}
 MATRICES = {"cholesky": 2, "triangular_solve": 2, "lu": 2, "qr": 2, "eigh": 2, "svd": 2}
 NAMES = (
     "abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e bitcast_convert_type cbrt ceil "
-    "clamp clz complex conj convert_element_type copy copy_p cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 "
-    "floor ge gt igamma igammac imag integer_pow is_finite le lgamma log log1p logistic lt max min mul name ne neg "
-    "nextafter not or polygamma population_count pow real reduce_precision regularized_incomplete_beta rem round rsqrt "
-    "select_n shift_left shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan "
-    "tanh xor zeta"
+    "clamp clz complex conj convert_element_type copy cos cosh digamma div eq erf erf_inv erfc exp exp2 expm1 floor ge "
+    "gt igamma igammac imag integer_pow is_finite layout_constraint le lgamma log log1p log2 logistic lt max min mul "
+    "mulhi name ne neg nextafter not one_minus_square or polygamma population_count pow pvary real reduce_precision "
+    "regularized_incomplete_beta rem reshard round rsqrt select_n sharding_constraint shift_left "
+    "shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan tanh "
+    "with_memory_space_constraint xor zeta"
 )
 ELEMENTWISE = set(NAMES.split())
+PAIRS = {"optimization_barrier", "device_put"}  # results that are the operands

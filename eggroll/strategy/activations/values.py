@@ -20,7 +20,7 @@ from eggroll.engine.jax_compat import Tracer, bind, inner_jaxprs
 MOST = 2**24  # entries of an array that is worth its time; what is larger counts as unknown
 SMALL = 2**16  # of one that JAX computes
 LOW = -1e8  # what masks add to scores: whatever else is added, `exp` of it is 0
-SAME = {"stop_gradient", "copy", "copy_p", "name"}
+SAME = {"stop_gradient", "copy", "name", "sharding_constraint", "layout_constraint", "reshard", "pvary"}
 Array: TypeAlias = Any  # of NumPy, whose types say that a reduction may return a number
 
 
@@ -125,14 +125,14 @@ BROADCASTS = {*NUMPY, "select_n"}
 
 def _elementwise(name: str, whole: list[Known]) -> Known:
     value, exact = np.asarray(NUMPY[name](*(k.value for k in whole))), whole[0].exact
-    low, maybe = exact & False, whole[0].maybe | whole[0].low
+    low, maybe = exact & False, np.logical_or(whole[0].maybe, whole[0].low)
     if len(whole) == 2:
         return _two(name, whole[0], whole[1], value)
     if name in ("exp", "exp2", "logistic"):
         value, exact, maybe = np.where(whole[0].low, 0, value).astype(value.dtype), exact | whole[0].low, low
     elif name == "neg":  # of something large and positive, which is not told apart
         maybe = maybe | True
-    return _low(value, exact, low, maybe & _is_float(value.dtype))
+    return _low(value, exact, low, maybe if _is_float(value.dtype) else low & False)
 
 
 def _two(name: str, a: Known, b: Known, value: Array) -> Known:
@@ -159,7 +159,7 @@ def _two(name: str, a: Known, b: Known, value: Array) -> Known:
         low, maybe = a.low & b.low, (a.maybe | a.low) & (b.maybe | b.low)
         one, other = ((x.low & y.exact & ~y.low) for x, y in ((a, b), (b, a)))
         value, exact = np.where(one, b.value, np.where(other, a.value, value)), exact | one | other
-    return _low(value, exact, low, maybe & _is_float(value.dtype))
+    return _low(value, exact, low, maybe if _is_float(value.dtype) else low & False)
 
 
 def _selected(args: list[Known]) -> Known:
@@ -187,9 +187,11 @@ def _reduced(eqn: JaxprEqn, known: Known) -> Known | None:
     if eqn.primitive.name == "reduce_max" and _is_float(value.dtype):
         sure = (exact | low).all(axes) & (exact & ~low).any(axes)
         best = np.where(exact, value, value.dtype.type(-np.inf)).max(axes)
-        return _low(best, sure | exact.all(axes), low.all(axes), (low | maybe).all(axes))
+        return _low(best, sure | exact.all(axes), low.all(axes), np.logical_or(low, maybe).all(axes))
     result = np.asarray(REDUCTIONS[eqn.primitive.name](value, axis=axes)).astype(value.dtype)
-    return _low(result, exact.all(axes), low.all(axes) & False, np.any(low | maybe, axes) & _is_float(result.dtype))
+    return _low(
+        result, exact.all(axes), low.all(axes) & False, np.logical_or(low, maybe).any(axes) & _is_float(result.dtype)
+    )
 
 
 def reshaped(x: np.ndarray, old: Sequence[int], new: Sequence[int]) -> np.ndarray | None:

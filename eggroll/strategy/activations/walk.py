@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from eggroll.engine.annotations import JaxprEqn
-from eggroll.engine.jax_compat import Literal, inner_jaxprs, open_jaxpr, scan_counts
+from eggroll.engine.jax_compat import Literal, open_jaxpr, scan_counts
 from eggroll.strategy.activations.links import Digit, Link, Links, State, add, full, join, matrix, reshape, transfer
-from eggroll.strategy.activations.patterns import CALLS, Facts
-from eggroll.strategy.activations.routes import route
+from eggroll.strategy.activations.patterns import Facts, called
+from eggroll.strategy.activations.routes import PAIRS, route
 from eggroll.strategy.activations.values import MOST, Array, dims, zeros
 
 
@@ -38,7 +38,7 @@ def _meet(facts: Facts, var: Any, state: State | None) -> None:
 def _settled(facts: Facts, var: Any) -> State | None:
     """The state of a variable all of whose uses were seen: entries that are known depend on nothing."""
     state, known = facts.states.get(var), facts.known.get(var)
-    if state is None:
+    if state is None or 0 in dims(var):
         return None
     live = state.live
     if known is not None and known.exact.any():
@@ -54,8 +54,8 @@ def _settled(facts: Facts, var: Any) -> State | None:
 
 def _operands(number: int, eqn: JaxprEqn, outs: list[Any], facts: Facts, depth: int) -> list[State | None]:
     name, inner = eqn.primitive.name, facts.inner.get(number, [])
-    if name in CALLS:
-        return walk(inner_jaxprs(eqn)[0], outs, inner[0], depth)
+    if (body := called(eqn)) is not None:
+        return walk(body, outs, inner[0], depth)
     if name == "scan":
         return _scan(eqn, outs, inner[0], depth)
     if name == "while":
@@ -86,7 +86,7 @@ def _anywhere(states: Sequence[State | None]) -> State | None:
 def _operand(eqn: JaxprEqn, i: int, o: int, out: State, facts: Facts) -> State | None:
     """The state of operand `i` because of result `o`."""
     name, into, shape = eqn.primitive.name, dims(eqn.invars[i]), dims(eqn.outvars[o])
-    if name == "optimization_barrier":
+    if name in PAIRS:
         return out if i == o else None
     if name == "reshape":
         return reshape(out, into, shape) if i == 0 else None
