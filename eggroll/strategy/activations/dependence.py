@@ -60,6 +60,17 @@ def dependence(jaxpr: Any, sites: Sequence[int], output: int = 0) -> list[Relati
     Returns:
         For each site a tuple with an entry for each axis of the output, or None where nothing depends on the site. The
         site's entry at an index reaches a loss only if every entry of the tuple lets it; None lets all.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> losses = lambda noise: jnp.cumsum(jnp.tanh(noise).sum(-1), axis=1)  # [B, T]
+        >>> ((rows, tokens),) = dependence(jax.make_jaxpr(losses)(jnp.zeros((2, 3, 4))), [0])
+        >>> rows.axis, rows.reach, tokens.axis, tokens.own
+        (0, None, 1, 0)
+        >>> tokens.reach.astype(int)  # a token's noise reaches its own loss and later ones
+        array([[1, 1, 1],
+               [0, 1, 1],
+               [0, 0, 1]])
     """
     opened, _ = open_jaxpr(jaxpr)
     shape = dims(opened.outvars[output])

@@ -59,7 +59,7 @@ def add(links: Links, digit: Digit, loss: Digit, link: Link) -> None:
             return
         reach = everything((digit, loss))
     elif reach is not None and digit.size == loss.size == np.count_nonzero(reach) == reach.trace():
-        reach = None
+        reach, own = None, 0
     other = links.get((digit, loss))
     links[digit, loss] = Link(reach, own) if other is None else _both(other, Link(reach, own))
 

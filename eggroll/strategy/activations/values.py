@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -18,7 +19,7 @@ from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.jax_compat import Tracer, bind, inner_jaxprs
 
 MOST = 2**24  # entries of an array that is worth its time; what is larger counts as unknown
-SMALL = 2**16  # of one that JAX computes
+SMALL = 2**20  # of one that JAX computes
 LOW = -1e8  # what masks add to scores: whatever else is added, `exp` of it is 0
 SAME = {"stop_gradient", "copy", "name", "sharding_constraint", "layout_constraint", "reshard", "pvary"}
 Array: TypeAlias = Any  # of NumPy, whose types say that a reduction may return a number
@@ -43,7 +44,7 @@ def dims(var: Any) -> tuple[int, ...]:
 
 def constant(x: Any) -> Known | None:
     """An array or number that the program holds."""
-    if isinstance(x, Tracer) or np.size(x) > MOST // 16 or jnp.issubdtype(jax.typeof(x).dtype, jax.dtypes.prng_key):
+    if isinstance(x, Tracer) or np.size(x) > MOST // 4 or jnp.issubdtype(jax.typeof(x).dtype, jax.dtypes.prng_key):
         return None
     value = np.asarray(x)
     for axis, n in enumerate(value.shape):
@@ -101,7 +102,8 @@ def evaluate(eqn: JaxprEqn, args: list[Known | None]) -> Known | None:
         floats = _is_float(params["new_dtype"])
         result = _low(whole[0].value.astype(params["new_dtype"]), whole[0].exact, *(x & floats for x in whole[0][2:]))
     elif name in BROADCASTS and size <= MOST and (name != "div" or _is_float(whole[0].value.dtype)):
-        result = _selected(whole) if name == "select_n" else _elementwise(name, whole)
+        with suppress(TypeError):  # NumPy has not got every operation for every type of JAX's
+            result = _selected(whole) if name == "select_n" else _elementwise(name, whole)
     elif name in REDUCTIONS and 0 not in dims(eqn.invars[0]):
         result = _reduced(eqn, whole[0])
     return (result or _computed(eqn, args)) or _doubtful(eqn, whole)
@@ -165,14 +167,15 @@ def _two(name: str, a: Known, b: Known, value: Array) -> Known:
 def _selected(args: list[Known]) -> Known:
     which, cases = args[0], args[1:]
     size = np.broadcast_shapes(*(x.shape for k in args for x in k))
-    index = np.broadcast_to(which.value.astype(int), size)
-    picked = Known(*(np.choose(index, [np.broadcast_to(k[i], size) for k in cases]) for i in range(4)))
+    index, first = np.broadcast_to(which.value.astype(int), size), cases[0].value
+    picked = [np.broadcast_to(x, size) for x in cases[0]]
     same, low, maybe = np.ones(size, bool), np.ones(size, bool), np.zeros(size, bool)
-    for k in cases:  # where it is not known which, all have to agree
-        same, low, maybe = same & k.exact & (k.value == cases[0].value), low & k.low, maybe | k.maybe | k.low
-    value = np.where(which.exact, picked.value, cases[0].value).astype(picked.value.dtype)
-    rest = ((picked.exact, same), (picked.low, low), (picked.maybe, maybe))
-    return _low(value, *(np.where(which.exact, known, other) for known, other in rest))
+    for number, k in enumerate(cases):  # where it is not known which, all have to agree
+        picked = [np.where(index == number, x, old) for x, old in zip(k, picked, strict=True)]
+        same, low, maybe = same & k.exact & (k.value == first), low & k.low, maybe | k.maybe | k.low
+    known = zip(picked, (first, same, low, maybe), strict=True)
+    value, exact, low, maybe = (np.where(which.exact, mine, other) for mine, other in known)
+    return _low(value, exact, low, maybe)
 
 
 REDUCTIONS: dict[str, Any] = {"reduce_sum": np.sum, "reduce_max": np.max, "reduce_or": np.any, "reduce_and": np.all}
