@@ -18,7 +18,7 @@ from eggroll.engine.factored import Program, abstract, partition
 from eggroll.engine.interpreter import Policy
 from eggroll.strategy.dependence.relations import Along, Relation, dependence
 from eggroll.strategy.activations.sites import walked
-from eggroll.strategy.dependence.walk import Frame, Linear, Where
+from eggroll.strategy.activations.walk import Frame, Linear, Where
 from eggroll.strategy.plan.leaves import Plan, Site
 
 _FOUND: WeakKeyDictionary[Program, tuple[Relation | None, ...]] = WeakKeyDictionary()
