@@ -1,1 +1,1 @@
-"""Noise on the outputs of layers: sites, which losses depend on them, and credit."""
+"""Noise on the outputs of layers: where it enters, whose losses tell of it, and gradients from it."""
