@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
@@ -18,14 +19,14 @@ from eggroll.engine.factored import Program
 from eggroll.engine.interpreter import Fallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.compiled import Plans
-from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
+from eggroll.strategy.evaluate.tracing import InAxes, Rows, at_sites, check_scalar, make_rows, split_aux
 from eggroll.strategy.generation import Generation, LowRankDraw, Ran, moved_if
 from eggroll.strategy.members import Members
 from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
 from eggroll.strategy.plan.leaves import Plan, check_params
 from eggroll.strategy.plan.rules import FrozenRule, Rules, check_rank
 from eggroll.strategy.population import Population, Sharding, layout
-from eggroll.strategy.protocol import Metrics, Norms, Strategy
+from eggroll.strategy.protocol import Evaluated, Metrics, Norms, Strategy
 from eggroll.strategy.state import State, check_state, on_mesh
 from eggroll.strategy.update.fitness import as_float, raise_if_lost
 from eggroll.strategy.update.optimizer import Sigma, check_optimizer, initial_state
@@ -174,13 +175,17 @@ class ES(Strategy):
         generation = Generation(self.settings, plan, self._key(state), sigma)
         return moved_if(some, self.optimizer, generation, state, weights, generation.words(), loss)
 
-    def replayed(self, plan: Plan, sigma: float | None) -> Callable[..., tuple[State, Norms]]:
+    def replayed(
+        self, plan: Plan, sigma: float | None, evaluated: Evaluated | None = None
+    ) -> Callable[..., tuple[State, Norms]]:
         """See `Strategy.replayed`; compiled once."""
         if plan.by_output:
-            raise ValueError(
-                'got a run with noise="activations", whose gradients are made of its data, which a ledger does not hold: '
-                "resume the run to any generation, or take its checkpoints or model."
-            )
+            if evaluated is None:
+                raise ValueError(
+                    'got a run with noise="activations", whose gradients are made of its data, which a ledger does not '
+                    "hold: give replay its fitness and data, or take the run's checkpoints or model"
+                )
+            return self._replayed_with(plan, sigma, evaluated)
 
         # `some` is an argument, so that the branch stays a branch and is compiled as the run's.
         def update(state: State, weights: Any, loss: Scalar, recorded: Scalar, some: Flag) -> tuple[State, Norms]:
@@ -188,6 +193,30 @@ class ES(Strategy):
 
         compiled = jax.jit(update)
         return lambda state, weights, loss, recorded: compiled(state, weights, loss, recorded, np.True_)
+
+    def _replayed_with(
+        self, plan: Plan, sigma: float | None, evaluated: Evaluated
+    ) -> Callable[..., tuple[State, Norms]]:
+        def update(state: State, weights: jax.Array, loss: Scalar, recorded: Scalar) -> tuple[State, Norms]:
+            fun, args, in_axes = evaluated(int(state.generation))
+            rows = make_rows(args, in_axes, self.population, self.groups)
+            program = self.cache.program(fun, state.params, rows)
+            own, rows = at_sites(program, plan, state.params, rows), rows.arrays_alone()
+            shape = jax.tree.leaves(program.out_shape)[0].shape
+            losses = shape if weights.size == len(weights) * math.prod(shape) else ()
+            axes, told = rows.axes, losses != shape
+            weights = jnp.asarray(weights).reshape(len(weights), *losses)
+
+            def run(state: State, args: tuple, weights: jax.Array, loss: Scalar, recorded: Scalar, some: Flag) -> Any:
+                scale = recorded if sigma is None else sigma
+                ran = Ran(program, Rows(args, axes, self.population), told)
+                generation = Generation(self.settings, own, self._key(state), scale, ran)
+                return moved_if(some, self.optimizer, generation, state, weights, generation.words(), loss)
+
+            given = state, rows.args, weights, jnp.asarray(loss), jnp.asarray(recorded), np.True_
+            return self.cache(run, ("replay", program, own, axes, told, sigma), *given)
+
+        return update
 
     def tell(self, state: State, members: Members, fitness: Numbers) -> tuple[State, Metrics]:
         """See `Strategy.tell`; one compiled call."""

@@ -32,6 +32,7 @@ from eggroll.strategy.update.optimizer import Sigma, check_sigma, sigma_at
 from eggroll.strategy.update.shaping import Shaping, shape_rows, validate_shaping
 from eggroll.strategy.update.told import beyond, check_fitness, check_weights, float64_on_host, is_wide, narrowed
 
+Evaluated = Callable[[int], tuple[Function, tuple, InAxes]]
 Metrics = dict[str, Any]
 Norms = dict[str, jax.Array]  # "gradient_norm" and "update_norm"
 SHOWN = ("population", "sigma", "rank")  # of a strategy, always
@@ -147,12 +148,16 @@ class Strategy(ABC):
         """A strategy of those settings that it takes."""
         return cls(**{name: value for name, value in options.items() if cls.takes(name)})
 
-    def replayed(self, plan: Plan, sigma: float | None) -> Callable[..., tuple[State, Norms]]:
+    def replayed(
+        self, plan: Plan, sigma: float | None, evaluated: Evaluated | None = None
+    ) -> Callable[..., tuple[State, Norms]]:
         """`(state, weights, loss, sigma) → (state, norms)` as `tell` updates, from numbers that a ledger recorded.
 
         Args:
             plan: the ledger's.
             sigma: constant over the run; None: as recorded.
+            evaluated: generation → the function that members were evaluated with, its arguments and their `in_axes`,
+                which gradients from noise on outputs are made of. Default None: they are not known.
         """
 
         def update(state: State, weights: Any, loss: Scalar, recorded: Scalar) -> tuple[State, Norms]:

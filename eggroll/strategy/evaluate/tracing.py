@@ -190,6 +190,14 @@ def with_sites(
     return Plan(tuple(leaves), sites), refusals | dict.fromkeys(ruled, "a rule")
 
 
+def at_sites(program: Program, plan: Plan, params: PyTree, rows: Rows) -> Plan:
+    """A plan that is known but for its sites, with those of the program; raises ValueError where it has others."""
+    sites, refusals = find_sites(program, params, rows.abstract(), plan.by_output)
+    if refusals.keys() & {plan.leaves[i].path for i in plan.by_output}:
+        raise ValueError("another function than the run's: it uses parameters in another way")
+    return Plan(plan.leaves, sites)
+
+
 @dataclass(frozen=True)
 class Member:
     """Who sees the parameters.
