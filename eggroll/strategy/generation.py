@@ -196,16 +196,16 @@ class Generation:
         leaves, tree = jax.tree.flatten(params)
         if self.plan.sites:
             for i, total in self._at_sites(rows, params).items():
-                flat[i] = total / jnp.asarray(-pop.size * self.sigma, total.dtype)
+                losses = max(rows[0].size, 1)  # whose mean is what the gradient is of
+                flat[i] = total / jnp.asarray(-pop.size * losses * self.sigma, total.dtype)
         gradient = [_or_zeros(g, p) for g, p in zip(flat, leaves, strict=True)]
         return tree.unflatten(gradient if placement is None else placement.pinned(gradient, placement.update_specs))
-
 
     def _at_sites(self, weights: jax.Array, params: PyTree) -> dict[int, jax.Array]:
         if self.ran is None:
             raise ValueError(
-                'noise="activations" makes its gradient of the function and its arguments, and got none: use es.step, or '
-                "es.tell with members that the function was applied to."
+                'noise="activations" makes its gradient of the function and its arguments, and got none: use es.step, '
+                "or es.tell with members that the function was applied to."
             )
         arrays, merge, _ = partition((params, self.ran.rows.args))
         params, args = merge(undifferentiated(arrays))

@@ -223,8 +223,9 @@ class Population:
 
     def _check_noise(self) -> None:
         for name, known in (("noise", NOISES), ("credit", CREDITS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"got {name}={getattr(self, name)!r}; one of {', '.join(map(repr, known))} is required.")
+            got = getattr(self, name)
+            if got not in known:
+                raise ValueError(f"got {name}={got!r}; one of {', '.join(map(repr, known))} is required.")
         number = isinstance(self.discount, int | float) and not isinstance(self.discount, bool)
         if not (number and 0 <= self.discount <= 1):
             raise ValueError(
@@ -234,8 +235,8 @@ class Population:
         chosen = [name for name, usual in (("credit", "dependent"), ("discount", 1.0)) if getattr(self, name) != usual]
         if chosen and self.noise == "weights":
             raise ValueError(
-                f'got {chosen[0]}={getattr(self, chosen[0])!r} with noise="weights", whose noise all losses of a member '
-                'are credited with; noise="activations" is required.'
+                f'got {chosen[0]}={getattr(self, chosen[0])!r} with noise="weights", whose noise is credited with all '
+                'losses of its member; noise="activations" is required.'
             )
         if len(chosen) == 2:
             raise ValueError(

@@ -16,9 +16,9 @@ from jax import lax
 from eggroll.engine.annotations import JaxprEqn, PyTree
 from eggroll.engine.factored import Program, abstract, partition
 from eggroll.engine.interpreter import Policy
-from eggroll.strategy.dependence.relations import Along, Relation, dependence
 from eggroll.strategy.activations.sites import walked
 from eggroll.strategy.activations.walk import Frame, Linear, Where
+from eggroll.strategy.dependence.relations import Along, Relation, dependence
 from eggroll.strategy.plan.leaves import Plan, Site
 
 _FOUND: WeakKeyDictionary[Program, tuple[Relation | None, ...]] = WeakKeyDictionary()

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -36,7 +35,7 @@ def scan(ctx: Walk, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Fram
     inner = _Inner(frame, args)
     length = eqn.params["length"]
 
-    def body(carry: tuple[Any, Any], xs: tuple[Any, Any]) -> tuple[tuple[Any, Any], tuple[Any, Any, Any]]:
+    def body(carry: tuple[Any, Any], xs: tuple[Any, Any]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
         (state, sums), (turn, parts) = carry, xs
         values = list(args)
         for i, value in zip(moving, state, strict=True):
@@ -173,8 +172,7 @@ class _Inner:
 def _settled(ctx: Walk, eqn: JaxprEqn, args: list[Any], frame: Frame, never: Sequence[int]) -> list[Any]:
     """The operands of a loop: outputs that wait for a bias, and parameters that it carries on, are settled first."""
     args = [
-        ctx.settle(a, frame, eqn) if isinstance(a, Linear) and (a.data or i in never) else a
-        for i, a in enumerate(args)
+        ctx.settle(a, frame, eqn) if isinstance(a, Linear) and (a.data or i in never) else a for i, a in enumerate(args)
     ]
     return [ctx.dense(a, eqn, CARRY) if isinstance(a, Perturbed) and i in never else a for i, a in enumerate(args)]
 

@@ -1,7 +1,7 @@
 """Noise at sites, as members see it and as it is summed up for the update.
 
-Element `e` of a site's noise is made of word `⌊e·bits/32⌋` of a stream that the generation's key, the site's number, the
-unit and the turns of the loops around name: the same whatever the chunk and the mesh, made twice and never stored.
+Element `e` of a site's noise is made of word `⌊e·bits/32⌋` of a stream that the generation's key, the site's number,
+the unit and the turns of the loops around name: the same whatever the chunk and the mesh, made twice and never stored.
 """
 
 from __future__ import annotations
@@ -77,19 +77,22 @@ class Seen(_Hook):
     Attributes:
         streams: of the noise.
         unit: number of the member's unit.
-        scale: σ with the member's sign.
+        sign: of the member, 1 or −1.
+        sigma: noise scale.
     """
 
     streams: Streams
     unit: Index
-    scale: Scalar
+    sign: Index
+    sigma: Scalar
 
     def site(self, made: Linear, frame: Frame) -> Any:
         """The output and its noise, added in float32 or wider."""
         wide = accumulator_dtype(made.value.dtype)
         keys = self.streams.keys(made, frame, jnp.asarray(self.unit)[None])
         noise = self.streams.draw(keys, made.value)[0]
-        return (made.value.astype(wide) + noise * jnp.asarray(self.scale, wide)).astype(made.value.dtype)
+        scale = jnp.asarray(self.sigma, wide) * jnp.asarray(self.sign, wide)
+        return (made.value.astype(wide) + noise * scale).astype(made.value.dtype)
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,7 @@ class Credited(_Hook):
 
         def add(total: jax.Array, first: Index, count: int) -> jax.Array:
             noise = self.streams.draw(lax.dynamic_slice_in_dim(keys, first, count, 1), like)
-            own = lax.dynamic_slice_in_dim(credit, first, count)
+            own = lax.dynamic_slice_in_dim(credit, first, count).astype(total.dtype)
             if own.size == count:  # one number a unit
                 return total + jnp.tensordot(own.reshape(count), noise, 1, precision=lax.Precision.HIGHEST)
             return total + jnp.sum(own * noise, 0)

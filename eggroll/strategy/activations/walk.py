@@ -8,7 +8,7 @@ site: the hook says what the function goes on with, and what the site is told.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
@@ -186,11 +186,9 @@ class Walk(Interpreter):
             args = [self.settle(a, frame, eqn) for a in args]
         return self._apply(eqn, args), [some] * len(eqn.outvars)
 
-    def _operands(
-        self, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Frame
-    ) -> tuple[list[Any], bool]:
+    def _operands(self, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Frame) -> tuple[list[Any], bool]:
         """The operands, those settled that cannot stay, and whether the equation is affine in what remains."""
-        name, out = eqn.primitive.name, eqn.outvars[0].aval
+        name, out = eqn.primitive.name, abstract_of(eqn)
         args = [self.dense(a, eqn, BESIDE) if isinstance(a, Perturbed) else a for a in args]
         waiting = [isinstance(a, Linear) and a.data for a in args]
         if name == "convert_element_type" and not jnp.issubdtype(out.dtype, jnp.floating):
@@ -253,6 +251,11 @@ def transposed(made: Linear, frame: Frame, cotangent: jax.Array) -> dict[int, ja
 
     _, pull = jax.vjp(of, [frame.values[i] for i in used])
     return dict(zip(used, pull(cotangent.astype(made.value.dtype))[0], strict=True))
+
+
+def abstract_of(eqn: JaxprEqn) -> Any:
+    """Shape and dtype of an equation's first result."""
+    return eqn.outvars[0].aval
 
 
 def _as_jax(value: Any) -> Any:

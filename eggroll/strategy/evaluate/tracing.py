@@ -172,9 +172,7 @@ def plan_for(program: Program, params: PyTree, rows: Rows, settings: Population,
     return for_mesh(plan, settings)
 
 
-def with_sites(
-    program: Program, plan: Plan, params: PyTree, rows: Rows, rules: Rules
-) -> tuple[Plan, dict[str, str]]:
+def with_sites(program: Program, plan: Plan, params: PyTree, rows: Rows, rules: Rules) -> tuple[Plan, dict[str, str]]:
     """The plan in which parameters without a rule have noise on the outputs that they enter; and why others have not.
 
     The reasons are by path: what else is done with a parameter.
@@ -223,7 +221,7 @@ class Member:
         if not plan.sites:
             return program.evaluate(Interpreter(policy), (seen, *args))
         streams = Streams.of(self.key, plan.sites, sampler.distribution)
-        hook = Seen(streams, self.unit, self.sigma * sign)
+        hook = Seen(streams, self.unit, sign, self.sigma)
         return walked(program, hook, policy, (seen, *args), plan.by_output)[0]
 
 

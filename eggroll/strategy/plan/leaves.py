@@ -13,7 +13,16 @@ import jax.numpy as jnp
 from eggroll.engine.annotations import PyTree
 from eggroll.engine.factored import Use
 from eggroll.engine.paths import leaf_paths, path_hash
-from eggroll.strategy.plan.rules import DenseRule, FrozenRule, LowRankRule, Rule, Rules, WeightRule, check_rank, match_rules
+from eggroll.strategy.plan.rules import (
+    DenseRule,
+    FrozenRule,
+    LowRankRule,
+    Rule,
+    Rules,
+    WeightRule,
+    check_rank,
+    match_rules,
+)
 
 Kind = Literal["low_rank", "dense", "activations", "frozen", "unused"]
 

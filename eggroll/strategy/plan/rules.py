@@ -108,7 +108,8 @@ def match_rules(rules: Rules, paths: Iterable[str]) -> dict[str, Rule]:
     """Finds the first rule whose pattern matches the whole path, for each path.
 
     Args:
-        rules: `(regular expression, rule)` pairs; a rule is `"low_rank"`, `"dense"`, `"frozen"`, `"weights"` or a rule object.
+        rules: `(regular expression, rule)` pairs; a rule is `"low_rank"`, `"dense"`, `"frozen"`, `"weights"` or a rule
+            object.
         paths: all parameter paths.
 
     Returns:

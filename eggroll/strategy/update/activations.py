@@ -54,9 +54,8 @@ def sum_activations(
         placement: on a mesh, where things lie.
 
     Returns:
-        Number of the parameter → `Σ wᵢ·(its operation's transpose of εᵢ)`, divided by the number of losses.
+        Number of the parameter → `Σ wᵢ·(its operation's transpose of εᵢ)`.
     """
-    weights = weights / max(weights[0].size, 1)
     signs = population.signs
 
     def walk(key: jax.Array, params: PyTree, args: tuple, start: Index, weights: jax.Array) -> dict[int, jax.Array]:
@@ -65,9 +64,7 @@ def sum_activations(
         hook = Credited(streams, start, credit)
         return walked(program, hook, Policy("allow"), (params, *args), plan.by_output, summing=True)[1].sums
 
-    def share(
-        key: jax.Array, params: PyTree, rows: Rows, first: Index, weights: jax.Array
-    ) -> dict[int, jax.Array]:
+    def share(key: jax.Array, params: PyTree, rows: Rows, first: Index, weights: jax.Array) -> dict[int, jax.Array]:
         if all(axis is None for axis in rows.axes):
             per_unit = weights[0::2] - weights[1::2] if signs == 2 else weights
             return walk(key, params, rows.args, first // signs, per_unit)
@@ -96,7 +93,8 @@ def _one_by_one(
     members = len(weights)
     signed = weights
     if signs == 2:
-        signed = weights * (1 - 2 * (jnp.arange(members) % 2)).reshape(-1, *[1] * (weights.ndim - 1))
+        signs_of = (1 - 2 * (jnp.arange(members) % 2)).astype(weights.dtype)
+        signed = weights * signs_of.reshape(-1, *[1] * (weights.ndim - 1))
     size = sum(x.size for x in jax.tree.leaves(params))
     at_once = max(d for d in range(1, members + 1) if members % d == 0 and (d == 1 or d * size <= AT_ONCE))
 

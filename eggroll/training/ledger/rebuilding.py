@@ -224,7 +224,7 @@ def _from_data(fitness: Function, data: Any, in_axes: InAxes) -> Evaluated:
 
     def evaluated(generation: int) -> tuple[Function, tuple, InAxes]:
         if batches is None:
-            batch = () if data is None else data(generation)
+            batch = data(generation) if callable(data) else ()
         elif (batch := next(batches, batches)) is batches:
             raise RunError(f"got data that end before generation {generation}; give the run's, from their start.")
         return fitness, batch if type(batch) is tuple else (batch,), in_axes
