@@ -26,6 +26,8 @@ QUESTIONS = (
     "finetune",
     "grpo",
     "decode",
+    "fuzz",
+    "zoo",
 )
 
 

@@ -2,11 +2,11 @@
 
 Compared are `es.step` (wrapped in `jax.jit`, noise, evaluation and update included), the plain forward pass
 (`jax.jit` of the fitness of the unperturbed parameters on the same rows) and backpropagation (`jax.jit` of
-`jax.value_and_grad` of it), for a causal transformer with a scan over its layers and an MLP whose layers are written
-out, against depth, width and population. There are two limits, the plainest evolution that can be written: members with
-noise given as arguments under one `vmap`, fitness times noise added to the parameters, and nothing else: no random
-numbers, pairs, chunks, shaping, optimizer or metrics. Once the noise is dense; once it is factors, with a thin product
-and a correction beside every product, and each update one product of factors.
+`jax.value_and_grad` of it), for a causal transformer with a scan over its layers, the same with its layers written out
+one by one, and an MLP written out, too, against depth, width and population. There are two limits, the plainest
+evolution that can be written: members with noise given as arguments under one `vmap`, fitness times noise added to the
+parameters, and nothing else: no random numbers, pairs, chunks, shaping, optimizer or metrics. Once the noise is dense;
+once it is factors, with a thin product and a correction beside every product, and each update one product of factors.
 
 Each is traced, lowered and compiled from nothing: a new strategy, `jax.clear_caches()`, and no compilation cache on
 disk; all take turns, after one round that is not counted. Ratios are medians over rounds.
@@ -38,6 +38,7 @@ RATIOS = (
     "compile_ratio_limit",
     "compile_ratio_limit_low_rank",
     "compile_ratio_backprop",
+    "compile_over_backprop",
     "total_ratio",
 )
 FROM_DEPTH, TO_DEPTH = 6, 24  # between which growth is reported
@@ -50,6 +51,7 @@ class Options(Common):
     Attributes:
         depths: layers of the scanned transformer.
         mlp_depths: hidden layers of the MLP that is written out.
+        written_depths: layers of the transformer that is written out.
         widths: of the transformer at `depth`.
         populations: for the transformer at `depth`.
         depth: where width and population vary.
@@ -62,6 +64,7 @@ class Options(Common):
 
     depths: tuple[int, ...] = (1, 6, 12, 24)
     mlp_depths: tuple[int, ...] = (1, 6, 12, 24)
+    written_depths: tuple[int, ...] = (12,)
     widths: tuple[int, ...] = (64, 512)
     populations: tuple[int, ...] = (64, 4096)
     depth: int = 12
@@ -76,7 +79,7 @@ class Options(Common):
 class Case:
     """One row of the table."""
 
-    network: Literal["transformer", "mlp"]
+    network: Literal["transformer", "written", "mlp"]
     depth: int
     width: int
     population: int
@@ -98,14 +101,15 @@ def cases(options: Options) -> list[Case]:
     found = [Case("transformer", d, width, population) for d in options.depths]
     found += [Case("transformer", depth, w, population) for w in options.widths]
     found += [Case("transformer", depth, width, p) for p in options.populations]
+    found += [Case("written", d, width, population) for d in options.written_depths]
     found += [Case("mlp", d, width, population) for d in options.mlp_depths]
     return list(dict.fromkeys(found))
 
 
 def measure(case: Case, options: Options) -> dict[str, Any]:
     """One row: seconds of each phase and candidate, and ratios to the plain forward pass."""
-    build = transformer if case.network == "transformer" else deep_mlp
-    net = build(depth=case.depth, width=case.width, dtype=options.dtype)
+    size: dict[str, Any] = {"depth": case.depth, "width": case.width, "dtype": options.dtype}
+    net = deep_mlp(**size) if case.network == "mlp" else transformer(**size, written=case.network == "written")
     candidates: dict[str, Callable[[], Built]] = {
         "forward": lambda: (jax.jit(lambda params, *args: net.fitness(params, *args)), (net.params, *net.rows(1))),
         "step": lambda: step(net, case.population, options),
@@ -163,6 +167,7 @@ def figures(seconds: dict[str, np.ndarray]) -> dict[str, float]:
         "compile_ratio_limit": over_forward("limit"),
         "compile_ratio_limit_low_rank": over_forward("limit_low_rank"),
         "compile_ratio_backprop": over_forward("backprop"),
+        "compile_over_backprop": float(np.median(step[:, 2] / backprop[:, 2])),
         "total_ratio": float(np.median(step.sum(1) / forward.sum(1))),
         "total_over_backprop": float(np.median(step.sum(1) / backprop.sum(1))),
     }

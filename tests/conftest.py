@@ -43,7 +43,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 
 # Every example compiles, so time per example says nothing, and each is dear. The same examples in every run: a failure
 # is no luck, and the shapes are compiled already. EGGROLL_TEST_EXAMPLES asks for more of them.
-EXAMPLES = int(os.environ.get("EGGROLL_TEST_EXAMPLES", "8"))
+EXAMPLES = int(os.environ.get("EGGROLL_TEST_EXAMPLES", "6"))
 settings.register_profile("eggroll", deadline=None, max_examples=EXAMPLES, derandomize=True, database=None)
 settings.load_profile("eggroll")
 
@@ -61,7 +61,11 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks as slow what of a test's cases comes after the first ones that its mark `first` asks for."""
+    """Marks as slow what of a test's cases comes after the first ones that its mark `first` asks for.
+
+    Tests that compile in the same way come one after the other, for what was compiled is forgotten in between.
+    """
+    items.sort(key=compiling)
     seen: Counter[str] = Counter()
     for item in items:
         first = item.get_closest_marker("first")
@@ -77,8 +81,14 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for platform in ("gpu", "tpu"):
         if item.get_closest_marker(platform) and jax.default_backend() != platform:
             pytest.skip(f"needs a {platform.upper()}, JAX runs on {jax.default_backend()} here")
+    optimisations, own = compiling(item)
+    compile_with(optimisations=optimisations, cache=not own)
+
+
+def compiling(item: pytest.Item) -> tuple[bool, bool]:
+    """Whether a test compiles with optimisations, and whether without the cache on disk."""
     marked = {mark.name for mark in item.iter_markers()}
-    compile_with(optimisations=bool(marked & {"optimised", "measured"}), cache=not marked & {"measured", "killing"})
+    return bool(marked & {"optimised", "measured"}), bool(marked & {"measured", "killing"})
 
 
 def compile_with(*, optimisations: bool, cache: bool) -> None:

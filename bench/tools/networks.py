@@ -126,10 +126,18 @@ def classifier(name: str, model: nnx.Module, rows: int, dtype: str, nearest: str
 
 
 def transformer(
-    *, rows: int = 2, dtype: str = "float32", depth: int = 12, width: int = 256, tokens: int = TOKENS
+    *,
+    rows: int = 2,
+    dtype: str = "float32",
+    depth: int = 12,
+    width: int = 256,
+    tokens: int = TOKENS,
+    written: bool = False,
 ) -> Network:
-    """A causal transformer with a scan over its layers, on texts that all members share."""
+    """A causal transformer with a scan over its layers, or all written out, on texts that all members share."""
     params = causal.init(jax.random.key(0), depth=depth, width=width, dtype=dtype)
+    if written:
+        params["blocks"] = [jax.tree.map(lambda x, i=i: x[i], params["blocks"]) for i in range(depth)]
     text = jax.random.randint(jax.random.key(1), (rows, tokens + 1), 0, causal.VOCABULARY)
 
     def fitness(params: Any, text: jax.Array, following: jax.Array) -> jax.Array:

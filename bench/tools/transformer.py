@@ -41,7 +41,10 @@ def init(key: jax.Array, *, depth: int, width: int, dtype: str = "float32") -> d
 
 
 def forward(params: Any, tokens: jax.Array) -> jax.Array:
-    """Logits `[batch, time, vocabulary]` of the next tokens, for tokens `[batch, time]`."""
+    """Logits `[batch, time, vocabulary]` of the next tokens, for tokens `[batch, time]`.
+
+    A list of blocks is written out, layer after layer; stacked ones are scanned over.
+    """
     positions = jnp.arange(tokens.shape[1])
     seen = positions[:, None] >= positions
 
@@ -49,7 +52,12 @@ def forward(params: Any, tokens: jax.Array) -> jax.Array:
         query, key, value = project(block, x, positions)
         return finish(block, x, attend(query, key, value, seen)), None
 
-    x, _ = lax.scan(layer, params["embed"][tokens], params["blocks"])
+    x, blocks = params["embed"][tokens], params["blocks"]
+    if isinstance(blocks, list):
+        for block in blocks:
+            x, _ = layer(x, block)
+    else:
+        x, _ = lax.scan(layer, x, blocks)
     return norm(x, params["norm"]) @ params["head"]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import operator
 from numbers import Integral
 from typing import Any
 
@@ -29,6 +31,16 @@ def as_count(name: str, value: object, least: int = 1, hint: str = "") -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
         raise ValueError(f"got {name}={value!r}; an integer of at least {least} is required.{hint}")
     return int(value)
+
+
+def as_index(name: str, value: Any, required: str = "an integer") -> int:
+    """`value` as a Python integer, of either sign; raises `TypeError` unless it is one, which booleans are not."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError("a flag")
+        return operator.index(value)
+    except TypeError as why:
+        raise TypeError(f"got {name}={value!r}; {required} is required.") from why
 
 
 def as_number(what: str, value: Any, hint: str = "") -> float:
@@ -73,6 +85,24 @@ def check_function(name: str, fun: object, usage: str) -> None:
     """Raises `TypeError` unless `fun` can be called; `usage` shows where it belongs."""
     if not callable(fun):
         raise TypeError(f"got {type(fun).__name__} as {name}; a function of the parameters is required: {usage}.")
+
+
+def check_callback(name: str, fun: Any, arguments: str) -> None:
+    """Raises `TypeError` unless `fun` is None, or takes what `fit` calls it with, as far as Python knows."""
+    if fun is None:
+        return
+    if not callable(fun):
+        raise TypeError(f"got {type(fun).__name__} as {name}; a function that `fit` calls is required, or None.")
+    try:
+        taken = inspect.signature(fun)
+    except (TypeError, ValueError):  # of C code
+        return
+    try:
+        taken.bind(*filter(None, arguments.split(", ")))
+    except TypeError as why:
+        from eggroll.engine.user_code import place_of
+
+        raise TypeError(f"got {name}={place_of(fun)}, which takes {taken}; {name}({arguments}) is called.") from why
 
 
 def is_traced(*trees: Any) -> bool:

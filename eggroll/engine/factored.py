@@ -17,6 +17,7 @@ from eggroll.engine.interpreter import Fallback, Interpreter, Policy, check_fall
 from eggroll.engine.lowrank import Factor, LowRank, Perturbed, Source, Term, as_perturbed, is_low_rank
 from eggroll.engine.paths import path_name
 from eggroll.engine.user_code import telling
+from eggroll.engine.weights import Weights
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,10 +34,26 @@ class Program:
         arrays, _, tree = partition((args, kwargs or {}))
         if tree != self.in_tree:
             raise TypeError(f"got arguments of structure {tree}; the function was traced with {self.in_tree}.")
+        interpreter.weights = self.weights(args, kwargs or {})
         inputs = [as_perturbed(leaf) if is_low_rank(leaf) else leaf for leaf in arrays]
         outs = interpreter.evaluate(self, inputs)
         outs = [interpreter.dense(o, None, "the function returns the parameter itself") for o in outs]
         return jax.tree.unflatten(self.out_tree, outs)
+
+    def weights(self, args: tuple, kwargs: dict[str, Any]) -> Weights:
+        """What it makes of its parameters alone: of the arguments, each a pytree, that hold a perturbed value.
+
+        An array of the shape of a perturbed matrix is held for a mask: it counts as a constant, not as an input.
+        """
+        parts = [partition(a)[0] for a in (*args, *(kwargs[name] for name in sorted(kwargs)))]
+        matrices = {a.shape for part in parts for a in part if _is_value(a) and sum(n > 1 for n in a.shape) > 1}
+        made: list[frozenset[int] | None] = []
+        for part in parts:
+            if any(map(_is_value, part)):
+                made += [frozenset({len(made) + i}) for i in range(len(part))]
+            else:
+                made += [frozenset() if a.shape in matrices else None for a in part]
+        return Weights().look(self.jaxpr, made)
 
     @property
     def out_shape(self) -> Any:
@@ -168,6 +185,7 @@ class Use:
         stack: axes over which a loop runs, or that a batched product pairs up (layers, experts).
         walked: those of the stack over which a loop runs.
         dtype: of the weight where it is used: a model may cast it first.
+        multiplied: whether a product or a lookup follows before it meets an input: it is a weight there.
     """
 
     path: str
@@ -179,6 +197,7 @@ class Use:
     stack: tuple[int, ...]
     walked: tuple[int, ...] = ()
     dtype: str = "float32"
+    multiplied: bool = False
 
 
 class UsageObserver:
@@ -253,14 +272,17 @@ def discover(program: Program, paths: Sequence[str], args: tuple) -> dict[str, l
     Returns:
         path → its uses in order; an empty list for an unused parameter.
     """
-    observer = UsageObserver()
+    observer, multiplied = UsageObserver(), list[str]()
     arrays, merge, _ = partition(args)
 
     def run(values: list[Any]) -> None:
         params, *rest = merge(values)
         leaves, tree = jax.tree.flatten(params)
         probes = [probe(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
-        program.evaluate(Interpreter(Policy("allow"), observer), (tree.unflatten(probes), *rest))
+        args = (tree.unflatten(probes), *rest)
+        multiplied.extend(path for i, path in enumerate(paths) if i in program.weights(args, {}).multiplied)
+        program.evaluate(Interpreter(Policy("allow"), observer), args)
 
     jax.eval_shape(run, [abstract(a) for a in arrays])
-    return {p: [u for u in observer.uses if u.path == p] for p in paths}
+    uses = [replace(u, multiplied=u.path in multiplied) for u in observer.uses]
+    return {p: [u for u in uses if u.path == p] for p in paths}

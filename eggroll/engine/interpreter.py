@@ -5,6 +5,7 @@ Where no rule keeps the factors apart it takes the dense weight, under a policy,
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -16,8 +17,8 @@ import numpy as np
 
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
-from eggroll.engine.draws import bind_alone, draws, draws_inside
 from eggroll.engine.lowrank import Perturbed, Term
+from eggroll.engine.weights import PRODUCTS, Weights
 
 Fallback = Literal["warn", "allow", "error"]
 
@@ -45,6 +46,7 @@ class DenseFallback:
         reason: why no rule applied.
         bytes: size of the dense values of the whole population (of one member, if `members` is None).
         members: population, or None where it is not known.
+        factor: how many times as many numbers the dense value has as its factors.
     """
 
     path: str
@@ -53,14 +55,16 @@ class DenseFallback:
     reason: str
     bytes: int
     members: int | None
+    factor: float = 1.0
 
     def __str__(self) -> str:
         size = f"{self.bytes / 1e6:,.3g} MB for "
         size += "each member" if self.members is None else f"the whole population of {self.members}"
         return (
             f"parameter '{self.path or '<unnamed>'}' is made dense for `{self.primitive}` at {self.line} "
-            f"({self.reason}): {size}. The result is right but dear. Rewrite the line so that the weight meets a "
-            'matrix product first, give the parameter a "dense" or "frozen" rule, or pass fallback="allow".'
+            f"({self.reason}): {size}, {self.factor:,.3g} times as many numbers as its factors have. The result is "
+            "right but dear. Rewrite the line so that the weight meets a matrix product first, give the parameter a "
+            '"dense" or "frozen" rule, or pass fallback="allow".'
         )
 
 
@@ -74,14 +78,19 @@ class Policy:
     def __post_init__(self) -> None:
         check_fallback(self.mode)
 
-    def report(self, value: Perturbed, term: Term, eqn: JaxprEqn | None, reason: str) -> None:
-        """Records that `term` of `value` is about to be made dense for `eqn`."""
+    def report(self, value: Perturbed, term: Term, eqn: JaxprEqn | None, reason: str, size: int | None = None) -> None:
+        """Records that `term` of `value`, or something of `size` numbers made of it, is about to be dense for `eqn`."""
         members = term.source.members
-        size = value.base.size * value.dtype.itemsize * (members or 1)
+        size = value.base.size if size is None else size
         name, line = "the output", "the end of the function"
         if eqn is not None:
             name, line = eqn.primitive.name, jax_compat.source_line(eqn)
-        record = DenseFallback(term.source.path, name, line, reason, size, members)
+        n_bytes = size * value.dtype.itemsize * (members or 1)
+        factor = size / max(1, sum(math.prod(f.numbers.shape) for f in term.factors))
+        self.tell(DenseFallback(term.source.path, name, line, reason, n_bytes, members, factor))
+
+    def tell(self, record: DenseFallback) -> None:
+        """Records, once, and warns or raises as the mode says."""
         if record in self.records:
             return
         self.records.append(record)
@@ -113,6 +122,15 @@ MOVES = CALLS | {
 
 CARRY = "a loop carry that the body changes"
 STACKED = "stacked output of a scan"
+# What JAX cannot batch, or not in every form: rules that also do it for plain values.
+BATCHED = {"ragged_dot_general"}
+
+# Of arrays of one shape, and scalars, number by number: what masks and indices are made with.
+ELEMENTWISE = {
+    *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not", "select_n", "convert_element_type", "add", "sub"),
+    *("mul", "div", "rem", "neg", "max", "min", "clamp", "abs", "sign", "floor", "exp", "square", "integer_pow"),
+}
+
 EXACT_BELOW = 2  # bytes: rounded to fewer, most members would have the weights of their neighbours
 
 Out = TypeVar("Out")
@@ -138,6 +156,7 @@ class Interpreter:
     def __init__(self, policy: Policy, observer: Observer | None = None) -> None:
         self.policy = policy
         self.observer = observer
+        self.weights = Weights()  # what is evaluated makes of parameters alone
         self._varying: dict[int, tuple[Any, frozenset[int]]] = {}
         self._silent = False
 
@@ -161,30 +180,47 @@ class Interpreter:
         rule = RULES.get(eqn.primitive.name)
         reason = "no rule for this primitive"
         if rule is not None:
-            settled = args if eqn.primitive.name in MOVES else [self._settled(a, eqn) for a in args]
+            settled = args if eqn.primitive.name in MOVES else [self.settled(a, eqn) for a in args]
             if not any(isinstance(a, Perturbed) for a in settled):
                 return self._apply_plain(eqn, settled)
             try:
                 with jax_compat.source_context(eqn):
-                    return rule(self, eqn, settled)
+                    outs = rule(self, eqn, settled)
+                self._note_product(eqn, settled, outs)
+                return outs
             except Unsupported as why:
                 reason = str(why)
         return self._apply_plain(eqn, [self.dense(a, eqn, reason) for a in args])
 
     def _apply_plain(self, eqn: JaxprEqn, args: list[Any]) -> list[Any]:
-        if draws(eqn):
-            return bind_alone(eqn, args)
-        if draws_inside(eqn):
+        if jax_compat.draws(eqn):
+            return jax_compat.bind_alone(eqn, args)
+        if jax_compat.draws_inside(eqn):
             if eqn.primitive.name not in WALKED:
-                return bind_alone(eqn, args)
+                return jax_compat.bind_alone(eqn, args)
+            with jax_compat.source_context(eqn):
+                return RULES[eqn.primitive.name](self, eqn, args)
+        if eqn.primitive.name in BATCHED:
             with jax_compat.source_context(eqn):
                 return RULES[eqn.primitive.name](self, eqn, args)
         outs = jax_compat.bind(eqn, args)
-        if eqn.primitive.name == "broadcast_in_dim":
-            self._note_broadcast(eqn, args[0], outs[0])
+        self._note_varying(eqn, args, outs[0] if outs else None)
         return outs
 
-    def _settled(self, value: Any, eqn: JaxprEqn) -> Any:
+    def _note_product(self, eqn: JaxprEqn, args: Sequence[Any], outs: Sequence[Any]) -> None:
+        """Reports a product of weights alone that is dense: no rule failed, but everything after it is dense."""
+        if eqn.primitive.name not in PRODUCTS or id(eqn) not in self.weights.alone or isinstance(outs[0], Perturbed):
+            return
+        if self.observer is not None or self._silent or sum(n > 1 for n in outs[0].shape) < 2:
+            return
+        told = {r.path for r in self.policy.records if r.line == jax_compat.source_line(eqn)}
+        for value in args:
+            for term in value.terms if isinstance(value, Perturbed) else ():
+                if term.source.path not in told:
+                    reason = "a product of weights, after which all is dense"
+                    self.policy.report(value, term, eqn, reason, outs[0].size)
+
+    def settled(self, value: Any, eqn: JaxprEqn) -> Any:
         """A value whose casts are made: apart, or of the sum where that is rounded to a byte or less.
 
         In discovery they keep the factors apart: how a parameter is used does not depend on its rounding.
@@ -227,11 +263,21 @@ class Interpreter:
             self.observer.product(eqn, value, contracted, batch)
         return self.observer is not None
 
-    def _note_broadcast(self, eqn: JaxprEqn, operand: Any, out: Any) -> None:
-        dims = eqn.params["broadcast_dimensions"]
-        inner = self.varying(operand)
-        axes = frozenset(dims[i] for i in inner if np.shape(operand)[i] != 1)
-        self._varying[id(out)] = (out, axes)  # the array is kept, so its id stays its own
+    def _note_varying(self, eqn: JaxprEqn, args: Sequence[Any], out: Any) -> None:
+        """Keeps track of the axes along which what is broadcast, a mask or indices, may vary."""
+        name = eqn.primitive.name
+        if name == "broadcast_in_dim":
+            dims = eqn.params["broadcast_dimensions"]
+            axes = {dims[i] for i in self.varying(args[0]) if np.shape(args[0])[i] != 1}
+        elif name == "iota":
+            axes = {eqn.params["dimension"]}
+        elif name == "reshape" and out.shape[: args[0].ndim] == args[0].shape and id(args[0]) in self._varying:
+            axes = self.varying(args[0])  # new axes of size one behind the others
+        elif name in ELEMENTWISE and any(id(a) in self._varying for a in args):
+            axes = {i for a in args for i in self.varying(a)}
+        else:
+            return
+        self._varying[id(out)] = (out, frozenset(axes))  # the array is kept, so its id stays its own
 
     def varying(self, value: Any) -> frozenset[int]:
         """Axes along which a plain array may vary, as far as its own broadcast tells."""

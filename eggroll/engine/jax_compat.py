@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax._src import config, distributed, source_info_util, xla_bridge
+from jax._src import config, core, distributed, source_info_util, xla_bridge
 from jax._src.interpreters import partial_eval
 from jax.core import Tracer
 from jax.experimental.scheduling_groups import xla_metadata_call
@@ -28,7 +28,7 @@ Literal = jex.Literal
 # noise, as bytes, which the epilogue widens. The XLA of JAX 0.12 fuses them, too, but is then no faster than with both
 # apart. (bench/LOG.md, "The correction in the product's epilogue".)
 # It goes when JAX 0.10 is no longer supported, and with it `may_copy`, `_square`, `Arrangement.copies` and `flops`,
-# `columns` and `loops` of `Need` in strategy/evaluate/chunking.py, and `drawn_copies` in strategy/noise/sampler.py.
+# `columns` and `loops` of `Need` in strategy/evaluate/chunking.py, and `signs` of `draw` in strategy/noise/sampler.py.
 CORRECTIONS_ARE_FREE = jax.__version_info__ < (0, 11)
 
 
@@ -123,8 +123,8 @@ def where_run(eqn: JaxprEqn) -> str:
 
 
 def trace_context() -> Hashable:
-    """The settings of JAX that decide what a trace is made of: precision, promotion, 64-bit mode, the mesh."""
-    return config.trace_context()
+    """The settings of JAX that decide what a trace is made of: precision, promotion, 64-bit mode, keys, the mesh."""
+    return config.trace_context(), jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
 
 
 LOOPS = ("scan", "while_body", "fori_loop")  # what JAX calls the traces of their bodies
@@ -135,9 +135,13 @@ def is_fixed(x: Any, beside: Any) -> bool:
 
     Args:
         x: an array, concrete or traced.
-        beside: a pytree; False unless an input of what is compiled reaches it (an outer `vmap` alone compiles nothing).
+        beside: a pytree; without a tracer in it, of what is being compiled (an outer `vmap` alone compiles nothing).
     """
-    traces = [t._trace for t in map(_staged, jax.tree.leaves(beside)) if t is not None and _depends(t)]
+    leaves = jax.tree.leaves(beside)
+    if not any(isinstance(leaf, Tracer) for leaf in (x, *leaves)):  # all of it is captured
+        trace = core.trace_ctx.trace
+        return isinstance(trace, partial_eval.DynamicJaxprTrace) and bool(trace.frame.invars)
+    traces = [t._trace for t in map(_staged, leaves) if t is not None and _depends(t)]
     return any(_fixed_in(x, trace) for trace in traces[:1])
 
 
@@ -198,3 +202,34 @@ def forget_distributed() -> None:
     for kept in (state.preemption_sync_manager, state.client, state.service):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
     state.preemption_sync_manager = state.client = state.service = None
+
+
+# Random bits depend on the batch: JAX's `rbg` and `unsafe_rbg` draw those of a whole `vmap` from its first key. Members
+# would see other bits than alone, two of a pair different ones, and all of them others in other chunks. So where keys
+# differ between members, each member's bits are drawn by themselves, in a loop. Keys that all share cost nothing.
+
+# By primitive: the dtypes of keys whose results are the same in a batch as alone.
+_KEPT = {
+    "random_bits": ("key<fry>",),
+    "random_gamma": ("key<fry>",),
+    "random_split": ("key<fry>", "key<rbg>"),
+    "random_fold_in": ("key<fry>", "key<rbg>"),
+    "rng_bit_generator": (),
+}
+
+
+def draws(eqn: Any) -> bool:
+    """Whether the equation draws bits that depend on the batch."""
+    kept = _KEPT.get(eqn.primitive.name)
+    return kept is not None and str(eqn.invars[0].aval.dtype) not in kept
+
+
+def draws_inside(eqn: JaxprEqn) -> bool:
+    """Whether a jaxpr that the equation calls draws such bits."""
+    inner = (open_jaxpr(jaxpr)[0] for jaxpr in inner_jaxprs(eqn))
+    return any(draws(e) or draws_inside(e) for jaxpr in inner for e in jaxpr.eqns)
+
+
+def bind_alone(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
+    """Evaluates an equation; of a batch under `vmap`, one after the other."""
+    return jax.custom_batching.sequential_vmap(lambda *own: bind(eqn, own))(*args)

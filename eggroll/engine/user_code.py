@@ -23,6 +23,11 @@ ON_THE_HOST = (
     "members.apply(fun, ...) with members = es.ask(state), then es.tell(state, members, [reward(o) for o in outputs]); "
     "in fit, eggroll.training.Scored(fun, reward)."
 )
+OF_A_MODEL = (
+    "The function changes a Flax NNX model from outside of it. Give the model itself to eggroll.nnx.ES or "
+    "eggroll.nnx.value_and_grad: functions take it, and what they change of it (batch statistics, RNG streams, caches) "
+    "goes from generation to generation."
+)
 WHILE_TRACED = "Raised while JAX traced the function for one member, before anything was computed."
 
 
@@ -132,6 +137,8 @@ def _frames(traceback: types.TracebackType | None) -> Iterator[tuple[str, int, s
 
 
 def _advice(error: Exception) -> str:
+    if type(error).__name__ == "TraceContextError":  # Flax's, which need not be installed
+        return OF_A_MODEL
     needs_values = (
         jax.errors.ConcretizationTypeError,
         jax.errors.TracerArrayConversionError,

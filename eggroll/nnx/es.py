@@ -160,15 +160,21 @@ class ES(arrays.ES):
         return self._carrying(core, members.model_after(metrics["fitness"]), old), metrics
 
     def step(
-        self, state: State, fitness_fn: Function, *args: Any, in_axes: InAxes = None, has_aux: bool = False
+        self,
+        state: State,
+        fitness_fn: Function,
+        *args: Any,
+        in_axes: InAxes = None,
+        has_aux: bool = False,
+        **kwargs: Any,
     ) -> tuple[ModelState, Metrics]:
-        """Ask, apply and tell in one compiled call, of a `fitness_fn(model, *args)`; see `Strategy.step`.
+        """Ask, apply and tell in one compiled call, of a `fitness_fn(model, *args, **kwargs)`; see `Strategy.step`.
 
         Pass the same `fitness_fn` object at every call: a new one is compiled anew.
         """
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         old, model = _checked(state), self.model(state)
-        call = Call(model, args, {}, self.wrt)
+        call = Call(model, args, kwargs, self.wrt)
         keys = [] if self.share_rngs else call.keys(self.population, self.settings.antithetic, self._key(state))
         axes = axes_of(in_axes, self.share_rngs)
         function, inputs = Pure(fitness_fn, has_aux), call.arguments(keys)

@@ -11,8 +11,11 @@ from flax import nnx
 
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import is_traced
+from eggroll.engine.sameness import Fixed
 from eggroll.strategy.evaluate.averages import check_carried
 from eggroll.strategy.noise.keys import as_threefry, member_keys
+
+OF_FLAX = "_pytree__nodes"  # an attribute of every model, which says which others are variables
 
 
 @jax.tree_util.register_static
@@ -49,7 +52,7 @@ def filled(args: Any, nodes: tuple) -> Any:
 
 
 @jax.tree_util.register_static
-class Split:
+class Split(Fixed):
     """How a model and the NNX objects among the arguments come apart and together; hashable, without arrays."""
 
     def __init__(self, graphdef: Any, wrt: Any) -> None:
@@ -60,6 +63,11 @@ class Split:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Split) and self.wrt == other.wrt and self.graphdef == other.graphdef
+
+    def refers_to(self) -> list[Any]:
+        """The classes of a model and what it has besides variables, which may change behind its equality."""
+        classes = dict.fromkeys(getattr(node, "type", None) for node in self.graphdef.nodes)
+        return [*classes, *(getattr(x, "value", None) for name, x in self.graphdef.attributes if name != OF_FLAX)]
 
     @staticmethod
     def of(nodes: tuple, wrt: Any) -> tuple[Split, Any, Any]:

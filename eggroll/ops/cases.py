@@ -6,6 +6,7 @@ shapes.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -270,13 +271,18 @@ def _drawn(case: Case) -> tuple[list[Seeded], list[np.ndarray]]:
     seeds, arrays = [], []
     for number, size in enumerate((shape.depth, shape.columns)):
         seed = truth.seeded(7 + number, distinct, size, shape.rank, *kind)
-        keys = jax.random.wrap_key_data(seed.key, impl="threefry2x32")
-        count = words_for(size * shape.rank, seed.distribution)
-        words = jax.vmap(lambda key, count=count: jax.random.bits(key, (count,), "uint32"))(keys)
-        numbers = np.asarray(unpack(words, (seed.size, seed.rank), *kind), np.float64)
+        numbers = np.asarray(_numbers(seed.key, (size, shape.rank), *kind), np.float64)
         seeds.append(replace(seed, key=jnp.repeat(seed.key, shape.units // distinct, axis=0)))
         arrays.append(np.repeat(numbers, shape.units // distinct, axis=0))
     return seeds, arrays
+
+
+@partial(jax.jit, static_argnums=(1, 2, 3))  # one program, and not one for each of its operations
+def _numbers(keys: jax.Array, shape: tuple[int, int], distribution: str, dtype: str) -> jax.Array:
+    """`[U, *shape]`, of the words of `jax.random.bits`."""
+    count = words_for(math.prod(shape), distribution)
+    typed = jax.random.wrap_key_data(keys, impl="threefry2x32")
+    return unpack(jax.vmap(lambda key: jax.random.bits(key, (count,), "uint32"))(typed), shape, distribution, dtype)
 
 
 _BUILD: dict[tuple[str, bool], Callable[[Case, str], Comparison]] = {

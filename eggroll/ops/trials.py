@@ -75,6 +75,9 @@ def trusted(operation: str, name: str, function: Callable[..., Any], *args: Any,
     case, device = case_of(operation, args, options.get("precision")), _device()
     if case is None or device is None:  # nothing to compare with, or lowered for a chip that is not here
         return True
+    if _mixed(operation, args):
+        chosen[f"{operation} {name}, {case.kind}, mixed dtypes"] = "refused"
+        return False
     key = operation, name, function, case, device.device_kind
     if key not in _FOUND:
         _check_taken(function, args, options)
@@ -127,6 +130,17 @@ def case_of(operation: str, args: tuple[Any, ...], precision: Any = None) -> Cas
     highest = operation == "lowrank_dot" and dtype == "float32" and largest
     shape = replace(RAGGED[operation], rank=left.shape[-1])
     return Case(operation, shape, distribution, dtype, highest=highest, given=given)
+
+
+def _mixed(operation: str, args: tuple[Any, ...]) -> bool:
+    """Whether factors differ in dtype from one another or from the input: of one dtype alone kernels are tried.
+
+    Not `"rademacher"` noise, whose numbers every dtype holds. Inputs and weights that differ kernels refuse themselves.
+    """
+    first, left, right = args[0], args[-2], args[-1]
+    exact = isinstance(left, Seeded) and left.distribution == "rademacher"
+    each = (left, right, first) if operation == "lowrank_dot" else (left, right)  # of a sum weights are first
+    return not exact and len({jnp.dtype(x.dtype) for x in each}) > 1
 
 
 def _check_taken(function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ def dot_truth(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`(y, magnitude)` in float64: a member at a time, with the dense weight; of `members` alone where given."""
     x, w, scale = (np.asarray(a, np.float64) for a in (x, w, scale))
-    a, b = (np.asarray(as_array(f), np.float64) for f in (left, right))
+    a, b = (np.asarray(_numbers(f), np.float64) for f in (left, right))
     signs, large = len(x) // len(a), np.abs(w)
     y, size = [], []
     for member in range(len(x)) if members is None else members:
@@ -96,7 +96,7 @@ def update_truth(
     weights: Any, left: Factor, right: Factor, accumulator: Any = None, rows: Sequence[int] | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
     """`(update, magnitude)` in float64; of `rows` alone where given."""
-    w, a, b = (np.asarray(v, np.float64) for v in (weights, as_array(left), as_array(right)))
+    w, a, b = (np.asarray(v, np.float64) for v in (weights, _numbers(left), _numbers(right)))
     chosen = np.arange(a.shape[1]) if rows is None else np.asarray(rows)
     start = np.zeros(()) if accumulator is None else np.asarray(accumulator, np.float64)[chosen]
     weighted, flat = _flat(w[:, None, None] * a[:, chosen]), _flat(b)
@@ -119,6 +119,9 @@ def update_tolerance(units: int, rank: int, dtype: DTypeLike) -> float:
     """What `rank_update` may be off by: sums are float32, half precision noise times its weight is rounded."""
     half = 2 * float(jnp.finfo(dtype).eps) if jnp.dtype(dtype).itemsize == 2 else 0.0
     return (units * rank + 4) * FLOAT32 + half
+
+
+_numbers = jax.jit(as_array)  # one program, and not one for each of its operations
 
 
 def _flat(factor: np.ndarray) -> np.ndarray:

@@ -18,6 +18,7 @@ from eggroll.engine.checks import check_function
 from eggroll.engine.factored import Program
 from eggroll.engine.interpreter import Fallback
 from eggroll.engine.paths import leaf_paths
+from eggroll.strategy.evaluate.argnums import ByName
 from eggroll.strategy.evaluate.compiled import Plans
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, at_sites, check_scalar, make_rows, split_aux
 from eggroll.strategy.generation import Generation, LowRankDraw, Ran, moved_if
@@ -232,7 +233,8 @@ class ES(Strategy):
                 generation = replace(generation, ran=Ran(program, Rows(args, axes, self.population), told=True))
             return self._moved(generation, state, given) if wide else self._update(generation, state, given)
 
-        state, metrics = self.cache(run, ("tell", plan, bool(wide), program, axes), state, given, rows.args)
+        static = "tell", plan, bool(wide), program, axes, self._functions()
+        state, metrics = self.cache(run, static, state, given, rows.args)
         metrics |= wide
         raise_if_lost(metrics, self.population)
         self.standstill.watch(metrics, self.population)
@@ -245,6 +247,7 @@ class ES(Strategy):
         *args: Any,
         in_axes: InAxes = None,
         has_aux: bool = False,
+        **kwargs: Any,
     ) -> tuple[State, Metrics]:
         """Ask, apply and tell in one compiled call; see `Strategy.step` for arguments, metrics and errors.
 
@@ -254,9 +257,10 @@ class ES(Strategy):
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         rows = make_rows(args, in_axes, self.population, self.groups)
-        warn_if_fixed("es.step", (state.key, state.generation), (state.params, args))
+        warn_if_fixed("es.step", (state.key, state.generation), (state.params, args, kwargs))
         self._choose_update(state.params)
-        program = self.cache.program(fitness_fn, state.params, rows)
+        rows, fun = (rows.after(kwargs), ByName(fitness_fn)) if kwargs else (rows, fitness_fn)
+        program = self.cache.program(fun, state.params, rows, own=fitness_fn)
         check_scalar(program.out_shape, has_aux, "fitness", rows=self.settings.noise == "activations")
         self.plan = plan = self._plans.of(program, state.params, rows)
         rows = rows.arrays_alone()
@@ -272,7 +276,7 @@ class ES(Strategy):
             metrics["chunk"] = jnp.int32(arrangement.units * self.settings.signs)
             return state, {**metrics, "aux": aux} if has_aux else metrics
 
-        state, metrics = self.cache(run, ("step", program, plan, axes, has_aux), state, rows.args)
+        state, metrics = self.cache(run, ("step", program, plan, axes, has_aux, self._functions()), state, rows.args)
         raise_if_lost(metrics, self.population)
         self.standstill.watch(metrics, self.population)
         return state, metrics

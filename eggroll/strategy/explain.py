@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypedDict
 
 import jax
-import jax.numpy as jnp
 from rich.console import Console
 from rich.table import Table
 
@@ -21,8 +20,8 @@ from eggroll.engine.paths import leaf_paths
 from eggroll.ops import check_distribution
 from eggroll.strategy.activations.credit import Relation, relations
 from eggroll.strategy.evaluate.tracing import DryRun, InAxes, dry_run, for_kernels, make_rows, trace_member, with_sites
-from eggroll.strategy.plan.leaves import LeafPlan, Plan, Site, make_plan
-from eggroll.strategy.plan.parameters import check_no_module
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, Site, dense_matrices, make_plan
+from eggroll.strategy.plan.parameters import as_array, check_no_module
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import NOISES
 
@@ -186,7 +185,8 @@ def explain(
     check_function("fun", fun, "explain(fun, params, *args)")
     check_distribution(distribution)
     check_no_module(params)
-    params = jax.tree.map(lambda x: x if isinstance(x, jax.ShapeDtypeStruct) else abstract(jnp.asarray(x)), params)
+    shape = lambda path, x: x if isinstance(x, jax.ShapeDtypeStruct) else abstract(as_array(path, x))  # noqa: E731
+    params = jax.tree_util.tree_map_with_path(shape, params)
     rows = make_rows(args, in_axes, population or 1, 1)
     program = trace_member(fun, params, rows)
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
@@ -199,7 +199,8 @@ def explain(
         raise ValueError(f"got noise={noise!r}; one of {', '.join(map(repr, NOISES))} is required.")
     plan = for_kernels(program, plan, params, rows, distribution)
     found = dry_run(program, plan, params, rows, distribution, population)
-    shown = tuple(_row(found, leaf, uses[leaf.path], why.get(leaf.path, "")) for leaf in plan.leaves)
+    every = [*dense_matrices(plan, uses, rules, rank, population), *found.fallbacks]
+    shown = tuple(_row(found, leaf, uses[leaf.path], every, why.get(leaf.path, "")) for leaf in plan.leaves)
     return Explanation(shown, plan, per_row)
 
 
@@ -210,7 +211,7 @@ def _per_row(site: Site, relation: Relation | None) -> int:
     return site.size // max(math.prod(shape[a] for a in axes), 1)
 
 
-def _row(found: DryRun, leaf: LeafPlan, uses: Sequence[Use], why: str) -> Row:
-    fallbacks = tuple(f for f in found.fallbacks if f.path == leaf.path)
+def _row(found: DryRun, leaf: LeafPlan, uses: Sequence[Use], every: Sequence[DenseFallback], why: str) -> Row:
+    fallbacks = tuple(f for f in every if f.path == leaf.path)
     plain = ("reference",) if leaf.kind == "low_rank" else ()
     return Row(leaf, tuple(uses), fallbacks, found.implementations(leaf.path) or plain, why)

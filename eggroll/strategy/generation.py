@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
@@ -30,7 +31,7 @@ from eggroll.strategy.update.activations import sum_activations
 from eggroll.strategy.update.low_rank import descent, sum_noise, sum_on_mesh
 from eggroll.strategy.update.optimizer import updates
 
-JOINED = 1 << 16  # numbers in a leaf
+JOINED = 1 << 12  # numbers in a leaf: sums of more are in a library on CPUs, and nothing to compile
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ class Generation:
         streams = self.sampler.streams
         if not keep_words(4 * streams.words * pop.units // self._devices):
             return None
-        units = jnp.arange(pop.units)
+        units = np.arange(pop.units, dtype=np.uint32)  # a constant: nothing to compile
         if pop.mesh is None:
             return streams.draw(self.key, units)
         each, whole = PartitionSpec(AXIS), PartitionSpec()
@@ -281,10 +282,10 @@ def _norm_of_split(tree: PyTree) -> jax.Array:
 
 
 def _norm(tree: PyTree) -> jax.Array:
-    """The norm of all leaves together; small ones are joined first: each reduction is a kernel to compile."""
+    """The norm of all leaves together; small ones are joined first: each of their sums would be a kernel to compile."""
     leaves = [x.astype(accumulator_dtype(x.dtype)).ravel() for x in jax.tree.leaves(tree)]
-    small = [x for x in leaves if x.size <= JOINED]
-    large = [x for x in leaves if x.size > JOINED]
+    small = [x for x in leaves if x.size < JOINED]
+    large = [x for x in leaves if x.size >= JOINED]
     joined = [jnp.concatenate([x.astype(jnp.result_type(*small)) for x in small])] if small else []
     return jnp.asarray(optax.tree.norm(large + joined), jnp.float32)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any, ClassVar
 import jax
 
 from eggroll.engine.annotations import Chunk, Function, Index, PyTree, Scalar
-from eggroll.engine.checks import check_function, is_traced
+from eggroll.engine.checks import as_index, check_function, is_traced
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, make_rows
@@ -188,7 +187,7 @@ class Members:
         """The dense parameters of member `i`, counted from the end if it is negative; of a slice, a list of them."""
         if isinstance(i, slice):
             return [self.materialize(j) for j in range(*i.indices(len(self)))]
-        if not is_traced(i) and -len(self) <= (i := operator.index(i)) < 0:
+        if not is_traced(i) and -len(self) <= (i := as_index("member", i)) < 0:
             i += len(self)
         return self.materialize(i)
 
@@ -226,7 +225,7 @@ class Members:
         """A member's number, known to be one unless it is traced."""
         if is_traced(i):
             return i
-        i = operator.index(i)
+        i = as_index("member", i)
         if not 0 <= i < len(self):
             raise IndexError(f"got member {i}; members are numbered 0 to {len(self) - 1}.")
         return i

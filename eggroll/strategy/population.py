@@ -187,6 +187,8 @@ class Population:
 
     def __post_init__(self) -> None:
         self._check_noise()
+        if not isinstance(self.antithetic, bool):
+            raise ValueError(f"got antithetic={self.antithetic!r}; True or False is required.")
         self._set("size", as_count("population", self.size, 2 if self.antithetic else 1))
         if self.antithetic and self.size % 2:
             raise ValueError(

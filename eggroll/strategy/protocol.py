@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, ClassVar, Self
 
 import jax
@@ -18,8 +18,9 @@ import numpy as np
 
 from eggroll.engine.annotations import Flag, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
+from eggroll.strategy.evaluate.argnums import ByName, axes_after_shared
 from eggroll.strategy.evaluate.averages import averaged_output
-from eggroll.strategy.evaluate.compiled import CompiledCache
+from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows
 from eggroll.strategy.members import Draw, Members, check_members
 from eggroll.strategy.noise.keys import as_threefry, generation_key, warn_if_fixed
@@ -62,11 +63,18 @@ class Strategy(ABC):
         check_sigma(sigma)
         validate_shaping(shaping)
         generation_key(as_threefry(jax.random.key(0)), 0, noise_reuse)  # checks noise_reuse
-        self.settings = settings
-        self.population, self.groups = settings.size, settings.groups
+        self.settings, self.population, self.groups = settings, settings.size, settings.groups
         self.sigma, self.shaping, self.rules, self.noise_reuse = sigma, shaping, as_rules(rules), noise_reuse
         self.cache, self.standstill = CompiledCache(), Standstill()
         self.plan: Plan | None = None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "plan" and name in vars(self) and self.takes(name):
+            raise AttributeError(
+                f"got {name}={_short(value)} for a strategy that is compiled as it was made; make another one with it, "
+                f"{type(self).__name__}({name}=...), which goes on with the same state. Sigma may be a schedule."
+            )
+        super().__setattr__(name, value)
 
     @abstractmethod
     def init(self, params: PyTree, key: jax.Array) -> State:
@@ -100,24 +108,15 @@ class Strategy(ABC):
         """
 
     def options(self) -> dict[str, Any]:
-        """Every setting that decides numbers, by the name that `__init__` has for it: what a run writes down.
+        """Every setting that decides numbers, by its name in `__init__`: what runs compare and ledgers keep.
 
-        What is compared when a run goes on, and what a ledger needs for a replay. Numbers, names, rules, and functions
-        (schedules, shaping, optimizers), which are described by what they compute.
+        Numbers, names, rules, and functions (schedules, shaping, optimizers), described by what they compute.
         """
         who = self.settings
-        return {
-            "population": who.size,
-            "sigma": self.sigma,
-            "distribution": who.distribution,
-            "shaping": self.shaping,
-            "antithetic": who.antithetic,
-            "groups": who.groups,
-            "noise_reuse": int(self.noise_reuse),
-            "chunk": who.chunk,  # sums over other parts round otherwise
-            "rules": self.rules,
-            **self._of_outputs(),
-        }
+        numbers = {"population": who.size, "sigma": self.sigma, "distribution": who.distribution}
+        pairs = {"shaping": self.shaping, "antithetic": who.antithetic, "groups": who.groups}
+        more = {"noise_reuse": int(self.noise_reuse), "chunk": who.chunk}  # sums over other parts round otherwise
+        return {**numbers, **pairs, **more, "rules": self.rules, **self._of_outputs()}
 
     def _of_outputs(self) -> dict[str, Any]:
         """Settings of noise on outputs, where it is chosen: runs that are older do not know them."""
@@ -187,7 +186,7 @@ class Strategy(ABC):
         """Updates the parameters from the members' fitness.
 
         Args:
-            state: the state that `members` were asked from.
+            state: the one that `members` were asked from.
             members: from `ask`; they decide the plan (rank and rules).
             fitness: `[N]` real numbers, maximised; JAX, NumPy or a list. A member whose fitness is not finite is
                 dropped with its pair, and counted. What the host gives is centred and scaled in float64 where float32
@@ -211,7 +210,7 @@ class Strategy(ABC):
         """
         plan, scores = self._told(state, members, fitness)
         sigma = self._sigma(state)
-        metrics = self._weighed(scores) if is_wide(scores) else self.cache(self._weigh, "weigh", scores)
+        metrics = self._weighed(scores) if is_wide(scores) else self._weights_of(scores)
         metrics |= {"sigma": as_float(jnp.asarray(sigma)), "generation": state.generation}
         raise_if_lost(metrics, self.population)
         some = (metrics["nonfinite"] < self.population) & (metrics["sigma"] > 0) if is_traced(metrics) else True
@@ -229,16 +228,18 @@ class Strategy(ABC):
         *args: Any,
         in_axes: InAxes = None,
         has_aux: bool = False,
+        **kwargs: Any,
     ) -> tuple[State, Metrics]:
         """Ask, apply and tell.
 
         Args:
             state: the current state.
-            fitness_fn: `fitness_fn(params, *args)` → scalar fitness (maximised), or `(fitness, aux)` with `has_aux`.
+            fitness_fn: `fitness_fn(params, *args, **kwargs)` → scalar fitness (maximised), or `(fitness, aux)`.
             *args: further arguments; arrays are traced, other leaves reach `fitness_fn` as they are, so a number that
                 changes in every generation should be an array.
             in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
                 per group.
+            **kwargs: arguments by name, which all members share.
             has_aux: whether `fitness_fn` returns auxiliary output; it is averaged over members with finite fitness.
                 Integers and flags that come from nothing that differs among members stay exactly what they are; others
                 come back as floating-point means. Which, is decided when the function is traced: dtypes are the same
@@ -256,6 +257,9 @@ class Strategy(ABC):
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         members = self.ask(state)
+        if kwargs:
+            args, in_axes = (kwargs, *args), axes_after_shared(in_axes, len(args))
+            fitness_fn = ByName(fitness_fn)
         outputs = members.apply(fitness_fn, *args, in_axes=in_axes)
         check_scalar(jax.tree.map(_of_one, outputs), has_aux, "fitness")
         fitness = as_float(outputs[0] if has_aux else outputs)
@@ -274,6 +278,9 @@ class Strategy(ABC):
         self.plan = members.plan
         return self.plan, check_fitness(fitness, self.population, rows=bool(self.plan.sites))
 
+    def _weights_of(self, fitness: Any) -> Metrics:
+        return self.cache(self._weigh, ("weigh", self._functions()), fitness)
+
     def _weigh(self, fitness: jax.Array) -> Metrics:
         """What fitness alone tells: its summary, and of every member `fitness` and `weights`."""
         pairs = self.settings.antithetic
@@ -283,12 +290,18 @@ class Strategy(ABC):
     def _weighed(self, fitness: np.ndarray) -> Metrics:
         """The same of wide fitness, in NumPy: all in float64, but for the weights, which updates take in float32."""
         with float64_on_host():
-            metrics = jax.device_get(self.cache(self._weigh, "weigh", fitness))
+            metrics = jax.device_get(self._weights_of(fitness))
             if beyond(metrics["weights"]):  # weights on the scale of the fitness: without the members that break it
                 held = np.where(beyond(fitness, each=True), np.inf, fitness)
-                metrics = {**jax.device_get(self.cache(self._weigh, "weigh", held)), "fitness": fitness}
+                metrics = {
+                    **jax.device_get(self._weights_of(held)),
+                    "fitness": fitness,
+                }
         check_weights(metrics, fitness)
         return {**metrics, "weights": narrowed(metrics["weights"])}
+
+    def _functions(self) -> Hashable:  # what settings that may be functions compute
+        return settings_key(self.shaping, self.sigma, self.population)
 
     def _key(self, state: State) -> jax.Array:
         return generation_key(as_threefry(state.key), state.generation, self.noise_reuse)
@@ -297,8 +310,7 @@ class Strategy(ABC):
         return sigma_at(self.sigma, state.generation)
 
 
-def _short(value: Any) -> str:
-    """A function by its name: its address says nothing."""
+def _short(value: Any) -> str:  # a function by its name: its address says nothing
     return str(getattr(value, "__qualname__", None) or type(value).__qualname__) if callable(value) else repr(value)
 
 

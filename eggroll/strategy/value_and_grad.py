@@ -14,9 +14,8 @@ from eggroll.engine.annotations import Chunk, Function, PyTree
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.engine.factored import Program
 from eggroll.engine.interpreter import Fallback
-from eggroll.engine.sameness import described
 from eggroll.strategy.evaluate.argnums import check_argnums, taken_out
-from eggroll.strategy.evaluate.compiled import CompiledCache
+from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, plan_for, split_aux
 from eggroll.strategy.generation import Generation, Ran
 from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
@@ -214,13 +213,12 @@ def value_and_grad(
     validate_shaping(shaping)
     sigma = sigma if is_traced(sigma) else float(sigma)
     estimator = _Estimator(members, check_rank(rank), as_rules(rules), shaping, has_aux)
-    numbers = check_argnums(argnums)
-    cache, group = _cache_for(estimator, None if is_traced(sigma) else sigma, numbers, described(shaping))
+    numbers, own = check_argnums(argnums), CompiledCache()
 
     def value_and_grad_fun(*args: Any, key: jax.Array, **kwargs: Any) -> Any:
         as_threefry(key)
         params, others, put = taken_out(numbers, args)
-        warn_if_fixed("value_and_grad", (key,), params)
+        warn_if_fixed("value_and_grad", (key,), (args, kwargs))
         params = on_mesh(params, members)
 
         def loss(params: PyTree, kwargs: dict[str, Any], *others: Any) -> Any:
@@ -228,6 +226,7 @@ def value_and_grad(
 
         setattr(loss, "__wrapped__", loss_fn)  # noqa: B010  whose name and line messages have
         rows = make_rows(others, in_axes, members.size, members.groups).after(kwargs)
+        cache, group = _cache_for(own, estimator, None if is_traced(sigma) else sigma, numbers)
         program = cache.program(loss, params, rows, group, loss_fn)
         check_scalar(program.out_shape, has_aux, "loss", rows=members.noise == "activations")
         rows = rows.arrays_alone()
@@ -274,13 +273,14 @@ class _Estimator:
 _CACHE = CompiledCache()  # of all: value_and_grad written inside a loop is the same in every turn
 
 
-def _cache_for(*settings: Any) -> tuple[CompiledCache, Hashable]:
+def _cache_for(own: CompiledCache, estimator: _Estimator, *settings: Any) -> tuple[CompiledCache, Hashable]:
     """The cache of all with these settings, and their name in it; one of its own where they cannot be compared."""
+    shaping = settings_key(estimator.shaping, None, estimator.members.size)
     try:
-        hash(settings)
+        hash((estimator, settings))
     except TypeError:
-        return CompiledCache(), None
-    return (CompiledCache(), None) if settings[-1] is None else (_CACHE, settings)
+        return own, shaping
+    return _CACHE, (estimator, settings, shaping)
 
 
 @overload

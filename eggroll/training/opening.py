@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from eggroll.engine.annotations import Json
-from eggroll.engine.checks import check_function
+from eggroll.engine.checks import check_callback, check_function
 from eggroll.extras import versions
 from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.state import State, check_state
@@ -22,6 +22,7 @@ from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError, check_known
 from eggroll.training.folder.arrays import by_path, read_arrays, save_arrays
+from eggroll.training.folder.described import describe
 from eggroll.training.folder.disk import check_own, not_writable
 from eggroll.training.folder.files import FolderLock, write_text
 from eggroll.training.folder.integrity import begin_manifest, check_run
@@ -36,7 +37,7 @@ from eggroll.training.folder.layout import (
     read_config,
     sweep,
 )
-from eggroll.training.folder.settings import as_json, check_same, describe, differences
+from eggroll.training.folder.settings import as_json, check_same, differences
 from eggroll.training.metrics import count_lines
 from eggroll.training.processes.deciding import first_decides
 from eggroll.training.steps import outline
@@ -262,6 +263,9 @@ def check_processes(es: Strategy, begun: Place, settings: Mapping[str, object]) 
     processes.same(as_json(decides), "settings or versions")
 
 
+TWO, ONE = dict.fromkeys(("evaluate", "until"), "state, carry"), {"started": "generation", "show": "record"}
+
+
 def check_given(
     es: object, state: object, fitness: object, callbacks: Mapping[str, object], *options: tuple[object, type]
 ) -> None:
@@ -273,8 +277,7 @@ def check_given(
         check_state(state)
     check_function("fitness", fitness, usage)  # a step can be called, too
     for name, fun in callbacks.items():
-        if fun is not None and not callable(fun):
-            raise TypeError(f"got {type(fun).__name__} as {name}; a function that `fit` calls is required, or None.")
+        check_callback(name, fun, (TWO | ONE).get(name, ""))
     for value, kind in options:
         if not isinstance(value, kind | None):
             raise TypeError(f"got {type(value).__name__} where `fit` takes a {kind.__name__} or None.")

@@ -19,6 +19,7 @@ from eggroll.extras import check_installed
 from eggroll.training.errors import RunError, abridged, check_known
 from eggroll.training.folder.disk import not_writable
 from eggroll.training.folder.layout import holds_run, read_config
+from eggroll.training.folder.settings import as_json, check_same
 
 # Where and how often a run is written, and when it pauses: not what it computes.
 UNDECIDING = frozenset(
@@ -183,8 +184,6 @@ def as_begun(settings: type[RunSettings], given: Mapping[str, Any]) -> dict[str,
             f"'{folder}' holds a run without {settings._own!r}, so of another command or of code of one's own; resume "
             "it as it was begun, or choose another folder with --out."
         )
-    from eggroll.training.folder.settings import as_json, check_same  # only here: it needs JAX
-
     now = {name: x for name, x in as_json(settings(**known).to_json()).items() if name in known}
     check_same(
         {"options": before}, {"options": before | now}, may_change=settings.may_change, force=bool(known.get("force"))

@@ -189,11 +189,11 @@ def plain(x: jax.Array | float) -> int | float:
     return float(x) if getattr(x, "dtype", None) == np.float64 else float(f"{float(x):.6g}")
 
 
-def measured(values: Mapping[str, float | str | None], record: Record) -> Record:
+def measured(values: Mapping[str, float | None], record: Record) -> Record:
     """What an evaluation hook returned, as JSON can hold it.
 
     Raises:
-        TypeError: no mapping from names to numbers, flags, text or None.
+        TypeError: no mapping from names to numbers, flags or None.
         RunError: names that are the loop's own.
     """
     if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
@@ -208,7 +208,7 @@ def measured(values: Mapping[str, float | str | None], record: Record) -> Record
         )
     what = "evaluate(state, carry) as {!r}"
     found = {
-        name: x if isinstance(x, str | bool | int | None) else as_number(what.format(name), x, " Average over data.")
+        name: x if isinstance(x, bool | int | None) else as_number(what.format(name), x, " Average over data.")
         for name, x in values.items()
     }
     lost = [name for name, x in found.items() if isinstance(x, float) and not math.isfinite(x)]

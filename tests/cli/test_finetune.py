@@ -19,6 +19,7 @@ from eggroll.training import RunError, read_metrics
 from tests.cli.running import PNG, call, environment, spawn
 from tests.llm import tiny
 from tests.llm.climbing import SIZES
+from tests.quick import quickest
 
 REWARD = """
 def letters(text, problem):
@@ -87,7 +88,7 @@ def test_held_out_answers_before_and_after(there: Path) -> None:
     assert found["after"]["error"] == pytest.approx(np.std(rewards, ddof=1) / 3**0.5, abs=1e-6)
 
 
-@pytest.mark.parametrize("model", ["run", "run/model"])
+@pytest.mark.parametrize("model", quickest(["run", "run/model"], "run/model"))
 def test_evaluate_finds_the_same(model: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert call("evaluate", "--model", model, *ASKED, "--json", "--out", "e.json") == 0
     found, after = json.loads(capsys.readouterr().out), evaluation(there / "run")["after"]

@@ -54,6 +54,8 @@ def _walk(jaxpr: Any, kinds: Sequence[Kinds], found: list[Value]) -> list[Kinds]
 def _call(eqn: Any, inputs: list[Kinds], found: list[Value]) -> list[Kinds]:
     """A call walks its jaxpr; any other equation mixes all its inputs."""
     inner = [p for p in eqn.params.values() if hasattr(p, "eqns") or hasattr(p, "jaxpr")]
+    if eqn.primitive.name.startswith("scatter"):  # its jaxpr is what it does to two numbers
+        inner = []
     if len(inner) == 1:
         return _walk(inner[0], inputs, found)
     assert not inner, f"cannot walk {eqn.primitive.name}"

@@ -212,11 +212,14 @@ def test_branches_that_return_weights_in_different_forms(other):
         check(fun, [W, other], jnp.asarray(True), X)
 
 
-def test_select_falls_back():
+def test_select():
+    """One weight or the other; a mask that mixes both sides falls back."""
     fun = lambda p, flag, x: x @ jnp.where(flag, p[0], p[1])  # noqa: E731
-    check(fun, [W, V], jnp.asarray(True), X, fallback="allow")
+    check(fun, [W, V], jnp.asarray(True), X)
+    mixed = jnp.arange(W.base.size).reshape(W.shape) % 3 > 0
+    check(fun, [W, V], mixed, X, fallback="allow")
     with pytest.raises(DenseFallbackError, match="`select_n`"):
-        check(fun, [W, V], jnp.asarray(True), X)
+        check(fun, [W, V], mixed, X)
 
 
 def test_cond_in_a_scan():

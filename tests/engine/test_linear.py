@@ -263,7 +263,7 @@ def test_mixed_precision_is_never_dense():
     check_never_dense(fun, w, X, strict=True)
 
 
-@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_, jnp.complex64])
+@pytest.mark.parametrize("dtype", [jnp.int32, jnp.bool_])
 def test_other_casts_fall_back(dtype):
     check(lambda w: w.astype(dtype), W, fallback="allow")
     with pytest.raises(DenseFallbackError, match=r"`convert_element_type`.*not linear"):

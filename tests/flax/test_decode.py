@@ -42,6 +42,7 @@ def test_nnx_attention_returns_outputs_and_caches_of_every_member(decode):
     assert len(members.plan.leaves) == 4  # four kernels, no cache
 
 
+@pytest.mark.slow
 def test_linen_attention_with_a_mutable_cache():
     model = nn.MultiHeadDotProductAttention(2, decode=True, use_bias=False)
     variables = model.init(jax.random.key(0), X)

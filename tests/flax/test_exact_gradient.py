@@ -69,6 +69,7 @@ def mean_square(model, x, y):
     return jnp.mean((model(x) - y) ** 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     quickest([{}, {"rank": 2, "distribution": "normal", "antithetic": False}], {}),

@@ -15,7 +15,7 @@ from tests.flax.truth import by_path, check_members, check_model, normal, sides
 X = normal(0, 2, 6, 4)
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize(
     ("layer", "shape", "axes"),
     [

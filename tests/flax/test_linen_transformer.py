@@ -52,6 +52,7 @@ def logits(params, ids):
     return MODEL.apply({"params": params}, ids)
 
 
+@pytest.mark.slow
 def test_every_member_computes_what_its_dense_parameters_would(params):
     plan = by_path(check_members(logits, params, IDS))
     for name in ("query", "key", "value"):

@@ -14,6 +14,7 @@ from flax import nnx
 import eggroll.nnx
 from eggroll.strategy.noise.keys import generation_key
 from tests.flax.truth import ROUNDING, ask, assert_close, functional, normal
+from tests.quick import quickest
 
 X = normal(0, 8, 4)
 SETTINGS = {"population": 6, "sigma": 0.1, "fallback": "error"}
@@ -221,7 +222,7 @@ PLACES = {
 
 @pytest.mark.filterwarnings("ignore::eggroll.FixedKeyWarning")  # no noise to speak of
 @pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place", quickest(PLACES, "by position", "twice"))
 def test_objects_among_the_arguments_keep_their_state_wherever_they_are(place, jit):
     """As `nnx.value_and_grad` does for what is passed by position; the noise is too small to be seen."""
 

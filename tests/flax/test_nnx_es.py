@@ -19,6 +19,7 @@ from eggroll.strategy.noise.keys import generation_key
 from eggroll.training import Saving, Scored, fit, named, replay
 from tests.flax.test_model_state import RUN, Dropping, data, float64_mean, mean_square
 from tests.flax.truth import ROUNDING, assert_close, normal
+from tests.quick import quickest
 
 SETTINGS = {"population": 6, "sigma": 0.1, "fallback": "error"}
 BATCHES = [normal(i, 8, 4) for i in range(3)]
@@ -43,8 +44,10 @@ def asked(es, state, *args, **options):
     return es.tell(state, members, members.apply(fitness, *args, **options))
 
 
-@pytest.mark.parametrize("share_rngs", [True, False])
-@pytest.mark.parametrize("how", [stepped, asked])
+@pytest.mark.parametrize(
+    ("how", "share_rngs"),
+    quickest([(how, share) for how in (stepped, asked) for share in (True, False)], (stepped, False), (asked, True)),
+)
 def test_a_model_is_trained_as_by_the_drop_in(how, share_rngs):
     """Parameters, batch statistics and dropout's count, and so what the model answers when it is used."""
     model = Dropping(nnx.Rngs(0))
@@ -179,3 +182,10 @@ def test_linen_batch_statistics_go_along_as_auxiliary_output():
     assert_close(stats, float64_mean(each))
     used = layer.apply({"params": state.params, "batch_stats": stats}, X, training=False)
     assert bool(jnp.isfinite(used).all())
+
+
+def test_a_model_that_is_changed_from_outside_is_told_where_it_belongs():
+    graph, params, rest = nnx.split(Dropping(nnx.Rngs(0)), nnx.Param, ...)
+    es = eggroll.ES(population=2, sigma=0.1)
+    with pytest.raises(Exception, match=r"(?s)^/.*Give the model itself to eggroll.nnx.ES.*TraceContextError"):
+        es.step(es.init(params, RUN), lambda p, x: fitness(nnx.merge(graph, p, rest), x), X)

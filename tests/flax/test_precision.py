@@ -44,7 +44,7 @@ def call(model, x):
         return model(x)
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtypes", DTYPES.values(), ids=list(DTYPES))
 def test_nnx(dtypes):
     members = check_model(Network(nnx.Rngs(0), **dtypes), X, call=call, **COARSE)

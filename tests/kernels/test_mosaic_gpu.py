@@ -29,7 +29,8 @@ SHAPES = st.builds(
     st.integers(1, 300), st.integers(1, 16),
 )  # fmt: skip
 DTYPES = [jnp.bfloat16, jnp.float32]
-MANY = Shape(units=67, signs=2, rows=2, depth=330, columns=150, rank=2)  # more steps than any pipeline holds
+MANY = Shape(units=67, signs=2, rows=2, depth=200, columns=130, rank=2)  # more steps than these tiles hold at once
+FEWER = replace(MANY, units=33)
 SMALL_TILES = GpuTiles(columns=64, steps=2, together=2)
 
 
@@ -46,12 +47,13 @@ def check_dot(shape, distribution, operands=jnp.bfloat16, **options) -> None:
 
 @interpreted
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: jnp.dtype(dtype).name)
-@pytest.mark.parametrize("shape", [SMALL[i] for i in (1, 3)], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", quickest([SMALL[i] for i in (1, 3)], SMALL[3]), ids=lambda shape: shape.name)
 def test_lowrank_dot(shape, dtype):
     check_dot(shape, "rademacher", dtype)
 
 
 @interpreted
+@pytest.mark.slow
 @settings(max_examples=2)
 @given(shape=SHAPES, distribution=st.sampled_from(["rademacher", "normal"]), dtype=st.sampled_from(DTYPES))
 def test_lowrank_dot_of_any_shape(shape, distribution, dtype):
@@ -59,24 +61,26 @@ def test_lowrank_dot_of_any_shape(shape, distribution, dtype):
 
 
 @interpreted
-@pytest.mark.parametrize("distribution", ["rademacher", "normal"])
+@pytest.mark.parametrize("distribution", quickest(["rademacher", "normal"], "normal"))
 def test_many_tiles_and_float32_results(distribution):
     """A block takes several tiles, along every axis, and fetches more steps than shared memory holds."""
-    check_dot(MANY, distribution, tiles=SMALL_TILES, preferred_element_type=jnp.float32)
+    check_dot(FEWER, distribution, tiles=SMALL_TILES, preferred_element_type=jnp.float32)
 
 
 @interpreted
-@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("each", quickest([1, 2], 2))
 def test_float32_weights_are_turned_round(each):
-    """Three tiles of shared memory serve eleven steps of several tiles, in turn."""
+    """Three tiles of shared memory serve seven steps of several tiles, in turn."""
     check_dot(MANY, "rademacher", jnp.float32, tiles=replace(SMALL_TILES, columns=128, depth=32, each=each))
 
 
 @interpreted
-@pytest.mark.parametrize(("distribution", "cluster"), [("rademacher", 1), ("rademacher", 2), ("normal", 1)])
+@pytest.mark.parametrize(
+    ("distribution", "cluster"), quickest([("rademacher", 1), ("rademacher", 2), ("normal", 1)], ("rademacher", 2))
+)
 def test_the_thin_product_within_the_product(distribution, cluster):
     tiles = replace(SMALL_TILES, within=True, cluster=cluster)
-    check_dot(MANY, distribution, tiles=tiles, preferred_element_type=jnp.float32)
+    check_dot(FEWER, distribution, tiles=tiles, preferred_element_type=jnp.float32)
 
 
 def test_float32_has_its_thin_product_apart():
@@ -85,7 +89,7 @@ def test_float32_has_its_thin_product_apart():
 
 
 @interpreted
-@pytest.mark.parametrize("dtype", DTYPES, ids=lambda dtype: jnp.dtype(dtype).name)
+@pytest.mark.parametrize("dtype", quickest(DTYPES, jnp.float32), ids=lambda dtype: jnp.dtype(dtype).name)
 def test_two_blocks_share_tiles_of_the_weight(dtype):
     """Five tiles of rows, so that one block of the last two has nothing to do."""
     tiles = replace(SMALL_TILES, columns=128, depth=32 if dtype == jnp.float32 else 64, cluster=2, warpgroups=1)
@@ -152,7 +156,7 @@ def test_elsewhere_xla_computes(monkeypatch):
     np.testing.assert_allclose(got[1], want[1], atol=2.0**-8 * 3 * 0.3)  # "xla_parts" rounds each of three terms
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+@pytest.mark.parametrize("dtype", quickest(["bfloat16", "float32"], "bfloat16"))
 @pytest.mark.parametrize("shape", quickest([SMALL[1], PAPER], SMALL[1]), ids=lambda shape: shape.name)
 def test_lowering_for_a_gpu(shape, dtype):
     """The kernels are in the program, and no tensor is as large as the factors are."""
@@ -198,16 +202,19 @@ def test_rank_update(units, left, right, rank):
 @interpreted
 @pytest.mark.parametrize(
     ("distribution", "dtype", "start"),
-    [("rademacher", "float32", True), ("normal", "bfloat16", False), ("normal", "float32", False)],
-)
+    quickest(
+        [("rademacher", "float32", True), ("normal", "bfloat16", False), ("normal", "float32", False)],
+        ("rademacher", "float32", True), ("normal", "bfloat16", False),
+    ),
+)  # fmt: skip
 def test_rank_update_in_several_tiles(distribution, dtype, start):
     check_update(130, 140, 150, 2, distribution, dtype, start, tiles=GpuTiles(columns=128))
 
 
 @interpreted
-@pytest.mark.parametrize("stored", [True, False])
+@pytest.mark.parametrize("stored", quickest([True, False], False))
 def test_words_from_memory_or_made_for_each_tile(stored):
-    check_update(70, 140, 300, 3, "rademacher", "bfloat16", False, tiles=GpuTiles(stored=stored))
+    check_update(70, 140, 300, 2, "rademacher", "bfloat16", False, tiles=GpuTiles(stored=stored))
 
 
 @interpreted

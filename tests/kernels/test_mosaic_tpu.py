@@ -39,7 +39,7 @@ def check_dot(shape, distribution, dtype, **options) -> None:
     assert np.all(np.abs(np.asarray(y, np.float64) - truth) <= dot_tolerance(shape, dtype) * magnitude)
 
 
-@pytest.mark.parametrize("shape", quickest(SMALL, *SMALL[:2]), ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", quickest(SMALL, SMALL[1]), ids=lambda shape: shape.name)
 def test_lowrank_dot(shape):
     check_dot(shape, "rademacher", jnp.float32)
 
@@ -83,7 +83,7 @@ def test_what_the_kernel_cannot_do(change, reason):
         lowrank_dot_tpu(**(operands | change))
 
 
-@pytest.mark.parametrize("shape", [*SMALL[1:3], PAPER], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", quickest([*SMALL[1:3], PAPER], SMALL[1]), ids=lambda shape: shape.name)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lowering_for_a_tpu(shape, dtype):
     """The kernels are in the program, and nothing as large as the factors is."""
@@ -114,10 +114,10 @@ def test_several_tiles_along_every_axis(units, rows):
 @settings(max_examples=1)
 @given(
     units=st.integers(1, 40), left=st.integers(1, 300), right=st.integers(1, 300), rank=st.integers(1, 16),
-    distribution=DISTRIBUTIONS, start=st.booleans(),
+    distribution=DISTRIBUTIONS,
 )  # fmt: skip
-def test_rank_update(units, left, right, rank, distribution, start):
-    check_update(units, left, right, rank, distribution, jnp.float32, start)
+def test_rank_update(units, left, right, rank, distribution):
+    check_update(units, left, right, rank, distribution, jnp.float32, True)
 
 
 @pytest.mark.slow

@@ -15,12 +15,13 @@ from eggroll.ops import members, registry
 from eggroll.ops.noise import unpack, words_for
 from eggroll.ops.operations import lowrank_dot_reference
 from tests.kernels.seeds import dot_operands, dot_truth, seeded
+from tests.quick import quickest
 
 pytestmark = pytest.mark.optimised  # bits, as users get them
 
 
 @pytest.mark.parametrize("distribution", ["rademacher", "normal"])
-@pytest.mark.parametrize(("size", "rank"), [(1, 1), (70, 3), (33, 5)])
+@pytest.mark.parametrize(("size", "rank"), quickest([(1, 1), (70, 3), (33, 5)], (33, 5)))
 def test_numbers_are_words_of_jax_random(size, rank, distribution):
     keys = jax.random.split(jax.random.key(size, impl="threefry2x32"), 3)
     got = jax.jit(lambda data: Seeded(data, size, rank, distribution).array())(jax.random.key_data(keys))
@@ -75,8 +76,8 @@ def scanned(f):
 WRAPS = {"plain": lambda f: f, "jit": jax.jit, "remat": jax.checkpoint, "scan": scanned}
 
 
-@pytest.mark.parametrize("wrap", WRAPS)
-@pytest.mark.parametrize("signs", [1, 2])
+@pytest.mark.parametrize("wrap", quickest(WRAPS, "scan", "remat"))
+@pytest.mark.parametrize("signs", quickest([1, 2], 2))
 def test_a_population_is_one_call(calls, wrap, signs):
     shape = Shape(units=3, signs=signs, rows=2, depth=5, columns=4, rank=2)
     operands = dot_operands(shape, "rademacher", jnp.float32)
@@ -114,7 +115,7 @@ def test_members_with_scales_of_their_own_around_units(calls):
         np.testing.assert_allclose(own, dot_truth(x * s[0], w, left, right, s)[0], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("shared", ["x", "w of their own"])
+@pytest.mark.parametrize("shared", quickest(["x", "w of their own"], "w of their own"))
 def test_what_no_kernel_does_goes_to_the_reference(calls, shared):
     shape = Shape(units=3, signs=1, rows=2, depth=5, columns=4)
     x, w, left, right, scale = dot_operands(shape, "rademacher", jnp.float32)

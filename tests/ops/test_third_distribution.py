@@ -105,6 +105,7 @@ def test_parts_of_bfloat16_hold_its_numbers():
 STRATEGIES = [(eggroll.ES, {"optimizer": optax.adam(0.1)}), (eggroll.FullRankES, {"learning_rate": 0.1})]
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize(("strategy", "options"), STRATEGIES)
 def test_strategies_train_with_it(strategy, options):
     es = strategy(population=64, sigma=0.1, distribution="uniform", **options)

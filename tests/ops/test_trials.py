@@ -107,6 +107,16 @@ def test_a_kernel_that_does_not_compile_is_refused(plug):
         is_right(rank_update(*operands()))
 
 
+@pytest.mark.parametrize(("distribution", "used"), [("normal", False), ("rademacher", True)])
+def test_factors_of_another_dtype_than_the_input_are_left_to_xla(monkeypatch, distribution, used):
+    """Of one dtype alone kernels are tried; numbers of ±1 are the same in all."""
+    monkeypatch.setattr(trials, "tried", lambda key, device: trials.Verdict(*key[:2], "", "", trials.RIGHT))
+    factors = [seeded(0, 2, size, 1, distribution, "float32") for size in (4, 3)]
+    args = jnp.ones((2, 1, 4), jnp.bfloat16), jnp.ones((4, 3), jnp.bfloat16), *factors
+    assert trials.trusted("lowrank_dot", "plugged", lowrank_dot_reference, *args) == used
+    assert ("refused" in trials.chosen.values()) == (not used)
+
+
 def test_after_a_crash_nothing_more_is_tried_or_kept(plug, tmp_path):
     def crashing(weights, left, right, *, accumulator=None):
         def fail():
@@ -124,7 +134,7 @@ def test_after_a_crash_nothing_more_is_tried_or_kept(plug, tmp_path):
     assert not list(tmp_path.rglob("*.json"))  # of `good` nothing is known
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(2)
 @pytest.mark.parametrize("where", ["shard_map", "scan", "default_device", "vmap", "eager"])
 def test_it_is_tried_once_wherever_it_is_met(plug, where):
     plug(good)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.quick import quickest
+
 ROOT = Path(__file__).parents[2]
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -27,7 +29,11 @@ def modules() -> list[str]:
     return sorted(name for name in set(found) if not name.endswith("__main__"))
 
 
-@pytest.mark.parametrize("name", modules())
+# Their examples train, and what they show has tests of its own.
+LONG = ("eggroll.llm.answers.generation", "eggroll.nnx.es", "eggroll.recipes.models", "eggroll.strategy.full_rank")
+
+
+@pytest.mark.parametrize("name", quickest(modules(), *(name for name in modules() if name not in LONG)))
 def test_examples(name):
     report = io.StringIO()
     runner = doctest.DocTestRunner(optionflags=FLAGS)

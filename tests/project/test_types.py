@@ -116,7 +116,8 @@ def installed(wheel: zipfile.ZipFile, folder: Path) -> str:
     return str(folder / "bin" / "python")
 
 
-@pytest.mark.parametrize("how", ["editable", pytest.param("wheel", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["editable", "wheel"])
 def test_mistakes_are_found_where_they_are(how: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     python = sys.executable
     if how == "wheel":

@@ -73,6 +73,7 @@ def test_an_interrupt_in_the_first_generation_writes_the_initial_model(
     assert read_metrics(tmp_path) == [] and not (tmp_path / "curve.png").exists()
 
 
+@pytest.mark.slow
 def test_a_run_without_progress_ends(tmp_path: Path) -> None:
     run = train(settings_for(**LONGER, sigma=1e-6, learning_rate=1e-9, patience=2, out=tmp_path))
     assert (run.ended, run.generations) == ("stopped early", 20)  # measured at 1, 10 and 20

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import eggroll
 from tests.strategy.common import KEY, X, Y, assert_close, centred, dense_of, descent, loss, params
@@ -102,3 +103,51 @@ def test_bad_arguments():
         eggroll.explain(lambda p, x: x, MIXED, jnp.ones(3))
     with pytest.raises(ValueError, match="decides for no parameter"):
         eggroll.explain(mixed, MIXED, jnp.ones((3, 6)), rules=[("nothing", "dense")])
+
+
+D = 8
+MASK = jnp.arange(D * D).reshape(D, D) % 3 > 0
+DENSE_NOISE = {
+    "mul": lambda p, m, x: x @ (p["w"] * m),
+    "select_n": lambda p, m, x: x @ jnp.where(MASK, p["w"], 0),
+    "max": lambda p, m, x: x @ jnp.clip(p["w"], -1, 1),
+    "round": lambda p, m, x: x @ jnp.round(p["w"]),
+    "dot_general": lambda p, m, x: x[:, :4] @ p["w"].reshape(4, 16),
+    "tril": lambda p, m, x: lax.scan(lambda h, _: (jnp.tanh(h @ jnp.tril(p["w"])), None), x, length=2)[0],
+}
+
+
+@pytest.mark.first(3)
+@pytest.mark.parametrize("primitive", DENSE_NOISE)
+def test_a_matrix_of_dense_noise_is_told_of(primitive):
+    """A mask is an argument, or a constant; the policy of evaluation speaks as `explain` does."""
+    fun, args = DENSE_NOISE[primitive], ({"w": jnp.ones((D, D))}, MASK.astype(jnp.float32), jnp.ones((3, D)))
+    (told,) = eggroll.explain(fun, *args, population=16).fallbacks
+    assert (told.path, told.bytes, told.factor) == ("w", 16 * 4 * D * D, D / 2) and "test_explain.py" in told.line
+    assert told.primitive == primitive or primitive == "tril"
+    loss = lambda *args: fun(*args).sum()  # noqa: E731
+    for rules in ((), [("w", "dense")]):
+        estimate = eggroll.value_and_grad(loss, population=16, sigma=0.1, fallback="error", rules=rules)
+        if rules:
+            estimate(*args, key=jax.random.key(0))
+        else:
+            with pytest.raises(eggroll.DenseFallbackError, match="4 times as many numbers"):
+                estimate(*args, key=jax.random.key(0))
+
+
+def test_what_stands_beside_activations_is_not():
+    """A table of positions, a scale of two axes, and rows that a constant index picks for a product."""
+
+    def fun(p, x):
+        h = (x + p["table"]) * p["scale"]
+        return (h @ p["w"][jnp.arange(D)[::-1]]).sum()
+
+    params = {name: jnp.ones((D, D)) for name in ("table", "scale", "w")}
+    found = eggroll.explain(fun, params, jnp.ones((3, D, D)))
+    assert not found.fallbacks and [row.kind for row in found.rows] == ["dense", "dense", "low_rank"]
+
+
+def test_a_product_of_weights_that_is_dense_is_told_of():
+    fun = lambda p, x: (x @ jnp.tanh(p["a"] @ p["b"])).sum()  # noqa: E731
+    told = eggroll.explain(fun, {"a": jnp.ones((D, D)), "b": jnp.ones((D, D))}, jnp.ones((3, D))).fallbacks
+    assert {f.path for f in told} == {"a", "b"}

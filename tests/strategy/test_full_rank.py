@@ -33,7 +33,11 @@ def leaves(tree: Any) -> list[np.ndarray]:
     return [np.asarray(x).astype(np.float64) for x in jax.tree.leaves(tree)]
 
 
-@pytest.fixture(scope="module", params=[(False, "normal"), (True, "rademacher")], ids=["normal", "rademacher pairs"])
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param((False, "normal"), marks=pytest.mark.slow), (True, "rademacher")],
+    ids=["normal", "rademacher pairs"],
+)
 def told(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The same generation by `FullRankES` and by `ES` with dense noise and SGD."""
     antithetic, distribution = request.param

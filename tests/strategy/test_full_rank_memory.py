@@ -13,6 +13,7 @@ from eggroll.strategy import full_rank_generation
 from eggroll.strategy.full_rank_generation import FullRankGeneration
 from eggroll.strategy.noise.dense import block_size, perturbed
 from eggroll.strategy.update.dense import moved
+from tests.quick import quickest
 
 pytestmark = pytest.mark.measured
 
@@ -21,7 +22,7 @@ BLOCKS = 14  # a block's sums, words, numbers, and steps to them; the parameter 
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="blocks are larger than these parameters elsewhere")
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", quickest([jnp.float32, jnp.bfloat16], jnp.bfloat16))
 def test_compiled_calls_need_blocks_beside_their_result(dtype: Any) -> None:
     """However large the parameter and the population, and whatever its dtype."""
     param = jax.ShapeDtypeStruct((SIZE,), dtype)

@@ -62,6 +62,7 @@ def shaped(name):
     return np.sign(np.stack([f[0::2] - f[1::2], f[1::2] - f[0::2]], 1).ravel()) if name == "sign" else f**3
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize("shaping", ["zscore", "centered_rank", "sign", lambda f: f**3])
 def test_shaping(shaping):
     _, grads = estimator(shaping=shaping)(params(), X, Y, key=KEY)

@@ -138,7 +138,7 @@ def test_explain_says_what_computes_each_parameter(request):
     assert own == {"bias": (), "first": ("kernel",), "second": ("kernel",)}
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("platform", "device", "call"),
     [("tpu", on_tpu("TPU v5 lite"), "tpu_custom_call"), ("cuda", on_gpu("NVIDIA H200"), "mosaic_gpu")],

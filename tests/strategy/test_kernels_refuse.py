@@ -59,9 +59,9 @@ def test_what_a_kernel_cannot_serve_altogether_keeps_its_factors(fun, request):
     def run():
         es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1))
         start = es.init(SQUARE, KEY)
-        jaxpr = jax.make_jaxpr(lambda s: es.step(s, scored(fun), ROWS, in_axes=0)[0].params)(start)
-        found = [choice for names in jax_compat.name_stacks(jaxpr) if (choice := Choice.in_scope(names))]
-        return es.step(start, scored(fun), ROWS, in_axes=0)[0].params, {c for c in found if c.name}
+        traced = jax.jit(lambda s: es.step(s, scored(fun), ROWS, in_axes=0)[0].params).trace(start)
+        found = [choice for names in jax_compat.name_stacks(traced.jaxpr) if (choice := Choice.in_scope(names))]
+        return traced.lower().compile()(start), {c for c in found if c.name}
 
     plain, _ = run()
     request.getfixturevalue("tpu_kernels")

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 import eggroll
 from eggroll.strategy.population import Population
+from tests.quick import quickest
 from tests.strategy.common import KEY, X, Y, assert_close, dense, es, fitness, loss, numpy_loss, params, row
 
 
@@ -39,6 +40,7 @@ def test_numbers_from_numpy():
         ({"size": 0, "antithetic": False}, "got population=0; an integer of at least 1"),
         ({"size": 8.0}, "got population=8.0; an integer"),
         ({"size": True, "antithetic": False}, "got population=True; an integer"),
+        ({"size": 4, "antithetic": "no"}, "got antithetic='no'; True or False is required"),
         ({"size": "8"}, "got population='8'; an integer"),
         ({"size": 8, "groups": 3}, r"got groups=3, which must divide population=8"),
         ({"size": 8, "groups": 8}, r"got groups=8, which must divide .* even number of members, so that pairs stay"),
@@ -66,7 +68,9 @@ def test_a_mesh_needs_the_axis_and_an_even_split():
         Population(3, antithetic=False, mesh=Two())
 
 
-@pytest.mark.parametrize(("population", "chunk", "antithetic"), [(10, 4, True), (7, 2, False), (2, 64, True)])
+@pytest.mark.parametrize(
+    ("population", "chunk", "antithetic"), quickest([(10, 4, True), (7, 2, False), (2, 64, True)], (10, 4, True))
+)
 def test_every_member_is_evaluated_once_and_in_order(population, chunk, antithetic):
     strategy = es(population, chunk=chunk, antithetic=antithetic)
     members = strategy.ask(strategy.init(params(), KEY))
@@ -99,7 +103,7 @@ def fitness_with_aux(p, x, y):
     }
 
 
-@pytest.mark.parametrize("chunk", [3, 10, "full rank"])
+@pytest.mark.parametrize("chunk", quickest([3, 10, "full rank"], 3))
 def test_auxiliary_output_is_averaged_over_finite_members_or_what_they_share(chunk):
     population = 10
     if chunk == "full rank":
@@ -151,7 +155,7 @@ def sine(p, x):
     return jnp.mean((x @ jnp.sin(p["kernel"] + p["kernel"] @ jnp.eye(3))) ** 2)
 
 
-@pytest.mark.parametrize("chunk", [4, 10])
+@pytest.mark.parametrize("chunk", quickest([4, 10], 4))
 def test_a_dense_fallback_is_reported_once_however_often_it_is_traced(chunk):
     only_kernel = {"kernel": params()["kernel"]}
     with pytest.warns(eggroll.DenseFallbackWarning, match="whole population of 10") as caught:

@@ -86,6 +86,7 @@ def test_what_belongs_to_another_run_is_refused_by_name():
             flax.serialization.from_state_dict(like, {**found, **change})
 
 
+@pytest.mark.slow
 def test_flax_may_be_imported_after_the_state_was_made():
     done = subprocess.run([sys.executable, "-W", "error", "-c", LATE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

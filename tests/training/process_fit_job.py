@@ -65,7 +65,8 @@ def main(spec: dict[str, Any]) -> None:
 def join(spec: dict[str, Any], me: int) -> None:
     if spec.get("by_jax"):
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
-        jax.distributed.initialize(spec["coordinator"], spec["processes"], me)
+        lost = {name: spec["lost_after"] for name in ("heartbeat_timeout_seconds", "shutdown_timeout_seconds")}
+        jax.distributed.initialize(spec["coordinator"], spec["processes"], me, **lost)
     else:
         options = {name: spec[name] for name in ("local_devices", "timeout", "lost_after") if name in spec}
         processes.start(spec["coordinator"], spec["processes"], me, **options)

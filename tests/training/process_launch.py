@@ -30,7 +30,11 @@ def free_port() -> int:
 
 def spawn(folder: Path, processes: int, process_id: int, *, job: str = JOB, **spec: Any) -> subprocess.Popen[str]:
     """One process of a run."""
-    spec = {"folder": str(folder), "processes": processes, "id": process_id, "timeout": PATIENCE, **spec}
+    usual = {
+        "timeout": PATIENCE,
+        "lost_after": 10,
+    }  # what is lost is noticed soon: that is all that some tests wait for
+    spec = {"folder": str(folder), "processes": processes, "id": process_id, **usual, **spec}
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     environment.pop("XLA_FLAGS", None)  # it could ask for another number of devices
     command = [sys.executable, "-W", "error", "-m", job, json.dumps(spec)]

@@ -16,7 +16,7 @@ from eggroll.strategy.state import State
 from eggroll.training import RunError, read_metrics
 from eggroll.training.folder import disk
 from eggroll.training.folder.files import write_text
-from eggroll.training.folder.integrity import begin_manifest, check_run
+from eggroll.training.folder.integrity import begin_manifest, check_run, is_as_written
 from eggroll.training.ledger.replay_files import replay_files
 from eggroll.training.store import Saving
 from tests.training import problems
@@ -71,6 +71,15 @@ def test_a_line_cut_short_and_later_ones_are_mended_and_earlier_ones_named(copie
     metrics.write_bytes(whole[:-3])
     with pytest.raises(RunError, match=r"metrics\.jsonl has \d+ bytes, not"):
         check_run(copied)
+
+
+def test_of_one_file_it_is_known_too(copied: Path) -> None:
+    (copied / "another").write_text("of a user")
+    assert all(is_as_written(copied / name) for name in ("metrics.jsonl", "config.json", "another"))
+    altered(copied / "config.json")
+    assert is_as_written(copied / "metrics.jsonl") and not is_as_written(copied / "config.json")
+    (copied / "MANIFEST.json").unlink()
+    assert is_as_written(copied / "config.json")  # as far as that is known
 
 
 def test_an_altered_manifest_says_so(copied: Path) -> None:

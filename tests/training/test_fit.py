@@ -98,6 +98,7 @@ def test_counts_in_which_members_differ_are_no_state_to_carry() -> None:
         fit(es, begin(es), step, batches(), generations=3, carry={"steps": 0, "n": 0})
 
 
+@pytest.mark.slow
 def test_scores_of_any_offset_train_alike_and_replay(tmp_path: Path) -> None:
     """Where float32 knows steps of 65536 alone; the optimizer watches the loss."""
 

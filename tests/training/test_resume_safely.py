@@ -16,6 +16,7 @@ import pytest
 from eggroll.training import Compiled, Result, RunError, Saving, fit, replay
 from eggroll.training.ledger.journal import Journal
 from eggroll.training.metrics import MetricsFile
+from tests.quick import quickest
 from tests.training.problems import CARRY, COUNTING, assert_same, batches, begin, fitness, left_by, run, strategy, usual
 
 LAST = 12
@@ -114,8 +115,12 @@ def test_a_run_goes_on_without_a_damaged_ledger_if_forced(
     assert_same(result, run(None, LAST))
 
 
-@pytest.mark.parametrize("what", [Journal, MetricsFile])
-@pytest.mark.parametrize("moment", [6, 7, 8])
+@pytest.mark.parametrize(
+    ("what", "moment"),
+    quickest(
+        [(what, moment) for what in (Journal, MetricsFile) for moment in (6, 7, 8)], (Journal, 7), (MetricsFile, 8)
+    ),
+)
 def test_what_a_failing_disk_has_no_record_of_is_not_saved(
     what: type, moment: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

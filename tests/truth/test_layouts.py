@@ -64,6 +64,7 @@ def test_the_members_differ_from_each_other():
     assert len(set(alone()["['apply'][1]"].tolist())) > layouts.POPULATION / 2
 
 
+@pytest.mark.slow
 def test_auxiliary_output_is_the_mean_or_what_members_share():
     out = alone()
     p = {k: out[f"['apply'][0]['{k}']"] for k in ("kernel", "bias")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from eggroll.engine.interpreter import RULES
-from eggroll.engine.rules import control_flow, indexing, linear, products
+from eggroll.engine.rules import control_flow, indexing, linear, placing, products, ragged, transforms
 
-for family in (linear, indexing, products, control_flow):
+for family in (linear, indexing, placing, transforms, products, ragged, control_flow):
     RULES.update(family.RULES)

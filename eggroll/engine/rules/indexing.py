@@ -1,4 +1,4 @@
-"""Rules that pick parts (slice, split, unstack, gather) and that put values side by side (concatenate, stack)."""
+"""Rules that pick parts: slice, split, unstack, gather."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
+from eggroll.engine.rules.linear import owning
 
 
 def slice_(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -75,7 +76,8 @@ def dynamic_slice(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[
         return f.with_array(array)
 
     out = value.map(ctx.base(eqn, args), lambda t: _looked_up(t, rows, t.map(pick)))
-    return [out.dense() if ctx.observer is None and _is_activation(value, rows, sizes) else out]
+    activation = id(eqn) not in ctx.weights.multiplied and _is_activation(value, rows, sizes)
+    return [out.dense() if ctx.observer is None and activation else out]
 
 
 def _is_activation(value: Perturbed, indexed: Sequence[int], sizes: Sequence[int]) -> bool:
@@ -101,22 +103,47 @@ def _looked_up(before: Term, axes: Sequence[int], after: Term) -> Term:
 def gather(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Looks each factor up at its own index columns.
 
-    Rows out of bounds get the fill value from the base and zero from the factors. Embedded rows are activations, so
-    they are made dense here, without complaint; so they are in `dynamic_slice`.
+    Rows out of bounds get the fill value from the base and zero from the factors. Rows are held for
+    activations, and made dense here, without complaint, unless a product uses them as weights; so in `dynamic_slice`.
     """
     value, indices = args
     if not isinstance(value, Perturbed) or isinstance(indices, Perturbed):
         raise Unsupported("a lookup at perturbed positions")
-    numbers = eqn.params["dimension_numbers"]
-    if numbers.operand_batching_dims:
-        raise Unsupported("a lookup with batching dimensions")
+    own, (eqn, indices) = eqn, _shared(ctx, eqn, indices)
     indexed = _indexed(eqn, value.shape)
-    if any(not t.owners(a) for t in value.terms for a in indexed):
-        raise Unsupported("a lookup along an axis that belongs to no factor")
+    for a in indexed:
+        value = value.map(value.base, partial(owning, axis=a, size=value.shape[a]))
     lookup = _Lookup(eqn, indices, value, indexed)
-    out = value.map(ctx.base(eqn, args), lambda t: _looked_up(t, indexed, t.map(lookup.factor)))
-    activation = _is_activation(value, indexed, eqn.params["slice_sizes"])
+    out = value.map(ctx.base(eqn, [value, indices]), lambda t: _looked_up(t, indexed, t.map(lookup.factor)))
+    activation = id(own) not in ctx.weights.multiplied and _is_activation(value, indexed, eqn.params["slice_sizes"])
     return [out.dense() if ctx.observer is None and activation else out]
+
+
+def _shared(ctx: Interpreter, eqn: JaxprEqn, indices: Any) -> tuple[JaxprEqn, Any]:
+    """A lookup with batching dimensions (`take_along_axis`), along which the indices do not vary, as one without."""
+    numbers = eqn.params["dimension_numbers"]
+    paired = numbers.start_indices_batching_dims
+    if not paired:
+        return eqn, indices
+    if any(a in ctx.varying(indices) and indices.shape[a] != 1 for a in paired):
+        raise Unsupported("a lookup whose positions vary along axes that are not looked up")
+    out_ndim = indices.ndim - 1 + len(numbers.offset_dims)
+    batch = [i for i in range(out_ndim) if i not in numbers.offset_dims]
+    window = [a for a in range(len(eqn.params["slice_sizes"])) if a not in numbers.collapsed_slice_dims]
+    now = [batch[a] for a in paired]
+    stays = [a for a in window if a not in numbers.operand_batching_dims]
+    places = dict(zip(stays, numbers.offset_dims, strict=True)) | dict(
+        zip(numbers.operand_batching_dims, now, strict=True)
+    )
+    offsets = [places[a] for a in window]
+    if offsets != sorted(offsets):
+        raise Unsupported("a lookup that moves the axes along which its positions do not vary")
+    sizes = list(eqn.params["slice_sizes"])
+    for operand_axis, a in zip(numbers.operand_batching_dims, paired, strict=True):
+        sizes[operand_axis] = indices.shape[a]
+    plain = lax.GatherDimensionNumbers(tuple(offsets), numbers.collapsed_slice_dims, numbers.start_index_map)
+    first = tuple(0 if a in paired else slice(None) for a in range(indices.ndim))
+    return eqn.replace(params={**eqn.params, "dimension_numbers": plain, "slice_sizes": tuple(sizes)}), indices[first]
 
 
 def _indexed(eqn: JaxprEqn, shape: Sequence[int]) -> tuple[int, ...]:
@@ -184,83 +211,10 @@ class _Lookup:
         )
 
 
-def concatenate(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """Joins factor by factor along a batch axis; else each part becomes a term that is zero outside its range."""
-    return [_join(ctx, eqn, list(args), eqn.params["dimension"])]
-
-
-def stack(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """A concatenation along a new axis of size one."""
-    axis = eqn.params["axis"]
-    return [_join(ctx, eqn, [_with_new_axis(a, axis) for a in args], axis, original=args)]
-
-
-def _with_new_axis(value: Any, axis: int) -> Any:
-    if not isinstance(value, Perturbed):
-        return jnp.expand_dims(value, axis)
-    shift = {a: a + (a >= axis) for a in range(len(value.shape))}
-    return value.map(jnp.expand_dims(value.base, axis), lambda t: t.map(lambda f: f.relabel(shift)))
-
-
-def _join(
-    ctx: Interpreter, eqn: JaxprEqn, parts: list[Any], axis: int, original: Sequence[Any] | None = None
-) -> Perturbed:
-    base = ctx.base(eqn, parts if original is None else original)
-    whole = _factorwise(parts, axis)
-    if whole is not None:
-        return Perturbed(base, (whole,))
-    plain = not all(isinstance(p, Perturbed) for p in parts)
-    terms: list[Term] = []
-    start = 0
-    for part in parts:
-        size = part.shape[axis]
-        if isinstance(part, Perturbed):
-            pads = (start, base.shape[axis] - start - size)
-            padded = [_padded(t, axis, size, pads) for t in part.terms]
-            terms += [replace(t, added=t.added or plain) for t in padded]
-        start += size
-    return Perturbed(base, tuple(terms))
-
-
-def _factorwise(parts: Sequence[Any], axis: int) -> Term | None:
-    """One term for all parts, where every part has one, of the same rank, with `axis` a batch axis of its factors."""
-    if not all(isinstance(p, Perturbed) and len(p.terms) == 1 for p in parts):
-        return None
-    terms = [p.terms[0].without_scale() for p in parts]
-    layout = [f.axes for f in terms[0].factors]
-    if len({t.source.path for t in terms}) > 1 or any(axis not in axes for axes in layout):
-        return None
-    if any([f.axes for f in t.factors] != layout or t.rank != terms[0].rank for t in terms):
-        return None
-    joined = []
-    for same in zip(*(t.factors for t in terms), strict=True):
-        array = lax.concatenate([f.array for f in same], same[0].position(axis))
-        joined.append(same[0].with_array(array))
-    return replace(terms[0], factors=tuple(joined))
-
-
-def _padded(term: Term, axis: int, size: int, pads: tuple[int, int]) -> Term:
-    """Zero outside the part's range, in every factor that owns the axis (at least one)."""
-    if not term.owners(axis):
-        first, *rest = term.factors
-        term = replace(term, factors=(first.expand(axis, size), *rest))
-
-    def pad(f: Factor) -> Factor:
-        if axis not in f.axes:
-            return f
-        widths = [(0, 0, 0)] * f.array.ndim
-        widths[f.position(axis)] = (*pads, 0)
-        return f.with_array(lax.pad(f.array, jnp.zeros((), f.array.dtype), widths))
-
-    return term.map(pad)
-
-
 RULES = {
     "slice": slice_,
     "split": split,
     "unstack": unstack,
     "dynamic_slice": dynamic_slice,
     "gather": gather,
-    "concatenate": concatenate,
-    "stack": stack,
 }

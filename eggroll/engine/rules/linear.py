@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
@@ -156,9 +157,26 @@ def convert_element_type(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -
     """Between floating-point types: noted down, for whatever uses the value to make."""
     (value,) = args
     dtype = eqn.params["new_dtype"]
-    if not jnp.issubdtype(dtype, jnp.floating) or eqn.params.get("sharding") is not None:
+    if jnp.issubdtype(dtype, jnp.complexfloating):
+        return [to_complex(ctx, eqn, value)]
+    floats = all(jnp.issubdtype(t, jnp.floating) for t in (dtype, value.dtype))
+    if not floats or eqn.params.get("sharding") is not None:
         raise Unsupported(f"a cast to {dtype} is not linear, or carries a sharding")
     return [value if dtype == value.dtype else replace(value, casts=(*value.casts, jnp.dtype(dtype)))]
+
+
+def to_complex(ctx: Interpreter, eqn: JaxprEqn, value: Perturbed) -> Any:
+    """A cast of the base; real factors stay real: a complex value's term may have both kinds."""
+    apart = ctx.settled(value, eqn)
+    if not isinstance(apart, Perturbed):
+        return jax_compat.bind(eqn, [apart])[0]
+    base = ctx.base(eqn, [apart])
+    return apart.map(base, lambda t: t.map(lambda f: f.with_array(f.array.astype(base.dtype)) if is_complex(f) else f))
+
+
+def is_complex(f: Factor) -> bool:
+    """Whether a factor's numbers are complex."""
+    return jnp.issubdtype(f.numbers.dtype, jnp.complexfloating)
 
 
 def mul(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -186,21 +204,47 @@ def _scaled(ctx: Interpreter, eqn: Any, args: Sequence[Any], which: int, op: Any
         raise Unsupported("an implicit broadcast")
     known = range(len(shape)) if isinstance(other, Perturbed) else ctx.varying(other)
     varying = frozenset(a for a in known if shape[a] != 1)
-    if not all(any(varying <= set(f.axes) for f in t.factors) for t in value.terms):
+    if not all(carries(t, varying) for t in value.terms):
         raise Unsupported("an elementwise product with an array that varies along axes of both factors")
     other = ctx.dense(other, eqn, "a perturbed scale")
-    terms = tuple(_scale_term(t, other, varying, op) for t in value.terms)
+    terms = tuple(scale_term(t, other, varying, op) for t in value.terms)
     return Perturbed(ctx.base(eqn, [value, other] if which == 0 else [other, value]), terms)
 
 
-def _scale_term(term: Term, other: Any, varying: frozenset[int], op: Any) -> Term:
-    """Scales the first factor that owns every axis along which `other` varies; a scalar goes into the scale."""
-    if not varying and term.scale is not None:
+def owning(term: Term, axis: int, size: int) -> Term:
+    """The term, of which some factor owns an axis: the first, constant along it, where none did."""
+    if term.owners(axis):
+        return term
+    first, *rest = term.factors
+    return replace(term, factors=(first.expand(axis, size), *rest))
+
+
+def carries(term: Term, axes: frozenset[int]) -> list[int]:
+    """The numbers of the factors that own, or may be made to own, all of some axes."""
+    owned = {a for f in term.factors for a in f.axes}
+    return [i for i, f in enumerate(term.factors) if axes & owned <= set(f.axes)]
+
+
+def widened(term: Term, axes: Collection[int], sizes: Sequence[int]) -> tuple[int, Term]:
+    """The number of the first factor that carries some axes, and the term in which it owns them all."""
+    i = carries(term, frozenset(axes))[0]
+    f = term.factors[i]
+    for axis in sorted(set(axes) - set(f.axes)):
+        f = f.expand(axis, sizes[axis])
+    return i, replace(term, factors=(*term.factors[:i], f, *term.factors[i + 1 :]))
+
+
+def scale_term(term: Term, other: Any, varying: frozenset[int], op: Any) -> Term:
+    """Scales the first factor that carries every axis along which `other` varies; a scalar goes into the scale."""
+    other = jnp.asarray(other)
+    by_complex = jnp.issubdtype(other.dtype, jnp.complexfloating)
+    if not varying and term.scale is not None and not by_complex:
         scalar = jnp.reshape(_along(other, (), term.scale.dtype, varying), ())
         return replace(term, scale=op(term.scale, scalar))
-    i = next(i for i, f in enumerate(term.factors) if varying <= set(f.axes))
+    i, term = widened(term, varying, other.shape)
     f = term.factors[i]
-    scaled = f.with_array(op(f.array, _along(other, f.axes, f.array.dtype, varying)))
+    array = f.array.astype(other.dtype) if by_complex else f.array
+    scaled = f.with_array(op(array, _along(other, f.axes, array.dtype, varying)))
     return replace(term, factors=(*term.factors[:i], scaled, *term.factors[i + 1 :]))
 
 

@@ -40,10 +40,12 @@ def is_file(source: str | Path) -> bool | None:
 
 
 def check_ordinary(folder: Path) -> None:
-    """Raises `RunError` if what is read of a folder is a pipe or device, which may never end, or too large."""
+    """Raises `RunError` if what is read of a folder never ends, as a pipe, too large, or elsewhere."""
     for part in PARTS:
         for file in (*folder.glob(part), *folder.glob(f"additional_chat_templates/{part}")):
             check_file(file, math.inf if file.suffix == ".safetensors" else MOST_BYTES)
+            if not inside(folder, str(file.relative_to(folder))):
+                raise RunError(f"{file} is a link out of its folder; copy the file there that it stands for.")
 
 
 def check_file(file: Path, most: float = math.inf) -> None:

@@ -137,6 +137,8 @@ def _refuse_what_is_not_read(fields: Mapping[str, Any]) -> None:
     """Metadata of the tokenizer that is neither read nor known to change nothing may change what texts become."""
     for name, found in fields.items():
         own = name.removeprefix("tokenizer.ggml.")
+        if own != name and own.endswith("_token_id"):
+            special_id(fields, own.removesuffix("_token_id"))
         told = {"add_bos_token": bool, "add_eos_token": bool, "add_space_prefix": bool}.get(own)
         unknown = (
             own != name and own not in READ | NEUTRAL and not own.endswith("_token_id") and found not in ([], False)

@@ -104,6 +104,7 @@ def end_tokens(
     """
     places = {"generation_config.json": generation, "config.json": settings}
     given = {place: found.get("eos_token_id") for place, found in places.items()}
+    _check_others(places, config, source)
     found: list[Any] = []
     for place, ends in (given | {"the tokenizer": tokenizer.eos_token_id}).items():
         for end in ends if isinstance(ends, list) else [ends] * (ends is not None):
@@ -116,6 +117,18 @@ def end_tokens(
     template, vocabulary = str(tokenizer.chat_template or ""), tokenizer.get_vocab()
     found += [vocabulary[token] for token in TURN_ENDS if token in template and token in vocabulary]
     return tuple(dict.fromkeys(end for end in found if end < config.vocabulary))
+
+
+def _check_others(places: Mapping[str, Any], config: DecoderConfig, source: str) -> None:
+    """Refuses numbers of other special tokens that the embedding has no row for, though nothing reads them."""
+    for place, found in places.items():
+        for name in ("bos_token_id", "pad_token_id"):
+            number = found.get(name)
+            if number is not None and (type(number) is not int or not 0 <= number < config.vocabulary):
+                raise RunError(
+                    f"{source}: {place} has {name}={number!r}; a number from 0 to {config.vocabulary - 1} is required, "
+                    "which the embedding has a row for, or null. Correct it."
+                )
 
 
 def end_strings(generation: Mapping[str, Any], source: str) -> tuple[str, ...]:

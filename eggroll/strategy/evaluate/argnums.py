@@ -1,12 +1,13 @@
-"""Which positional arguments are the parameters, as `jax.value_and_grad` counts them."""
+"""Which positional arguments are the parameters, as `jax.value_and_grad` counts them, and arguments by name."""
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from eggroll.engine.annotations import PyTree
+from eggroll.engine.annotations import Function, PyTree
+from eggroll.engine.checks import as_index
 
 
 def check_argnums(argnums: int | Sequence[int]) -> int | tuple[int, ...]:
@@ -16,10 +17,10 @@ def check_argnums(argnums: int | Sequence[int]) -> int | tuple[int, ...]:
         TypeError: no integers.
         ValueError: none at all.
     """
-    try:
-        several = tuple(map(operator.index, argnums)) if isinstance(argnums, Sequence) else operator.index(argnums)
-    except TypeError as why:
-        raise TypeError(f"got argnums={argnums!r}; an integer or a sequence of integers is required.") from why
+    what = "an integer or a sequence of integers"
+    if not isinstance(argnums, Sequence) or isinstance(argnums, str):
+        return as_index("argnums", argnums, what)
+    several = tuple(as_index("argnums", n, what) for n in argnums)
     if several == ():
         raise ValueError("got argnums=(); at least one argument is required to take the gradient for.")
     return several
@@ -55,3 +56,30 @@ def taken_out(argnums: int | tuple[int, ...], args: tuple) -> tuple[PyTree, tupl
         return [found[n] for n in range(len(found))]
 
     return chosen if isinstance(argnums, tuple) else chosen[0], tuple(args[n] for n in rest), put
+
+
+@dataclass(frozen=True)
+class ByName:
+    """`fun(params, *args, **kwargs)` as a function of `(params, kwargs, *args)`; equal for the same function.
+
+    Attributes:
+        fun: the user's function.
+    """
+
+    fun: Function
+
+    @property
+    def __wrapped__(self) -> Function:
+        """Whose name and line messages have."""
+        return self.fun
+
+    def __call__(self, params: PyTree, kwargs: dict[str, Any], *args: Any) -> Any:
+        """The function with its arguments by name."""
+        return self.fun(params, *args, **kwargs)
+
+
+def axes_after_shared(in_axes: Any, count: int) -> Any:
+    """`in_axes` of so many arguments, with one before them that all members share."""
+    if isinstance(in_axes, tuple | list):
+        return (None, *in_axes)
+    return in_axes if in_axes is None else (None, *[in_axes] * count)

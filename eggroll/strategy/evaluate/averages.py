@@ -173,4 +173,5 @@ def averaged_output(
         averages = Averages.of(lambda *given: fun(*given)[1], like, params, plan, Rows(args, axes, size))
         return averages.mean(averages.totals(aux, finite))
 
-    return cache(mean, ("aux", fun, plan, axes), params, rows.args, aux, jnp.isfinite(fitness))
+    static = "aux", cache.program(fun, params, rows), plan, axes
+    return cache(mean, static, params, rows.args, aux, jnp.isfinite(fitness))

@@ -20,8 +20,8 @@ from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import is_traced
 from eggroll.engine.factored import Program, abstract, is_array, partition
 from eggroll.engine.paths import path_name
-from eggroll.engine.same_program import program_key
-from eggroll.engine.sameness import Described, NotDescribed, described, filled
+from eggroll.engine.same_program import NotDescribed, array_key, program_key
+from eggroll.engine.sameness import Described, described, filled
 from eggroll.engine.user_code import code_of, is_library, place_of, warn_user
 from eggroll.strategy.evaluate.tracing import Rows, plan_for, trace_member
 from eggroll.strategy.plan.leaves import Plan, make_plan
@@ -108,25 +108,26 @@ class CompiledCache:
         plain = jax.tree.leaves(merge([None] * len(arrays)))
         shapes = tuple((a.shape, a.dtype, a.weak_type) for a in map(abstract, arrays))
         where = structure, shapes, jax_compat.trace_context(), group
-        found = described(fun, plain)
+        found = described(fun, plain, structure)
         if found is not None:
-            known = self._described.used((found, where))
-            if known is not None:
-                return known
+            kept = self._described.used((found, where))
+            if kept is not None and kept[1].holds():
+                return kept[0]
         program = trace_member(fun, params, rows)
         try:
-            key: Hashable = (program_key(program.jaxpr, program.consts), program.out_tree, where)
+            what = program_key(program.jaxpr, program.consts)
         except NotDescribed:
             if not is_traced(list(program.consts)):
                 self._note(fun, own, params, rows, group, program)
             return program
+        key = what, program.out_tree, where
         known = self._programs.used(key)
-        if known is None:
-            known = self._programs.keep(key, program)
+        if known is None or not known[1].holds():
+            known = self._programs.keep(key, (program, what))
             self._note(fun, own, params, rows, group, program)
         if found is not None:
             self._described.keep((found, where), known)
-        return known
+        return known[0]
 
     def _note(
         self, fun: Function, own: Function | None, params: PyTree, rows: Rows, group: Hashable, program: Program
@@ -140,7 +141,7 @@ class CompiledCache:
         count, before, holding = self._told.used(of) or (0, {}, ())
         now = _parts(fun, rows, named)
         if program.consts:
-            holding = (*holding, (weakref.ref(program), sum(x.nbytes for x in program.consts)))
+            holding = (*holding, (weakref.ref(program), sum(getattr(x, "nbytes", 0) for x in program.consts)))
             while sum(size for _, size in holding) > HELD and len(holding) > 1:
                 self._forget(holding[0][0]())
                 holding = holding[1:]
@@ -149,9 +150,28 @@ class CompiledCache:
             warn_user(_again(fun, before, now), RecompilationWarning)
 
     def _forget(self, program: Program | None) -> None:
-        self._programs.drop(lambda _, value: value is program)
-        self._described.drop(lambda _, value: value is program)
+        self._programs.drop(lambda _, value: value[0] is program)
+        self._described.drop(lambda _, value: value[0] is program)
         self._variants.drop(lambda key, _: isinstance(key, tuple) and isinstance(key[0], tuple) and program in key[0])
+
+
+def settings_key(shaping: Any, sigma: Any, population: int) -> Hashable:
+    """What tells a shaping and a sigma apart, which may be functions, by what they compute today.
+
+    As of a function that is evaluated: known by its description, or else traced.
+    """
+    found = described(shaping, sigma)
+    if found is not None:
+        return found
+    row, number = jax.ShapeDtypeStruct((population,), np.float32), jax.ShapeDtypeStruct((), np.int32)
+    try:
+        return tuple(
+            program_key(*jax_compat.open_jaxpr(jax.make_jaxpr(x)(shape))) if callable(x) else array_key(x)
+            for x, shape in ((shaping, row), (sigma, number))
+            if not isinstance(x, str)
+        )
+    except (NotDescribed, jax.errors.TracerArrayConversionError):
+        return object()  # another at every call
 
 
 class Plans:

@@ -17,7 +17,7 @@ from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.strategy.evaluate.averages import Averages, Totals
 from eggroll.strategy.evaluate.chunking import Arrangement
 from eggroll.strategy.evaluate.tracing import Member, Rows
-from eggroll.strategy.noise.sampler import Noise, Sampler, drawn_copies, drawn_once
+from eggroll.strategy.noise.sampler import Noise, Sampler
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.state import Placement
 
@@ -111,13 +111,11 @@ class Evaluation:
             own = rows.of_members((start + first) * signs, count * signs)
             units = start + first + jnp.arange(count)
             if self.arrangement.copies:
-                noise = drawn_copies(self.sampler, drawn, signs)
-                who = jnp.arange(count * signs) % signs
+                noise, who = self.sampler.draw(drawn, signs=signs), jnp.arange(count * signs) % signs
                 kept, averaged = jax.vmap(member, in_axes=(0, None, 0, 0))(noise, start, who, own)
             else:
                 own = [x.reshape(count, signs, *x.shape[1:]) for x in own]
-                unit = jax.vmap(member, in_axes=(None, None, 0, 0))
-                noise = drawn_once(self.sampler, drawn)
+                unit, noise = jax.vmap(member, in_axes=(None, None, 0, 0)), self.sampler.draw(drawn)
                 outs = jax.vmap(unit, in_axes=(0, 0, None, 0))(noise, units, jnp.arange(signs), own)
                 kept, averaged = jax.tree.map(lambda x: x.reshape(count * signs, *x.shape[2:]), outs)
             return kept, averages.totals(averaged, _all_finite(kept, count * signs))

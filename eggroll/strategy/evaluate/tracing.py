@@ -20,7 +20,7 @@ from eggroll.ops import Choice
 from eggroll.strategy.activations.noise import Seen, Streams
 from eggroll.strategy.activations.sites import find_sites, walked
 from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign
-from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, dense_matrices, make_plan
 from eggroll.strategy.plan.rules import Rules, match_rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import for_mesh
@@ -168,6 +168,9 @@ def plan_for(program: Program, params: PyTree, rows: Rows, settings: Population,
     plan = make_plan(params, uses, rank=rank, rules=rules)
     if settings.noise == "activations":
         plan, _ = with_sites(program, plan, params, rows, rules)
+    policy = Policy(settings.fallback)
+    for record in dense_matrices(plan, uses, rules, rank, settings.size):
+        policy.tell(record)
     plan = for_kernels(program, plan, jax.tree.map(abstract, params), rows, settings.distribution)
     return for_mesh(plan, settings)
 

@@ -211,7 +211,7 @@ def generation_key(key: jax.Array, generation: int | jax.Array, noise_reuse: int
     reuse = as_count("noise_reuse", noise_reuse, hint=" 1 gives fresh noise in every generation.")
     if not jnp.issubdtype(jnp.result_type(generation), jnp.integer):
         raise TypeError(f"got generation={generation!r}; an integer is required; count generations from 0")
-    return fold_in(key, generation // reuse)
+    return fold_in(key, generation // reuse if reuse > 1 else generation)
 
 
 def member_keys(stream: jax.Array, key: jax.Array, population: int, antithetic: bool) -> jax.Array:

@@ -7,13 +7,14 @@ factor meets. On CPUs it ignores `optimization_barrier` as it fuses, but does no
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.core import Tracer
 from jax.typing import DTypeLike
@@ -22,7 +23,7 @@ from eggroll.engine import jax_compat
 from eggroll.engine.annotations import Index, PyTree, Scalar
 from eggroll.engine.lowrank import LowRank, Source, accumulator_dtype
 from eggroll.ops import kernel_for
-from eggroll.strategy.noise.streams import Side, Streams, sides
+from eggroll.strategy.noise.streams import LEFT, Side, Streams, sides
 from eggroll.strategy.plan.leaves import LeafPlan, Plan
 
 Noise = Sequence[Any]  # per leaf: (left, right), a dense array, or None
@@ -76,27 +77,39 @@ class Sampler:
             return self.streams.draw(key, start + first + jnp.arange(count))
         return jax.lax.dynamic_slice_in_dim(kept, first, count)
 
-    def draw(self, words: jax.Array, *, for_update: bool = False) -> Noise:
+    def draw(self, words: jax.Array, *, for_update: bool = False, signs: int = 0) -> Noise:
         """Noise of several units, unscaled, in each parameter's dtype.
 
         Args:
             words: `[U, W]`, from `streams.draw`.
             for_update: whether it is to be summed up, which wants its axes in another order: see
                 `Side.draw_for_update`.
+            signs: if it is not 0, each unit's noise is there so many times in a row, as the noise of `U·signs`
+                members; in memory as signed bytes, which their readers widen: see
+                `jax_compat.CORRECTIONS_ARE_FREE`.
 
         Returns:
             Per parameter `(left, right)`, a dense array, or None, with the units first; factors that stay keys are
             `Seeded`.
         """
-        numbered, noise = 0, []
-        for leaf, own in zip(self.plan.leaves, self._sides, strict=True):
-            parts = []
-            for side in own:
-                draw = side.draw_for_update if for_update else side.draw
-                parts.append(draw(words[:, self.streams.place(numbered)]))
-                numbered += 1
-            noise.append(tuple(parts) if leaf.kind == "low_rank" else parts[0] if parts else None)
-        return noise
+        made = iter(self._drawn(words, for_update, signs))
+        drawn = [tuple(next(made) for _ in own) for own in self._sides]
+        leaves = zip(self.plan.leaves, drawn, strict=True)
+        noise = [both if leaf.kind == "low_rank" else both[0] if both else None for leaf, both in leaves]
+        return noise if for_update or jax.default_backend() == "cpu" else lax.optimization_barrier(noise)
+
+    def _drawn(self, words: jax.Array, for_update: bool, signs: int) -> list[Any]:
+        """The numbers of every side, in order."""
+        flat = [side for own in self._sides for side in own]
+        made: dict[int, Any] = {}
+        start = lax.optimization_barrier(jnp.int32(0))  # for XLA no constant: see `_drawn_apart`
+        for i in self.streams.order:
+            side = flat[i]
+            if jax.default_backend() == "cpu" and side.stream.width and not side.seeded:
+                made[i], start = _drawn_apart(words, start, side=side.alike(), for_update=for_update, signs=signs)
+            else:
+                made[i] = _numbers(side, words[:, self.streams.place(i)], for_update, signs)
+        return [made[i] for i in range(len(flat))]
 
     def draw_one(self, words: jax.Array) -> Noise:
         """Noise of one unit, without the axis of units, from its `[1, W]` words."""
@@ -161,39 +174,37 @@ def _signed(sign: Index, scale: Scalar, dtype: DTypeLike) -> jax.Array:
     return jnp.asarray(scale, dtype) * jnp.asarray(sign, dtype)
 
 
-def drawn_once(sampler: Sampler, words: jax.Array) -> Noise:
-    """`sampler.draw(words)`, in memory: noise of `U` units from words `[U, W]`."""
-    return _in_memory(sampler.draw, words)
+@partial(jax.jit, static_argnames=("side", "for_update", "signs"))
+def _drawn_apart(
+    words: jax.Array, start: jax.Array, *, side: Side, for_update: bool, signs: int
+) -> tuple[jax.Array, jax.Array]:
+    """A side's numbers from its words, which begin at `start` in every row, and where the next side's begin.
 
-
-def drawn_copies(sampler: Sampler, words: jax.Array, signs: int) -> Noise:
-    """`sampler.draw(words)` with each unit's noise `signs` times in a row: noise of `U·signs` members.
-
-    In memory it is signed bytes, which their readers widen; see `jax_compat.CORRECTIONS_ARE_FREE`.
+    Every call of alike sides is the same program, in which nothing says which one it is: traced once, and its kernels
+    compiled once. That is why each call counts on for the next one: XLA would put a number that it knows into them.
     """
-    leaves = sampler.plan.leaves
-    in_bytes = replace(sampler, plan=Plan(tuple(replace(leaf, dtype="int8") for leaf in leaves)))
+    dtype, width = side.leaf.dtype, side.stream.width
+    side = replace(side, leaf=replace(side.leaf, dtype="int8")) if signs else side
 
-    def draw(words: jax.Array) -> Noise:
-        return jax.tree.map(lambda x: _repeated(x, signs), in_bytes.draw(words))
+    def apart(words: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:
+        own = lax.dynamic_slice_in_dim(words, start, width, 1, allow_negative_indices=False)
+        return _numbers(side, own, for_update, signs).reshape(matrix), start + np.int32(width)
 
-    def widened(leaf: LeafPlan, noise: Any) -> Any:
-        return jax.tree.map(lambda x: x.astype(leaf.dtype), noise)
+    row = jax.ShapeDtypeStruct((len(words), width), words.dtype)
+    like = jax.eval_shape(lambda words: _numbers(side, words, for_update, signs), row)
+    # As a matrix: XLA lays a trailing axis of length one out its own way, and copies at the call's end to undo it.
+    rows = math.prod(side.stack) * len(words) if for_update else like.shape[0]
+    matrix = (-1, len(words)) if for_update and side.side == LEFT else (rows, -1)
+    flat, start = jax_compat.call_apart(apart, words, start)
+    return flat.reshape(like.shape).astype(dtype), start
 
-    return [widened(leaf, noise) for leaf, noise in zip(leaves, _in_memory(draw, words), strict=True)]
+
+def _numbers(side: Side, words: jax.Array, for_update: bool, signs: int) -> Any:
+    drawn = side.draw_for_update(words) if for_update else side.draw(words)
+    return _repeated(drawn, signs) if signs else drawn
 
 
 def _repeated(x: jax.Array, times: int) -> jax.Array:
     """Every row of `x`, `times` in a row; a gather, as `jnp.repeat` makes it, would take longer than drawing."""
     copies = jnp.broadcast_to(x[:, None], (len(x), times, *x.shape[1:]))
     return copies.reshape(len(x) * times, *x.shape[1:])
-
-
-def _in_memory(fun: Callable[[jax.Array], Any], words: jax.Array) -> Any:
-    if jax.default_backend() != "cpu":
-        return lax.optimization_barrier(fun(words))
-    # As matrices: XLA lays a trailing axis of length one out its own way, and copies at the call's end to undo it.
-    made = jax.eval_shape(fun, words)
-    flat = jax_compat.call_apart(lambda w: [x.reshape(len(x), -1) for x in jax.tree.leaves(fun(w))], words)
-    leaves, tree = jax.tree.flatten(made)
-    return tree.unflatten([x.reshape(like.shape) for x, like in zip(flat, leaves, strict=True)])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -72,19 +72,20 @@ class Streams:
         return self._places[i]
 
     @cached_property
-    def _order(self) -> list[int]:
+    def order(self) -> list[int]:
+        """The streams as they lie in a row."""
         # Streams of the same length side by side: each length is one broadcast, not each stream. Keys come last.
         return sorted(range(len(self.streams)), key=lambda i: (self.streams[i].key, self.streams[i].words))
 
     @cached_property
     def _places(self) -> dict[int, slice]:
         places, start = {}, 0
-        for i in self._order:
+        for i in self.order:
             places[i] = slice(start, start + self.streams[i].width)
             start += self.streams[i].width
         return places
 
-    def draw(self, key: jax.Array, units: jax.Array) -> jax.Array:
+    def draw(self, key: jax.Array, units: jax.Array | np.ndarray) -> jax.Array:
         """Words of the given units.
 
         Word `w` of stream `s` of unit `u` is word `w` of `jax.random.bits(key, (n,), "uint32")` with the stream's key
@@ -99,10 +100,10 @@ class Streams:
         """
         if not self.words:
             return jnp.zeros((units.shape[0], 0), jnp.uint32)
-        used = [self.streams[i] for i in self._order if self.streams[i].width]
+        used = [self.streams[i] for i in self.order if self.streams[i].width]
         path, side = (np.array([getattr(s, name) for s in used], np.uint32) for name in ("path", "side"))
         keys = folded(folded(jax.random.key_data(key), path), side)  # [2, streams]
-        keys = folded(keys[:, None], units.astype(jnp.uint32)[:, None])  # [2, U, streams]
+        keys = folded(keys, units.astype(jnp.uint32)[:, None])  # [2, U, streams]
         keys, columns = _of_matrices(keys, used)
         parts, start = [], 0
         drawn = [s.words for s in used if not s.key for _ in range(s.matrices)]
@@ -211,6 +212,10 @@ class Side:
         *sizes, rank = self.own
         options = self.distribution, self.leaf.dtype, self.leaf.path, tuple(sizes)
         return Seeded(keys, math.prod(sizes), rank, *options)
+
+    def alike(self) -> Side:
+        """The same for all sides that are drawn alike: nothing says whose it is."""
+        return replace(self, leaf=replace(self.leaf, path="", sigma_scale=1.0, matrix=None))
 
     @property
     def _places(self) -> Sequence[int]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from eggroll.engine.annotations import PyTree
 from eggroll.engine.factored import Use
+from eggroll.engine.interpreter import DenseFallback
 from eggroll.engine.paths import leaf_paths, path_hash
 from eggroll.strategy.plan.rules import (
     DenseRule,
@@ -203,6 +204,30 @@ def _check_noise_differs(paths: Sequence[str]) -> None:
                 f'rules=[("{path}", "frozen")].'
             )
         seen[code] = path
+
+
+def dense_matrices(
+    plan: Plan, uses: Mapping[str, Sequence[Use]], rules: Rules, rank: int, members: int | None
+) -> list[DenseFallback]:
+    """Matrices that products use, but that get a number for every element, though no rule asks for it.
+
+    Something before their product keeps no factors apart, or no side of them is apart there.
+    """
+    chosen = match_rules(rules, [leaf.path for leaf in plan.leaves])
+    found = []
+    for leaf in plan.leaves:
+        if leaf.kind != "dense" or isinstance(chosen.get(leaf.path), DenseRule):
+            continue
+        factors = rank * (math.prod(leaf.shape[:-1]) + leaf.shape[-1]) if leaf.shape else 1
+        matrix = sum(n > 1 for n in leaf.shape) > 1 and leaf.numbers > factors
+        if not matrix or not any(use.multiplied for use in uses[leaf.path]):
+            continue
+        use = next((u for u in uses[leaf.path] if u.kind == "elementwise"), uses[leaf.path][0])
+        reason = "its noise has a number for every element: "
+        reason += "nothing keeps two factors apart there" if use.kind == "elementwise" else "no axis of it is left over"
+        size = leaf.numbers * jnp.dtype(leaf.dtype).itemsize * (members or 1)
+        found.append(DenseFallback(leaf.path, use.primitive, use.line, reason, size, members, leaf.numbers / factors))
+    return found
 
 
 def _leaf_plan(path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | None, rank: int) -> LeafPlan:

@@ -27,6 +27,7 @@ from eggroll.strategy.plan.leaves import LeafPlan, Plan
 from eggroll.strategy.population import AXIS
 from eggroll.strategy.state import Placement
 
+SMALL = 1 << 19  # numbers of dense noise: on CPUs their sum takes as long as their product, of more twice as long
 Held = Callable[[list[Any]], list[Any]]
 
 
@@ -211,10 +212,15 @@ def _add(leaf: LeafPlan, total: Any, weights: jax.Array, noise: Any) -> Any:
     if leaf.kind == "low_rank":
         return total + _low_rank_sum(leaf, weights, *noise).astype(total.dtype)
     if leaf.kind == "dense":
-        return total + jnp.tensordot(
-            weights.astype(total.dtype), noise.astype(total.dtype), 1, precision=jax.lax.Precision.HIGHEST
-        )
+        return total + _dense_sum(weights.astype(total.dtype), noise.astype(total.dtype))
     return total
+
+
+def _dense_sum(weights: jax.Array, noise: jax.Array) -> jax.Array:
+    """`[*shape]`: a product of a row with a matrix is a kernel to compile for each parameter, a sum is in a library."""
+    if jax.default_backend() == "cpu" and noise.size <= SMALL:
+        return jnp.sum(weights.reshape(-1, *[1] * (noise.ndim - 1)) * noise, 0)
+    return jnp.tensordot(weights, noise, 1, precision=jax.lax.Precision.HIGHEST)
 
 
 def _low_rank_sum(leaf: LeafPlan, weights: jax.Array, left: Any, right: Any) -> jax.Array:

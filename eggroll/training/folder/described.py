@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from itertools import zip_longest
 from typing import Any
 
 import jax
@@ -21,17 +20,20 @@ import optax
 
 from eggroll.engine.annotations import PyTree
 from eggroll.engine.paths import leaf_paths, path_name
+from eggroll.strategy.plan.leaves import check_params
+from eggroll.strategy.plan.parameters import full, master_copies, without
+from eggroll.strategy.plan.rules import FrozenRule
+from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.update.optimizer import updates
+from eggroll.training.folder.settings import FUNCTION, SCHEDULE, UNSEEN, VALUES
 from eggroll.training.optimizers import NamedOptimizer, NamedSchedule
 
-FUNCTION, SCHEDULE, VALUES, UNSEEN = "function", "schedule", "values", "unseen"
 LEADS = (1, 1.2, 1.5, 1.8, 2, 2.5, 3, 3.5, 4, 5, 6, 7, 8, 9)
 GENERATIONS = (*range(10), *(round(lead * 10**power) for power in range(1, 6) for lead in LEADS), 10**6)
 SPANS = tuple(2**power for power in range(3, 17))  # a schedule's mean from each to its double finds every step
 SIZES = (1e-8, 1e-3, 1.0, 1e4, 0.1, 1e-5, 10.0, 0.3)  # of successive gradients: below and above any epsilon and clip
 PATIENCE = 1000  # updates in which an optimizer has to move something: some gather gradients first
 LARGE = 2**20  # numbers in all parameters; of more, an array keeps 132 along its longest two axes and 4 along others
-ROUNDING, FLOOR = 3e-5, 1e-6  # of a number; of the largest value of a schedule
 
 
 def described(name: str, value: Any, params: PyTree, members: int) -> Any:
@@ -58,30 +60,6 @@ def described(name: str, value: Any, params: PyTree, members: int) -> Any:
         found = _results(value, lambda: _weights(value, members) if name == "shaping" else schedule_values(value))
         return {SCHEDULE: value.spec, VALUES: found[VALUES]} if isinstance(value, NamedSchedule) else found
     return value.tolist() if hasattr(value, "tolist") else value
-
-
-def apart(one: Any, other: Any, largest: float = 0.0) -> tuple[str, str] | None:
-    """Where two results differ by more than rounding; None if they do not.
-
-    Args:
-        one: a number, groups of them as a string, or the name of an error.
-        other: another.
-        largest: of the values that these are among.
-
-    Example:
-        >>> apart("0.1 nan, 1e-9", "0.1000001 nan, 1.00001e-9"), apart("0.1, 1e-9", "0.1, 2e-9")
-        (None, ('1e-9', '2e-9'))
-    """
-    for was, now in zip_longest(str(one).split(", "), str(other).split(", "), fillvalue="nothing"):
-        try:
-            pair = [np.array([float(x) for x in group.split()]) for group in (was, now)]
-            size = max((abs(x) for x in [*pair[0], *pair[1]] if math.isfinite(x)), default=0.0)
-            same = np.allclose(*pair, rtol=0, atol=ROUNDING * size + FLOOR * largest, equal_nan=True)
-        except ValueError:
-            same = was == now
-        if not same:
-            return was, now
-    return None
 
 
 def schedule_values(schedule: Callable[[Any], Any]) -> dict[str, Any]:
@@ -224,3 +202,25 @@ def _name(function: Any) -> str:
     package = (getattr(named, "__module__", None) or "").split(".")[0]
     name = getattr(named, "__qualname__", type(named).__name__).replace(".<locals>", "")
     return name if package in ("", "__main__") else f"{package}.{name}"
+
+
+def describe(es: Strategy, params: PyTree) -> dict[str, Any]:
+    """The settings of a strategy that decide its numbers, as JSON can hold them.
+
+    Args:
+        es: the strategy.
+        params: of the run, for their names, shapes and dtypes.
+
+    Example:
+        >>> import eggroll, jax.numpy as jnp
+        >>> describe(eggroll.ES(population=4, sigma=0.1), {"w": jnp.zeros(3)})["population"]
+        4
+    """
+
+    def moving(params: PyTree) -> PyTree:
+        return full(without(params, still), master_copies(without(params, still)))
+
+    rules = check_params(params, es.rules)
+    still = [isinstance(rules.get(path), FrozenRule) for path in leaf_paths(params)]
+    shapes = jax.eval_shape(moving, params)
+    return {name: described(name, value, shapes, es.population) for name, value in es.options().items()}

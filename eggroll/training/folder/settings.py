@@ -1,54 +1,53 @@
-"""What decides a run's numbers, written down, and compared when the run goes on."""
+"""What decides a run's numbers, compared when the run goes on. Without JAX: what refuses early does not wait for it."""
 
 from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import jax
+import numpy as np
 
-from eggroll.engine.annotations import PyTree
-from eggroll.engine.paths import leaf_paths
-from eggroll.strategy.plan.leaves import check_params
-from eggroll.strategy.plan.parameters import full, master_copies, without
-from eggroll.strategy.plan.rules import FrozenRule
-from eggroll.strategy.protocol import Strategy
 from eggroll.training.errors import RunError
-from eggroll.training.folder.described import FUNCTION, SCHEDULE, UNSEEN, VALUES, apart, described
 from eggroll.training.folder.layout import holds_run, read_config
 
 LOGGER = logging.getLogger("eggroll")
 # What a run's configuration has; what else is in one decides something that this version does not know.
 CONFIGURATION = ("options", "strategy", "parameters", "versions", "checkpoint_every", "changes")
+FUNCTION, SCHEDULE, VALUES, UNSEEN = "function", "schedule", "values", "unseen"
+ROUNDING, FLOOR = 3e-5, 1e-6  # of a number; of the largest value of a schedule
 LINE = 80  # characters of a value that is shown as it is
 MOST = 8  # differences that are told
 SHOWN = 2  # results of a function that are told
 NOTHING = object()  # in place of a setting that is not there
 
 
-def describe(es: Strategy, params: PyTree) -> dict[str, Any]:
-    """The settings of a strategy that decide its numbers, as JSON can hold them.
+def apart(one: Any, other: Any, largest: float = 0.0) -> tuple[str, str] | None:
+    """Where two results differ by more than rounding; None if they do not.
 
     Args:
-        es: the strategy.
-        params: of the run, for their names, shapes and dtypes.
+        one: a number, groups of them as a string, or the name of an error.
+        other: another.
+        largest: of the values that these are among.
 
     Example:
-        >>> import eggroll, jax.numpy as jnp
-        >>> describe(eggroll.ES(population=4, sigma=0.1), {"w": jnp.zeros(3)})["population"]
-        4
+        >>> apart("0.1 nan, 1e-9", "0.1000001 nan, 1.00001e-9"), apart("0.1, 1e-9", "0.1, 2e-9")
+        (None, ('1e-9', '2e-9'))
     """
-
-    def moving(params: PyTree) -> PyTree:
-        return full(without(params, still), master_copies(without(params, still)))
-
-    rules = check_params(params, es.rules)
-    still = [isinstance(rules.get(path), FrozenRule) for path in leaf_paths(params)]
-    shapes = jax.eval_shape(moving, params)
-    return {name: described(name, value, shapes, es.population) for name, value in es.options().items()}
+    for was, now in zip_longest(str(one).split(", "), str(other).split(", "), fillvalue="nothing"):
+        try:
+            pair = [np.array([float(x) for x in group.split()]) for group in (was, now)]
+            size = max((abs(x) for x in [*pair[0], *pair[1]] if math.isfinite(x)), default=0.0)
+            same = np.allclose(*pair, rtol=0, atol=ROUNDING * size + FLOOR * largest, equal_nan=True)
+        except ValueError:
+            same = was == now
+        if not same:
+            return was, now
+    return None
 
 
 def as_json(settings: Mapping[str, Any]) -> dict[str, Any]:

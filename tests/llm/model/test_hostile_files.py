@@ -68,14 +68,23 @@ def test_weights_that_never_end_are_not_read(folder, tmp_path):
             llm.load(tmp_path / "a.gguf")
 
 
-@pytest.mark.parametrize(
-    "name", ["../out.safetensors", "/dev/zero", "link.safetensors", "out/../../out.safetensors", 5]
-)
+@pytest.mark.parametrize("name", ["../out.safetensors", "/dev/zero", "link", "out/../../out.safetensors", 5])
 def test_an_index_names_files_of_its_folder_alone(folder, tmp_path, name):
     (folder / "model.safetensors").rename(tmp_path / "out.safetensors")
-    (folder / "link.safetensors").symlink_to(tmp_path / "out.safetensors")
+    if name == "link":
+        (folder / name).symlink_to(tmp_path / "out.safetensors")
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
     with pytest.raises(RunError, match=r"index\.json names .*, which is no file of its folder"):
+        llm.load(folder)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "additional_chat_templates/a.jinja", "tokenizer.json"])
+def test_no_file_is_a_link_out_of_the_folder(folder, tmp_path, name):
+    (tmp_path / "secret").write_text("{}")
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).unlink(missing_ok=True)
+    (folder / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(RunError, match=rf"{name} is a link out of its folder; copy the file"):
         llm.load(folder)
 
 
@@ -137,6 +146,8 @@ def test_json_that_is_none_is_named(folder, name, how):
         ({"architectures": [5]}, "other kinds|does not accept"),
         ({"auto_map": CODE}, "auto_map="),
         ({"eos_token_id": 260}, "config.json has eos_token_id=260; numbers from 0 to 259"),
+        ({"pad_token_id": 260}, "config.json has pad_token_id=260; a number from 0 to 259"),
+        ({"bos_token_id": -5}, "config.json has bos_token_id=-5; a number from 0 to 259"),
     ],
 )
 def test_settings_that_no_model_has_are_named(folder, changes, message):

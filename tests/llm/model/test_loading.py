@@ -228,6 +228,7 @@ for name, folder in (("owner/tiny", "a"), ("owner/tiny", "b")):
 """
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_fetched_once(tmp_path):
     model = tiny.folder(tmp_path / "model")
     (model / "pytorch_model.bin").write_bytes(b"what nobody needs")

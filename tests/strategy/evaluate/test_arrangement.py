@@ -13,7 +13,7 @@ import eggroll
 from eggroll.engine import jax_compat
 from eggroll.strategy.evaluate import chunking
 from eggroll.strategy.evaluate.chunking import LARGE, Need, arrange
-from eggroll.strategy.noise.sampler import Sampler, drawn_copies, drawn_once
+from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.plan.leaves import make_plan
 from eggroll.strategy.population import Population
 from tests.quick import quickest
@@ -97,7 +97,7 @@ def test_copies_are_the_noise_itself(signs):
     )
     sampler = Sampler(plan, "rademacher", None)
     words = sampler.streams.draw(KEY, jnp.arange(6))
-    once, copies = jax.jit(drawn_once, static_argnums=0)(sampler, words), drawn_copies(sampler, words, signs)
+    once, copies = jax.jit(sampler.draw)(words), sampler.draw(words, signs=signs)
     assert jax.tree.structure(once) == jax.tree.structure(copies)
     for one, copied in zip(jax.tree.leaves(once), jax.tree.leaves(copies), strict=True):
         assert copied.dtype == one.dtype and set(np.unique(np.asarray(one, np.float32))) <= {-1.0, 1.0}
@@ -166,3 +166,12 @@ def test_what_the_step_needs_decides(told):
         es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1))
         es.step(es.init(params, KEY), fun, rows, in_axes=0)
     assert [each.copies for each in told] == [True, False, False]
+
+
+def test_alike_parameters_draw_by_one_traced_program():
+    """However many there are, of whatever name; those of another shape or dtype by their own."""
+    shapes = {f"layer{i}": jnp.zeros((5, 33)) for i in range(6)} | {"half": jnp.zeros((5, 33), jnp.bfloat16)}
+    sampler = Sampler(make_plan(shapes, None), "rademacher", None)
+    words = sampler.streams.draw(KEY, jnp.arange(4))
+    calls = [e for e in jax.make_jaxpr(sampler.draw)(words).eqns if e.params.get("name") == "_drawn_apart"]
+    assert len(calls) == 14 and len({id(call.params["jaxpr"]) for call in calls}) == 4

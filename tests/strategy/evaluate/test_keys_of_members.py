@@ -12,6 +12,7 @@ from jax import lax
 
 import eggroll
 import eggroll.nnx
+from tests.quick import quickest
 
 X = np.random.default_rng(0).normal(size=(5, 8)).astype(np.float32)
 POPULATION = 8
@@ -42,7 +43,7 @@ def assert_as_alone(fun, rows):
     assert np.abs(got[0] - got[2]).max() > 0.1  # another pair, other bits
 
 
-@pytest.mark.parametrize("impl", ["rbg", "unsafe_rbg"])
+@pytest.mark.parametrize("impl", quickest(["rbg", "unsafe_rbg"], "unsafe_rbg"))
 def test_rows_of_keys(impl):
     assert_as_alone(drawn_in_a_loop, jnp.stack([jax.random.key(i // 2, impl=impl) for i in range(POPULATION)]))
 
@@ -84,7 +85,10 @@ class DroppedByStack(Dropped):
 
 @pytest.mark.parametrize(
     ("impl", "model"),
-    [("rbg", Dropped), ("unsafe_rbg", Dropped), ("rbg", DroppedByStack), ("threefry2x32", DroppedByStack)],
+    quickest(
+        [("rbg", Dropped), ("unsafe_rbg", Dropped), ("rbg", DroppedByStack), ("threefry2x32", DroppedByStack)],
+        ("rbg", DroppedByStack),
+    ),
 )
 def test_a_gradient_with_masks_of_each_pairs_own(impl, model):
     """Of a quadratic loss a pair's difference is the slope at any sigma, if both saw the same masks."""

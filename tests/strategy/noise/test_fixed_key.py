@@ -38,6 +38,7 @@ def in_scan(key_of):
 
 
 FIXED = {
+    "with the parameters": lambda: jax.jit(lambda x: estimate(P, key=KEY)[0] + x)(1.0),
     "closed over": lambda: jax.jit(lambda p: of(KEY, p))(P),
     "made inside": lambda: jax.jit(lambda p: of(jax.random.fold_in(jax.random.key(1), 2), p))(P),
     "under vmap": lambda: jax.jit(jax.vmap(lambda p: of(KEY, p)))({"w": ROWS}),

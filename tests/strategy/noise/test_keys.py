@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +9,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from eggroll.engine.paths import path_hash
 from eggroll.strategy.noise.keys import as_threefry, generation_key
 
 KEY = jax.random.key(0, impl="threefry2x32")
@@ -101,11 +97,3 @@ def test_noise_reuse_must_be_a_positive_integer(reuse):
 def test_generation_must_be_an_integer(generation):
     with pytest.raises(TypeError, match="generation"):
         generation_key(KEY, generation, 1)
-
-
-def test_path_hash_does_not_depend_on_the_process():
-    code = "from eggroll.engine.paths import path_hash; print(path_hash('dense/kernel'))"
-    for seed in ("1", "2"):
-        env = {"PYTHONHASHSEED": seed, "PYTHONPATH": ":".join(sys.path), "JAX_PLATFORMS": "cpu"}
-        result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
-        assert int(result.stdout) == path_hash("dense/kernel")

@@ -12,6 +12,7 @@ import eggroll
 from eggroll.training.ledger.journal import Journal
 from eggroll.training.ledger.rebuilding import replay
 from eggroll.training.optimizers import named
+from tests.quick import quickest
 
 KEY = jax.random.key(0, impl="threefry2x32")
 PARAMS = {"k": jnp.ones((8, 2, 4)), "b": jnp.ones((2, 4))}
@@ -78,7 +79,7 @@ def small_es():
     return eggroll.ES(population=8, sigma=0.1, optimizer=optax.sgd(0.1), fallback="allow")
 
 
-@pytest.mark.parametrize("second", [without_b, elementwise, two_layers])
+@pytest.mark.parametrize("second", quickest([without_b, elementwise, two_layers], without_b))
 def test_each_function_has_a_plan_of_its_own(second):
     """What a function is given after another one is what it is given alone: noise, plan and update, bit for bit."""
     es, alone = small_es(), small_es()

@@ -11,6 +11,7 @@ from optax import contrib
 
 import eggroll
 from eggroll.strategy.generation import Generation
+from tests.quick import quickest
 from tests.strategy.common import KEY, X, Y, assert_close, assert_same_bits, centred, dense, descent, fitness, params
 
 pytestmark = pytest.mark.optimised  # bits, as users get them
@@ -49,7 +50,9 @@ def make(optimizer):
     return eggroll.ES(population=N, sigma=0.1, optimizer=optimizer, shaping="none")
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "name", quickest(OPTIMIZERS, "adam, schedule", "lbfgs", "schedule_free", "masked", "polyak_sgd", "muon")
+)
 def test_an_update_is_what_the_optimizer_makes_of_the_gradient(name, monkeypatch):
     monkeypatch.setattr(Generation, "gradient", lambda *_: GRADIENT)  # what is tested elsewhere, and slow to compile
     strategy, optimizer = make(OPTIMIZERS[name]()), optax.with_extra_args_support(OPTIMIZERS[name]())

@@ -13,6 +13,7 @@ import optax
 import pytest
 
 import eggroll
+from tests.quick import quickest
 from tests.strategy.common import KEY, assert_same_bits
 from tests.strategy.random_search import RandomSearch
 
@@ -39,12 +40,12 @@ def trained(es, convert, generations=3):
     return np.asarray(state.params["w"], np.float64), fitness, metrics
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", quickest(STRATEGIES, "eggroll", "random search"))
 def test_an_offset_costs_nothing_and_nothing_finite_is_too_large(name):
     es = STRATEGIES[name]()
     plain, _, _ = trained(es, lambda cost: -cost)
     assert np.abs(plain).min() > 0.01
-    for scale, offset in ((1, 1e7), (1, 1e12), (1e40, 0)):
+    for scale, offset in ((1, 1e12), (1e40, 0)):
         found, fitness, metrics = trained(es, lambda cost, scale=scale, offset=offset: -scale * (offset + cost))
         np.testing.assert_allclose(found, plain, rtol=1e-6, atol=1e-3 * (offset == 1e12) + 1e-6)
         expected = {"mean": np.mean(fitness), "best": max(fitness), "worst": min(fitness), "std": np.std(fitness)}
@@ -60,7 +61,9 @@ def plain_callable(fitness):
     return fitness - fitness.max()
 
 
-@pytest.mark.parametrize("shaping", ["none", "group", "centered_rank", "sign", plain_callable])
+@pytest.mark.parametrize(
+    "shaping", quickest(["none", "group", "centered_rank", "sign", plain_callable], "none", "group")
+)
 def test_every_shaping_sees_the_scores(shaping):
     es = STRATEGIES["full rank"](shaping=shaping, groups=3)
     state = es.init(START, KEY)

@@ -34,7 +34,7 @@ def can_mount(folder) -> bool:
     return probe.returncode == 0
 
 
-@pytest.mark.first(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [checkpoints_arrays.SMALL, 0], ids=["one file", "TensorStore"])
 def test_a_full_and_a_read_only_disk(tmp_path, small):
     if not can_mount(tmp_path):

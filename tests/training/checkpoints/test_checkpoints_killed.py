@@ -47,7 +47,7 @@ def goes_on_from(folder, at_least, at_most) -> None:
 
 
 # The other moments are slow only because each takes a process that imports everything.
-FAST = ("while Orbax writes", "before the manifest's name")
+FAST = ("before the manifest's name",)
 
 
 @pytest.mark.parametrize("moment", [m if m in FAST else pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS])

@@ -19,8 +19,8 @@ import pytest
 
 from eggroll.training.errors import RunError
 from eggroll.training.folder import described as module
-from eggroll.training.folder.described import UNSEEN, VALUES, apart, described
-from eggroll.training.folder.settings import check_same, compared
+from eggroll.training.folder.described import described
+from eggroll.training.folder.settings import UNSEEN, VALUES, apart, check_same, compared
 from eggroll.training.optimizers import named, schedule
 
 ROOT = Path(__file__).parents[3]
@@ -170,6 +170,7 @@ def all_of_them():
     return json.dumps({name: of(name, value) for name, value in made.items()}, sort_keys=True)
 
 
+@pytest.mark.slow
 def test_other_processes_agree():
     code = "from tests.training.folder.test_described import all_of_them; print(all_of_them())"
     env = os.environ | {"PYTHONHASHSEED": "7"}

@@ -143,6 +143,17 @@ def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
     assert victim.read_text() == "kept" and (aside / "other").read_text() == "kept"
 
 
+def test_a_link_that_comes_between_the_look_and_the_opening_is_not_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "aside").write_text("kept")
+    (tmp_path / "ledger.bin").symlink_to(tmp_path / "aside")
+    monkeypatch.setattr(Path, "is_symlink", lambda self: False)  # not yet
+    with pytest.raises(OSError, match="ledger"):
+        own_handle(tmp_path / "ledger.bin", os.O_WRONLY | os.O_TRUNC)
+    assert (tmp_path / "aside").read_text() == "kept"
+
+
 def test_the_folder_itself_may_be_a_link(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "run").symlink_to(tmp_path / "real")

@@ -55,7 +55,7 @@ RULES = [("layers/0/kernel", "frozen"), ("layers/1/bias", eggroll.DenseRule(sigm
 CLIPPED = chain(named("clip_by_global_norm", max_norm=0.5), named("adamw", learning_rate=COSINE, weight_decay=0.1))
 SLOWER = optax.cosine_decay_schedule(0.1, 7, alpha=0.1)
 CASES = [
-    also("adam", slow=False, optimizer=ADAM),
+    also("adam", optimizer=ADAM),
     also(
         "rules, clipping, adamw, normal, rank 2",
         slow=False,

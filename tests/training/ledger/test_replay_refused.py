@@ -204,6 +204,7 @@ def test_files_to_file(made, tmp_path):
         replay_files(tmp_path, folder, tmp_path / "other.npz")
 
 
+@pytest.mark.slow
 def test_bfloat16_survives_the_files(tmp_path):
     states = run(tmp_path / "ledger.bin", 2, base=mlp(jnp.bfloat16))
     save_arrays(tmp_path / INITIAL, by_path(mlp(jnp.bfloat16)))
@@ -231,6 +232,7 @@ assert done.inexact == 0, done
 """
 
 
+@pytest.mark.slow
 def test_a_fresh_process_rebuilds_the_same_bits(made, tmp_path):
     folder, states = made
     command = [sys.executable, "-W", "error", "-c", FRESH, str(folder), str(tmp_path / "out.npz")]

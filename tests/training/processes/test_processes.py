@@ -210,9 +210,9 @@ exec(sys.argv[1])
 @pytest.mark.parametrize(
     ("end", "said"),
     [
-        ("os.abort()", "it's over, 100%\n"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "it's over, 100%\n"),
-        ("last_words('')", ""),
+        pytest.param("os.abort()", "it's over, 100%\n", marks=pytest.mark.slow),
+        pytest.param("last_words('')", "", marks=pytest.mark.slow),
     ],
 )
 def test_last_words_come_however_the_process_ends(end, said):

@@ -152,7 +152,7 @@ def test_an_error_in_one_process_stops_the_others(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("first", [0, 1])
 def test_a_process_that_ends_early_stops_the_others(tmp_path, first):
-    ended = launch(tmp_path, 2, lost_after=10, exit=[first, 3])
+    ended = launch(tmp_path, 2, exit=[first, 3])
     assert [end.log for end in ended] == [None, None]
     assert all(end.status > 0 for end in ended)
     assert LOST in ended[1 - first].stderr
@@ -161,7 +161,7 @@ def test_a_process_that_ends_early_stops_the_others(tmp_path, first):
 @pytest.mark.killing
 @pytest.mark.slow
 def test_a_process_that_no_longer_answers_stops_the_others(tmp_path):
-    spec = {"coordinator": f"localhost:{free_port()}", "lost_after": 10, "signals": {"3": [1, "SIGSTOP"]}}
+    spec = {"coordinator": f"localhost:{free_port()}", "signals": {"3": [1, "SIGSTOP"]}}
     started = [spawn(tmp_path, 2, i, **spec) for i in range(2)]
     try:
         (end,) = collect(tmp_path, started[:1])

@@ -1,0 +1,39 @@
+"""Models as others write them: members equal their dense parameters, and nothing is dense where that is promised."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import eggroll
+from bench.tools.zoo import ZOO
+
+pytestmark = pytest.mark.slow
+
+WIDTH, POPULATION = 16, 6
+
+
+def members_of(name, fallback):
+    case = ZOO[name]
+    params = case.init(jax.random.key(0), WIDTH)
+    x = jax.random.normal(jax.random.key(1), (5, WIDTH))
+    es = eggroll.ES(population=POPULATION, sigma=0.05, fallback=fallback)
+    return case, es.ask(es.init(params, jax.random.key(2))), x
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_members_equal_their_dense_parameters(name):
+    case, members, x = members_of(name, "allow")
+    got = members.apply(case.apply, x)
+    for i in range(POPULATION):
+        want = case.apply(members.materialize(i), x)
+        np.testing.assert_allclose(got[i], want, rtol=0, atol=1e-5 * max(1, float(jnp.abs(want).max())))
+
+
+@pytest.mark.parametrize("name", [name for name, case in ZOO.items() if case.factored])
+def test_nothing_is_made_dense(name):
+    case, members, x = members_of(name, "error")
+    members.apply(case.apply, x)
+    assert not eggroll.explain(case.apply, case.init(jax.random.key(0), WIDTH), x).fallbacks
