@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, Literal
@@ -20,15 +19,16 @@ from eggroll.engine.interpreter import Fallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.argnums import ByName
 from eggroll.strategy.evaluate.compiled import Plans
-from eggroll.strategy.evaluate.tracing import InAxes, Rows, at_sites, check_scalar, make_rows, split_aux
-from eggroll.strategy.generation import Generation, LowRankDraw, Ran, moved_if
-from eggroll.strategy.members import Members
+from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
+from eggroll.strategy.generation import Generation, LowRankDraw, replayed_at_sites
+from eggroll.strategy.members import Evaluated, Members
 from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
 from eggroll.strategy.plan.leaves import Plan, check_params
 from eggroll.strategy.plan.rules import FrozenRule, Rules, check_rank
 from eggroll.strategy.population import Population, Sharding, layout
-from eggroll.strategy.protocol import Evaluated, Metrics, Norms, Strategy
+from eggroll.strategy.protocol import Metrics, Norms, Strategy
 from eggroll.strategy.state import State, check_state, on_mesh
+from eggroll.strategy.update.activations import Ran
 from eggroll.strategy.update.fitness import as_float, raise_if_lost
 from eggroll.strategy.update.optimizer import Sigma, check_optimizer, initial_state
 from eggroll.strategy.update.shaping import Shaping
@@ -56,18 +56,16 @@ class ES(Strategy):
             Default 1.
         noise_reuse: successive generations with the same noise. Default 1: fresh every generation.
         chunk: members evaluated at once, or `"auto"` (default). Never changes the noise.
-        mesh: a mesh with an axis `"population"` over whose devices the members are split; all processes' devices where
-            there are several.
+        mesh: a mesh with an axis `"population"` over whose devices, of all processes, the members are split.
         sharding: how parameters are split over other axes of the mesh: a pytree as the parameters of `PartitionSpec` or
             `NamedSharding`, or `(pattern, PartitionSpec)` pairs by path. Default None: whole on every device.
         update: on a mesh, whether devices sum up their `"members"` or their part of all `"weights"`; `"auto"` (default)
             takes members, or weights where that does not fit a device: see the attribute `update`.
         fallback: `"warn"` (default), `"allow"` or `"error"` where a weight has to be made dense.
-        noise: on the `"weights"` (default), or on `"activations"`, the outputs of the layers that they enter; then a
-            fitness function may return an array of fitness, one per row or token. See `eggroll.value_and_grad`.
-        credit: under `noise="activations"`, the fitness that noise is credited with: all that is `"dependent"`
-            (default) on it, or its `"own"`, of the same row and token.
-        discount: between the two: a factor from 0 to 1 for every token between noise and fitness. Default 1.
+        noise: on the `"weights"` (default), or on `"activations"`, the outputs of the layers that they enter: a fitness
+            function may then return an array of fitness, one per row or token. See `eggroll.value_and_grad`.
+        credit: of `noise="activations"`, see there; `"dependent"` (default) or `"own"`.
+        discount: likewise, from 0 to 1. Default 1.
 
     Raises:
         ValueError: settings that do not fit together.
@@ -161,7 +159,10 @@ class ES(Strategy):
 
     def options(self) -> dict[str, Any]:
         """See `Strategy.options`."""
-        return {**super().options(), "rank": self.rank, "optimizer": self.optimizer}
+        who = self.settings
+        outputs = {"noise": who.noise, "credit": who.credit, "discount": float(who.discount)}
+        chosen = {} if who.noise == "weights" else outputs  # older runs do not know them
+        return {**super().options(), "rank": self.rank, "optimizer": self.optimizer, **chosen}
 
     def draw(self, state: State) -> LowRankDraw:
         """See `Strategy.draw`."""
@@ -174,7 +175,7 @@ class ES(Strategy):
     ) -> tuple[State, Norms]:
         """See `Strategy.follow`."""
         generation = Generation(self.settings, plan, self._key(state), sigma)
-        return moved_if(some, self.optimizer, generation, state, weights, generation.words(), loss)
+        return generation.moved_if(some, self.optimizer, state, weights, generation.words(), loss)
 
     def replayed(
         self, plan: Plan, sigma: float | None, evaluated: Evaluated | None = None
@@ -186,7 +187,7 @@ class ES(Strategy):
                     'got a run with noise="activations", whose gradients are made of its data, which a ledger does not '
                     "hold: give replay its fitness and data, or take the run's checkpoints or model"
                 )
-            return self._replayed_with(plan, sigma, evaluated)
+            return replayed_at_sites(self.settings, self.optimizer, self._key, self.cache, plan, sigma, evaluated)
 
         # `some` is an argument, so that the branch stays a branch and is compiled as the run's.
         def update(state: State, weights: Any, loss: Scalar, recorded: Scalar, some: Flag) -> tuple[State, Norms]:
@@ -194,30 +195,6 @@ class ES(Strategy):
 
         compiled = jax.jit(update)
         return lambda state, weights, loss, recorded: compiled(state, weights, loss, recorded, np.True_)
-
-    def _replayed_with(
-        self, plan: Plan, sigma: float | None, evaluated: Evaluated
-    ) -> Callable[..., tuple[State, Norms]]:
-        def update(state: State, weights: jax.Array, loss: Scalar, recorded: Scalar) -> tuple[State, Norms]:
-            fun, args, in_axes = evaluated(int(state.generation))
-            rows = make_rows(args, in_axes, self.population, self.groups)
-            program = self.cache.program(fun, state.params, rows)
-            own, rows = at_sites(program, plan, state.params, rows), rows.arrays_alone()
-            shape = jax.tree.leaves(program.out_shape)[0].shape
-            losses = shape if weights.size == len(weights) * math.prod(shape) else ()
-            axes, told = rows.axes, losses != shape
-            weights = jnp.asarray(weights).reshape(len(weights), *losses)
-
-            def run(state: State, args: tuple, weights: jax.Array, loss: Scalar, recorded: Scalar, some: Flag) -> Any:
-                scale = recorded if sigma is None else sigma
-                ran = Ran(program, Rows(args, axes, self.population), told)
-                generation = Generation(self.settings, own, self._key(state), scale, ran)
-                return moved_if(some, self.optimizer, generation, state, weights, generation.words(), loss)
-
-            given = state, rows.args, weights, jnp.asarray(loss), jnp.asarray(recorded), np.True_
-            return self.cache(run, ("replay", program, own, axes, told, sigma), *given)
-
-        return update
 
     def tell(self, state: State, members: Members, fitness: Numbers) -> tuple[State, Metrics]:
         """See `Strategy.tell`; one compiled call."""
@@ -260,7 +237,7 @@ class ES(Strategy):
         warn_if_fixed("es.step", (state.key, state.generation), (state.params, args, kwargs))
         self._choose_update(state.params)
         rows, fun = (rows.after(kwargs), ByName(fitness_fn)) if kwargs else (rows, fitness_fn)
-        program = self.cache.program(fun, state.params, rows, own=fitness_fn)
+        program = self.cache.program(fun, state.params, rows, own=fitness_fn if kwargs else None)
         check_scalar(program.out_shape, has_aux, "fitness", rows=self.settings.noise == "activations")
         self.plan = plan = self._plans.of(program, state.params, rows)
         rows = rows.arrays_alone()
@@ -300,6 +277,6 @@ class ES(Strategy):
     ) -> tuple[State, Metrics]:
         some = (weighed["nonfinite"] < self.population) & (generation.sigma > 0)
         loss = -weighed["fitness_mean"]
-        new, norms = moved_if(some, self.optimizer, generation, state, weighed["weights"], words, loss)
+        new, norms = generation.moved_if(some, self.optimizer, state, weighed["weights"], words, loss)
         own = {"sigma": as_float(jnp.asarray(generation.sigma)), "generation": state.generation}
         return new, generation.on_every_device({**weighed, **norms, **own})

@@ -19,10 +19,12 @@ from eggroll.engine.interpreter import DenseFallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.ops import check_distribution
 from eggroll.strategy.activations.credit import Relation, relations
-from eggroll.strategy.evaluate.tracing import DryRun, InAxes, dry_run, for_kernels, make_rows, trace_member, with_sites
-from eggroll.strategy.plan.leaves import LeafPlan, Plan, Site, dense_matrices, make_plan
+from eggroll.strategy.evaluate.planning import DryRun, dry_run, for_kernels, with_sites
+from eggroll.strategy.evaluate.tracing import InAxes, make_rows, trace_member
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, dense_matrices, make_plan
 from eggroll.strategy.plan.parameters import as_array, check_no_module
 from eggroll.strategy.plan.rules import Rules
+from eggroll.strategy.plan.sites import Site
 from eggroll.strategy.population import NOISES
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -16,54 +17,19 @@ from jax.sharding import PartitionSpec
 from eggroll.engine.annotations import Chunk, Flag, Function, Index, PyTree, Scalar
 from eggroll.engine.factored import Program, partition
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
-from eggroll.strategy.activations.credit import Relation, relations
 from eggroll.strategy.evaluate.chunking import Arrangement, Need, arrange, keep_words, may_copy, member_need, remembered
-from eggroll.strategy.evaluate.compiled import Plans
+from eggroll.strategy.evaluate.compiled import CompiledCache, Plans
 from eggroll.strategy.evaluate.loops import Evaluation, undifferentiated
-from eggroll.strategy.evaluate.tracing import Rows, check_covered
-from eggroll.strategy.members import Draw
+from eggroll.strategy.evaluate.planning import at_sites, check_covered
+from eggroll.strategy.evaluate.tracing import Rows, make_rows
+from eggroll.strategy.members import Draw, Evaluated
 from eggroll.strategy.noise.sampler import Sampler, check_noise_is_seen, member_sign
 from eggroll.strategy.plan.leaves import Plan
-from eggroll.strategy.plan.parameters import full, put_back, rounded, without
 from eggroll.strategy.population import AXIS, Population
-from eggroll.strategy.state import Placement, State, make_placement, place
-from eggroll.strategy.update.activations import sum_activations
+from eggroll.strategy.state import Placement, State, make_placement
+from eggroll.strategy.update.activations import Ran, sum_activations
 from eggroll.strategy.update.low_rank import descent, sum_noise, sum_on_mesh
-from eggroll.strategy.update.optimizer import updates
-
-JOINED = 1 << 12  # numbers in a leaf: sums of more are in a library on CPUs, and nothing to compile
-
-
-@dataclass(frozen=True)
-class Ran:
-    """What members were evaluated with.
-
-    Attributes:
-        program: the function of one member, traced.
-        rows: its other arguments.
-        told: whether fitness was made of its output elsewhere, row by row where there are several for a member.
-    """
-
-    program: Program
-    rows: Rows
-    told: bool = False
-
-    def relations(self, plan: Plan, params: PyTree, losses: tuple[int, ...]) -> Sequence[Relation | None]:
-        """Which of a member's losses depend on which rows of each site.
-
-        Raises:
-            ValueError: losses that are no rows of the output.
-        """
-        if self.told and not losses:
-            return [()] * len(plan.sites)
-        first = jax.tree.leaves(self.program.out_shape)[0]
-        if first.shape[: len(losses)] != losses:
-            raise ValueError(
-                f"got fitness of shape {losses} for each member, from an output of shape {first.shape}: one number, or "
-                "one for each row (and token), the output's first axes, is required."
-            )
-        found = relations(self.program, plan, params, self.rows.abstract())
-        return [None if relation is None else relation[: len(losses)] for relation in found]
+from eggroll.strategy.update.move import moved_if
 
 
 @dataclass(frozen=True)
@@ -202,6 +168,22 @@ class Generation:
         gradient = [_or_zeros(g, p) for g, p in zip(flat, leaves, strict=True)]
         return tree.unflatten(gradient if placement is None else placement.pinned(gradient, placement.update_specs))
 
+    def moved_if(
+        self,
+        some: Flag,
+        optimizer: optax.GradientTransformationExtraArgs,
+        state: State,
+        weights: jax.Array,
+        words: jax.Array | None,
+        loss: Scalar,
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """The state after this generation's update, and the norms of gradient and update; see `moved_if`."""
+
+        def gradient(params: PyTree) -> PyTree:
+            return self.gradient(weights, params, words)
+
+        return moved_if(some, optimizer, self.plan, self.placement, gradient, state, loss)
+
     def _at_sites(self, weights: jax.Array, params: PyTree) -> dict[int, jax.Array]:
         if self.ran is None:
             raise ValueError(
@@ -220,74 +202,6 @@ def _or_zeros(gradient: PyTree, param: Any) -> jax.Array:
         return gradient
     floating = jnp.issubdtype(param.dtype, jnp.floating)
     return jnp.zeros(param.shape, accumulator_dtype(param.dtype) if floating else param.dtype)
-
-
-def moved_if(
-    some: Flag,
-    optimizer: optax.GradientTransformationExtraArgs,
-    generation: Generation,
-    state: State,
-    weights: jax.Array,
-    words: jax.Array | None,
-    loss: Scalar,
-) -> tuple[State, dict[str, jax.Array]]:
-    """The state after one update, if there is one to make.
-
-    Args:
-        some: bool scalar; if it is false, the state stays as it is.
-        optimizer: turns the gradient into a change of the parameters.
-        generation: whose members the weights belong to.
-        state: before the update.
-        weights: `[N]`, shaped fitness.
-        words: from `Generation.words`, or None to draw the noise anew.
-        loss: scalar, for optimizers that watch it.
-
-    Returns:
-        (the new state, the norms of gradient and update as float32: 0 if there was none).
-    """
-    still = [leaf.kind == "frozen" for leaf in generation.plan.leaves]
-    placement = generation.placement
-
-    def moved() -> tuple[State, dict[str, jax.Array]]:
-        params = without(state.params, still)
-        wide = full(params, state.master)
-        gradient = without(generation.gradient(weights, state.params, words), still)
-        if placement is not None:
-            wide = placement.pinned_tree(wide, state.params, placement.update_specs)
-        change, opt_state = updates(optimizer, gradient, state.opt_state, wide, loss)
-        params, master = rounded(optax.apply_updates(wide, change), params)
-        if placement is not None:  # rounded before they are made whole: half the bytes
-            params = placement.pinned_tree(params, state.params, placement.update_specs)
-        params = put_back(params, state.params, still)
-        new = State(params, master, opt_state, state.key, state.generation + jnp.int32(1))
-        norm = _norm if placement is None else _norm_of_split
-        return _held(generation, new), {"gradient_norm": norm(gradient), "update_norm": norm(change)}
-
-    none = {"gradient_norm": jnp.float32(0), "update_norm": jnp.float32(0)}
-    # A branch, not a select for every array: those were a tenth of what has to be compiled.
-    new, norms = jax.lax.cond(some, moved, lambda: (state, none))
-    return _held(generation, new), norms
-
-
-def _held(generation: Generation, state: State) -> State:
-    """On a mesh, the state as `ES.init` placed it."""
-    placement = generation.placement
-    return state if placement is None else place(state, placement.of_state(state))
-
-
-def _norm_of_split(tree: PyTree) -> jax.Array:
-    """The norm of leaves that may be split over devices, each squared where it lies."""
-    leaves = [x.astype(accumulator_dtype(x.dtype)) for x in jax.tree.leaves(tree)]
-    return jnp.asarray(optax.tree.norm(leaves), jnp.float32)
-
-
-def _norm(tree: PyTree) -> jax.Array:
-    """The norm of all leaves together; small ones are joined first: each of their sums would be a kernel to compile."""
-    leaves = [x.astype(accumulator_dtype(x.dtype)).ravel() for x in jax.tree.leaves(tree)]
-    small = [x for x in leaves if x.size < JOINED]
-    large = [x for x in leaves if x.size >= JOINED]
-    joined = [jnp.concatenate([x.astype(jnp.result_type(*small)) for x in small])] if small else []
-    return jnp.asarray(optax.tree.norm(large + joined), jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -332,3 +246,35 @@ class LowRankDraw(Draw):
     def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> PyTree:
         """See `Draw.gradient`."""
         return Generation(self.settings, plan, self.key, self.sigma).gradient(weights, params)
+
+
+def replayed_at_sites(
+    settings: Population,
+    optimizer: optax.GradientTransformationExtraArgs,
+    key_of: Callable[[State], jax.Array],
+    cache: CompiledCache,
+    plan: Plan,
+    sigma: float | None,
+    evaluated: Evaluated,
+) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+    """`Strategy.replayed` of a run with noise on outputs, at the inputs that it had."""
+
+    def update(state: State, weights: jax.Array, loss: Scalar, recorded: Scalar) -> Any:
+        fun, args, in_axes = evaluated(int(state.generation))
+        rows = make_rows(args, in_axes, settings.size, settings.groups)
+        program = cache.program(fun, state.params, rows)
+        own, rows = at_sites(program, plan, state.params, rows), rows.arrays_alone()
+        shape = jax.tree.leaves(program.out_shape)[0].shape
+        losses = shape if weights.size == len(weights) * math.prod(shape) else ()
+        axes, told = rows.axes, losses != shape
+
+        def run(state: State, args: tuple, weights: jax.Array, loss: Scalar, recorded: Scalar, some: Flag) -> Any:
+            scale, ran = recorded if sigma is None else sigma, Ran(program, Rows(args, axes, settings.size), told)
+            generation = Generation(settings, own, key_of(state), scale, ran)
+            return generation.moved_if(some, optimizer, state, weights, generation.words(), loss)
+
+        weights = jnp.asarray(weights).reshape(len(weights), *losses)
+        given = state, rows.args, weights, jnp.asarray(loss), jnp.asarray(recorded), np.True_
+        return cache(run, ("replay", program, own, axes, told, sigma), *given)
+
+    return update

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,8 @@ from eggroll.strategy.evaluate.tracing import InAxes, Rows, make_rows
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State
+
+Evaluated = Callable[[int], tuple[Function, tuple, InAxes]]  # of a generation: a function, its arguments, their in_axes
 
 
 @dataclass(frozen=True)

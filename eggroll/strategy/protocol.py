@@ -22,7 +22,7 @@ from eggroll.strategy.evaluate.argnums import ByName, axes_after_shared
 from eggroll.strategy.evaluate.averages import averaged_output
 from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows
-from eggroll.strategy.members import Draw, Members, check_members
+from eggroll.strategy.members import Draw, Evaluated, Members, check_members
 from eggroll.strategy.noise.keys import as_threefry, generation_key, warn_if_fixed
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, as_rules
@@ -33,7 +33,6 @@ from eggroll.strategy.update.optimizer import Sigma, check_sigma, sigma_at
 from eggroll.strategy.update.shaping import Shaping, shape_rows, validate_shaping
 from eggroll.strategy.update.told import beyond, check_fitness, check_weights, float64_on_host, is_wide, narrowed
 
-Evaluated = Callable[[int], tuple[Function, tuple, InAxes]]
 Metrics = dict[str, Any]
 Norms = dict[str, jax.Array]  # "gradient_norm" and "update_norm"
 SHOWN = ("population", "sigma", "rank")  # of a strategy, always
@@ -102,28 +101,18 @@ class Strategy(ABC):
             plan: how each parameter is perturbed.
             state: before the update; its key and generation name the noise.
             weights: `[N]`, shaped fitness.
-            loss: what an optimizer that watches it is told: minus the mean fitness.
+            loss: minus the mean fitness, for an optimizer that watches it.
             sigma: noise scale of this generation.
             some: False where there is nothing to follow, and the state is to stay as it is.
         """
 
     def options(self) -> dict[str, Any]:
-        """Every setting that decides numbers, by its name in `__init__`: what runs compare and ledgers keep.
-
-        Numbers, names, rules, and functions (schedules, shaping, optimizers), described by what they compute.
-        """
+        """Every setting that decides numbers, by its name in `__init__`: what runs compare and ledgers keep."""
         who = self.settings
         numbers = {"population": who.size, "sigma": self.sigma, "distribution": who.distribution}
         pairs = {"shaping": self.shaping, "antithetic": who.antithetic, "groups": who.groups}
         more = {"noise_reuse": int(self.noise_reuse), "chunk": who.chunk}  # sums over other parts round otherwise
-        return {**numbers, **pairs, **more, "rules": self.rules, **self._of_outputs()}
-
-    def _of_outputs(self) -> dict[str, Any]:
-        """Settings of noise on outputs, where it is chosen: runs that are older do not know them."""
-        who = self.settings
-        if who.noise == "weights":
-            return {}
-        return {"noise": who.noise, "credit": who.credit, "discount": float(who.discount)}
+        return {**numbers, **pairs, **more, "rules": self.rules}
 
     def __repr__(self) -> str:
         """Its class with population, sigma, rank, and what else is not as it would be by default."""
@@ -154,9 +143,8 @@ class Strategy(ABC):
 
         Args:
             plan: the ledger's.
-            sigma: constant over the run; None: as recorded.
-            evaluated: generation → the function that members were evaluated with, its arguments and their `in_axes`,
-                which gradients from noise on outputs are made of. Default None: they are not known.
+            sigma: of all generations; None: as recorded.
+            evaluated: generation → what members were evaluated with: a function, its arguments and their `in_axes`.
         """
 
         def update(state: State, weights: Any, loss: Scalar, recorded: Scalar) -> tuple[State, Norms]:
@@ -235,24 +223,18 @@ class Strategy(ABC):
         Args:
             state: the current state.
             fitness_fn: `fitness_fn(params, *args, **kwargs)` → scalar fitness (maximised), or `(fitness, aux)`.
-            *args: further arguments; arrays are traced, other leaves reach `fitness_fn` as they are, so a number that
-                changes in every generation should be an array.
-            in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
-                per group.
+            *args: further arguments; arrays are traced. A number that changes in every generation should be one.
+            in_axes: None (default: members share `args`) or as in `jax.vmap`: one row per member or per group.
             **kwargs: arguments by name, which all members share.
             has_aux: whether `fitness_fn` returns auxiliary output; it is averaged over members with finite fitness.
                 Integers and flags that come from nothing that differs among members stay exactly what they are; others
-                come back as floating-point means. Which, is decided when the function is traced: dtypes are the same
-                in every generation.
+                come back as floating-point means: which, is decided when the function is traced.
 
         Returns:
-            `(state, metrics)` as `tell`; also `metrics["chunk"]`, the members evaluated at once, and `metrics["aux"]`
-            with `has_aux`.
+            `(state, metrics)` as `tell`; also `metrics["chunk"]`, members evaluated at once, and `metrics["aux"]`.
 
         Raises:
-            TypeError: no `State`, no function, or auxiliary random keys that differ among members.
-            ValueError: a fitness that is not scalar, or rows that fit neither population nor groups.
-            FloatingPointError: as `tell`.
+            TypeError, ValueError, FloatingPointError: as `tell`, no function, no scalar, or rows that do not fit.
         """
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")

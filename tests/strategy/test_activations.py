@@ -20,7 +20,7 @@ import eggroll.nnx
 from eggroll.strategy.activations import noise as site_noise
 from eggroll.strategy.activations.credit import credits
 from eggroll.strategy.dependence.relations import dependence
-from eggroll.strategy.plan.leaves import Site
+from eggroll.strategy.plan.sites import Site
 from eggroll.training import fit
 from eggroll.training.ledger.rebuilding import replay
 from tests.strategy.noisy_networks import LATER
@@ -233,8 +233,7 @@ def test_told_as_stepped_and_resumed_and_replayed_bit_for_bit(tmp_path):
     members = es.ask(state)
     told, _ = es.tell(state, members, np.asarray(members.apply(fitness, X)))
     stepped, metrics = es.step(state, fitness, X)
-    assert metrics["fitness"].shape == (8,)
-    assert metrics["weights"].shape == (8, 3)
+    assert (metrics["fitness"].shape, metrics["weights"].shape) == ((8,), (8, 3))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), told.params, stepped.params)
 
     fit(made(), state, fitness, data, generations=2, folder=tmp_path / "run")
@@ -271,7 +270,6 @@ def test_a_model_with_statistics_learns_and_explain_names_its_sites():
     text = str(eggroll.explain(partial(turns, True), mixed()[1], X, noise="activations", rules=[("b", "weights")]))
     assert "weight noise: 'scale2', for `sin` at" in text
     assert "weight noise: 'b', for a rule" in text
-    assert "?" in text  # a loop of unknown length
 
 
 @pytest.mark.parametrize(
@@ -294,8 +292,7 @@ def test_what_does_not_fit_is_refused(call, message):
 
 def asked(fun: Any = None, fitness: Any = None, step: bool = False) -> Any:
     es = eggroll.ES(population=8, sigma=0.1, noise="activations")
-    state = es.init(SQUARE, KEY)
-    members = es.ask(state)
+    members = es.ask(state := es.init(SQUARE, KEY))
     if step:
         return es.step(state, fun, X)
     if fun is not None:

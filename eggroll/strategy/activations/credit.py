@@ -19,7 +19,8 @@ from eggroll.engine.interpreter import Policy
 from eggroll.strategy.activations.sites import walked
 from eggroll.strategy.activations.walk import Frame, Linear, Where
 from eggroll.strategy.dependence.relations import Along, Relation, dependence
-from eggroll.strategy.plan.leaves import Plan, Site
+from eggroll.strategy.plan.leaves import Plan
+from eggroll.strategy.plan.sites import Site
 
 _FOUND: WeakKeyDictionary[Program, tuple[Relation | None, ...]] = WeakKeyDictionary()
 

@@ -21,7 +21,7 @@ from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.ops import unpack, words_for
 from eggroll.strategy.activations.walk import Frame, Linear, Where, transposed
 from eggroll.strategy.noise.keys import folded, words
-from eggroll.strategy.plan.leaves import Site
+from eggroll.strategy.plan.sites import Site
 
 ACTIVATION = 3  # a side, beside those of `eggroll.strategy.noise.streams`; part of what a seed means
 BLOCK = 1 << 22  # numbers of noise that are summed at once

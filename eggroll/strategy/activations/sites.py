@@ -16,7 +16,7 @@ from eggroll.engine.interpreter import Policy
 from eggroll.engine.lowrank import as_perturbed, is_low_rank
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.activations.walk import Frame, Hook, Linear, Walk, Where
-from eggroll.strategy.plan.leaves import Site
+from eggroll.strategy.plan.sites import Site
 
 
 @dataclass

@@ -16,7 +16,8 @@ from eggroll.engine.annotations import Index, JaxprEqn, PyTree
 from eggroll.engine.factored import Program, abstract, partition
 from eggroll.engine.interpreter import Policy
 from eggroll.ops.noise import DISTRIBUTIONS
-from eggroll.strategy.evaluate.tracing import Member, Rows, abstract_key
+from eggroll.strategy.evaluate.planning import Member, abstract_key
+from eggroll.strategy.evaluate.tracing import Rows
 from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population

@@ -23,7 +23,8 @@ from eggroll.engine.paths import path_name
 from eggroll.engine.same_program import NotDescribed, array_key, program_key
 from eggroll.engine.sameness import Described, described, filled
 from eggroll.engine.user_code import code_of, is_library, place_of, warn_user
-from eggroll.strategy.evaluate.tracing import Rows, plan_for, trace_member
+from eggroll.strategy.evaluate.planning import plan_for
+from eggroll.strategy.evaluate.tracing import Rows, trace_member
 from eggroll.strategy.plan.leaves import Plan, make_plan
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import Population

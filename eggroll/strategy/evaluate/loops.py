@@ -16,7 +16,8 @@ from eggroll.engine.factored import Program, partition
 from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.strategy.evaluate.averages import Averages, Totals
 from eggroll.strategy.evaluate.chunking import Arrangement
-from eggroll.strategy.evaluate.tracing import Member, Rows
+from eggroll.strategy.evaluate.planning import Member
+from eggroll.strategy.evaluate.tracing import Rows
 from eggroll.strategy.noise.sampler import Noise, Sampler
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.state import Placement

@@ -7,6 +7,7 @@ receives is the transpose of the one operation that it enters, at the inputs of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from jax.sharding import PartitionSpec
 from eggroll.engine.annotations import Index, PyTree
 from eggroll.engine.factored import Program, partition
 from eggroll.engine.interpreter import Policy
-from eggroll.strategy.activations.credit import Relation, credits
+from eggroll.strategy.activations.credit import Relation, credits, relations
 from eggroll.strategy.activations.noise import Credited, Streams
 from eggroll.strategy.activations.sites import walked
 from eggroll.strategy.evaluate.tracing import Rows
@@ -27,6 +28,38 @@ from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.state import Placement
 
 AT_ONCE = 1 << 24  # numbers of the parameters' sums of members that have rows of their own
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What members were evaluated with.
+
+    Attributes:
+        program: the function of one member, traced.
+        rows: its other arguments.
+        told: whether fitness was made of its output elsewhere, row by row where there are several for a member.
+    """
+
+    program: Program
+    rows: Rows
+    told: bool = False
+
+    def relations(self, plan: Plan, params: PyTree, losses: tuple[int, ...]) -> Sequence[Relation | None]:
+        """Which of a member's losses depend on which rows of each site.
+
+        Raises:
+            ValueError: losses that are no rows of the output.
+        """
+        if self.told and not losses:
+            return [()] * len(plan.sites)
+        first = jax.tree.leaves(self.program.out_shape)[0]
+        if first.shape[: len(losses)] != losses:
+            raise ValueError(
+                f"got fitness of shape {losses} for each member, from an output of shape {first.shape}: one number, or "
+                "one for each row (and token), the output's first axes, is required."
+            )
+        found = relations(self.program, plan, params, self.rows.abstract())
+        return [None if relation is None else relation[: len(losses)] for relation in found]
 
 
 def sum_activations(

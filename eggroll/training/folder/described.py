@@ -46,6 +46,7 @@ def described(name: str, value: Any, params: PyTree, members: int) -> Any:
         members: of the population.
 
     Example:
+        >>> from eggroll.training.folder.settings import apart
         >>> one, other = (described("", optax.adam(rate), {"w": jnp.ones(3)}, 8)["values"] for rate in (0.1, 0.1001))
         >>> apart(one["w"], other["w"]) is None
         False

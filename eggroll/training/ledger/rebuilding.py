@@ -17,10 +17,11 @@ from jax.sharding import Mesh
 
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.strategy.evaluate.tracing import InAxes
+from eggroll.strategy.members import Evaluated
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Sharding
-from eggroll.strategy.protocol import Evaluated, Norms, Strategy
+from eggroll.strategy.protocol import Norms, Strategy
 from eggroll.strategy.state import State
 from eggroll.strategy.update.optimizer import check_optimizer
 from eggroll.training.errors import RunError
