@@ -21,7 +21,7 @@ from eggroll.strategy.evaluate.argnums import ByName
 from eggroll.strategy.evaluate.compiled import Plans
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
 from eggroll.strategy.generation import Generation, LowRankDraw, replayed_at_sites
-from eggroll.strategy.members import Evaluated, Members
+from eggroll.strategy.members import Evaluated, Members, applied_last
 from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
 from eggroll.strategy.plan.leaves import Plan, check_params
 from eggroll.strategy.plan.rules import FrozenRule, Rules, check_rank
@@ -260,7 +260,7 @@ class ES(Strategy):
 
     def _evaluated(self, members: Members) -> tuple[Program, Rows]:
         """The function that members were evaluated with last, and its arguments."""
-        fun, rows = members.ran
+        fun, rows = applied_last(members)
         return self.cache.program(fun, members.params, rows), rows.arrays_alone()
 
     def _generation(self, plan: Plan, state: State) -> Generation:

@@ -143,12 +143,6 @@ class Members:
         """How each parameter is perturbed, as `apply` with these arguments decides it; nothing is evaluated."""
         return self._plan_of(fun, self._rows(args, in_axes))
 
-    @property
-    def ran(self) -> tuple[Function, Rows]:
-        """The function that was applied last, and its other arguments."""
-        assert self._ran is not None  # a plan that has sites is of a function
-        return self._ran
-
     def _plan_of(self, fun: Function, rows: Rows) -> Plan:
         if self._plan is None or self._plan.sites:  # sites are a function's own
             self._plan = self._draw.plan_for(self.params, fun, rows)
@@ -240,6 +234,12 @@ def check_members(members: object) -> None:
             f"got {type(members).__name__} as the members; what es.ask(state) returned is required: "
             "es.tell(state, members, fitness)."
         )
+
+
+def applied_last(members: Members) -> tuple[Function, Rows]:
+    """The function that was applied to members last, and its other arguments."""
+    assert members._ran is not None  # a plan that has sites is of a function
+    return members._ran
 
 
 def _other_noise(name: str, mine: object, other: Any) -> ValueError:

@@ -131,7 +131,7 @@ def value_and_grad(
 
     Args:
         loss_fn: `loss_fn(params, *args, **kwargs)` → scalar loss, or `(loss, aux)` with `has_aux`. Arrays are traced;
-            others (numbers, strings, None) reach it as they are: a number that changes at every call should be an array.
+            others (numbers, strings, None) reach it as they are: a number that changes should be an array.
             A function made anew is compiled anew only where something that it refers to, or a shape, is another.
         argnums: which positional argument is the parameters, or several, as in `jax.value_and_grad`. Default 0.
         population: number of members `N`, even with `antithetic`.
