@@ -10,6 +10,7 @@ from rich.table import Table
 QUESTIONS = (
     "layer",
     "model",
+    "products",
     "memory",
     "compile",
     "quality",

@@ -18,7 +18,7 @@ import numpy as np
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.lowrank import Perturbed, Term
-from eggroll.engine.weights import PRODUCTS, Weights
+from eggroll.engine.weights import PRODUCTS, Notes, Weights
 
 Fallback = Literal["warn", "allow", "error"]
 
@@ -119,17 +119,14 @@ MOVES = CALLS | {
     *("stop_gradient", "optimization_barrier", "sharding_constraint"),
     *("slice", "split", "unstack", "dynamic_slice", "gather"),
 }
+# Those that know what to do with a value's scale, and with a product of two values that has not been made.
+SCALES = MOVES | WALKED | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
+SCALES |= {"mul", "div", "dot_general", "conv_general_dilated", "reduce_sum"}
+WAITS = CALLS | {"convert_element_type", "reduce_sum"}
 
-CARRY = "a loop carry that the body changes"
-STACKED = "stacked output of a scan"
+CARRY, STACKED = "a loop carry that the body changes", "stacked output of a scan"
 # What JAX cannot batch, or not in every form: rules that also do it for plain values.
 BATCHED = {"ragged_dot_general"}
-
-# Of arrays of one shape, and scalars, number by number: what masks and indices are made with.
-ELEMENTWISE = {
-    *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not", "select_n", "convert_element_type", "add", "sub"),
-    *("mul", "div", "rem", "neg", "max", "min", "clamp", "abs", "sign", "floor", "exp", "square", "integer_pow"),
-}
 
 EXACT_BELOW = 2  # bytes: rounded to fewer, most members would have the weights of their neighbours
 
@@ -146,18 +143,30 @@ class Observer(Protocol):
         """`value` is used where only its dense form will do."""
 
 
-class Interpreter:
+@dataclass
+class Frame:
+    """A jaxpr that is being evaluated, the equation at which it stands, and what was `found` of its variables."""
+
+    jaxpr: Any
+    eqn: Any = None
+    found: dict[Any, set[Any]] = field(default_factory=dict)
+
+
+class Interpreter(Notes):
     """Walks a jaxpr whose inputs may be `Perturbed`.
 
+    It knows, as far as it can, which plain arrays are a member's own: what all share is worth keeping apart.
     With an `observer`, terms are probes (one factor per parameter axis): rules track axes, and products report what
     they contract instead of adding corrections.
     """
 
     def __init__(self, policy: Policy, observer: Observer | None = None) -> None:
+        super().__init__()
         self.policy = policy
         self.observer = observer
+        self.frames: list[Frame] = []
         self.weights = Weights()  # what is evaluated makes of parameters alone
-        self._varying: dict[int, tuple[Any, frozenset[int]]] = {}
+        self.made: dict[int, Any] = {}  # by id, the operands of products that stayed perturbed
         self._silent = False
 
     def evaluate(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
@@ -169,9 +178,14 @@ class Interpreter:
         def read(atom: Any) -> Any:
             return _as_jax(atom.val) if isinstance(atom, jax_compat.Literal) else env[atom]
 
-        for eqn in jaxpr.eqns:
-            outs = self._apply(eqn, [read(v) for v in eqn.invars])
-            env.update(zip(eqn.outvars, outs, strict=True))
+        self.frames.append(frame := Frame(jaxpr))
+        for frame.eqn in jaxpr.eqns:
+            args = [read(v) for v in frame.eqn.invars]
+            outs = self._apply(frame.eqn, args)
+            if any(map(self.is_own, args)):
+                self.note_own(*outs)
+            env.update(zip(frame.eqn.outvars, outs, strict=True))
+        self.frames.pop()
         return [read(v) for v in jaxpr.outvars]
 
     def _apply(self, eqn: JaxprEqn, args: list[Any]) -> list[Any]:
@@ -180,7 +194,9 @@ class Interpreter:
         rule = RULES.get(eqn.primitive.name)
         reason = "no rule for this primitive"
         if rule is not None:
-            settled = args if eqn.primitive.name in MOVES else [self.settled(a, eqn) for a in args]
+            settled = [self._known(a, eqn) for a in args]
+            if eqn.primitive.name not in MOVES:
+                settled = [self.settled(a, eqn) for a in settled]
             if not any(isinstance(a, Perturbed) for a in settled):
                 return self._apply_plain(eqn, settled)
             try:
@@ -204,7 +220,7 @@ class Interpreter:
             with jax_compat.source_context(eqn):
                 return RULES[eqn.primitive.name](self, eqn, args)
         outs = jax_compat.bind(eqn, args)
-        self._note_varying(eqn, args, outs[0] if outs else None)
+        self.note_varying(eqn, args, outs[0] if outs else None)
         return outs
 
     def _note_product(self, eqn: JaxprEqn, args: Sequence[Any], outs: Sequence[Any]) -> None:
@@ -220,6 +236,15 @@ class Interpreter:
                     reason = "a product of weights, after which all is dense"
                     self.policy.report(value, term, eqn, reason, outs[0].size)
 
+    def _known(self, value: Any, eqn: JaxprEqn) -> Any:
+        """A value with nothing that the equation's rule does not know: no scale, no product that is yet to be made."""
+        perturbed = isinstance(value, Perturbed)
+        if perturbed and value.times is not None and eqn.primitive.name not in WAITS:
+            return self.dense(value, eqn, "a product of two perturbed values, number by number")
+        if perturbed and value.scale is not None and eqn.primitive.name not in SCALES:
+            return self.dense(value, eqn, "a value that every member scales by numbers of its own")
+        return value
+
     def settled(self, value: Any, eqn: JaxprEqn) -> Any:
         """A value whose casts are made: apart, or of the sum where that is rounded to a byte or less.
 
@@ -233,7 +258,12 @@ class Interpreter:
 
     def base(self, eqn: JaxprEqn, args: Sequence[Any]) -> Any:
         """The equation applied to the bases: the product or reshaping that all members share."""
-        return jax_compat.bind(eqn, [a.base if isinstance(a, Perturbed) else a for a in args])[0]
+        bases = [a.base if isinstance(a, Perturbed) else a for a in args]
+        out = jax_compat.bind(eqn, bases)[0]
+        if any(map(self.is_own, bases)):
+            self.note_own(out)
+        self.note_varying(eqn, bases, out)
+        return out
 
     def dense(self, value: Any, eqn: JaxprEqn | None, reason: str) -> Any:
         """The dense form of a value, reported to the policy; other values pass through."""
@@ -244,8 +274,9 @@ class Interpreter:
                 self.observer.dense(eqn, value)
             return value.cast_apart().base
         if not self._silent:
-            for term in value.terms:
-                self.policy.report(value, term, eqn, reason)
+            for term in (*value.terms, *(value.times.terms if value.times else ())):
+                if not term.quiet:
+                    self.policy.report(value, term, eqn, reason)
         return value.dense()
 
     @contextmanager
@@ -262,27 +293,6 @@ class Interpreter:
         if self.observer is not None and not self._silent:
             self.observer.product(eqn, value, contracted, batch)
         return self.observer is not None
-
-    def _note_varying(self, eqn: JaxprEqn, args: Sequence[Any], out: Any) -> None:
-        """Keeps track of the axes along which what is broadcast, a mask or indices, may vary."""
-        name = eqn.primitive.name
-        if name == "broadcast_in_dim":
-            dims = eqn.params["broadcast_dimensions"]
-            axes = {dims[i] for i in self.varying(args[0]) if np.shape(args[0])[i] != 1}
-        elif name == "iota":
-            axes = {eqn.params["dimension"]}
-        elif name == "reshape" and out.shape[: args[0].ndim] == args[0].shape and id(args[0]) in self._varying:
-            axes = self.varying(args[0])  # new axes of size one behind the others
-        elif name in ELEMENTWISE and any(id(a) in self._varying for a in args):
-            axes = {i for a in args for i in self.varying(a)}
-        else:
-            return
-        self._varying[id(out)] = (out, frozenset(axes))  # the array is kept, so its id stays its own
-
-    def varying(self, value: Any) -> frozenset[int]:
-        """Axes along which a plain array may vary, as far as its own broadcast tells."""
-        known = self._varying.get(id(value))
-        return known[1] if known else frozenset(range(np.ndim(value)))
 
 
 def _as_jax(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 from jax._src import config, core, distributed, source_info_util, xla_bridge
-from jax._src.interpreters import partial_eval
+from jax._src.interpreters import batching, partial_eval
 from jax.core import Tracer
 from jax.experimental.scheduling_groups import xla_metadata_call
 from jax.extend import core as jex
@@ -96,6 +96,11 @@ def drop_dead_code(jaxpr: Any) -> Any:
     """Removes equations, nested ones included, whose results nothing uses."""
     kept, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), True)
     return kept
+
+
+def is_batched(value: Any) -> bool:
+    """Whether a value differs along an axis of the `vmap` inside which this runs."""
+    return isinstance(value, batching.BatchTracer)
 
 
 def abstract(value: Any) -> jax.ShapeDtypeStruct:

@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
+from eggroll.engine.perturbed import Perturbed
 
 Made = frozenset[int] | None
 
@@ -96,3 +99,54 @@ def _mixed(made: Sequence[Made]) -> Made:
 
 
 _WALKS = {"scan": Weights._scan, "while": Weights._while, "cond": Weights._cond}
+
+
+# Of arrays of one shape, and scalars, number by number: what masks and indices are made with.
+ELEMENTWISE = {
+    *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not", "select_n", "convert_element_type", "add", "sub"),
+    *("mul", "div", "rem", "neg", "max", "min", "clamp", "abs", "sign", "floor", "exp", "square", "integer_pow"),
+}
+
+
+class Notes:
+    """What is known of plain arrays while a function is evaluated: which are a member's own, and where they vary."""
+
+    def __init__(self) -> None:
+        self._varying: dict[int, tuple[Any, frozenset[int]]] = {}
+        self._own: dict[int, Any] = {}
+
+    def is_own(self, value: Any) -> bool:
+        """Whether a value is known to differ between members."""
+        return isinstance(value, Perturbed) or id(value) in self._own or jax_compat.is_batched(value)
+
+    def note_own(self, *values: Any) -> None:
+        """Plain values that differ between members; of perturbed ones the bases count."""
+        self._own |= {id(v): v for v in values if not isinstance(v, Perturbed)}  # kept, so its id stays its own
+
+    def hand_on(self, outer: Sequence[Any], inner: Sequence[Any]) -> None:
+        """Notes of what enters a call what was known of it outside."""
+        for o, i in zip(outer, inner, strict=True):
+            was, now = (v.base if isinstance(v, Perturbed) else v for v in (o, i))
+            if self.is_own(was):
+                self.note_own(now)
+
+    def note_varying(self, eqn: JaxprEqn, args: Sequence[Any], out: Any) -> None:
+        """Keeps track of the axes along which what is broadcast, a mask or indices, may vary."""
+        name = eqn.primitive.name
+        if name == "broadcast_in_dim":
+            dims = eqn.params["broadcast_dimensions"]
+            axes = {dims[i] for i in self.varying(args[0]) if np.shape(args[0])[i] != 1}
+        elif name == "iota":
+            axes = {eqn.params["dimension"]}
+        elif name == "reshape" and out.shape[: args[0].ndim] == args[0].shape and id(args[0]) in self._varying:
+            axes = self.varying(args[0])  # new axes of size one behind the others
+        elif name in ELEMENTWISE and any(id(a) in self._varying for a in args):
+            axes = {i for a in args for i in self.varying(a)}
+        else:
+            return
+        self._varying[id(out)] = (out, frozenset(axes))  # the array is kept, so its id stays its own
+
+    def varying(self, value: Any) -> frozenset[int]:
+        """Axes along which a plain array may vary, as far as its own broadcast tells."""
+        known = self._varying.get(id(value))
+        return known[1] if known else frozenset(range(np.ndim(value)))

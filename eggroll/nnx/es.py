@@ -21,7 +21,7 @@ from eggroll.strategy import es as arrays
 from eggroll.strategy.evaluate.averages import averaged, check_shared
 from eggroll.strategy.evaluate.tracing import InAxes
 from eggroll.strategy.members import Draw, Members, check_members
-from eggroll.strategy.plan.leaves import Plan
+from eggroll.strategy.plan.leaves import Plan, Small
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import Sharding
 from eggroll.strategy.protocol import Metrics
@@ -42,6 +42,7 @@ class Options(TypedDict, total=False):
     antithetic: bool
     distribution: str
     rules: Rules
+    small_layers: Small
     groups: int
     noise_reuse: int
     chunk: Chunk

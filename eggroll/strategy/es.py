@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_r
 from eggroll.strategy.generation import Generation, LowRankDraw, replayed_at_sites
 from eggroll.strategy.members import Evaluated, Members, applied_last
 from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
-from eggroll.strategy.plan.leaves import Plan, check_params
+from eggroll.strategy.plan.leaves import Plan, Small, check_params
 from eggroll.strategy.plan.rules import FrozenRule, Rules, check_rank
 from eggroll.strategy.population import Population, Sharding, layout
 from eggroll.strategy.protocol import Metrics, Norms, Strategy
@@ -33,6 +34,8 @@ from eggroll.strategy.update.fitness import as_float, raise_if_lost
 from eggroll.strategy.update.optimizer import Sigma, check_optimizer, initial_state
 from eggroll.strategy.update.shaping import Shaping
 from eggroll.strategy.update.told import is_wide, narrowed
+
+LOGGER = logging.getLogger("eggroll")
 
 
 class ES(Strategy):
@@ -52,6 +55,8 @@ class ES(Strategy):
         antithetic: members `2i` and `2i + 1` share noise with opposite signs. Default True.
         distribution: `"rademacher"` (±1, default) or `"normal"`.
         rules: `(pattern, rule)` pairs that decide by path how a parameter is perturbed; see `LowRankRule`.
+        small_layers: noise of layers whose factors would be no fewer numbers than the weight, rank·(m+n) ≥ m·n, unless
+            a rule decides: `"dense"` (default), or `"low_rank"`, as in earlier versions.
         groups: number of equal groups of members, for arguments with a row per group and for `shaping="group"`.
             Default 1.
         noise_reuse: successive generations with the same noise. Default 1: fresh every generation.
@@ -97,6 +102,7 @@ class ES(Strategy):
         antithetic: bool = True,
         distribution: str = "rademacher",
         rules: Rules = (),
+        small_layers: Small = "dense",
         groups: int = 1,
         noise_reuse: int = 1,
         chunk: Chunk = "auto",
@@ -113,7 +119,7 @@ class ES(Strategy):
         super().__init__(settings, sigma=sigma, shaping=shaping, rules=rules, noise_reuse=noise_reuse)
         self.rank = check_rank(rank)
         self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
-        self._plans = Plans(settings, self.rank, self.rules, self.cache)
+        self.small_layers = small_layers
 
     def init(self, params: PyTree, key: jax.Array) -> State:
         """A fresh state.
@@ -157,12 +163,29 @@ class ES(Strategy):
         """The layout of the update on a mesh: `"members"`, `"weights"`, or `"auto"` before parameters were seen."""
         return self.settings.update
 
+    @property
+    def small_layers(self) -> Small:
+        """The noise of layers whose factors would be no fewer numbers than their weight."""
+        return self._plans.small_layers
+
+    @small_layers.setter
+    def small_layers(self, small_layers: Small) -> None:
+        if small_layers not in get_args(Small):
+            raise ValueError(f"got small_layers={small_layers!r}; use one of {', '.join(map(repr, get_args(Small)))}.")
+        self._plans = Plans(self.settings, self.rank, self.rules, self.cache, small_layers)
+
     def options(self) -> dict[str, Any]:
-        """See `Strategy.options`."""
-        who = self.settings
-        outputs = {"noise": who.noise, "credit": who.credit, "discount": float(who.discount)}
-        chosen = {} if who.noise == "weights" else outputs  # older runs do not know them
+        """See `Strategy.options`; without what runs of earlier versions did not choose, where it is as then."""
+        chosen: dict[str, Any] = {"small_layers": self.small_layers} if self.small_layers == "dense" else {}
+        if (who := self.settings).noise != "weights":
+            chosen |= {"noise": who.noise, "credit": who.credit, "discount": float(who.discount)}
         return {**super().options(), "rank": self.rank, "optimizer": self.optimizer, **chosen}
+
+    def go_on(self, options: Mapping[str, Any]) -> None:
+        """See `Strategy.go_on`."""
+        if "small_layers" not in options and self.small_layers != "low_rank":
+            self.small_layers = "low_rank"
+            LOGGER.info("small_layers='low_rank', as in the run that goes on: it was begun by an earlier version")
 
     def draw(self, state: State) -> LowRankDraw:
         """See `Strategy.draw`."""
@@ -182,11 +205,6 @@ class ES(Strategy):
     ) -> Callable[..., tuple[State, Norms]]:
         """See `Strategy.replayed`; compiled once."""
         if plan.by_output:
-            if evaluated is None:
-                raise ValueError(
-                    'got a run with noise="activations", whose gradients are made of its data, which a ledger does not '
-                    "hold: give replay its fitness and data, or take the run's checkpoints or model"
-                )
             return replayed_at_sites(self.settings, self.optimizer, self._key, self.cache, plan, sigma, evaluated)
 
         # `some` is an argument, so that the branch stays a branch and is compiled as the run's.

@@ -19,9 +19,9 @@ from eggroll.engine.interpreter import DenseFallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.ops import check_distribution
 from eggroll.strategy.activations.credit import Relation, relations
-from eggroll.strategy.evaluate.planning import DryRun, dry_run, for_kernels, with_sites
+from eggroll.strategy.evaluate.planning import DryRun, dense_matrices, dry_run, for_kernels, with_sites
 from eggroll.strategy.evaluate.tracing import InAxes, make_rows, trace_member
-from eggroll.strategy.plan.leaves import LeafPlan, Plan, dense_matrices, make_plan
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
 from eggroll.strategy.plan.parameters import as_array, check_no_module
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.plan.sites import Site
@@ -47,16 +47,17 @@ class Row:
         plan: path, shape, dtype, kind of perturbation, rank, axes of each factor, random numbers.
         uses: every use the function makes of it, in order.
         fallbacks: every place where its perturbation has to be made dense.
+        reason: why its noise is dense where nobody asked for that and it could have factors, or, under
+            `noise="activations"`, not on the outputs that it enters; else empty.
         implementations: what computes its perturbed products on this platform: names of
             `eggroll.kernels.implementations("lowrank_dot")`; `"reference"` is plain XLA. None without factors.
-        why: under `noise="activations"`, why its noise is not on the outputs that it enters; empty where it is.
     """
 
     plan: LeafPlan
     uses: tuple[Use, ...]
     fallbacks: tuple[DenseFallback, ...]
     implementations: tuple[str, ...] = ()
-    why: str = ""
+    reason: str = ""
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):
@@ -99,8 +100,8 @@ class Explanation:
         if self.plan.sites:
             yield _sites(self)
         for row in self.rows:
-            if row.why and row.kind in ("low_rank", "dense"):
-                yield f"weight noise: '{row.path}', for {row.why}"
+            if row.reason and self.plan.sites and row.kind in ("low_rank", "dense"):
+                yield f"weight noise: '{row.path}', for {row.reason}"
         for fallback in self.fallbacks:
             yield f"dense fallback: {fallback}"
 
@@ -112,7 +113,11 @@ def _table(explanation: Explanation) -> Table:
     table.add_column("numbers", justify="right")
     table.add_column("implementation", overflow="fold")
     for row in explanation.rows:
-        noise = f"rank {row.rank}" if row.kind == "low_rank" else row.kind
+        noise = (
+            f"rank {row.rank}"
+            if row.kind == "low_rank"
+            else row.kind + ("" if explanation.plan.sites else row.reason and f": {row.reason}")
+        )
         if row.fallbacks:
             noise += f", {len(row.fallbacks)} dense fallback(s)"
         own = [[a for a in side if a not in row.stack_axes] for side in (row.left_axes, row.right_axes)]
@@ -202,8 +207,16 @@ def explain(
     plan = for_kernels(program, plan, params, rows, distribution)
     found = dry_run(program, plan, params, rows, distribution, population)
     every = [*dense_matrices(plan, uses, rules, rank, population), *found.fallbacks]
-    shown = tuple(_row(found, leaf, uses[leaf.path], every, why.get(leaf.path, "")) for leaf in plan.leaves)
-    return Explanation(shown, plan, per_row)
+    factors = make_plan(params, uses, rank=rank, rules=rules, small_layers="low_rank").leaves
+    pairs = zip(plan.leaves, factors, strict=True)
+    shown = [_row(found, leaf, uses[leaf.path], every, why.get(leaf.path) or _why_dense(leaf, f)) for leaf, f in pairs]
+    return Explanation(tuple(shown), plan, per_row)
+
+
+def _why_dense(leaf: LeafPlan, factors: LeafPlan) -> str:
+    if leaf.kind != "dense" or leaf.kind == factors.kind:
+        return ""
+    return f"rank·(m+n) = {factors.numbers} ≥ m·n = {leaf.numbers}"
 
 
 def _per_row(site: Site, relation: Relation | None) -> int:
@@ -213,7 +226,7 @@ def _per_row(site: Site, relation: Relation | None) -> int:
     return site.size // max(math.prod(shape[a] for a in axes), 1)
 
 
-def _row(found: DryRun, leaf: LeafPlan, uses: Sequence[Use], every: Sequence[DenseFallback], why: str) -> Row:
+def _row(found: DryRun, leaf: LeafPlan, uses: Sequence[Use], every: Sequence[DenseFallback], reason: str) -> Row:
     fallbacks = tuple(f for f in every if f.path == leaf.path)
     plain = ("reference",) if leaf.kind == "low_rank" else ()
-    return Row(leaf, tuple(uses), fallbacks, found.implementations(leaf.path) or plain, why)
+    return Row(leaf, tuple(uses), fallbacks, found.implementations(leaf.path) or plain, reason)

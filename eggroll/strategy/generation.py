@@ -255,9 +255,14 @@ def replayed_at_sites(
     cache: CompiledCache,
     plan: Plan,
     sigma: float | None,
-    evaluated: Evaluated,
+    evaluated: Evaluated | None,
 ) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
     """`Strategy.replayed` of a run with noise on outputs, at the inputs that it had."""
+    if evaluated is None:
+        raise ValueError(
+            'got a run with noise="activations", whose gradients are made of its data, which a ledger does not '
+            "hold: give replay its fitness and data, or take the run's checkpoints or model"
+        )
 
     def update(state: State, weights: jax.Array, loss: Scalar, recorded: Scalar) -> Any:
         fun, args, in_axes = evaluated(int(state.generation))

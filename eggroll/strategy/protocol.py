@@ -52,8 +52,6 @@ class Strategy(ABC):
         method: its name in ledgers and configurations, a key of `eggroll.strategy.methods.METHODS`.
         plan: of the last generation that was told; None before.
 
-    Raises:
-        ValueError: settings that do not fit together.
     """
 
     method: ClassVar[str]
@@ -113,6 +111,9 @@ class Strategy(ABC):
         pairs = {"shaping": self.shaping, "antithetic": who.antithetic, "groups": who.groups}
         more = {"noise_reuse": int(self.noise_reuse), "chunk": who.chunk}  # sums over other parts round otherwise
         return {**numbers, **pairs, **more, "rules": self.rules}
+
+    def go_on(self, options: Mapping[str, Any]) -> None:  # noqa: B027  nothing, where all was always written down
+        """Takes over from the `options` that a run wrote down what was not to be chosen when it was begun."""
 
     def __repr__(self) -> str:
         """Its class with population, sigma, rank, and what else is not as it would be by default."""
@@ -231,7 +232,7 @@ class Strategy(ABC):
                 come back as floating-point means: which, is decided when the function is traced.
 
         Returns:
-            `(state, metrics)` as `tell`; also `metrics["chunk"]`, members evaluated at once, and `metrics["aux"]`.
+            `(state, metrics)` as `tell`; also in `metrics` the `"chunk"` of members evaluated at once, and `"aux"`.
 
         Raises:
             TypeError, ValueError, FloatingPointError: as `tell`, no function, no scalar, or rows that do not fit.

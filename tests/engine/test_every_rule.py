@@ -91,6 +91,9 @@ USES = {
     "mul": lambda w: 2.0 * w,
     "div": lambda w: w / 2.0,
     "neg": lambda w: -w,
+    "reduce_sum": lambda w: w[:, None].sum(1),
+    "square": lambda w: jnp.square(w).sum(),
+    "integer_pow": lambda w: lax.integer_pow(w, 2).sum(),
     "copy": lambda w: jnp.copy(w),
     "stop_gradient": lambda w: lax.stop_gradient(w),
     "convert_element_type": lambda w: w.astype(jnp.bfloat16).astype(jnp.float32),
@@ -116,7 +119,7 @@ OTHER_NAMES = {
     "copy": {"copy_p"},
 }
 # What comes out of these may be as large as the weight, but is no weight.
-SUMMING = {"dot_general", "conv_general_dilated", "gather", "ragged_dot_general"}
+SUMMING = {"dot_general", "conv_general_dilated", "gather", "ragged_dot_general", "reduce_sum"}
 # What lies along an axis of no factor makes one own it; a map along an axis of both, or places, have no factored form.
 KINDS = {name: "lrb" for name in ("gather", "select_n", "dynamic_update_slice", "scatter", "scatter-add", "pad")}
 KINDS |= {name: "lr" for name in ("cumsum", "fft")}

@@ -9,7 +9,6 @@ import pytest
 from flax import nnx
 from flax.core import freeze
 
-import eggroll
 from tests.flax.truth import by_path, check_members, check_model, normal, sides
 
 X = normal(0, 2, 6, 4)
@@ -82,21 +81,16 @@ def test_spectral_norm_needs_no_dense_weight():
     assert by_path(members)["layer_instance/kernel"].kind == "low_rank"
 
 
-FELL_BACK = "layer_instance/kernel' is made dense for `mul`"
-
-
-def test_weight_norm_is_right_and_says_that_it_squares_the_dense_weight():
+def test_weight_norm_needs_no_dense_weight():
     model = nnx.WeightNorm(nnx.Linear(4, 8, rngs=nnx.Rngs(0)), rngs=nnx.Rngs(0))
-    with pytest.warns(eggroll.DenseFallbackWarning, match=FELL_BACK):
-        check_model(model, X, fallback="warn")
+    check_model(model, X)
     check_model(model, X, rules=[("layer_instance/kernel", "dense")])
 
 
 def test_weight_norm_in_linen():
     model = nn.WeightNorm(nn.Dense(4))
     params = model.init(jax.random.key(0), X)
-    with pytest.warns(eggroll.DenseFallbackWarning, match=FELL_BACK):
-        check_members(model.apply, params, X, fallback="warn")
+    check_members(model.apply, params, X)
 
 
 def test_linen_parameters_in_boxes_and_in_a_frozen_dict():

@@ -131,6 +131,7 @@ def test_settings_are_described_as_they_were(name: str, caplog: pytest.LogCaptur
     kind, run = KINDS[name], HERE / name / "run"
     es = kind.strategy(**kind.changed)
     config = json.loads((run / "config.json").read_text(encoding="utf-8"))
+    es.go_on(config["strategy"])
     strategy = as_json(describe(es, base(kind.dtype)))
     with caplog.at_level(logging.WARNING, "eggroll"):
         assert check_same(config, {**config, "strategy": strategy}, force=False) == []

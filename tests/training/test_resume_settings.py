@@ -13,7 +13,7 @@ import pytest
 from eggroll.training import EarlyStopping, RunError, Saving
 from eggroll.training import loop as module
 from eggroll.training.processes import talk as processes_talk
-from tests.training.problems import run, strategy, usual
+from tests.training.problems import assert_same, run, strategy, usual
 
 LAST = 8
 
@@ -52,6 +52,18 @@ def test_functions_that_are_only_written_otherwise_go_on(tmp_path: Path) -> None
     begun(tmp_path, es=strategy(optimizer=optax.sgd(0.1, 0.9), shaping=lambda fitness: fitness - fitness.mean()))
     written = optax.chain(optax.trace(0.9), optax.scale(-0.1))
     assert run(tmp_path, 3, resume=True, es=strategy(optimizer=written, shaping=centred)).resumed == 2
+
+
+def test_a_run_without_a_choice_for_small_layers_goes_on_as_it_was(tmp_path: Path) -> None:
+    """Earlier versions had factors of any size; what they left does not speak of them."""
+    before: dict[str, Any] = {"rank": 2, "small_layers": "low_rank"}
+    whole = run(tmp_path / "whole", 3, es=strategy(**before))
+    begun(tmp_path / "part", es=strategy(**before))
+    assert "small_layers" not in json.loads((tmp_path / "part/config.json").read_text())["strategy"]
+    assert_same(run(tmp_path / "part", 3, resume=True, es=(now := strategy(rank=2))), whole)
+    assert now.plan is not None and {leaf.path: leaf.kind for leaf in now.plan.leaves}["w"] == "low_rank"
+    begun(tmp_path / "new", es=strategy(rank=2))
+    refused(tmp_path / "new", 'settings: small_layers: "dense" → nothing', es=strategy(**before))
 
 
 def test_settings_with_the_names_of_the_commands_options_are_compared(tmp_path: Path) -> None:

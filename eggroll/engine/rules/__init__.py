@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from eggroll.engine.interpreter import RULES
-from eggroll.engine.rules import control_flow, indexing, linear, placing, products, ragged, transforms
+from eggroll.engine.rules import (
+    algebra,
+    arithmetic,
+    control_flow,
+    convolution,
+    indexing,
+    linear,
+    placing,
+    products,
+    ragged,
+    transforms,
+)
 
-for family in (linear, indexing, placing, transforms, products, ragged, control_flow):
+MOVING = (linear, indexing, placing, transforms)
+for family in (*MOVING, arithmetic, products, convolution, algebra, ragged, control_flow):
     RULES.update(family.RULES)

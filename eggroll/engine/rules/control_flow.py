@@ -58,6 +58,7 @@ def _forwarding(ctx: Interpreter, jaxpr: Any, args: Sequence[Any], wrap: Functio
     handed_on: dict[int, int] = {}
 
     def body(*values: Any) -> list[Any]:
+        ctx.hand_on(args, values)
         outs = ctx.evaluate(jaxpr, values)
         handed_on.update({j: i for j, out in enumerate(outs) for i, v in enumerate(values) if out is v})
         return outs
@@ -74,6 +75,8 @@ def scan(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
 
     def body(carry: Sequence[Any], slices: tuple[Any, Sequence[Any]]) -> tuple[list[Any], list[Any], list[Any]]:
         values = [sliced(x, part, slices[0]) for x, part in zip(xs, slices[1], strict=True)]
+        ctx.hand_on(xs, values)
+        ctx.note_own(*carry)
         outs = ctx.evaluate(jaxpr, [*consts, *carry, *values])
         return outs[:n_carry], outs[n_carry:], values
 
@@ -164,12 +167,14 @@ def while_loop(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any
     init = list(args[n_cond + n_body :])
 
     def body(carry: Sequence[Any]) -> list[Any]:
+        ctx.note_own(*carry)
         return ctx.evaluate(eqn.params["body_jaxpr"], [*body_consts, *carry])
 
     fixed = _invariant(ctx, init, body)
 
     def proceed(carry: tuple) -> Any:
         everything = _merge(carry, fixed, len(init))
+        ctx.note_own(*everything)
         return ctx.dense(ctx.evaluate(eqn.params["cond_jaxpr"], [*cond_consts, *everything])[0], eqn, CARRY)
 
     def step(carry: tuple) -> tuple:
@@ -188,6 +193,7 @@ def cond(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
 
     def attempt(branch: Any) -> Callable[..., list[Any]]:
         def call(*values: Any) -> list[Any]:
+            ctx.hand_on(operands, values)
             outs = ctx.evaluate(branch, values)
             forwarded.append(set(_identical(outs, values).items()))
             return outs
@@ -201,6 +207,7 @@ def cond(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
 
     def unified(branch: Any) -> Callable[..., list[Any]]:
         def call(*values: Any) -> list[Any]:
+            ctx.hand_on(operands, values)
             outs = enumerate(ctx.evaluate(branch, values))
             reason = "branches return it in different forms"
             return [o if alike[j] else ctx.dense(o, eqn, reason) for j, o in outs if j not in same]

@@ -14,7 +14,7 @@ from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
-from eggroll.engine.rules.linear import owning
+from eggroll.engine.rules.arithmetic import owning
 
 
 def slice_(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -115,6 +115,8 @@ def gather(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
         value = value.map(value.base, partial(owning, axis=a, size=value.shape[a]))
     lookup = _Lookup(eqn, indices, value, indexed)
     out = value.map(ctx.base(eqn, [value, indices]), lambda t: _looked_up(t, indexed, t.map(lookup.factor)))
+    if value.scale is not None:
+        out = replace(out, scale=value.scale.map(partial(lookup.factor, outside=1)))
     activation = id(own) not in ctx.weights.multiplied and _is_activation(value, indexed, eqn.params["slice_sizes"])
     return [out.dense() if ctx.observer is None and activation else out]
 
@@ -173,8 +175,8 @@ class _Lookup:
         kept = [a for a in range(len(self.operand.shape)) if a not in self._numbers.collapsed_slice_dims]
         return batch, dict(zip(kept, offsets, strict=True))
 
-    def factor(self, f: Factor) -> Factor:
-        """The factor at the given positions, over the output axes it owns."""
+    def factor(self, f: Factor, outside: int = 0) -> Factor:
+        """The factor at the given positions, over the output axes it owns; `outside` of its bounds."""
         sizes = self.eqn.params["slice_sizes"]
         batch, stays = self._out_axes()
         indexed = [a for a in self.indexed_axes if a in f.axes]
@@ -182,12 +184,14 @@ class _Lookup:
         if not indexed:  # such axes start at zero
             array = f.array[tuple(slice(0, sizes[a]) if a in stays else 0 for a in f.axes)]
             return f.with_array(array, axes=tuple(window))
-        array = self._gather(f, indexed)  # [window..., rank, batch...] would be as right; the batch comes first here
+        array = self._gather(
+            f, indexed, outside
+        )  # [window..., rank, batch...] would be as right; the batch comes first here
         axes = [*batch, *window]
         order = sorted(range(len(axes)), key=axes.__getitem__)
         return f.with_array(jnp.transpose(array, (*order, len(order))), axes=tuple(sorted(axes)))
 
-    def _gather(self, f: Factor, indexed: list[int]) -> Array:
+    def _gather(self, f: Factor, indexed: list[int], outside: int) -> Array:
         """`[*batch, *window, rank]`."""
         columns = [self._numbers.start_index_map.index(a) for a in indexed]
         collapsed = [f.position(a) for a in self._numbers.collapsed_slice_dims if a in f.axes]
@@ -207,7 +211,7 @@ class _Lookup:
             mode=self.eqn.params["mode"],
             unique_indices=False,
             indices_are_sorted=False,
-            fill_value=0,
+            fill_value=outside,
         )
 
 

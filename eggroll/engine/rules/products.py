@@ -1,12 +1,9 @@
-"""Products: the base product, which all members share, plus one thin product per term.
-
-A convolution filters to `rank` channels, then mixes the channels into the output features.
-"""
+"""Products: the base product, which all members share, plus one thin product per term."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -15,7 +12,9 @@ from jax.typing import DTypeLike
 
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import EXACT_BELOW, Interpreter, Unsupported
-from eggroll.engine.lowrank import Array, Factor, Perturbed, Term, accumulator_dtype
+from eggroll.engine.perturbed import Array, Factor, Perturbed, Term, accumulator_dtype
+from eggroll.engine.rules.ahead import PRODUCT, leads
+from eggroll.engine.rules.algebra import Made, Product, reassociated
 from eggroll.ops import Seeded, as_array, lowrank_dot
 
 UNROLLED_RANK = 4  # up to here, a sum of outer products fuses into the base product's consumer and beats a dot
@@ -27,7 +26,13 @@ def dot_general(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[An
         raise Unsupported("a product with an explicit output sharding")
     contract, batch = eqn.params["dimension_numbers"]
     args, discovering = list(args), ctx.observer is not None
-    if (given_up := _given_up(args, discovering)) is not None:
+    if not discovering:
+        refuse_narrow(eqn)
+        if (jaxpr := reassociated(ctx, eqn, args)) is not None:
+            return ctx.evaluate(*jaxpr)
+        if (out := _factored(ctx, eqn, args)) is not None:
+            return [out]
+    if (given_up := _given_up(ctx, args, discovering)) is not None:
         reason = "a product of two perturbed values: one of them is made dense"
         args[given_up] = ctx.dense(args[given_up], eqn, reason)
     sides = [s for s in (0, 1) if isinstance(args[s], Perturbed)]
@@ -38,28 +43,65 @@ def dot_general(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[An
     return [_product(ctx, eqn, args, sides[0])]
 
 
-def _given_up(args: Sequence[Any], discovering: bool) -> int | None:
+def _factored(ctx: Interpreter, eqn: Any, args: list[Any]) -> Perturbed | Array | None:
+    """The product as a base and terms, where all bases are shared and it pays.
+
+    It may be an activation, unless it is made of weights alone: then, of those with a plain array, only what leads to
+    another product is kept.
+    """
+    both, alone = all(isinstance(a, Perturbed) for a in args), id(eqn) in ctx.weights.alone
+    if any(ctx.is_own(a.base if isinstance(a, Perturbed) else a) for a in args):
+        return None
+    if not both and not alone and not leads(PRODUCT, ctx.frames):
+        return None
+    params, out = eqn.params, eqn.outvars[0].aval
+    product = Product.of(args[0], args[1], params["dimension_numbers"], params["precision"], out.dtype)
+    try:
+        value = product.apply(ctx.base(eqn, args), args[0], args[1])
+    except Unsupported:
+        return None
+    if not alone and _may_be_activation(args):
+        value = replace(value, terms=tuple(replace(t, quiet=True) for t in value.terms))
+    if value.pays:
+        ctx.made[id(value)] = Made(value, eqn, args)
+        return value
+    return value.dense() if both and out.size < min(a.base.size for a in args) else None
+
+
+def _given_up(ctx: Interpreter, args: Sequence[Any], discovering: bool) -> int | None:
     """Which of two perturbed values is made dense: an activation to which something was added, else the smaller."""
     if not all(isinstance(a, Perturbed) for a in args):
         return None
-    sums = [any(t.added for t in a.terms) for a in args]
+    sums = [_is_sum(a) for a in args]
     if sums[0] != sums[1]:
         return sums.index(True)
-    return None if discovering else min((0, 1), key=lambda s: args[s].base.size)
+    return None if discovering else min((0, 1), key=lambda s: (not ctx.is_own(args[s].base), args[s].base.size))
+
+
+def _may_be_activation(args: Sequence[Any]) -> bool:
+    """Whether an operand may be a network's input, or was made of one."""
+    perturbed = [a for a in args if isinstance(a, Perturbed)]
+    quiet = any(all(t.quiet for t in a.terms) for a in perturbed)
+    return quiet or len(perturbed) == 1 or len(set(map(_is_sum, perturbed))) == 2
+
+
+def _is_sum(value: Perturbed) -> bool:
+    return any(t.added for t in value.terms)
 
 
 def _product(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any], side: int) -> Array:
     weight, x = args[side], args[1 - side]
-    _refuse_narrow(eqn)
+    labels = _Labels(eqn, args, side)
+    x, outside = labels.scaled(x, weight.scale)
+    args = [weight, x] if side == 0 else [x, weight]
     if (out := _canonical(eqn, x, weight, side)) is not None:
-        return out
+        return outside(out).astype(out.dtype)
     base = ctx.base(eqn, args)
     wide = accumulator_dtype(base.dtype)
     total = base.astype(wide)
-    labels = _Labels(eqn, args, side)
     for term in weight.terms:
         total = total + labels.correction(x, term, eqn.params["precision"], wide)
-    return total.astype(base.dtype)
+    return outside(total).astype(base.dtype)
 
 
 def _canonical(eqn: JaxprEqn, x: Any, weight: Perturbed, side: int) -> Array | None:
@@ -96,7 +138,7 @@ def _canonical(eqn: JaxprEqn, x: Any, weight: Perturbed, side: int) -> Array | N
     return lowrank_dot(x, base, left, right, scale=term.scale, **options).reshape(shape)
 
 
-def _refuse_narrow(eqn: Any) -> None:
+def refuse_narrow(eqn: Any) -> None:
     """A base product that is rounded to a byte has lost the places where the correction belongs."""
     if (dtype := eqn.outvars[0].aval.dtype).itemsize < EXACT_BELOW:
         raise Unsupported(f"a product rounded to {dtype}")
@@ -117,6 +159,24 @@ class _Labels:
         free_x = [label for i, label in enumerate(self.x) if i not in pairs]
         free = free_w + free_x if side == 0 else free_x + free_w
         self.out = [*batch[side], *free]
+
+    def scaled(self, x: Any, scale: Term | None) -> tuple[Any, Callable[[Array], Array]]:
+        """`x` times those of a weight's own scales along whose axes the product sums, and what the rest does after."""
+        if scale is None:
+            return x, lambda out: out
+        inside = [f for f in scale.factors if not set(f.axes) <= set(self.out)]
+        if any(not set(f.axes) <= set(self.x) for f in inside):
+            raise Unsupported("a scale along axes of both sides of a product")
+        for f in inside:
+            x = x * aligned(f.array, list(f.axes), self.x)[..., 0].astype(x.dtype)
+        after = [aligned(f.array, list(f.axes), self.out)[..., 0] for f in scale.factors if f not in inside]
+
+        def outside(out: Array) -> Array:
+            for own in after:
+                out = out * own.astype(out.dtype)
+            return out
+
+        return x, outside
 
     def correction(self, x: Any, term: Term, precision: Any, dtype: DTypeLike) -> Array:
         """Σ_r Π factors·x in the layout of the output; size one along axes that no operand knows."""
@@ -174,93 +234,18 @@ def _is_precision(precision: Any) -> bool:
 
 def _unrolled(a: Array, a_labels: list[int], b: Array, b_labels: list[int], out: list[int]) -> Array:
     """Σ_r a[..., r]·b[..., r] as broadcast multiplies (both have their rank label last)."""
-    a, b = _aligned(a, a_labels[:-1], out), _aligned(b, b_labels[:-1], out)
+    a, b = aligned(a, a_labels[:-1], out), aligned(b, b_labels[:-1], out)
     total = a[..., 0] * b[..., 0]
     for k in range(1, a.shape[-1]):
         total = total + a[..., k] * b[..., k]
     return total
 
 
-def _aligned(array: Array, labels: list[int], out: list[int]) -> Array:
+def aligned(array: Array, labels: list[int], out: Sequence[int]) -> Array:
+    """A factor `[..., rank]` of axes named `labels`, with an axis of size one for every other name of `out`."""
     order = sorted(range(len(labels)), key=lambda i: out.index(labels[i]))
     array = jnp.transpose(array, (*order, len(order)))
     return jnp.expand_dims(array, [i for i, a in enumerate(out) if a not in labels])
 
 
-def conv_general_dilated(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """A convolution is linear in its kernel: `conv(x, K + l⊗r) = conv(x, K) + conv(x, l)·r`.
-
-    Holds for any strides, padding and dilation of input (transposed convolution) or kernel. With feature groups, `l`
-    filters every group and `r` mixes each group's own channels.
-    """
-    x, kernel = args
-    if isinstance(x, Perturbed):
-        raise Unsupported("a perturbed value as the image of a convolution")
-    if eqn.params["batch_group_count"] != 1:
-        raise Unsupported("a convolution with batch groups")
-    out_axis, *inner = eqn.params["dimension_numbers"].rhs_spec
-    if ctx.product(eqn, kernel, inner, ()):
-        return [ctx.base(eqn, args)]
-    _refuse_narrow(eqn)
-    split = [_split(t.without_scale(), out_axis) for t in kernel.terms]
-    base = ctx.base(eqn, args)
-    wide = accumulator_dtype(base.dtype)
-    total = base.astype(wide)
-    for filters, mix in split:
-        total = total + _Correction(eqn, kernel.shape, filters, mix).apply(x, wide)
-    return [total.astype(base.dtype)]
-
-
-def _split(term: Term, out_axis: int) -> tuple[Factor, Factor | None]:
-    """The factor on the input side, and the one on the output features."""
-    mix = [f for f in term.factors if f.axes == (out_axis,)]
-    filters = [f for f in term.factors if out_axis not in f.axes]
-    if len(filters) != 1 or len(mix) + 1 != len(term.factors):
-        raise Unsupported("a kernel whose factors do not part input side and output features")
-    return filters[0], mix[0] if mix else None
-
-
-@dataclass(frozen=True)
-class _Correction:
-    eqn: JaxprEqn
-    kernel_shape: Sequence[int]
-    filters: Factor
-    mix: Factor | None
-
-    def apply(self, x: Array, dtype: DTypeLike) -> Array:
-        params = self.eqn.params
-        thin = lax.conv_general_dilated_p.bind(
-            x, self._thin_kernel(x.dtype), **{**params, "preferred_element_type": dtype}
-        )
-        feature = params["dimension_numbers"].out_spec[1]
-        return self._mix(jnp.moveaxis(thin, feature, -1), feature)
-
-    def _thin_kernel(self, dtype: DTypeLike) -> Array:
-        """The input-side factor as a kernel with `groups · rank` output channels."""
-        out_axis, *inner = self.eqn.params["dimension_numbers"].rhs_spec
-        f = self.filters
-        for axis in sorted(set(inner) - set(f.axes)):
-            f = f.expand(axis, self.kernel_shape[axis])
-        kernel = jnp.moveaxis(f.array, -1, out_axis)
-        repeats = [1] * kernel.ndim
-        repeats[out_axis] = self.eqn.params["feature_group_count"]
-        return jnp.tile(kernel, repeats).astype(dtype)
-
-    def _mix(self, thin: Array, feature: int) -> Array:
-        """`[..., groups·rank] → [..., out]`, then the feature axis goes back to its place."""
-        groups = self.eqn.params["feature_group_count"]
-        rank = thin.shape[-1] // groups
-        out = self.kernel_shape[self.eqn.params["dimension_numbers"].rhs_spec[0]]
-        mix = jnp.ones((out, rank), thin.dtype) if self.mix is None else self.mix.array.astype(thin.dtype)
-        thin = thin.reshape(*thin.shape[:-1], groups, 1, rank)
-        mix = mix.reshape(groups, out // groups, rank)
-        total = thin[..., 0] * mix[..., 0]
-        for k in range(1, rank):
-            total = total + thin[..., k] * mix[..., k]
-        return jnp.moveaxis(total.reshape(*thin.shape[:-3], out), -1, feature)
-
-
-RULES = {
-    "dot_general": dot_general,
-    "conv_general_dilated": conv_general_dilated,
-}
+RULES = {"dot_general": dot_general}

@@ -13,7 +13,8 @@ from jax import lax
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
-from eggroll.engine.rules.linear import is_complex, owning, to_complex
+from eggroll.engine.rules.arithmetic import owning
+from eggroll.engine.rules.linear import is_complex, to_complex
 
 
 def _along(term: Term, axis: int, size: int, change: Callable[[Array, int], Array]) -> Term:

@@ -25,7 +25,7 @@ from eggroll.engine.sameness import Described, described, filled
 from eggroll.engine.user_code import code_of, is_library, place_of, warn_user
 from eggroll.strategy.evaluate.planning import plan_for
 from eggroll.strategy.evaluate.tracing import Rows, trace_member
-from eggroll.strategy.plan.leaves import Plan, make_plan
+from eggroll.strategy.plan.leaves import Plan, Small, make_plan
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import Population
 
@@ -178,8 +178,11 @@ def settings_key(shaping: Any, sigma: Any, population: int) -> Hashable:
 class Plans:
     """One plan for each function, however often it is made anew, and each shape of its arguments."""
 
-    def __init__(self, settings: Population, rank: int, rules: Rules, cache: CompiledCache) -> None:
+    def __init__(
+        self, settings: Population, rank: int, rules: Rules, cache: CompiledCache, small_layers: Small
+    ) -> None:
         self._settings, self._rank, self._rules, self._cache = settings, rank, rules, cache
+        self.small_layers: Small = small_layers
         self._of_shapes = Recent()
         self._of_program: weakref.WeakKeyDictionary[Program, Plan] = weakref.WeakKeyDictionary()
 
@@ -192,7 +195,9 @@ class Plans:
             )
         if fun is None or rows is None:
             last = self._of_shapes.used(_shapes(params))
-            return make_plan(params, None, rank=self._rank, rules=self._rules) if last is None else last
+            if last is not None:
+                return last
+            return make_plan(params, None, rank=self._rank, rules=self._rules, small_layers=self.small_layers)
         return self.of(self._cache.program(fun, params, rows), params, rows)
 
     def of(self, program: Program, params: PyTree, rows: Rows) -> Plan:
@@ -202,7 +207,7 @@ class Plans:
         plan = self._of_program.get(program)
         if plan is None:
             of_shapes = jax.tree.map(abstract, params)
-            plan = plan_for(program, of_shapes, rows, self._settings, self._rank, self._rules)
+            plan = plan_for(program, of_shapes, rows, self._settings, self._rank, self._rules, self.small_layers)
             plan = self._of_program[program] = last if last is not None and plan == last else plan
         return self._of_shapes.keep(shapes, plan)
 
@@ -217,7 +222,7 @@ Part = tuple[Described | None, str]
 
 def _parts(own: Function, rows: Rows, named: bool) -> dict[str, Part]:
     """What a compiled function is fixed to, by names for the user: arguments and what the function refers to."""
-    args = rows.args if named else ({}, *rows.args)  # keywords first
+    args = rows.args if named and rows.args else ({}, *rows.args)  # keywords first
     parts: dict[str, Part] = {}
     for tree in (args[0], dict(enumerate(args[1:], 1))):
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):

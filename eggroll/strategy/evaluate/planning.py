@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import Index, PyTree, Scalar
-from eggroll.engine.factored import Program, abstract, discover, partition
+from eggroll.engine.factored import Program, Use, abstract, discover, partition
 from eggroll.engine.interpreter import DenseFallback, Interpreter, Policy
 from eggroll.engine.paths import leaf_paths
 from eggroll.ops import Choice
@@ -20,16 +20,24 @@ from eggroll.strategy.activations.noise import Seen, Streams
 from eggroll.strategy.activations.sites import find_sites, walked
 from eggroll.strategy.evaluate.tracing import Rows
 from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign
-from eggroll.strategy.plan.leaves import LeafPlan, Plan, dense_matrices, make_plan
-from eggroll.strategy.plan.rules import Rules, match_rules
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, Small, make_plan
+from eggroll.strategy.plan.rules import DenseRule, Rules, match_rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import for_mesh
 
 
-def plan_for(program: Program, params: PyTree, rows: Rows, settings: Population, rank: int, rules: Rules) -> Plan:
+def plan_for(
+    program: Program,
+    params: PyTree,
+    rows: Rows,
+    settings: Population,
+    rank: int,
+    rules: Rules,
+    small_layers: Small = "dense",
+) -> Plan:
     """Discovers how the program uses the parameters and decides their perturbation."""
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
-    plan = make_plan(params, uses, rank=rank, rules=rules)
+    plan = make_plan(params, uses, rank=rank, rules=rules, small_layers=small_layers)
     if settings.noise == "activations":
         plan, _ = with_sites(program, plan, params, rows, rules)
     policy = Policy(settings.fallback)
@@ -37,6 +45,30 @@ def plan_for(program: Program, params: PyTree, rows: Rows, settings: Population,
         policy.tell(record)
     plan = for_kernels(program, plan, jax.tree.map(abstract, params), rows, settings.distribution)
     return for_mesh(plan, settings)
+
+
+def dense_matrices(
+    plan: Plan, uses: Mapping[str, Sequence[Use]], rules: Rules, rank: int, members: int | None
+) -> list[DenseFallback]:
+    """Matrices that products use, but that get a number for every element, though no rule asks for it.
+
+    Something before their product keeps no factors apart, or no side of them is apart there.
+    """
+    chosen = match_rules(rules, [leaf.path for leaf in plan.leaves])
+    found = []
+    for leaf in plan.leaves:
+        if leaf.kind != "dense" or isinstance(chosen.get(leaf.path), DenseRule):
+            continue
+        factors = rank * (math.prod(leaf.shape[:-1]) + leaf.shape[-1]) if leaf.shape else 1
+        matrix = sum(n > 1 for n in leaf.shape) > 1 and leaf.numbers > factors
+        if not matrix or not any(use.multiplied for use in uses[leaf.path]):
+            continue
+        use = next((u for u in uses[leaf.path] if u.kind == "elementwise"), uses[leaf.path][0])
+        reason = "its noise has a number for every element: "
+        reason += "nothing keeps two factors apart there" if use.kind == "elementwise" else "no axis of it is left over"
+        size = leaf.numbers * jnp.dtype(leaf.dtype).itemsize * (members or 1)
+        found.append(DenseFallback(leaf.path, use.primitive, use.line, reason, size, members, leaf.numbers / factors))
+    return found
 
 
 def with_sites(program: Program, plan: Plan, params: PyTree, rows: Rows, rules: Rules) -> tuple[Plan, dict[str, str]]:

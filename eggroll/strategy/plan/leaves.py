@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from eggroll.engine.annotations import PyTree
 from eggroll.engine.factored import Use
-from eggroll.engine.interpreter import DenseFallback
 from eggroll.engine.paths import leaf_paths, path_hash
 from eggroll.strategy.plan.rules import (
     DenseRule,
@@ -27,6 +26,7 @@ from eggroll.strategy.plan.rules import (
 from eggroll.strategy.plan.sites import Site
 
 Kind = Literal["low_rank", "dense", "activations", "frozen", "unused"]
+Small = Literal["dense", "low_rank"]  # noise of layers whose factors would be no fewer numbers than their weight
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,19 @@ class Plan:
         return tuple(i for i, leaf in enumerate(self.leaves) if leaf.kind == "activations")
 
 
-def make_plan(params: PyTree, uses: Mapping[str, Sequence[Use]] | None, *, rank: int = 1, rules: Rules = ()) -> Plan:
+def make_plan(
+    params: PyTree,
+    uses: Mapping[str, Sequence[Use]] | None,
+    *,
+    rank: int = 1,
+    rules: Rules = (),
+    small_layers: Small = "dense",
+) -> Plan:
     """Decides the perturbation of every parameter.
 
     A rule by path decides first. Otherwise the parameter's first product or lookup says which axes each factor owns;
     a parameter that is only used elementwise, or whose factors would have a side of size one, gets dense noise, and so
-    does one whose full rank is below `rank`.
+    does one whose full rank is below `rank`, or whose factors would be no fewer numbers: rank·(m+n) ≥ m·n.
 
     Args:
         params: pytree of arrays or shapes.
@@ -111,6 +118,7 @@ def make_plan(params: PyTree, uses: Mapping[str, Sequence[Use]] | None, *, rank:
             last axis, as Flax kernels are.
         rank: number of columns of each factor, at least 1.
         rules: `(pattern, rule)` pairs.
+        small_layers: `"low_rank"` for factors where they are no fewer numbers, as all versions before had them.
 
     Returns:
         The plan.
@@ -124,7 +132,7 @@ def make_plan(params: PyTree, uses: Mapping[str, Sequence[Use]] | None, *, rank:
     check_rank(rank)
     chosen = check_params(params, rules)
     plans = [
-        _leaf_plan(path, leaf, None if uses is None else uses[path], chosen.get(path), rank)
+        _leaf_plan(path, leaf, None if uses is None else uses[path], chosen.get(path), rank, small_layers)
         for path, leaf in zip(leaf_paths(params), jax.tree.leaves(params), strict=True)
     ]
     check_something_moves(plans)
@@ -174,31 +182,9 @@ def _check_noise_differs(paths: Sequence[str]) -> None:
         seen[code] = path
 
 
-def dense_matrices(
-    plan: Plan, uses: Mapping[str, Sequence[Use]], rules: Rules, rank: int, members: int | None
-) -> list[DenseFallback]:
-    """Matrices that products use, but that get a number for every element, though no rule asks for it.
-
-    Something before their product keeps no factors apart, or no side of them is apart there.
-    """
-    chosen = match_rules(rules, [leaf.path for leaf in plan.leaves])
-    found = []
-    for leaf in plan.leaves:
-        if leaf.kind != "dense" or isinstance(chosen.get(leaf.path), DenseRule):
-            continue
-        factors = rank * (math.prod(leaf.shape[:-1]) + leaf.shape[-1]) if leaf.shape else 1
-        matrix = sum(n > 1 for n in leaf.shape) > 1 and leaf.numbers > factors
-        if not matrix or not any(use.multiplied for use in uses[leaf.path]):
-            continue
-        use = next((u for u in uses[leaf.path] if u.kind == "elementwise"), uses[leaf.path][0])
-        reason = "its noise has a number for every element: "
-        reason += "nothing keeps two factors apart there" if use.kind == "elementwise" else "no axis of it is left over"
-        size = leaf.numbers * jnp.dtype(leaf.dtype).itemsize * (members or 1)
-        found.append(DenseFallback(leaf.path, use.primitive, use.line, reason, size, members, leaf.numbers / factors))
-    return found
-
-
-def _leaf_plan(path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | None, rank: int) -> LeafPlan:
+def _leaf_plan(
+    path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | None, rank: int, small_layers: Small
+) -> LeafPlan:
     shape, dtype = tuple(leaf.shape), str(leaf.dtype)
     if isinstance(rule, FrozenRule):
         return LeafPlan(path, shape, dtype, "frozen")
@@ -219,7 +205,9 @@ def _leaf_plan(path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | No
     dense_layer = bool(uses) and all(_is_dense_layer(use) and (left, right) == _sides_of(use) for use in uses)
     dtypes = {use.dtype for use in uses} if uses and dense_layer else set()
     matrix = dtypes.pop() if len(dtypes) == 1 else None
-    return LeafPlan(path, shape, dtype, "low_rank", asked, left, right, scale, matrix)
+    plan = LeafPlan(path, shape, dtype, "low_rank", asked, left, right, scale, matrix)
+    saves = plan.numbers < math.prod(shape) or isinstance(rule, LowRankRule) or small_layers == "low_rank"
+    return plan if saves else dense
 
 
 def _is_dense_layer(use: Use) -> bool:
@@ -293,7 +281,7 @@ def _check_rank_fits(
         p.path: full_rank(p.shape, *_sides(p.path, p.shape, None if uses is None else uses[p.path], None)) for p in free
     }
     path = max(full, key=full.__getitem__, default=None)
-    if path is not None and full[path] > 1:
+    if path is not None and rank > full[path] > 1:
         raise ValueError(
             f"got rank={rank}, beyond every layer: the largest full rank is {full[path]} ('{path}'). Use a rank of at "
             f'most {full[path]}; 1 to 8 is sensible. For full-rank noise use rules=[(".*", "dense")].'

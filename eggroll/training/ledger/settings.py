@@ -24,7 +24,7 @@ from eggroll.training.ledger.format import FORMAT, joint_digest
 from eggroll.training.ledger.mesh import laid_out, mesh_difference, mesh_to_json
 from eggroll.training.optimizers import from_json, spec_of, to_json
 
-NOT_KEPT = ("rules", "chunk", "share_rngs")
+NOT_KEPT = ("rules", "small_layers", "chunk", "share_rngs")
 DECODED = ("shaping", "sigma", "optimizer", "mesh", "sharding", "update")  # from the settings otherwise, or not at all
 ENVIRONMENT = ("versions", "platform", "devices", "mesh", "kernels")  # change in a run without anyone having asked
 HEADER = ("format", "method", "key", "plan", "base", "x64", "devices", *ENVIRONMENT)

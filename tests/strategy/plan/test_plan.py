@@ -82,7 +82,7 @@ def test_without_a_function_matrices_are_split_before_the_last_axis():
 
 
 def test_a_rank_beyond_some_layers_gives_those_dense_noise():
-    params = {"wide": jnp.zeros((8, 8)), "narrow": jnp.zeros((8, 2)), "column": jnp.zeros((8, 1))}
+    params = {"wide": jnp.zeros((8, 18)), "narrow": jnp.zeros((8, 3)), "column": jnp.zeros((8, 1))}
 
     def fun(p, x):
         return (x @ p["wide"]).sum() + (x @ p["narrow"]).sum() + (x @ p["column"]).sum()
@@ -93,10 +93,37 @@ def test_a_rank_beyond_some_layers_gives_those_dense_noise():
     assert kinds[1] == {"wide": "low_rank", "narrow": "low_rank", "column": "dense"}
     assert kinds[2] == kinds[1]
     assert kinds[4] == {"wide": "low_rank", "narrow": "dense", "column": "dense"}
+    # Dense where it is cheaper is no mistake, however many layers that are.
+    assert plan_of(fun, params, jnp.zeros((1, 8)), rank=7)["wide"].kind == "dense"
     with pytest.raises(
         ValueError, match=r"got rank=9, beyond every layer: the largest full rank is 8 \('wide'\).*1 to 8"
     ):
         plan_of(fun, params, jnp.zeros((1, 8)), rank=9)
+
+
+def test_dense_noise_where_factors_would_be_no_fewer_numbers():
+    """rank·(m+n) ≥ m·n, of every layer of a stack; a rule decides for itself, and earlier versions had factors."""
+    params = {"square": jnp.zeros((2, 2)), "stack": jnp.zeros((3, 4, 4)), "wide": jnp.zeros((4, 5))}
+
+    def fun(p, x):
+        return (
+            (x @ p["wide"]).sum()
+            + (x[:, :2] @ p["square"]).sum()
+            + jnp.einsum("lbi,lij->lbj", jnp.stack([x] * 3), p["stack"]).sum()
+        )
+
+    def kinds(**options):
+        return [leaf.kind for leaf in plan_of(fun, params, jnp.zeros((1, 4)), **options).values()]
+
+    assert kinds(rank=1) == ["dense", "low_rank", "low_rank"]
+    assert kinds(rank=2) == ["dense", "dense", "low_rank"]
+    assert kinds(rank=2, rules=[("square|stack", "low_rank")]) == ["low_rank"] * 3
+    assert eggroll.ES(rank=2, small_layers="low_rank").plan_for(params).leaves[0].kind == "low_rank"
+    explained = eggroll.explain(fun, params, jnp.zeros((1, 4)), rank=2)
+    assert [row.reason for row in explained.rows] == ["rank·(m+n) = 8 ≥ m·n = 4", "rank·(m+n) = 48 ≥ m·n = 48", ""]
+    assert "dense: rank·(m+n) = 8" in " ".join(str(explained).split())
+    with pytest.raises(ValueError, match=r"got small_layers='factors'; use one of 'dense', 'low_rank'"):
+        eggroll.ES(small_layers="factors")  # type: ignore[arg-type]
 
 
 def test_a_rules_rank_beyond_its_layer_is_an_error():
@@ -109,10 +136,10 @@ def test_a_rules_rank_beyond_its_layer_is_an_error():
     ):
         plan_of(fun, {"w": jnp.zeros((8, 2))}, jnp.zeros((1, 8)), rules=rules)
     # The strategy's own rank does not matter to a layer with a rank of its own.
-    params = {"w": jnp.zeros((8, 2)), "v": jnp.zeros((8, 8))}
+    params = {"w": jnp.zeros((8, 2)), "v": jnp.zeros((8, 18))}
     rules = [("w", eggroll.LowRankRule(rank=2))]
-    plan = plan_of(lambda p, x: fun(p, x) + (x @ p["v"]).sum(), params, jnp.zeros((1, 8)), rank=8, rules=rules)
-    assert (plan["w"].rank, plan["v"].rank) == (2, 8)
+    plan = plan_of(lambda p, x: fun(p, x) + (x @ p["v"]).sum(), params, jnp.zeros((1, 8)), rank=5, rules=rules)
+    assert (plan["w"].rank, plan["v"].rank) == (2, 5)
 
 
 def test_rules_override_discovery():
