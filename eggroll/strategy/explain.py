@@ -113,11 +113,8 @@ def _table(explanation: Explanation) -> Table:
     table.add_column("numbers", justify="right")
     table.add_column("implementation", overflow="fold")
     for row in explanation.rows:
-        noise = (
-            f"rank {row.rank}"
-            if row.kind == "low_rank"
-            else row.kind + ("" if explanation.plan.sites else row.reason and f": {row.reason}")
-        )
+        reason = row.reason and not explanation.plan.sites and f": {row.reason}"  # those of sites have lines below
+        noise = f"rank {row.rank}" if row.kind == "low_rank" else f"{row.kind}{reason or ''}"
         if row.fallbacks:
             noise += f", {len(row.fallbacks)} dense fallback(s)"
         own = [[a for a in side if a not in row.stack_axes] for side in (row.left_axes, row.right_axes)]

@@ -183,19 +183,18 @@ class Strategy(ABC):
 
         Returns:
             `(state, metrics)`. Metrics: `fitness_mean`, `fitness_best`, `fitness_worst`, `fitness_std` (over finite
-            fitness), `nonfinite` (members dropped), `equal_fitness` (whether the others all have the same),
-            `gradient_norm`, `update_norm`, `sigma`, `generation`; and `[N]` each, `fitness` and what shaping made of
-            it, `weights`. Where float32 does not hold the fitness, it and its statistics are float64, in NumPy.
+            fitness), `nonfinite` (members dropped), `equal_fitness` (of all others), `gradient_norm`, `update_norm`,
+            `sigma`, `generation`; and `[N]` each, `fitness` and the `weights` that shaping made of it; float64, in
+            NumPy, where float32 does not hold the fitness.
 
         Warns:
-            UserWarning: once, when nothing could be learned in five generations in a row, with the likely reasons.
+            UserWarning: once, when five generations in a row taught nothing, with the likely reasons.
 
         Raises:
             TypeError: no `State`, no `Members`, or fitness that is not real numbers.
-            ValueError: fitness of another shape than `[N]`, deleted or beyond float64, members of another generation or
-                run or with other noise than this strategy draws, or a sigma schedule that is not > 0.
-            FloatingPointError: no fitness is finite, or float32 does not hold the weights; the state is unchanged, also
-                under `jit`, where nothing can be raised.
+            ValueError: fitness of another shape, deleted or beyond float64, members of another generation or run or
+                with other noise, or a sigma schedule that is not > 0.
+            FloatingPointError: no fitness is finite, or float32 does not hold the weights; the state is unchanged.
         """
         plan, scores = self._told(state, members, fitness)
         sigma = self._sigma(state)
