@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 import traceback
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import numpy as np
@@ -127,6 +128,10 @@ def _difference(got: Any, want: Any) -> float:
     return float(np.nan_to_num(np.abs(got - want).max(initial=0), nan=np.inf)) / largest
 
 
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{counts[outcome]:,} {outcome}" for outcome in get_args(Outcome))
+
+
 def main(args: list[str] | None = None) -> None:
     """Runs programs and says what became of them."""
     options = tyro.cli(Options, args=args)
@@ -143,9 +148,11 @@ def main(args: list[str] | None = None) -> None:
         counts[found.outcome] += 1
         if found.outcome in ("crashed", "wrong"):
             bad.append({"seed": seed, "outcome": found.outcome, "said": found.said.strip().splitlines()[-1]})
+        if (done := seed - options.first + 1) % 100 == 0:
+            print(f"{done:,} of {n:,}: {_counted(counts)}", flush=True)
         if seed % 200 == 199:  # what was compiled is never used again
             jax.clear_caches()
-    summary = {k: counts[k] for k in ("equal", "refused", "crashed", "wrong")}
+    summary = {k: counts[k] for k in get_args(Outcome)}
     rows = bad or [{"seed": "-", "outcome": "no program crashed or was wrong", "said": ""}]
     notes = [f"{n:,} programs in {time.perf_counter() - start:,.0f} s; refused: by plain JAX, or not finite."]
     Report("fuzz", options, rows, notes, summary).finish(quick=options.quick, out=options.out)

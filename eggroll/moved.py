@@ -11,7 +11,6 @@ MOVED = {
     "eggroll.engine.fallback": "eggroll.engine.interpreter",
     "eggroll.engine.rules.calls": "eggroll.engine.rules.control_flow",
     "eggroll.engine.rules.contraction": "eggroll.engine.rules.products",
-    "eggroll.engine.rules.convolution": "eggroll.engine.rules.products",
     "eggroll.engine.rules.joining": "eggroll.engine.rules.indexing",
     "eggroll.engine.rules.structural": "eggroll.engine.rules.linear",
     "eggroll.engine.usage": "eggroll.engine.factored",

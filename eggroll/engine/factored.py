@@ -12,12 +12,12 @@ from jax import lax
 
 import eggroll.engine.rules  # noqa: F401  they fill the interpreter's table
 from eggroll.engine import jax_compat
+from eggroll.engine.ahead import Weights
 from eggroll.engine.annotations import Function, JaxprEqn, PyTree
 from eggroll.engine.interpreter import Fallback, Interpreter, Policy, check_fallback
 from eggroll.engine.lowrank import Factor, LowRank, Perturbed, Source, Term, as_perturbed, is_low_rank
 from eggroll.engine.paths import path_name
 from eggroll.engine.user_code import telling
-from eggroll.engine.weights import Weights
 
 
 @dataclass(frozen=True, eq=False)

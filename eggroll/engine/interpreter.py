@@ -12,13 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar, get_args
 
-import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine import jax_compat
+from eggroll.engine.ahead import BATCHED, ELEMENTWISE, MOVES, PRODUCTS, SCALES, WAITS, WALKED, Frame, Weights
 from eggroll.engine.annotations import JaxprEqn
-from eggroll.engine.lowrank import Perturbed, Term
-from eggroll.engine.weights import PRODUCTS, Notes, Weights
+from eggroll.engine.perturbed import Perturbed, Term
 
 Fallback = Literal["warn", "allow", "error"]
 
@@ -109,25 +108,6 @@ def check_fallback(mode: str) -> None:
 # By primitive: how it acts on perturbed values. `eggroll.engine.rules` fills it, which `eggroll.engine` imports.
 RULES: dict[str, Callable[..., list[Any]]] = {}
 
-# Evaluated in place; and these with others that are walked whether or not a value is perturbed.
-CALLS = frozenset({"jit", "pjit", "closed_call", "call", "core_call", "eval_jaxpr"})
-WALKED = CALLS | {"remat", "remat2", "checkpoint", "scan", "while", "cond"}
-
-# Those that only put numbers elsewhere, or walk on: the casts of a perturbed value can wait until after them.
-MOVES = CALLS | {
-    *("transpose", "squeeze", "broadcast_in_dim", "rev", "reshape", "neg", "copy", "copy_p", "convert_element_type"),
-    *("stop_gradient", "optimization_barrier", "sharding_constraint"),
-    *("slice", "split", "unstack", "dynamic_slice", "gather"),
-}
-# Those that know what to do with a value's scale, and with a product of two values that has not been made.
-SCALES = MOVES | WALKED | {"custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"}
-SCALES |= {"mul", "div", "dot_general", "conv_general_dilated", "reduce_sum"}
-WAITS = CALLS | {"convert_element_type", "reduce_sum"}
-
-CARRY, STACKED = "a loop carry that the body changes", "stacked output of a scan"
-# What JAX cannot batch, or not in every form: rules that also do it for plain values.
-BATCHED = {"ragged_dot_general"}
-
 EXACT_BELOW = 2  # bytes: rounded to fewer, most members would have the weights of their neighbours
 
 Out = TypeVar("Out")
@@ -143,16 +123,7 @@ class Observer(Protocol):
         """`value` is used where only its dense form will do."""
 
 
-@dataclass
-class Frame:
-    """A jaxpr that is being evaluated, the equation at which it stands, and what was `found` of its variables."""
-
-    jaxpr: Any
-    eqn: Any = None
-    found: dict[Any, set[Any]] = field(default_factory=dict)
-
-
-class Interpreter(Notes):
+class Interpreter:
     """Walks a jaxpr whose inputs may be `Perturbed`.
 
     It knows, as far as it can, which plain arrays are a member's own: what all share is worth keeping apart.
@@ -161,22 +132,23 @@ class Interpreter(Notes):
     """
 
     def __init__(self, policy: Policy, observer: Observer | None = None) -> None:
-        super().__init__()
         self.policy = policy
         self.observer = observer
-        self.frames: list[Frame] = []
         self.weights = Weights()  # what is evaluated makes of parameters alone
+        self.frames: list[Frame] = []
+        self._varying: dict[int, tuple[Any, frozenset[int]]] = {}
+        self._own: dict[int, Any] = {}
         self.made: dict[int, Any] = {}  # by id, the operands of products that stayed perturbed
         self._silent = False
 
     def evaluate(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
         """Evaluates an open or closed jaxpr; outputs may be `Perturbed`."""
         jaxpr, consts = jax_compat.open_jaxpr(jaxpr)
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_as_jax, consts), strict=True))
-        env.update(zip(jaxpr.invars, map(_as_jax, args), strict=True))
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(jax_compat.as_jax, consts), strict=True))
+        env.update(zip(jaxpr.invars, map(jax_compat.as_jax, args), strict=True))
 
         def read(atom: Any) -> Any:
-            return _as_jax(atom.val) if isinstance(atom, jax_compat.Literal) else env[atom]
+            return jax_compat.as_jax(atom.val) if isinstance(atom, jax_compat.Literal) else env[atom]
 
         self.frames.append(frame := Frame(jaxpr))
         for frame.eqn in jaxpr.eqns:
@@ -188,15 +160,27 @@ class Interpreter(Notes):
         self.frames.pop()
         return [read(v) for v in jaxpr.outvars]
 
+    def is_own(self, value: Any) -> bool:
+        """Whether a value is known to differ between members."""
+        return isinstance(value, Perturbed) or id(value) in self._own or jax_compat.is_batched(value)
+
+    def note_own(self, *values: Any) -> None:
+        """Plain values that differ between members; of perturbed ones the bases count."""
+        self._own |= {id(v): v for v in values if not isinstance(v, Perturbed)}  # kept, so its id stays its own
+
+    def hand_on(self, outer: Sequence[Any], inner: Sequence[Any]) -> None:
+        """Notes of what enters a call what was known of it outside."""
+        for o, i in zip(outer, inner, strict=True):
+            was, now = (v.base if isinstance(v, Perturbed) else v for v in (o, i))
+            if self.is_own(was):
+                self.note_own(now)
+
     def _apply(self, eqn: JaxprEqn, args: list[Any]) -> list[Any]:
         if not any(isinstance(a, Perturbed) for a in args):
             return self._apply_plain(eqn, args)
-        rule = RULES.get(eqn.primitive.name)
         reason = "no rule for this primitive"
-        if rule is not None:
+        if (rule := RULES.get(eqn.primitive.name)) is not None:
             settled = [self._known(a, eqn) for a in args]
-            if eqn.primitive.name not in MOVES:
-                settled = [self.settled(a, eqn) for a in settled]
             if not any(isinstance(a, Perturbed) for a in settled):
                 return self._apply_plain(eqn, settled)
             try:
@@ -211,16 +195,13 @@ class Interpreter(Notes):
     def _apply_plain(self, eqn: JaxprEqn, args: list[Any]) -> list[Any]:
         if jax_compat.draws(eqn):
             return jax_compat.bind_alone(eqn, args)
-        if jax_compat.draws_inside(eqn):
-            if eqn.primitive.name not in WALKED:
-                return jax_compat.bind_alone(eqn, args)
-            with jax_compat.source_context(eqn):
-                return RULES[eqn.primitive.name](self, eqn, args)
-        if eqn.primitive.name in BATCHED:
+        if jax_compat.draws_inside(eqn) and eqn.primitive.name not in WALKED:
+            return jax_compat.bind_alone(eqn, args)
+        if jax_compat.draws_inside(eqn) or eqn.primitive.name in BATCHED:
             with jax_compat.source_context(eqn):
                 return RULES[eqn.primitive.name](self, eqn, args)
         outs = jax_compat.bind(eqn, args)
-        self.note_varying(eqn, args, outs[0] if outs else None)
+        self._note_varying(eqn, args, outs[0] if outs else None)
         return outs
 
     def _note_product(self, eqn: JaxprEqn, args: Sequence[Any], outs: Sequence[Any]) -> None:
@@ -237,13 +218,14 @@ class Interpreter(Notes):
                     self.policy.report(value, term, eqn, reason, outs[0].size)
 
     def _known(self, value: Any, eqn: JaxprEqn) -> Any:
-        """A value with nothing that the equation's rule does not know: no scale, no product that is yet to be made."""
-        perturbed = isinstance(value, Perturbed)
-        if perturbed and value.times is not None and eqn.primitive.name not in WAITS:
-            return self.dense(value, eqn, "a product of two perturbed values, number by number")
-        if perturbed and value.scale is not None and eqn.primitive.name not in SCALES:
-            return self.dense(value, eqn, "a value that every member scales by numbers of its own")
-        return value
+        """A value with nothing that the equation's rule does not know: a scale, a product to be made, casts."""
+        name = eqn.primitive.name
+        if isinstance(value, Perturbed):
+            if value.times is not None and name not in WAITS:
+                return self.dense(value, eqn, "a product of two perturbed values, number by number")
+            if value.scale is not None and name not in SCALES:
+                return self.dense(value, eqn, "a value that every member scales by numbers of its own")
+        return value if name in MOVES else self.settled(value, eqn)
 
     def settled(self, value: Any, eqn: JaxprEqn) -> Any:
         """A value whose casts are made: apart, or of the sum where that is rounded to a byte or less.
@@ -262,7 +244,7 @@ class Interpreter(Notes):
         out = jax_compat.bind(eqn, bases)[0]
         if any(map(self.is_own, bases)):
             self.note_own(out)
-        self.note_varying(eqn, bases, out)
+        self._note_varying(eqn, bases, out)
         return out
 
     def dense(self, value: Any, eqn: JaxprEqn | None, reason: str) -> Any:
@@ -294,7 +276,23 @@ class Interpreter(Notes):
             self.observer.product(eqn, value, contracted, batch)
         return self.observer is not None
 
+    def _note_varying(self, eqn: JaxprEqn, args: Sequence[Any], out: Any) -> None:
+        """Keeps track of the axes along which what is broadcast, a mask or indices, may vary."""
+        name = eqn.primitive.name
+        if name == "broadcast_in_dim":
+            dims = eqn.params["broadcast_dimensions"]
+            axes = {dims[i] for i in self.varying(args[0]) if np.shape(args[0])[i] != 1}
+        elif name == "iota":
+            axes = {eqn.params["dimension"]}
+        elif name == "reshape" and out.shape[: args[0].ndim] == args[0].shape and id(args[0]) in self._varying:
+            axes = self.varying(args[0])  # new axes of size one behind the others
+        elif name in ELEMENTWISE and any(id(a) in self._varying for a in args):
+            axes = {i for a in args for i in self.varying(a)}
+        else:
+            return
+        self._varying[id(out)] = (out, frozenset(axes))  # the array is kept, so its id stays its own
 
-def _as_jax(value: Any) -> Any:
-    """NumPy's arrays, which constants may be, as JAX's: rules index them by traced positions."""
-    return jnp.asarray(value) if isinstance(value, np.ndarray) and value.ndim else value
+    def varying(self, value: Any) -> frozenset[int]:
+        """Axes along which a plain array may vary, as far as its own broadcast tells."""
+        known = self._varying.get(id(value))
+        return known[1] if known else frozenset(range(np.ndim(value)))

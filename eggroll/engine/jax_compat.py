@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax._src import config, core, distributed, source_info_util, xla_bridge
 from jax._src.interpreters import batching, partial_eval
 from jax.core import Tracer
@@ -101,6 +103,11 @@ def drop_dead_code(jaxpr: Any) -> Any:
 def is_batched(value: Any) -> bool:
     """Whether a value differs along an axis of the `vmap` inside which this runs."""
     return isinstance(value, batching.BatchTracer)
+
+
+def as_jax(value: Any) -> Any:
+    """NumPy's arrays, which constants may be, as JAX's: rules index them by traced positions."""
+    return jnp.asarray(value) if isinstance(value, np.ndarray) and value.ndim else value
 
 
 def abstract(value: Any) -> jax.ShapeDtypeStruct:

@@ -203,10 +203,12 @@ def explain(
         raise ValueError(f"got noise={noise!r}; one of {', '.join(map(repr, NOISES))} is required.")
     plan = for_kernels(program, plan, params, rows, distribution)
     found = dry_run(program, plan, params, rows, distribution, population)
-    every = [*dense_matrices(plan, uses, rules, rank, population), *found.fallbacks]
     factors = make_plan(params, uses, rank=rank, rules=rules, small_layers="low_rank").leaves
+    fallbacks = [*dense_matrices(plan, uses, rules, rank, population), *found.fallbacks]
     pairs = zip(plan.leaves, factors, strict=True)
-    shown = [_row(found, leaf, uses[leaf.path], every, why.get(leaf.path) or _why_dense(leaf, f)) for leaf, f in pairs]
+    shown = [
+        _row(found, leaf, uses[leaf.path], fallbacks, why.get(leaf.path) or _why_dense(leaf, f)) for leaf, f in pairs
+    ]
     return Explanation(tuple(shown), plan, per_row)
 
 

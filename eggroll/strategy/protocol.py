@@ -1,8 +1,7 @@
 """What a strategy is: how its members are drawn, and how their fitness moves the parameters.
 
 `ES` and `FullRankES` are two. Another one is a class over `Strategy` with `init`, `first`, `plan_for`, `draw` and
-`follow`, and a `Method` in `eggroll.strategy.methods.METHODS`: then it trains, saves, resumes, replays and fine-tunes
-as these do.
+`follow`, and a `Method` in `eggroll.strategy.methods.METHODS`: then it trains, saves, resumes, replays and fine-tunes.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ from eggroll.strategy.update.told import beyond, check_fitness, check_weights, f
 
 Metrics = dict[str, Any]
 Norms = dict[str, jax.Array]  # "gradient_norm" and "update_norm"
-SHOWN = ("population", "sigma", "rank")  # of a strategy, always
 
 
 class Strategy(ABC):
@@ -119,7 +117,7 @@ class Strategy(ABC):
         """Its class with population, sigma, rank, and what else is not as it would be by default."""
         default = {name: each.default for name, each in self.parameters().items()}
         found = {name: value for name, value in self.options().items() if name in default and name != "optimizer"}
-        kept = [name for name, value in found.items() if name in SHOWN or value != default[name]]
+        kept = [n for n, value in found.items() if n in ("population", "sigma", "rank") or value != default[n]]
         return f"{type(self).__name__}({', '.join(f'{name}={_short(found[name])}' for name in kept)})"
 
     @classmethod
@@ -205,9 +203,8 @@ class Strategy(ABC):
         sigma = sigma if is_traced(sigma) else float(sigma)
         loss = -narrowed(metrics["fitness_mean"])
         state, norms = self.follow(plan, state, metrics["weights"], loss=loss, sigma=sigma, some=some)
-        metrics |= norms
-        self.standstill.watch(metrics, self.population)
-        return state, metrics
+        self.standstill.watch(metrics | norms, self.population)
+        return state, metrics | norms
 
     def step(
         self,
@@ -243,7 +240,8 @@ class Strategy(ABC):
             args, in_axes = (kwargs, *args), axes_after_shared(in_axes, len(args))
             fitness_fn = ByName(fitness_fn)
         outputs = members.apply(fitness_fn, *args, in_axes=in_axes)
-        check_scalar(jax.tree.map(_of_one, outputs), has_aux, "fitness")
+        of_one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), outputs)
+        check_scalar(of_one, has_aux, "fitness")
         fitness = as_float(outputs[0] if has_aux else outputs)
         state, metrics = self.tell(state, members, fitness)
         metrics["chunk"] = jnp.int32(1 if members.one_at_a_time else self.population)
@@ -275,10 +273,7 @@ class Strategy(ABC):
             metrics = jax.device_get(self._weights_of(fitness))
             if beyond(metrics["weights"]):  # weights on the scale of the fitness: without the members that break it
                 held = np.where(beyond(fitness, each=True), np.inf, fitness)
-                metrics = {
-                    **jax.device_get(self._weights_of(held)),
-                    "fitness": fitness,
-                }
+                metrics = {**jax.device_get(self._weights_of(held)), "fitness": fitness}
         check_weights(metrics, fitness)
         return {**metrics, "weights": narrowed(metrics["weights"])}
 
@@ -294,7 +289,3 @@ class Strategy(ABC):
 
 def _short(value: Any) -> str:  # a function by its name: its address says nothing
     return str(getattr(value, "__qualname__", None) or type(value).__qualname__) if callable(value) else repr(value)
-
-
-def _of_one(x: jax.Array) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(x.shape[1:], x.dtype)

@@ -85,14 +85,12 @@ class Opening:
                 f"got a state of generation {begun.generation} to begin with; a ledger starts from parameters alone. "
                 "Begin with es.init(params, key), or without a ledger: saving=Saving(ledger=False)."
             )
-        before = first_decides(lambda: read_config(self.folder) if self.resume and holds_run(self.folder) else None)
-        if before is not None:
+        if before := first_decides(lambda: read_config(self.folder) if self.resume and holds_run(self.folder) else {}):
             self.es.go_on(before.get("strategy", {}))
         config = as_json({"options": dict(self.settings), "strategy": describe(self.es, begun.state.params)})
         with ExitStack() as stack:
             # What the first process finds holds for all: a shared disk may show files late.
             found = first_decides(lambda: self._prepare(stack, config))
-            changes = found["changes"]
             begun = self._begun_as_before(begun) if found["goes_on"] else begun
             checkpoints = Checkpoints(self.folder / CHECKPOINTS, keep=self.saving.keep, best=self.saving.best)
             place = self._newest(checkpoints, begun) if found["goes_on"] else begun
@@ -104,7 +102,7 @@ class Opening:
                 self.saving,
                 begun=begun,
                 place=place,
-                changed=bool(changes) or self.force or forced,
+                changed=bool(found["changes"]) or self.force or forced,
                 force=self.force,
                 checkpoints=checkpoints,
             )
@@ -146,8 +144,7 @@ class Opening:
         if not self.saving.initial or processes.count() > 1 or not path.exists():
             return begun
         drawn = by_path(state.params)
-        shapes = {name: array.shape for name, array in drawn.items()}
-        kept = read_arrays(path, shapes, "Restore it from a copy, or remove it.")
+        kept = read_arrays(path, {name: x.shape for name, x in drawn.items()}, "Restore it from a copy, or remove it.")
         kept = {name: _like(array, drawn[name]) for name, array in kept.items()}
         apart = [name for name, array in drawn.items() if array.tobytes() != kept[name].tobytes()]
         # What is further away are other parameters, which the ledger refuses by name.

@@ -33,7 +33,7 @@ def conv(strides=(1, 1), padding="SAME", numbers=NHWC, **options):
 
 @st.composite
 def convolutions(draw):
-    """1 to 3 spatial dimensions, any layouts, strides, padding, dilations, groups, owners of the sides and ranks."""
+    """1 to 3 spatial dimensions, any layouts, strides, padding, dilations, groups, owners, ranks; which side mixes."""
     n = draw(st.integers(1, 3))
     spatial = "DHW"[-n:]
     groups = draw(st.sampled_from([1, 1, 2, 3]))
@@ -53,7 +53,8 @@ def convolutions(draw):
         "feature_group_count": groups,
     }
     shape = [sizes[c] for c in rhs]
-    w = kernel(draw(st.integers(0, 99)), shape, draw(st.integers(1, 5)), rhs.index("O"), draw(st.booleans()))
+    mixed = rhs.index(draw(st.sampled_from("OOI")))
+    w = kernel(draw(st.integers(0, 99)), shape, draw(st.integers(1, 5)), mixed, draw(st.booleans()))
     return conv(**options), w, integers(3, [image[c] for c in lhs])
 
 
@@ -99,9 +100,10 @@ def test_activations_are_those_of_the_output():
     check_never_dense(fun, w, integers(2, (1, 5, 5, 3)), limit=5 * 5 * 8 + 1, strict=True)
 
 
-def test_transposed_with_a_transposed_kernel():
-    """`transpose_kernel=True` flips the kernel and swaps its input and output axes."""
-    w = low_rank(1, (3, 3, 8, 3), (0, 1, 3), (2,), 2)
+@pytest.mark.parametrize("sides", [(3, 2), (2, 3)], ids=["own", "tied"])
+def test_transposed_with_a_transposed_kernel(sides):
+    """`transpose_kernel=True` flips the kernel and swaps its input and output axes; it may be that of an encoder."""
+    w = low_rank(1, (3, 3, 8, 3), (0, 1, sides[0]), (sides[1],), 2)
     fun = lambda k, x: lax.conv_transpose(x, k, (2, 2), "SAME", transpose_kernel=True)  # noqa: E731
     x = integers(2, (1, 3, 3, 3))
     check(fun, w, x)
@@ -127,7 +129,6 @@ def test_members_share_one_convolution():
 UNSPLIT = {
     "left has the output and a spatial axis": ((0, 3), (1, 2)),
     "both have a spatial axis": ((0, 1, 2), (0, 3)),
-    "both sides inside": ((0, 1), (2,)),
     "spatial and channels": ((0, 1), (2, 3)),
     "no owner of the output": ((0, 1), ()),
 }
@@ -137,12 +138,15 @@ UNSPLIT = {
 def test_other_owners_fall_back(left, right):
     w = low_rank(1, (3, 3, 3, 4), left, right, 2)
     check(conv(), w, integers(2, IMAGE), fallback="allow")
-    with pytest.raises(DenseFallbackError, match=r"`conv_general_dilated`.*input side and output features"):
+    with pytest.raises(DenseFallbackError, match=r"`conv_general_dilated`.*neither output nor input features"):
         check(conv(), w, integers(2, IMAGE))
 
 
-@pytest.mark.parametrize(("left", "right"), list(permutations([(0, 1, 2), (3,)])) + list(permutations([(2,), (3,)])))
-def test_a_factor_may_leave_spatial_axes_out(left, right):
+OWNERS = [((0, 1, 2), (3,)), ((2,), (3,)), ((0, 1, 3), (2,)), ((0, 1), (2,))]
+
+
+@pytest.mark.parametrize(("left", "right"), [p for sides in OWNERS for p in permutations(sides)])
+def test_a_factor_mixes_one_side_and_the_other_may_leave_axes_out(left, right):
     """The perturbation is constant along them."""
     w = low_rank(1, (3, 3, 3, 4), left, right, 2)
     check(conv(), w, integers(2, IMAGE))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
+import eggroll
 from tests.flax.truth import by_path, check_members, check_model, normal, sides
 
 IMAGE = normal(0, 2, 5, 5, 6)
@@ -46,7 +47,8 @@ def test_a_transposed_kernel_parts_on_the_other_axis():
 def test_a_masked_kernel_gets_dense_noise():
     # The mask meets the kernel before the convolution does, element by element.
     mask = jnp.ones((3, 3, 4)).at[2].set(0.0)
-    plan = by_path(check_model(nnx.Conv(3, 4, 3, mask=mask, rngs=nnx.Rngs(0)), SIGNAL))
+    with pytest.warns(eggroll.DenseFallbackWarning, match="'kernel' .* for `mul`.*a number for every element"):
+        plan = by_path(check_model(nnx.Conv(3, 4, 3, mask=mask, rngs=nnx.Rngs(0)), SIGNAL, fallback="warn"))
     assert plan["kernel"].kind == "dense"
 
 

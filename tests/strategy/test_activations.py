@@ -208,8 +208,7 @@ def test_noise_is_credited_with_the_losses_that_depend_on_it(credit, wanted):
     name = "dependent" if isinstance(credit, float) else credit
     ((_, found),) = credits([site], dependence(traced, [0]), jnp.asarray(weights), name, discount).items()
     if wanted is None:
-        far = np.abs(np.arange(tokens)[:, None] - np.arange(tokens))
-        wanted = LATER * discount**far
+        wanted = LATER * discount ** np.abs(np.arange(tokens)[:, None] - np.arange(tokens))
     right = np.einsum("ubt,it->ubi", weights, wanted).reshape(5, batch * tokens, 1)
     np.testing.assert_allclose(np.broadcast_to(found, right.shape), right, rtol=1e-5)
 

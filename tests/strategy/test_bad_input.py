@@ -126,7 +126,9 @@ def test_parameters_that_are_not_floating_point(leaf):
 def test_parameters_that_are_no_arrays(leaf):
     p = {**params(), "setting": leaf}
     for call in (lambda: make_es().init(p, KEY), lambda: make_gradient()(p, X, Y, key=KEY)):
-        with pytest.raises(TypeError, match=rf"got a parameter of type {type(leaf).__name__}; arrays or numbers"):
+        with pytest.raises(
+            TypeError, match=rf"got a parameter 'setting' of type {type(leaf).__name__}; arrays or numbers"
+        ):
             call()
 
 

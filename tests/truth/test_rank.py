@@ -33,7 +33,7 @@ ALPHA = 1e-6  # chance that a right implementation fails, all statistics of one 
 @functools.cache
 def noise(distribution, rank):
     """`[PAIRS, *SHAPE]`: the perturbations of the first of every pair, in units of sigma; rank None is dense noise."""
-    rules = (("w", "dense"),) if rank is None else ()
+    rules = (("w", "dense" if rank is None else "low_rank"),)  # at full rank, too, where dense noise is cheaper
     strategy = es(2 * PAIRS, 0.5, rank=rank or 1, distribution=distribution, rules=rules)
     members = strategy.ask(strategy.init({"w": jnp.zeros(SHAPE)}, KEY))
     drawn = jax.vmap(members.materialize)(2 * jnp.arange(PAIRS))["w"]

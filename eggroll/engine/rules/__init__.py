@@ -5,7 +5,6 @@ from __future__ import annotations
 from eggroll.engine.interpreter import RULES
 from eggroll.engine.rules import (
     algebra,
-    arithmetic,
     control_flow,
     convolution,
     indexing,
@@ -13,9 +12,9 @@ from eggroll.engine.rules import (
     placing,
     products,
     ragged,
+    scaling,
     transforms,
 )
 
-MOVING = (linear, indexing, placing, transforms)
-for family in (*MOVING, arithmetic, products, convolution, algebra, ragged, control_flow):
+for family in (linear, scaling, indexing, placing, transforms, products, convolution, algebra, ragged, control_flow):
     RULES.update(family.RULES)

@@ -20,7 +20,6 @@ from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.perturbed import Array, Factor, Perturbed, Term, accumulator_dtype
-from eggroll.engine.rules.ahead import SUM, leads
 
 Part = tuple[Array, tuple[int, ...]]  # an array and the name of each of its axes; the rank has a name, too
 
@@ -251,7 +250,7 @@ def _joined(term: Term, total: Term) -> Term | None:
     if not total.quiet or len(term.factors) != len(total.factors) or len(apart) != 1:
         return None
     f, g = (t.factors[apart[0]] for t in (term, total))
-    if not set(g.axes) < set(f.axes):
+    if not set(g.axes) < set(f.axes) or f.numbers.dtype != g.numbers.dtype:
         return None
     numbers, more = (t.times_scale(h.array) for t, h in ((term, f), (total, g)))
     numbers = numbers + jnp.expand_dims(more, [i for i, a in enumerate(f.axes) if a not in g.axes])
@@ -259,11 +258,4 @@ def _joined(term: Term, total: Term) -> Term | None:
     return replace(term, factors=factors, scale=None)
 
 
-def square(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """A product with itself, number by number, of which a sum makes what it needs."""
-    if eqn.params.get("y", 2) != 2 or ctx.observer is not None or not leads(SUM, ctx.frames):
-        raise Unsupported("a power of a weight")
-    return [replace(args[0], times=args[0])]
-
-
-RULES = {"reduce_sum": reduce_sum, "square": square, "integer_pow": square}
+RULES = {"reduce_sum": reduce_sum}

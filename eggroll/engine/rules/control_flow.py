@@ -12,8 +12,8 @@ from jax import lax
 
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import Function, Index, JaxprEqn
-from eggroll.engine.interpreter import CARRY, STACKED, Interpreter
-from eggroll.engine.lowrank import Factor, Perturbed, Term
+from eggroll.engine.interpreter import Interpreter
+from eggroll.engine.perturbed import Factor, Perturbed, Term
 
 
 def inline(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -65,6 +65,10 @@ def _forwarding(ctx: Interpreter, jaxpr: Any, args: Sequence[Any], wrap: Functio
 
     outs = wrap(body)(*args)
     return [args[handed_on[j]] if j in handed_on else out for j, out in enumerate(outs)]
+
+
+CARRY = "a loop carry that the body changes"
+STACKED = "stacked output of a scan"
 
 
 def scan(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:

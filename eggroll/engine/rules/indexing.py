@@ -13,8 +13,8 @@ from jax import lax
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
-from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
-from eggroll.engine.rules.arithmetic import owning
+from eggroll.engine.perturbed import Array, Factor, Perturbed, Term
+from eggroll.engine.rules.scaling import owning
 
 
 def slice_(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""Rules that keep every number: those that move axes, and linear elementwise operations (sign, scale, sum, cast)."""
+"""Rules that keep every number: those that move axes, and linear elementwise operations (sign, sum, cast)."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.perturbed import Factor, Perturbed, Term
+from eggroll.engine.rules.algebra import joined
+from eggroll.engine.rules.scaling import refuse_options
 
 
 def transpose(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -165,7 +167,8 @@ def convert_element_type(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -
 
 def to_complex(ctx: Interpreter, eqn: JaxprEqn, value: Perturbed) -> Any:
     """A cast of the base; real factors stay real: a complex value's term may have both kinds."""
-    apart = ctx.settled(value, eqn)
+    lazy = value.scale is not None or value.times is not None
+    apart = ctx.dense(value, eqn, "a complex value of each member's own") if lazy else ctx.settled(value, eqn)
     if not isinstance(apart, Perturbed):
         return jax_compat.bind(eqn, [apart])[0]
     base = ctx.base(eqn, [apart])
@@ -177,12 +180,46 @@ def is_complex(f: Factor) -> bool:
     return jnp.issubdtype(f.numbers.dtype, jnp.complexfloating)
 
 
+def add(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
+    """Adds bases; the terms of both sides stand side by side."""
+    refuse_options(eqn)
+    lhs, rhs = (_addends(ctx, eqn, args, a) for a in args)
+    return [Perturbed(ctx.base(eqn, args), joined([*lhs, *rhs]))]
+
+
+def sub(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
+    """Adds the negative."""
+    refuse_options(eqn)
+    lhs, rhs = (_addends(ctx, eqn, args, a) for a in args)
+    return [Perturbed(ctx.base(eqn, args), joined([*lhs, *(t.scaled(lax.neg) for t in rhs)]))]
+
+
+def _addends(ctx: Interpreter, eqn: Any, args: Sequence[Any], value: Any) -> tuple[Term, ...]:
+    """The terms that `value` brings into a sum; where it broadcasts, its axes of size one belong to no factor.
+
+    A small value that broadcasts into a plain array (a bias) is better made dense while it is small.
+    """
+    if not isinstance(value, Perturbed):
+        return ()
+    shape = eqn.outvars[0].aval.shape
+    if not any(isinstance(a, Perturbed) and a.shape == shape for a in args):
+        raise Unsupported("an implicit broadcast")
+    if all(t.quiet for t in value.terms) and any(ctx.is_own(a) for a in args if not isinstance(a, Perturbed)):
+        raise Unsupported("a sum with an array of each member's own")
+    sizes = value.shape
+    terms = value.terms if sizes == shape else [t.map(lambda f: f.squeeze(sizes)) for t in value.terms]
+    return tuple(replace(t, added=True) for t in terms)
+
+
 RULES = {
     "transpose": transpose,
     "squeeze": squeeze,
     "broadcast_in_dim": broadcast_in_dim,
     "rev": rev,
     "reshape": reshape,
+    "add": add,
+    "add_any": add,
+    "sub": sub,
     "neg": neg,
     "copy": copy,
     "copy_p": copy,

@@ -11,8 +11,8 @@ from jax import lax
 
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
-from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
-from eggroll.engine.rules.arithmetic import carries, owning, scale_term, widened
+from eggroll.engine.perturbed import Array, Factor, Perturbed, Term
+from eggroll.engine.rules.scaling import carries, owning, scale_term, widened
 
 
 def concatenate(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from eggroll.engine.ahead import PRODUCT, leads
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import EXACT_BELOW, Interpreter, Unsupported
 from eggroll.engine.perturbed import Array, Factor, Perturbed, Term, accumulator_dtype
-from eggroll.engine.rules.ahead import PRODUCT, leads
 from eggroll.engine.rules.algebra import Made, Product, reassociated
 from eggroll.ops import Seeded, as_array, lowrank_dot
 

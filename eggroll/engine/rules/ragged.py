@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import EXACT_BELOW, Interpreter, Unsupported
-from eggroll.engine.lowrank import Array, Factor, Perturbed, Term, accumulator_dtype
+from eggroll.engine.perturbed import Array, Factor, Perturbed, Term, accumulator_dtype
 
 ROWS_BY_GROUP = ((((1,), (1,)), ((), ())), (0,), (0,))
 

@@ -12,9 +12,9 @@ from jax import lax
 
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
-from eggroll.engine.lowrank import Array, Factor, Perturbed, Term
-from eggroll.engine.rules.arithmetic import owning
+from eggroll.engine.perturbed import Array, Factor, Perturbed, Term
 from eggroll.engine.rules.linear import is_complex, to_complex
+from eggroll.engine.rules.scaling import owning
 
 
 def _along(term: Term, axis: int, size: int, change: Callable[[Array, int], Array]) -> Term:

@@ -15,9 +15,8 @@ from jax import lax
 
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
-from eggroll.engine.interpreter import CARRY, STACKED
 from eggroll.engine.lowrank import Perturbed
-from eggroll.engine.rules.control_flow import sliced
+from eggroll.engine.rules.control_flow import CARRY, STACKED, sliced
 from eggroll.strategy.activations.walk import LOOPS, Frame, Linear, Walk, Where, transposed
 
 Outs = tuple[list[Any], list[bool]]

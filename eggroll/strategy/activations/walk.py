@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine import jax_compat
+from eggroll.engine.ahead import CALLS
 from eggroll.engine.annotations import JaxprEqn
-from eggroll.engine.interpreter import CALLS, Interpreter, Policy
+from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.engine.lowrank import Perturbed
 
 Where = tuple[int, ...]  # the numbers of the equations on the way to one, from the outermost jaxpr

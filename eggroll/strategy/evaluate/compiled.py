@@ -222,7 +222,7 @@ Part = tuple[Described | None, str]
 
 def _parts(own: Function, rows: Rows, named: bool) -> dict[str, Part]:
     """What a compiled function is fixed to, by names for the user: arguments and what the function refers to."""
-    args = rows.args if named and rows.args else ({}, *rows.args)  # keywords first
+    args = rows.args if named else ({}, *rows.args)  # keywords first
     parts: dict[str, Part] = {}
     for tree in (args[0], dict(enumerate(args[1:], 1))):
         for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):

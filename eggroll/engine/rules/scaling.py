@@ -1,4 +1,4 @@
-"""Sums and scales, number by number: of bases, of terms, and by numbers of the member's own."""
+"""Products number by number: with scalars, with arrays along one factor's axes, and with values that also vary."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
 
+from eggroll.engine.ahead import SUM, leads
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Unsupported
 from eggroll.engine.perturbed import Array, Factor, Perturbed, Term, accumulator_dtype
-from eggroll.engine.rules.ahead import SUM, leads
-from eggroll.engine.rules.algebra import joined
 
 
 def mul(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Multiplies by a scalar, or by an array that is constant along all but one factor's axes.
 
-    Of two values that both vary along more, what a sum asks for stays apart until then: see `algebra.square`.
+    Of two values that both vary along more, what a sum asks for stays apart until then: see `square`.
     """
-    _refuse_options(eqn)
+    refuse_options(eqn)
     lhs, rhs = args
     both = isinstance(lhs, Perturbed) and isinstance(rhs, Perturbed)
     second = lhs.base.size < rhs.base.size if both else isinstance(rhs, Perturbed)
@@ -37,7 +36,7 @@ def mul(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
 
 def div(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Divides by a scalar, or by an array that is constant along all but one factor's axes."""
-    _refuse_options(eqn)
+    refuse_options(eqn)
     if not isinstance(args[0], Perturbed):
         raise Unsupported("division by a perturbed value")
     return [_scaled(ctx, eqn, args, 0, jnp.divide)]
@@ -113,42 +112,18 @@ def _along(other: Any, axes: Sequence[int], dtype: DTypeLike, varying: frozenset
     return lax.squeeze(compact, [a for a in range(other.ndim) if a not in axes])[..., None]
 
 
-def add(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """Adds bases; the terms of both sides stand side by side."""
-    _refuse_options(eqn)
-    lhs, rhs = (_addends(ctx, eqn, args, a) for a in args)
-    return [Perturbed(ctx.base(eqn, args), joined([*lhs, *rhs]))]
+def square(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
+    """A product with itself, number by number, of which a sum makes what it needs."""
+    if eqn.params.get("y", 2) != 2 or ctx.observer is not None or not leads(SUM, ctx.frames):
+        raise Unsupported("a power of a weight")
+    return [replace(args[0], times=args[0])]
 
 
-def sub(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
-    """Adds the negative."""
-    _refuse_options(eqn)
-    lhs, rhs = (_addends(ctx, eqn, args, a) for a in args)
-    return [Perturbed(ctx.base(eqn, args), joined([*lhs, *(t.scaled(lax.neg) for t in rhs)]))]
-
-
-def _addends(ctx: Interpreter, eqn: Any, args: Sequence[Any], value: Any) -> tuple[Term, ...]:
-    """The terms that `value` brings into a sum; where it broadcasts, its axes of size one belong to no factor.
-
-    A small value that broadcasts into a plain array (a bias) is better made dense while it is small.
-    """
-    if not isinstance(value, Perturbed):
-        return ()
-    shape = eqn.outvars[0].aval.shape
-    if not any(isinstance(a, Perturbed) and a.shape == shape for a in args):
-        raise Unsupported("an implicit broadcast")
-    if all(t.quiet for t in value.terms) and any(ctx.is_own(a) for a in args if not isinstance(a, Perturbed)):
-        raise Unsupported("a sum with an array of each member's own")
-    sizes = value.shape
-    terms = value.terms if sizes == shape else [t.map(lambda f: f.squeeze(sizes)) for t in value.terms]
-    return tuple(replace(t, added=True) for t in terms)
-
-
-def _refuse_options(eqn: JaxprEqn) -> None:
+def refuse_options(eqn: JaxprEqn) -> None:
     """Newer JAX gives arithmetic equations options such as `out_dtype`; only their defaults are understood."""
     given = [k for k, v in eqn.params.items() if v is not None]
     if given:
         raise Unsupported(f"the options {given} of {eqn.primitive.name}")
 
 
-RULES = {"add": add, "add_any": add, "sub": sub, "mul": mul, "div": div}
+RULES = {"mul": mul, "div": div, "square": square, "integer_pow": square}
