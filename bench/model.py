@@ -63,6 +63,7 @@ class Options(Common):
         dtype: of parameters and inputs.
         rank: columns of each noise factor.
         distribution: of the noise.
+        noise: on the weights, or on layers' outputs.
         chunk: members at once, or `auto`.
         rounds: turns of each candidate.
         seconds: of one population; then three turns are enough.
@@ -77,6 +78,7 @@ class Options(Common):
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     rank: int = 1
     distribution: Literal["rademacher", "normal"] = "rademacher"
+    noise: Literal["weights", "activations"] = "weights"
     chunk: int | Literal["auto"] = "auto"
     rounds: int = 7
     seconds: float = 30.0
@@ -123,6 +125,7 @@ class Trained:
             rank=options.rank,
             optimizer=optax.sgd(LEARNING_RATE),
             distribution=options.distribution,
+            noise=options.noise,
             chunk=chunk,
         )
         # Two states: a step may give its memory to the next one.

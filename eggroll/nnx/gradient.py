@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Unpack, overload
+from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -13,9 +13,27 @@ from eggroll.nnx.model import Call, Pure, axes_of
 from eggroll.strategy import value_and_grad as gradient
 from eggroll.strategy.explain import ExplainOptions, Explanation
 from eggroll.strategy.explain import explain as explain_function
-from eggroll.strategy.value_and_grad import ModelOptions, OfModel
+from eggroll.strategy.value_and_grad import CommonOptions
 
 __all__ = ["explain", "grad", "value_and_grad"]
+
+
+Out = TypeVar("Out", covariant=True)
+
+
+class ModelOptions(CommonOptions, total=False):
+    """Options of `eggroll.nnx.value_and_grad` and `eggroll.nnx.grad` but `has_aux`."""
+
+    wrt: Any  # a filter of NNX
+    share_rngs: bool
+
+
+class OfModel(Protocol[Out]):
+    """What their namesakes for NNX models return."""
+
+    def __call__(self, model: Any, *args: Any, key: jax.Array, **kwargs: Any) -> Out:
+        """Of the model's state."""
+        ...
 
 
 Value = tuple[jax.Array, nnx.State]

@@ -15,19 +15,21 @@ from jax.sharding import Mesh
 
 from eggroll.engine.annotations import Chunk, Flag, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function
+from eggroll.engine.factored import Program
 from eggroll.engine.interpreter import Fallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.argnums import ByName
 from eggroll.strategy.evaluate.compiled import Plans
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
-from eggroll.strategy.generation import Generation, LowRankDraw, moved_if
-from eggroll.strategy.members import Members
+from eggroll.strategy.generation import Generation, LowRankDraw, replayed_at_sites
+from eggroll.strategy.members import Evaluated, Members, applied_last
 from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
 from eggroll.strategy.plan.leaves import Plan, Small, check_params
 from eggroll.strategy.plan.rules import FrozenRule, Rules, check_rank
 from eggroll.strategy.population import Population, Sharding, layout
 from eggroll.strategy.protocol import Metrics, Norms, Strategy
 from eggroll.strategy.state import State, check_state, on_mesh
+from eggroll.strategy.update.activations import Ran
 from eggroll.strategy.update.fitness import as_float, raise_if_lost
 from eggroll.strategy.update.optimizer import Sigma, check_optimizer, initial_state
 from eggroll.strategy.update.shaping import Shaping
@@ -59,13 +61,16 @@ class ES(Strategy):
             Default 1.
         noise_reuse: successive generations with the same noise. Default 1: fresh every generation.
         chunk: members evaluated at once, or `"auto"` (default). Never changes the noise.
-        mesh: a mesh with an axis `"population"` over whose devices the members are split; all processes' devices where
-            there are several.
+        mesh: a mesh with an axis `"population"` over whose devices, of all processes, the members are split.
         sharding: how parameters are split over other axes of the mesh: a pytree as the parameters of `PartitionSpec` or
             `NamedSharding`, or `(pattern, PartitionSpec)` pairs by path. Default None: whole on every device.
         update: on a mesh, whether devices sum up their `"members"` or their part of all `"weights"`; `"auto"` (default)
             takes members, or weights where that does not fit a device: see the attribute `update`.
         fallback: `"warn"` (default), `"allow"` or `"error"` where a weight has to be made dense.
+        noise: on the `"weights"` (default), or on `"activations"`, the outputs of the layers that they enter: a fitness
+            function may then return an array of fitness, one per row or token. See `eggroll.value_and_grad`.
+        credit: of `noise="activations"`, see there; `"dependent"` (default) or `"own"`.
+        discount: likewise, from 0 to 1. Default 1.
 
     Raises:
         ValueError: settings that do not fit together.
@@ -105,8 +110,12 @@ class ES(Strategy):
         sharding: Sharding = None,
         update: Literal["auto", "members", "weights"] = "auto",
         fallback: Fallback = "warn",
+        noise: Literal["weights", "activations"] = "weights",
+        credit: Literal["dependent", "own"] = "dependent",
+        discount: float = 1.0,
     ) -> None:
-        settings = Population(population, antithetic, distribution, groups, chunk, mesh, fallback, sharding, update)
+        who = population, antithetic, distribution, groups, chunk, mesh, fallback, sharding, update
+        settings = Population(*who, noise=noise, credit=credit, discount=discount)
         super().__init__(settings, sigma=sigma, shaping=shaping, rules=rules, noise_reuse=noise_reuse)
         self.rank = check_rank(rank)
         self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
@@ -167,7 +176,9 @@ class ES(Strategy):
 
     def options(self) -> dict[str, Any]:
         """See `Strategy.options`; without what runs of earlier versions did not choose, where it is as then."""
-        chosen = {"small_layers": self.small_layers} if self.small_layers == "dense" else {}
+        chosen: dict[str, Any] = {"small_layers": self.small_layers} if self.small_layers == "dense" else {}
+        if (who := self.settings).noise != "weights":
+            chosen |= {"noise": who.noise, "credit": who.credit, "discount": float(who.discount)}
         return {**super().options(), "rank": self.rank, "optimizer": self.optimizer, **chosen}
 
     def go_on(self, options: Mapping[str, Any]) -> None:
@@ -187,10 +198,14 @@ class ES(Strategy):
     ) -> tuple[State, Norms]:
         """See `Strategy.follow`."""
         generation = Generation(self.settings, plan, self._key(state), sigma)
-        return moved_if(some, self.optimizer, generation, state, weights, generation.words(), loss)
+        return generation.moved_if(some, self.optimizer, state, weights, generation.words(), loss)
 
-    def replayed(self, plan: Plan, sigma: float | None) -> Callable[..., tuple[State, Norms]]:
+    def replayed(
+        self, plan: Plan, sigma: float | None, evaluated: Evaluated | None = None
+    ) -> Callable[..., tuple[State, Norms]]:
         """See `Strategy.replayed`; compiled once."""
+        if plan.by_output:
+            return replayed_at_sites(self.settings, self.optimizer, self._key, self.cache, plan, sigma, evaluated)
 
         # `some` is an argument, so that the branch stays a branch and is compiled as the run's.
         def update(state: State, weights: Any, loss: Scalar, recorded: Scalar, some: Flag) -> tuple[State, Norms]:
@@ -204,12 +219,17 @@ class ES(Strategy):
         plan, scores = self._told(state, members, fitness)
         wide = self._weighed(scores) if is_wide(scores) else {}
         given = {name: narrowed(wide[name]) for name in ("weights", "nonfinite", "fitness_mean")} if wide else scores
+        program, rows = self._evaluated(members) if plan.sites else (None, Rows((), (), self.population))
+        axes = rows.axes
 
-        def run(state: State, given: Any) -> tuple[State, Metrics]:
+        def run(state: State, given: Any, args: tuple) -> tuple[State, Metrics]:
             generation = self._generation(plan, state)
+            if program is not None:
+                generation = replace(generation, ran=Ran(program, Rows(args, axes, self.population), told=True))
             return self._moved(generation, state, given) if wide else self._update(generation, state, given)
 
-        state, metrics = self.cache(run, ("tell", plan, bool(wide), self._functions()), state, given)
+        static = "tell", plan, bool(wide), program, axes, self._functions()
+        state, metrics = self.cache(run, static, state, given, rows.args)
         metrics |= wide
         raise_if_lost(metrics, self.population)
         self.standstill.watch(metrics, self.population)
@@ -236,14 +256,14 @@ class ES(Strategy):
         self._choose_update(state.params)
         rows, fun = (rows.after(kwargs), ByName(fitness_fn)) if kwargs else (rows, fitness_fn)
         program = self.cache.program(fun, state.params, rows, own=fitness_fn if kwargs else None)
-        check_scalar(program.out_shape, has_aux, "fitness")
+        check_scalar(program.out_shape, has_aux, "fitness", rows=self.settings.noise == "activations")
         self.plan = plan = self._plans.of(program, state.params, rows)
         rows = rows.arrays_alone()
         axes = rows.axes
 
         def run(state: State, args: tuple) -> tuple[State, Metrics]:
             rows = Rows(args, axes, self.population)
-            generation = self._generation(plan, state)
+            generation = replace(self._generation(plan, state), ran=Ran(program, rows))
             arrangement = generation.arrangement(program, state.params, rows)
             words = generation.words()
             fitness, aux = generation.evaluate(program, state.params, rows, split_aux(has_aux), arrangement, words)
@@ -255,6 +275,11 @@ class ES(Strategy):
         raise_if_lost(metrics, self.population)
         self.standstill.watch(metrics, self.population)
         return state, metrics
+
+    def _evaluated(self, members: Members) -> tuple[Program, Rows]:
+        """The function that members were evaluated with last, and its arguments."""
+        fun, rows = applied_last(members)
+        return self.cache.program(fun, members.params, rows), rows.arrays_alone()
 
     def _generation(self, plan: Plan, state: State) -> Generation:
         return Generation(self.settings, plan, self._key(state), self._sigma(state))
@@ -270,6 +295,6 @@ class ES(Strategy):
     ) -> tuple[State, Metrics]:
         some = (weighed["nonfinite"] < self.population) & (generation.sigma > 0)
         loss = -weighed["fitness_mean"]
-        new, norms = moved_if(some, self.optimizer, generation, state, weighed["weights"], words, loss)
+        new, norms = generation.moved_if(some, self.optimizer, state, weighed["weights"], words, loss)
         own = {"sigma": as_float(jnp.asarray(generation.sigma)), "generation": state.generation}
         return new, generation.on_every_device({**weighed, **norms, **own})

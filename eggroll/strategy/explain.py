@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import jax
 from rich.console import Console
@@ -17,10 +18,14 @@ from eggroll.engine.factored import Use, abstract, discover
 from eggroll.engine.interpreter import DenseFallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.ops import check_distribution
-from eggroll.strategy.evaluate.tracing import DryRun, InAxes, dry_run, for_kernels, make_rows, trace_member
-from eggroll.strategy.plan.leaves import LeafPlan, Plan, dense_matrices, make_plan
+from eggroll.strategy.activations.credit import Relation, relations
+from eggroll.strategy.evaluate.planning import DryRun, dense_matrices, dry_run, for_kernels, with_sites
+from eggroll.strategy.evaluate.tracing import InAxes, make_rows, trace_member
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
 from eggroll.strategy.plan.parameters import as_array, check_no_module
 from eggroll.strategy.plan.rules import Rules
+from eggroll.strategy.plan.sites import Site
+from eggroll.strategy.population import NOISES
 
 
 class ExplainOptions(TypedDict, total=False):
@@ -31,6 +36,7 @@ class ExplainOptions(TypedDict, total=False):
     in_axes: InAxes
     population: int | None
     distribution: str
+    noise: Literal["weights", "activations"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,8 @@ class Row:
         plan: path, shape, dtype, kind of perturbation, rank, axes of each factor, random numbers.
         uses: every use the function makes of it, in order.
         fallbacks: every place where its perturbation has to be made dense.
-        reason: why its noise is dense where nobody asked for that and it could have factors; else empty.
+        reason: why its noise is dense where nobody asked for that and it could have factors, or, under
+            `noise="activations"`, not on the outputs that it enters; else empty.
         implementations: what computes its perturbed products on this platform: names of
             `eggroll.kernels.implementations("lowrank_dot")`; `"reference"` is plain XLA. None without factors.
     """
@@ -70,11 +77,13 @@ class Explanation:
 
     Attributes:
         rows: one `Row` per parameter, in the order of `jax.tree.leaves(params)`.
-        plan: the plan that sampling follows.
+        plan: the plan that sampling follows; its `sites` are where noise on outputs enters.
+        per_row: of every site, its numbers for each row of the batch (and token), as far as the losses tell rows apart.
     """
 
     rows: tuple[Row, ...]
     plan: Plan = field(repr=False)
+    per_row: tuple[int, ...] = ()
 
     @property
     def fallbacks(self) -> tuple[DenseFallback, ...]:
@@ -88,6 +97,11 @@ class Explanation:
 
     def __rich_console__(self, console: Console, options: Any) -> Iterator[Any]:
         yield _table(self)
+        if self.plan.sites:
+            yield _sites(self)
+        for row in self.rows:
+            if row.reason and self.plan.sites and row.kind in ("low_rank", "dense"):
+                yield f"weight noise: '{row.path}', for {row.reason}"
         for fallback in self.fallbacks:
             yield f"dense fallback: {fallback}"
 
@@ -99,13 +113,29 @@ def _table(explanation: Explanation) -> Table:
     table.add_column("numbers", justify="right")
     table.add_column("implementation", overflow="fold")
     for row in explanation.rows:
-        noise = f"rank {row.rank}" if row.kind == "low_rank" else row.kind + (row.reason and f": {row.reason}")
+        reason = row.reason and not explanation.plan.sites and f": {row.reason}"  # those of sites have lines below
+        noise = f"rank {row.rank}" if row.kind == "low_rank" else f"{row.kind}{reason or ''}"
         if row.fallbacks:
             noise += f", {len(row.fallbacks)} dense fallback(s)"
         own = [[a for a in side if a not in row.stack_axes] for side in (row.left_axes, row.right_axes)]
         axes = [_axes(side) for side in (*own, row.stack_axes)]
         numbers, implementation = f"{row.numbers:,}", ", ".join(row.implementations) or "-"
         table.add_row(row.path, "x".join(map(str, row.shape)), row.use, noise, *axes, numbers, implementation)
+    return table
+
+
+def _sites(explanation: Explanation) -> Table:
+    sites = explanation.plan.sites
+    table = Table(caption=f"{sum(site.size for site in sites):,} random numbers per pair of members on outputs")
+    for name in ("site", "parameters", "operation", "shape", "loops", "line"):
+        table.add_column(name, overflow="fold")
+    for name in ("numbers", "a row"):
+        table.add_column(name, justify="right")
+    for number, (site, own) in enumerate(zip(sites, explanation.per_row, strict=True)):
+        loops = ", ".join("?" if n is None else str(n) for n in site.loops) or "-"
+        shape, line = "x".join(map(str, site.shape)) or "1", site.line.rpartition("/")[2]
+        sizes = f"{site.size:,}", f"{own:,}"
+        table.add_row(str(number), ", ".join(site.paths), site.primitive, shape, loops, line, *sizes)
     return table
 
 
@@ -122,6 +152,7 @@ def explain(
     in_axes: InAxes = None,
     population: int | None = None,
     distribution: str = "rademacher",
+    noise: Literal["weights", "activations"] = "weights",
 ) -> Explanation:
     """Says how `fun` uses each parameter, and what noise each gets; nothing is computed.
 
@@ -138,6 +169,8 @@ def explain(
         in_axes: as in `members.apply`, if some arguments have a row per member; needs `population`.
         population: number of members, for `in_axes` and for the sizes of dense fallbacks.
         distribution: of the noise, `"rademacher"` (default) or `"normal"`; kernels may know one of them only.
+        noise: on the `"weights"` (default) or on `"activations"`: then the table names the outputs that get it, and why
+            a parameter has weight noise all the same.
 
     Returns:
         `str()` is a table, `.rows` the data, `.fallbacks` the dense fallbacks.
@@ -161,17 +194,38 @@ def explain(
     rows = make_rows(args, in_axes, population or 1, 1)
     program = trace_member(fun, params, rows)
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
-    plan = make_plan(params, uses, rank=rank, rules=rules)
+    plan, why, per_row = make_plan(params, uses, rank=rank, rules=rules), {}, ()
+    if noise == "activations":
+        plan, why = with_sites(program, plan, params, rows, rules)
+        found = relations(program, plan, params, rows.abstract())
+        per_row = tuple(map(_per_row, plan.sites, found))
+    elif noise != "weights":
+        raise ValueError(f"got noise={noise!r}; one of {', '.join(map(repr, NOISES))} is required.")
     plan = for_kernels(program, plan, params, rows, distribution)
     found = dry_run(program, plan, params, rows, distribution, population)
     factors = make_plan(params, uses, rank=rank, rules=rules, small_layers="low_rank").leaves
     fallbacks = [*dense_matrices(plan, uses, rules, rank, population), *found.fallbacks]
     pairs = zip(plan.leaves, factors, strict=True)
-    return Explanation(tuple(_row(found, leaf, other, uses[leaf.path], fallbacks) for leaf, other in pairs), plan)
+    shown = [
+        _row(found, leaf, uses[leaf.path], fallbacks, why.get(leaf.path) or _why_dense(leaf, f)) for leaf, f in pairs
+    ]
+    return Explanation(tuple(shown), plan, per_row)
 
 
-def _row(found: DryRun, leaf: LeafPlan, factors: LeafPlan, uses: Sequence[Use], every: Sequence[DenseFallback]) -> Row:
-    reason = "" if leaf.kind == factors.kind else f"rank·(m+n) = {factors.numbers} ≥ m·n = {leaf.numbers}"
+def _why_dense(leaf: LeafPlan, factors: LeafPlan) -> str:
+    if leaf.kind != "dense" or leaf.kind == factors.kind:
+        return ""
+    return f"rank·(m+n) = {factors.numbers} ≥ m·n = {leaf.numbers}"
+
+
+def _per_row(site: Site, relation: Relation | None) -> int:
+    """Numbers of a site over those of its axes along which losses are told apart."""
+    shape = (*site.steps, *site.shape)
+    axes = {along.axis for along in relation or () if along is not None}
+    return site.size // max(math.prod(shape[a] for a in axes), 1)
+
+
+def _row(found: DryRun, leaf: LeafPlan, uses: Sequence[Use], every: Sequence[DenseFallback], reason: str) -> Row:
     fallbacks = tuple(f for f in every if f.path == leaf.path)
     plain = ("reference",) if leaf.kind == "low_rank" else ()
     return Row(leaf, tuple(uses), fallbacks, found.implementations(leaf.path) or plain, reason)

@@ -55,7 +55,7 @@ def _leaf_plan(path: str, leaf: Any, rule: Rule | None) -> LeafPlan:
     if isinstance(rule, FrozenRule):
         return LeafPlan(path, shape, dtype, "frozen")
     kind = "dense" if math.prod(shape) else "unused"
-    return LeafPlan(path, shape, dtype, kind, sigma_scale=1.0 if rule is None else rule.sigma_scale)
+    return LeafPlan(path, shape, dtype, kind, sigma_scale=getattr(rule, "sigma_scale", 1.0))
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,19 +18,18 @@ from eggroll.engine.annotations import Chunk, Flag, Function, Index, PyTree, Sca
 from eggroll.engine.factored import Program, partition
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
 from eggroll.strategy.evaluate.chunking import Arrangement, Need, arrange, keep_words, may_copy, member_need, remembered
-from eggroll.strategy.evaluate.compiled import Plans
+from eggroll.strategy.evaluate.compiled import CompiledCache, Plans
 from eggroll.strategy.evaluate.loops import Evaluation, undifferentiated
-from eggroll.strategy.evaluate.tracing import Rows, check_covered
-from eggroll.strategy.members import Draw
+from eggroll.strategy.evaluate.planning import at_sites, check_covered
+from eggroll.strategy.evaluate.tracing import Rows, make_rows
+from eggroll.strategy.members import Draw, Evaluated
 from eggroll.strategy.noise.sampler import Sampler, check_noise_is_seen, member_sign
 from eggroll.strategy.plan.leaves import Plan
-from eggroll.strategy.plan.parameters import full, put_back, rounded, without
 from eggroll.strategy.population import AXIS, Population
-from eggroll.strategy.state import Placement, State, make_placement, place
+from eggroll.strategy.state import Placement, State, make_placement
+from eggroll.strategy.update.activations import Ran, sum_activations
 from eggroll.strategy.update.low_rank import descent, sum_noise, sum_on_mesh
-from eggroll.strategy.update.optimizer import updates
-
-JOINED = 1 << 12  # numbers in a leaf: sums of more are in a library on CPUs, and nothing to compile
+from eggroll.strategy.update.move import moved_if
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class Generation:
         plan: how each parameter is perturbed.
         key: typed threefry key of the generation.
         sigma: noise scale, a Python float or a traced scalar.
+        ran: the function that the members were evaluated with and its other arguments, which the gradient from noise on
+            outputs is made of.
 
     Raises:
         ValueError: a sigma that is zero in a parameter's dtype.
@@ -50,6 +52,7 @@ class Generation:
     plan: Plan
     key: jax.Array
     sigma: Scalar
+    ran: Ran | None = None
 
     def __post_init__(self) -> None:
         check_noise_is_seen(self.plan, self.sigma)
@@ -142,7 +145,7 @@ class Generation:
         """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ`, float32 or wider; zeros where nothing is perturbed.
 
         Args:
-            weights: `[N]`, shaped fitness.
+            weights: `[N]`, shaped fitness; `[N, *losses]` where noise on outputs is credited loss by loss.
             params: the parameters that the members share.
             words: from `words()`; by default drawn anew.
 
@@ -150,6 +153,7 @@ class Generation:
             A pytree as `params`.
         """
         pop, placement = self.population, self.placement
+        rows, weights = weights, weights.reshape(len(weights), -1).mean(1) if weights.ndim > 1 else weights
         per_unit = weights[0::2] - weights[1::2] if pop.antithetic else weights
         if placement is None:
             sums = sum_noise(self.plan, self.sampler, per_unit, words, self.key, 0)
@@ -157,8 +161,40 @@ class Generation:
             sums = sum_on_mesh(placement, self.sampler, self.on_every_device(per_unit), words, self.key)
         flat = descent(self.plan, sums, pop.size, self.sigma)
         leaves, tree = jax.tree.flatten(params)
+        if self.plan.sites:
+            for i, total in self._at_sites(rows, params).items():
+                losses = max(rows[0].size, 1)  # whose mean is what the gradient is of
+                flat[i] = total / jnp.asarray(-pop.size * losses * self.sigma, total.dtype)
         gradient = [_or_zeros(g, p) for g, p in zip(flat, leaves, strict=True)]
         return tree.unflatten(gradient if placement is None else placement.pinned(gradient, placement.update_specs))
+
+    def moved_if(
+        self,
+        some: Flag,
+        optimizer: optax.GradientTransformationExtraArgs,
+        state: State,
+        weights: jax.Array,
+        words: jax.Array | None,
+        loss: Scalar,
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """The state after this generation's update, and the norms of gradient and update; see `moved_if`."""
+
+        def gradient(params: PyTree) -> PyTree:
+            return self.gradient(weights, params, words)
+
+        return moved_if(some, optimizer, self.plan, self.placement, gradient, state, loss)
+
+    def _at_sites(self, weights: jax.Array, params: PyTree) -> dict[int, jax.Array]:
+        if self.ran is None:
+            raise ValueError(
+                'noise="activations" makes its gradient of the function and its arguments, and got none: use es.step, '
+                "or es.tell with members that the function was applied to."
+            )
+        arrays, merge, _ = partition((params, self.ran.rows.args))
+        params, args = merge(undifferentiated(arrays))
+        found = self.ran.relations(self.plan, params, weights.shape[1:])
+        given = self.population, self.plan, self.ran.program, self.key, weights, found, params
+        return sum_activations(*given, replace(self.ran.rows, args=args), self.placement)
 
 
 def _or_zeros(gradient: PyTree, param: Any) -> jax.Array:
@@ -166,74 +202,6 @@ def _or_zeros(gradient: PyTree, param: Any) -> jax.Array:
         return gradient
     floating = jnp.issubdtype(param.dtype, jnp.floating)
     return jnp.zeros(param.shape, accumulator_dtype(param.dtype) if floating else param.dtype)
-
-
-def moved_if(
-    some: Flag,
-    optimizer: optax.GradientTransformationExtraArgs,
-    generation: Generation,
-    state: State,
-    weights: jax.Array,
-    words: jax.Array | None,
-    loss: Scalar,
-) -> tuple[State, dict[str, jax.Array]]:
-    """The state after one update, if there is one to make.
-
-    Args:
-        some: bool scalar; if it is false, the state stays as it is.
-        optimizer: turns the gradient into a change of the parameters.
-        generation: whose members the weights belong to.
-        state: before the update.
-        weights: `[N]`, shaped fitness.
-        words: from `Generation.words`, or None to draw the noise anew.
-        loss: scalar, for optimizers that watch it.
-
-    Returns:
-        (the new state, the norms of gradient and update as float32: 0 if there was none).
-    """
-    still = [leaf.kind == "frozen" for leaf in generation.plan.leaves]
-    placement = generation.placement
-
-    def moved() -> tuple[State, dict[str, jax.Array]]:
-        params = without(state.params, still)
-        wide = full(params, state.master)
-        gradient = without(generation.gradient(weights, state.params, words), still)
-        if placement is not None:
-            wide = placement.pinned_tree(wide, state.params, placement.update_specs)
-        change, opt_state = updates(optimizer, gradient, state.opt_state, wide, loss)
-        params, master = rounded(optax.apply_updates(wide, change), params)
-        if placement is not None:  # rounded before they are made whole: half the bytes
-            params = placement.pinned_tree(params, state.params, placement.update_specs)
-        params = put_back(params, state.params, still)
-        new = State(params, master, opt_state, state.key, state.generation + jnp.int32(1))
-        norm = _norm if placement is None else _norm_of_split
-        return _held(generation, new), {"gradient_norm": norm(gradient), "update_norm": norm(change)}
-
-    none = {"gradient_norm": jnp.float32(0), "update_norm": jnp.float32(0)}
-    # A branch, not a select for every array: those were a tenth of what has to be compiled.
-    new, norms = jax.lax.cond(some, moved, lambda: (state, none))
-    return _held(generation, new), norms
-
-
-def _held(generation: Generation, state: State) -> State:
-    """On a mesh, the state as `ES.init` placed it."""
-    placement = generation.placement
-    return state if placement is None else place(state, placement.of_state(state))
-
-
-def _norm_of_split(tree: PyTree) -> jax.Array:
-    """The norm of leaves that may be split over devices, each squared where it lies."""
-    leaves = [x.astype(accumulator_dtype(x.dtype)) for x in jax.tree.leaves(tree)]
-    return jnp.asarray(optax.tree.norm(leaves), jnp.float32)
-
-
-def _norm(tree: PyTree) -> jax.Array:
-    """The norm of all leaves together; small ones are joined first: each of their sums would be a kernel to compile."""
-    leaves = [x.astype(accumulator_dtype(x.dtype)).ravel() for x in jax.tree.leaves(tree)]
-    small = [x for x in leaves if x.size < JOINED]
-    large = [x for x in leaves if x.size >= JOINED]
-    joined = [jnp.concatenate([x.astype(jnp.result_type(*small)) for x in small])] if small else []
-    return jnp.asarray(optax.tree.norm(large + joined), jnp.float32)
 
 
 @dataclass(frozen=True)
@@ -278,3 +246,40 @@ class LowRankDraw(Draw):
     def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> PyTree:
         """See `Draw.gradient`."""
         return Generation(self.settings, plan, self.key, self.sigma).gradient(weights, params)
+
+
+def replayed_at_sites(
+    settings: Population,
+    optimizer: optax.GradientTransformationExtraArgs,
+    key_of: Callable[[State], jax.Array],
+    cache: CompiledCache,
+    plan: Plan,
+    sigma: float | None,
+    evaluated: Evaluated | None,
+) -> Callable[..., tuple[State, dict[str, jax.Array]]]:
+    """`Strategy.replayed` of a run with noise on outputs, at the inputs that it had."""
+    if evaluated is None:
+        raise ValueError(
+            'got a run with noise="activations", whose gradients are made of its data, which a ledger does not '
+            "hold: give replay its fitness and data, or take the run's checkpoints or model"
+        )
+
+    def update(state: State, weights: jax.Array, loss: Scalar, recorded: Scalar) -> Any:
+        fun, args, in_axes = evaluated(int(state.generation))
+        rows = make_rows(args, in_axes, settings.size, settings.groups)
+        program = cache.program(fun, state.params, rows)
+        own, rows = at_sites(program, plan, state.params, rows), rows.arrays_alone()
+        shape = jax.tree.leaves(program.out_shape)[0].shape
+        losses = shape if weights.size == len(weights) * math.prod(shape) else ()
+        axes, told = rows.axes, losses != shape
+
+        def run(state: State, args: tuple, weights: jax.Array, loss: Scalar, recorded: Scalar, some: Flag) -> Any:
+            scale, ran = recorded if sigma is None else sigma, Ran(program, Rows(args, axes, settings.size), told)
+            generation = Generation(settings, own, key_of(state), scale, ran)
+            return generation.moved_if(some, optimizer, state, weights, generation.words(), loss)
+
+        weights = jnp.asarray(weights).reshape(len(weights), *losses)
+        given = state, rows.args, weights, jnp.asarray(loss), jnp.asarray(recorded), np.True_
+        return cache(run, ("replay", program, own, axes, told, sigma), *given)
+
+    return update

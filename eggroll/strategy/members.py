@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,6 +17,8 @@ from eggroll.strategy.evaluate.tracing import InAxes, Rows, make_rows
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State
+
+Evaluated = Callable[[int], tuple[Function, tuple, InAxes]]  # of a generation: a function, its arguments, their in_axes
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Members:
         self.generation = generation
         self._draw = draw
         self._plan: Plan | None = None
+        self._ran: tuple[Function, Rows] | None = None
 
     def __len__(self) -> int:
         return self._draw.settings.size
@@ -141,7 +144,7 @@ class Members:
         return self._plan_of(fun, self._rows(args, in_axes))
 
     def _plan_of(self, fun: Function, rows: Rows) -> Plan:
-        if self._plan is None:
+        if self._plan is None or self._plan.sites:  # sites are a function's own
             self._plan = self._draw.plan_for(self.params, fun, rows)
         return self._plan
 
@@ -173,6 +176,7 @@ class Members:
         """
         check_function("fun", fun, "members.apply(fun, *args)")
         rows = self._rows(args, in_axes)
+        self._ran = fun, rows
         return self._draw.apply(self._plan_of(fun, rows), self.params, fun, rows, chunk)
 
     def __getitem__(self, i: Any) -> Any:
@@ -199,6 +203,11 @@ class Members:
         Raises:
             IndexError: there is no such member.
         """
+        if self.plan.sites:
+            raise ValueError(
+                'got members with noise="activations", which have no weights of their own: noise is on the outputs of '
+                "layers, another at every row. members.apply evaluates them; the weights are es.ask(state).params."
+            )
         return self._draw.member(self.plan, self.params, self._checked(i))
 
     def gradient(self, weights: jax.Array) -> PyTree:
@@ -225,6 +234,12 @@ def check_members(members: object) -> None:
             f"got {type(members).__name__} as the members; what es.ask(state) returned is required: "
             "es.tell(state, members, fitness)."
         )
+
+
+def applied_last(members: Members) -> tuple[Function, Rows]:
+    """The function that was applied to members last, and its other arguments."""
+    assert members._ran is not None  # a plan that has sites is of a function
+    return members._ran
 
 
 def _other_noise(name: str, mine: object, other: Any) -> ValueError:

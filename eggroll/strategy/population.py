@@ -159,6 +159,8 @@ def _check_fits(path: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Me
             )
 
 
+NOISES = ("weights", "activations")
+CREDITS = ("dependent", "own")
 UPDATES = ("auto", "members", "weights")
 
 
@@ -179,8 +181,12 @@ class Population:
     fallback: Fallback = "warn"
     sharding: Any = None
     update: str = "members"
+    noise: str = "weights"
+    credit: str = "dependent"
+    discount: float = 1.0
 
     def __post_init__(self) -> None:
+        self._check_names()
         if not isinstance(self.antithetic, bool):
             raise ValueError(f"got antithetic={self.antithetic!r}; True or False is required.")
         self._set("size", as_count("population", self.size, 2 if self.antithetic else 1))
@@ -201,8 +207,6 @@ class Population:
             # `jax.make_mesh` gives axes of type Explicit, along which JAX sorts and slices nothing.
             self._set("mesh", Mesh(self.mesh.devices, self.mesh.axis_names))
         self._set("sharding", as_sharding(self.sharding, self.mesh))
-        if self.update not in UPDATES:
-            raise ValueError(f"got update={self.update!r}; one of {', '.join(map(repr, UPDATES))} is required.")
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -211,11 +215,24 @@ class Population:
         if AXIS not in mesh.shape:
             raise ValueError(f'got a mesh with axes {tuple(mesh.shape)}; an axis named "{AXIS}" is required.')
         if self.units % mesh.shape[AXIS]:
-            unit = "pairs" if self.antithetic else "members"
+            unit, devices = "pairs" if self.antithetic else "members", mesh.shape[AXIS]
             raise ValueError(
-                f"got {self.units} {unit} for {mesh.shape[AXIS]} devices; the population must split evenly over the "
-                f'mesh axis "{AXIS}".'
+                f"got {self.units} {unit} for {devices} devices; the population must split evenly over the mesh axis "
+                f'"{AXIS}".'
             )
+
+    def _check_names(self) -> None:
+        for name, known in (("update", UPDATES), ("noise", NOISES), ("credit", CREDITS)):
+            got = getattr(self, name)
+            if got not in known:
+                raise ValueError(f"got {name}={got!r}; one of {', '.join(map(repr, known))} is required.")
+        if isinstance(self.discount, bool) or not 0 <= self.discount <= 1:
+            raise ValueError(f"got discount={self.discount!r}; a number from 0 (its own loss alone) to 1 is required.")
+        named = f"credit={self.credit!r} and discount={self.discount!r}"
+        if (self.credit, self.discount) != ("dependent", 1.0) and self.noise == "weights":
+            raise ValueError(f'got {named} with noise="weights"; they say something of noise="activations" alone.')
+        if self.credit == "own" and self.discount != 1:
+            raise ValueError(f'got {named}; credit="own" is discount=0: give one.')
 
     @property
     def signs(self) -> int:

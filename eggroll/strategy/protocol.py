@@ -21,15 +21,15 @@ from eggroll.strategy.evaluate.argnums import ByName, axes_after_shared
 from eggroll.strategy.evaluate.averages import averaged_output
 from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows
-from eggroll.strategy.members import Draw, Members, check_members
+from eggroll.strategy.members import Draw, Evaluated, Members, check_members
 from eggroll.strategy.noise.keys import as_threefry, generation_key, warn_if_fixed
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State, check_state
-from eggroll.strategy.update.fitness import Standstill, as_float, raise_if_lost, summary
+from eggroll.strategy.update.fitness import Standstill, as_float, of_members, raise_if_lost, summary
 from eggroll.strategy.update.optimizer import Sigma, check_sigma, sigma_at
-from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
+from eggroll.strategy.update.shaping import Shaping, shape_rows, validate_shaping
 from eggroll.strategy.update.told import beyond, check_fitness, check_weights, float64_on_host, is_wide, narrowed
 
 Metrics = dict[str, Any]
@@ -50,8 +50,6 @@ class Strategy(ABC):
         method: its name in ledgers and configurations, a key of `eggroll.strategy.methods.METHODS`.
         plan: of the last generation that was told; None before.
 
-    Raises:
-        ValueError: settings that do not fit together.
     """
 
     method: ClassVar[str]
@@ -99,16 +97,13 @@ class Strategy(ABC):
             plan: how each parameter is perturbed.
             state: before the update; its key and generation name the noise.
             weights: `[N]`, shaped fitness.
-            loss: what an optimizer that watches it is told: minus the mean fitness.
+            loss: minus the mean fitness, for an optimizer that watches it.
             sigma: noise scale of this generation.
             some: False where there is nothing to follow, and the state is to stay as it is.
         """
 
     def options(self) -> dict[str, Any]:
-        """Every setting that decides numbers, by its name in `__init__`: what runs compare and ledgers keep.
-
-        Numbers, names, rules, and functions (schedules, shaping, optimizers), described by what they compute.
-        """
+        """Every setting that decides numbers, by its name in `__init__`: what runs compare and ledgers keep."""
         who = self.settings
         numbers = {"population": who.size, "sigma": self.sigma, "distribution": who.distribution}
         pairs = {"shaping": self.shaping, "antithetic": who.antithetic, "groups": who.groups}
@@ -140,12 +135,15 @@ class Strategy(ABC):
         """A strategy of those settings that it takes."""
         return cls(**{name: value for name, value in options.items() if cls.takes(name)})
 
-    def replayed(self, plan: Plan, sigma: float | None) -> Callable[..., tuple[State, Norms]]:
+    def replayed(
+        self, plan: Plan, sigma: float | None, evaluated: Evaluated | None = None
+    ) -> Callable[..., tuple[State, Norms]]:
         """`(state, weights, loss, sigma) → (state, norms)` as `tell` updates, from numbers that a ledger recorded.
 
         Args:
             plan: the ledger's.
-            sigma: constant over the run; None: as recorded.
+            sigma: of all generations; None: as recorded.
+            evaluated: generation → what members were evaluated with: a function, its arguments and their `in_axes`.
         """
 
         def update(state: State, weights: Any, loss: Scalar, recorded: Scalar) -> tuple[State, Norms]:
@@ -183,19 +181,18 @@ class Strategy(ABC):
 
         Returns:
             `(state, metrics)`. Metrics: `fitness_mean`, `fitness_best`, `fitness_worst`, `fitness_std` (over finite
-            fitness), `nonfinite` (members dropped), `equal_fitness` (whether the others all have the same),
-            `gradient_norm`, `update_norm`, `sigma`, `generation`; and `[N]` each, `fitness` and what shaping made of
-            it, `weights`. Where float32 does not hold the fitness, it and its statistics are float64, in NumPy.
+            fitness), `nonfinite` (members dropped), `equal_fitness` (of all others), `gradient_norm`, `update_norm`,
+            `sigma`, `generation`; and `[N]` each, `fitness` and the `weights` that shaping made of it; float64, in
+            NumPy, where float32 does not hold the fitness.
 
         Warns:
-            UserWarning: once, when nothing could be learned in five generations in a row, with the likely reasons.
+            UserWarning: once, when five generations in a row taught nothing, with the likely reasons.
 
         Raises:
             TypeError: no `State`, no `Members`, or fitness that is not real numbers.
-            ValueError: fitness of another shape than `[N]`, deleted or beyond float64, members of another generation or
-                run or with other noise than this strategy draws, or a sigma schedule that is not > 0.
-            FloatingPointError: no fitness is finite, or float32 does not hold the weights; the state is unchanged, also
-                under `jit`, where nothing can be raised.
+            ValueError: fitness of another shape, deleted or beyond float64, members of another generation or run or
+                with other noise, or a sigma schedule that is not > 0.
+            FloatingPointError: no fitness is finite, or float32 does not hold the weights; the state is unchanged.
         """
         plan, scores = self._told(state, members, fitness)
         sigma = self._sigma(state)
@@ -223,24 +220,18 @@ class Strategy(ABC):
         Args:
             state: the current state.
             fitness_fn: `fitness_fn(params, *args, **kwargs)` → scalar fitness (maximised), or `(fitness, aux)`.
-            *args: further arguments; arrays are traced, other leaves reach `fitness_fn` as they are, so a number that
-                changes in every generation should be an array.
-            in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
-                per group.
+            *args: further arguments; arrays are traced. A number that changes in every generation should be one.
+            in_axes: None (default: members share `args`) or as in `jax.vmap`: one row per member or per group.
             **kwargs: arguments by name, which all members share.
             has_aux: whether `fitness_fn` returns auxiliary output; it is averaged over members with finite fitness.
                 Integers and flags that come from nothing that differs among members stay exactly what they are; others
-                come back as floating-point means. Which, is decided when the function is traced: dtypes are the same
-                in every generation.
+                come back as floating-point means: which, is decided when the function is traced.
 
         Returns:
-            `(state, metrics)` as `tell`; also `metrics["chunk"]`, the members evaluated at once, and `metrics["aux"]`
-            with `has_aux`.
+            `(state, metrics)` as `tell`; also in `metrics` the `"chunk"` of members evaluated at once, and `"aux"`.
 
         Raises:
-            TypeError: no `State`, no function, or auxiliary random keys that differ among members.
-            ValueError: a fitness that is not scalar, or rows that fit neither population nor groups.
-            FloatingPointError: as `tell`.
+            TypeError, ValueError, FloatingPointError: as `tell`, no function, no scalar, or rows that do not fit.
         """
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
@@ -264,8 +255,8 @@ class Strategy(ABC):
         check_state(state)
         check_members(members)
         members.check_asked_from(self.draw(state), state)
-        fitness, self.plan = check_fitness(fitness, self.population), members.plan
-        return self.plan, fitness
+        self.plan = members.plan
+        return self.plan, check_fitness(fitness, self.population, rows=bool(self.plan.sites))
 
     def _weights_of(self, fitness: Any) -> Metrics:
         return self.cache(self._weigh, ("weigh", self._functions()), fitness)
@@ -273,8 +264,8 @@ class Strategy(ABC):
     def _weigh(self, fitness: jax.Array) -> Metrics:
         """What fitness alone tells: its summary, and of every member `fitness` and `weights`."""
         pairs = self.settings.antithetic
-        weights, valid = shape_fitness(fitness, shaping=self.shaping, antithetic=pairs, groups=self.groups)
-        return {**summary(fitness, valid), "fitness": fitness, "weights": weights}
+        weights, valid = shape_rows(fitness, shaping=self.shaping, antithetic=pairs, groups=self.groups)
+        return {**summary(fitness, valid), "fitness": of_members(fitness), "weights": weights}
 
     def _weighed(self, fitness: np.ndarray) -> Metrics:
         """The same of wide fitness, in NumPy: all in float64, but for the weights, which updates take in float32."""

@@ -16,19 +16,20 @@ from eggroll.engine.factored import Program
 from eggroll.engine.interpreter import Fallback
 from eggroll.strategy.evaluate.argnums import check_argnums, taken_out
 from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key
-from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, plan_for, split_aux
+from eggroll.strategy.evaluate.planning import plan_for
+from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population, Sharding
 from eggroll.strategy.state import on_mesh
+from eggroll.strategy.update.activations import Ran
 from eggroll.strategy.update.fitness import as_float, mean_loss, nothing_finite
 from eggroll.strategy.update.optimizer import check_sigma
-from eggroll.strategy.update.shaping import Shaping, shape_fitness, validate_shaping
+from eggroll.strategy.update.shaping import Shaping, shape_rows, validate_shaping
 
 # What the functions here and their namesakes for models take and return, for those who pass options on.
 Params = TypeVar("Params")
-Out = TypeVar("Out", covariant=True)
 
 
 class CommonOptions(TypedDict, total=False):
@@ -47,19 +48,15 @@ class CommonOptions(TypedDict, total=False):
     in_axes: InAxes
     groups: int
     fallback: Fallback
+    noise: Literal["weights", "activations"]
+    credit: Literal["dependent", "own"]
+    discount: float
 
 
 class GradientOptions(CommonOptions, total=False):
     """Options of `eggroll.value_and_grad` and `eggroll.grad` but `has_aux`, which decides what they return."""
 
     argnums: int | Sequence[int]
-
-
-class ModelOptions(CommonOptions, total=False):
-    """Options of `eggroll.nnx.value_and_grad` and `eggroll.nnx.grad` but `has_aux`."""
-
-    wrt: Any  # a filter of NNX
-    share_rngs: bool
 
 
 class ValueAndGrad(Protocol):
@@ -96,14 +93,6 @@ class GradAux(Protocol):
         ...
 
 
-class OfModel(Protocol[Out]):
-    """What their namesakes for NNX models return."""
-
-    def __call__(self, model: Any, *args: Any, key: jax.Array, **kwargs: Any) -> Out:
-        """Of the model's state."""
-        ...
-
-
 @overload
 def value_and_grad(
     loss_fn: Function, *, has_aux: Literal[False] = False, **options: Unpack[GradientOptions]
@@ -130,6 +119,9 @@ def value_and_grad(
     in_axes: InAxes = None,
     groups: int = 1,
     fallback: Fallback = "warn",
+    noise: Literal["weights", "activations"] = "weights",
+    credit: Literal["dependent", "own"] = "dependent",
+    discount: float = 1.0,
 ) -> ValueAndGrad | ValueAuxAndGrad:
     r"""Estimates the value and the gradient of a loss from forward passes alone.
 
@@ -139,15 +131,13 @@ def value_and_grad(
 
     Args:
         loss_fn: `loss_fn(params, *args, **kwargs)` → scalar loss, or `(loss, aux)` with `has_aux`. Arrays are traced;
-            other arguments (numbers, booleans, strings, None) reach it as they are, so a number that changes at every
-            call should be an array. A function made anew is compiled anew only where something that it refers to, or
-            the shape of an argument, is another; `RecompilationWarning` tells of the third time.
+            others (numbers, strings, None) reach it as they are: a number that changes should be an array.
+            A function made anew is compiled anew only where something that it refers to, or a shape, is another.
         argnums: which positional argument is the parameters, or several, as in `jax.value_and_grad`. Default 0.
         population: number of members `N`, even with `antithetic`.
         sigma: noise scale `σ` > 0, in the units of the weights.
         rank: columns of each factor, at least 1. A layer that is smaller gets dense noise.
-        has_aux: whether `loss_fn` returns auxiliary output. It is averaged over members; integers and flags that come
-            from nothing that differs among members stay exactly what they are, others come back as means, in float32.
+        has_aux: whether `loss_fn` returns auxiliary output; it is averaged over members, as in `ES.step`.
         antithetic: members `2i` and `2i + 1` share noise with opposite signs.
         distribution: `"rademacher"` (±1, default) or `"normal"`.
         shaping: `"none"` (default), `"zscore"`, `"group"`, `"centered_rank"`, `"sign"`, or a callable `[N] -> [N]`;
@@ -155,28 +145,29 @@ def value_and_grad(
         rules: `(pattern, rule)` pairs, first match wins; see `LowRankRule`.
         chunk: members evaluated at once, or `"auto"`. Never changes the noise.
         mesh: a mesh with an axis `"population"` over whose devices the members are split.
-        sharding: how parameters, and with them the gradient, are split over other axes of the mesh: a pytree as
-            `params` of `PartitionSpec` or `NamedSharding`, or `(pattern, PartitionSpec)` pairs by path. Default None:
-            whole on every device.
+        sharding: how parameters and gradient are split over its other axes, as in `ES`. Default None: not at all.
         in_axes: None (default: all members share the arguments) or as in `jax.vmap`, for the arguments but those that
             `argnums` names: one row per member or per group.
         groups: number of equal groups of members.
         fallback: `"warn"`, `"allow"` or `"error"` where a weight has to be made dense.
+        noise: on the `"weights"` (default), or on `"activations"`, the outputs of the layers that they enter
+            (`docs/activations.md`): `loss_fn` may then return an array of losses, one per row `[B]` or token `[B, T]`,
+            in place of their mean.
+        credit: then, `"dependent"` (default): noise is credited with all losses that depend on it; `"own"`: with that
+            of the same row and token, which has less variance and a bias.
+        discount: between the two: a factor from 0 to 1 on a loss for every token between it and the noise. Default 1.
 
     Returns:
         `f(params, *args, key, **kwargs) -> (value, grads)`, or `((value, aux), grads)` with `has_aux`. `value` is the
-        mean loss of the members (those with a finite loss), `grads` has the structure, shapes and dtypes of `params`,
-        zeros for frozen and unused parameters; a tuple of such where `argnums` is a sequence. `key` is a `jax.random`
-        key: pass a new one at every step. Compiled on its own when called outside `jit`.
+        mean loss of the members that have a finite one, `grads` is as `params`, zeros for frozen and unused parameters;
+        a tuple of such where `argnums` is a sequence. `key` is a `jax.random` key: pass a new one at every step.
 
     Raises:
         ValueError: settings that do not fit together, a loss that is not scalar, rules that match nothing, a loss that
             does not use its parameters, a sigma that is zero in a parameter's dtype, an argument named twice.
-        TypeError: no function, parameters that are not floating point, an NNX module, a key that is none, or fewer
-            arguments than `argnums` counts. What `loss_fn` raises is told with its line first.
+        TypeError: no function, parameters that are not floating point, an NNX module, no key, or too few arguments.
         NotImplementedError: a derivative of the result, as by `jax.grad`.
-        FloatingPointError: no member's loss is finite. Under `jit` nothing can be raised: the gradient is then zero
-            and the value NaN.
+        FloatingPointError: no member's loss is finite. Under `jit` the gradient is then zero and the value NaN.
 
     Example:
         >>> import jax, jax.numpy as jnp, eggroll
@@ -193,7 +184,8 @@ def value_and_grad(
         Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", arXiv 1703.03864.
     """
     check_function("loss_fn", loss_fn, "value_and_grad(loss_fn, ...)(params, *args, key=key)")
-    members = Population(population, antithetic, distribution, groups, chunk, mesh, fallback, sharding)
+    who = population, antithetic, distribution, groups, chunk, mesh, fallback, sharding
+    members = Population(*who, noise=noise, credit=credit, discount=discount)
     if callable(sigma):
         raise TypeError("got a schedule as sigma; value_and_grad takes a number: make it anew for each, or use ES.")
     check_sigma(sigma)
@@ -215,7 +207,7 @@ def value_and_grad(
         rows = make_rows(others, in_axes, members.size, members.groups).after(kwargs)
         cache, group = _cache_for(own, estimator, None if is_traced(sigma) else sigma, numbers)
         program = cache.program(loss, params, rows, group, loss_fn)
-        check_scalar(program.out_shape, has_aux, "loss")
+        check_scalar(program.out_shape, has_aux, "loss", rows=members.noise == "activations")
         rows = rows.arrays_alone()
         run = estimator.of(program, rows.axes)
         value, some, aux, grads = cache(run, (group, program, rows.axes), params, rows.args, key, sigma)
@@ -243,13 +235,13 @@ class _Estimator:
         def estimate(params: PyTree, args: tuple, key: jax.Array, sigma: Any) -> tuple[PyTree, ...]:
             rows = Rows(args, axes, members.size)
             plan = plan_for(program, params, rows, members, self.rank, self.rules)
-            generation = Generation(members, plan, as_threefry(key), sigma)
+            generation = Generation(members, plan, as_threefry(key), sigma, Ran(program, rows))
             words = generation.words()
             losses, aux = generation.evaluate(program, params, rows, split_aux(self.has_aux), words=words)
             losses = generation.on_every_device(losses)
             fitness = -as_float(losses)
             pairs = {"antithetic": members.antithetic, "groups": members.groups}
-            weights, valid = shape_fitness(fitness, shaping=self.shaping, **pairs)
+            weights, valid = shape_rows(fitness, shaping=self.shaping, **pairs)
             grads = jax.tree.map(lambda g, p: g.astype(p.dtype), generation.gradient(weights, params, words), params)
             some = valid.any()
             return jnp.where(some, mean_loss(fitness, losses.dtype), jnp.nan), some, aux, grads

@@ -257,8 +257,7 @@ def check_processes(es: Strategy, begun: Place, settings: Mapping[str, object]) 
         "generation": begun.generation,
         "key": np.asarray(jax.random.key_data(state.key)).tolist(),
         "arrays": {jax.tree_util.keystr(path): outline(leaf) for path, leaf in leaves},
-        # Not the platform: hosts may run other kernels.
-        "versions": {name: value for name, value in versions().items() if name != "platform"},
+        "versions": {k: value for k, value in versions().items() if k != "platform"},  # hosts may run other kernels
     }
     processes.same(as_json(decides), "settings or versions")
 
@@ -288,13 +287,11 @@ def check_made(made: Any, names: Iterable[str]) -> Any:
     if not (isinstance(made, tuple) and len(made) == 3 and isinstance(made[0], State) and isinstance(made[2], Mapping)):
         got = f"({', '.join(type(x).__name__ for x in made)})" if isinstance(made, tuple) else type(made).__name__
         raise TypeError(
-            f"got {got} from the step; (state, carry, metrics) is required: the State and the metrics that es.step or "
-            "es.tell returned, and between them what the model carries along, () for nothing."
+            f"got {got} from the step; (state, carry, metrics) is required: State and metrics that es.step or es.tell "
+            "returned, and between them what the model carries along, () for nothing."
         )
-    missing = sorted(set(names) - made[2].keys())
-    if missing:
-        raise TypeError(
-            f"got metrics without {', '.join(missing)} from the step; those that es.step or es.tell returned are "
-            "required, with the step's own (Step.recorded) added."
-        )
+    if missing := sorted(set(names) - made[2].keys()):
+        own = "required, with the step's own (Step.recorded) added."
+        got = f"got metrics without {', '.join(missing)} from the step"
+        raise TypeError(f"{got}; those that es.step or es.tell returned are {own}")
     return made

@@ -26,6 +26,8 @@ FLOW = (
     "eggroll.engine",
     "eggroll.strategy.plan",
     "eggroll.strategy.noise",
+    "eggroll.strategy.dependence",
+    "eggroll.strategy.activations",
     "eggroll.strategy.population",
     "eggroll.strategy.serialization",
     "eggroll.strategy.state",

@@ -46,6 +46,11 @@ def loss_and_aux(p: Any, *args: Any) -> Any:
     return value, aux
 
 
+def losses(p: Any, shared: Any, rows: Any, offset: Any) -> Any:
+    """One for each row, which are credited one by one."""
+    return jnp.sum(((rows + shared) @ p["kernel"] + p["bias"] - offset) ** 2, axis=-1)
+
+
 def fitness_and_aux(p: Any, *args: Any) -> Any:
     """For `ES.step`."""
     value, aux = loss_and_aux(p, *args)
@@ -71,6 +76,10 @@ def outputs(chunk: Any, mesh: Any = None) -> dict[str, np.ndarray]:
     out["apply"] = es.ask(state).apply(members_and_losses, *args, in_axes=IN_AXES)
     new, metrics = es.step(state, fitness_and_aux, *args, in_axes=IN_AXES, has_aux=True)
     out |= {"step": new.params, "step aux": metrics["aux"], "fitness mean": metrics["fitness_mean"]}
+
+    for name, axes, given in (("own rows", IN_AXES, args), ("shared", None, (SHARED, PER_GROUP[0], PER_MEMBER[:, 0]))):
+        estimate = eggroll.value_and_grad(losses, noise="activations", in_axes=axes, **options)
+        out[name] = estimate(PARAMS, *given, key=KEY)
 
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)  # σ·E alone: one product, rounded once
     normal = eggroll.ES(population=POPULATION, sigma=0.3, distribution="normal", antithetic=False, **where)

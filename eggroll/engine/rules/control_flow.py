@@ -78,7 +78,7 @@ def scan(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     init, xs = list(args[n_consts : n_consts + n_carry]), args[n_consts + n_carry :]
 
     def body(carry: Sequence[Any], slices: tuple[Any, Sequence[Any]]) -> tuple[list[Any], list[Any], list[Any]]:
-        values = [_sliced(x, part, slices[0]) for x, part in zip(xs, slices[1], strict=True)]
+        values = [sliced(x, part, slices[0]) for x, part in zip(xs, slices[1], strict=True)]
         ctx.hand_on(xs, values)
         ctx.note_own(*carry)
         outs = ctx.evaluate(jaxpr, [*consts, *carry, *values])
@@ -102,7 +102,7 @@ def scan(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     return [*_merge(last, fixed, n_carry), *(xs[forwarded[j]] if j in forwarded else ys[j] for j in range(n_ys))]
 
 
-def _sliced(x: Any, part: Any, index: Index) -> Any:
+def sliced(x: Any, part: Any, index: Index) -> Any:
     """The perturbed slice of a scanned input `x`, from the slice of its base."""
     if not isinstance(x, Perturbed):
         return part

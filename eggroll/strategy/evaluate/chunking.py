@@ -14,10 +14,11 @@ import numpy as np
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import Index, JaxprEqn, PyTree
 from eggroll.engine.factored import Program, abstract, partition
-from eggroll.engine.interpreter import Interpreter, Policy
+from eggroll.engine.interpreter import Policy
 from eggroll.ops.noise import DISTRIBUTIONS
+from eggroll.strategy.evaluate.planning import Member, abstract_key
 from eggroll.strategy.evaluate.tracing import Rows
-from eggroll.strategy.noise.sampler import Sampler, member_sign
+from eggroll.strategy.noise.sampler import Sampler
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
 
@@ -68,14 +69,15 @@ def member_need(sampler: Sampler, program: Program, params: PyTree, rows: Rows) 
     arrays, merge, _ = partition(rows.abstract())
     leaves, tree = jax.tree.flatten(params)
 
-    def member(noise: Any, index: Index, arrays: list[Any], leaves: list[Any]) -> PyTree:
+    def member(noise: Any, unit: Index, index: Index, arrays: list[Any], leaves: list[Any], key: jax.Array) -> PyTree:
         # sigma is a plain number here: its value has no part in the shapes.
-        seen = sampler.perturb(tree.unflatten(leaves), noise, member_sign(index), 1.0)
-        return program.evaluate(Interpreter(Policy("allow")), (seen, *merge(arrays)))
+        who = Member(noise, key, unit, index, 1.0)
+        return who.evaluate(program, sampler, Policy("allow"), tree.unflatten(leaves), merge(arrays))
 
-    traced = jax.make_jaxpr(member)(noise, np.int32(0), arrays, [abstract(leaf) for leaf in leaves])
-    own = [OWN] * (len(jax.tree.leaves(noise)) + 1) + [OTHER if axis is None else OWN for axis in rows.axes]
-    return largest_operations(traced, [*own, *[WEIGHT] * len(leaves)])
+    zero = np.int32(0)
+    traced = jax.make_jaxpr(member)(noise, zero, zero, arrays, [abstract(leaf) for leaf in leaves], abstract_key())
+    own = [OWN] * (len(jax.tree.leaves(noise)) + 2) + [OTHER if axis is None else OWN for axis in rows.axes]
+    return largest_operations(traced, [*own, *[WEIGHT] * len(leaves), OTHER])
 
 
 def largest_operations(jaxpr: Any, kinds: Sequence[int]) -> Need:
@@ -257,6 +259,7 @@ def may_copy(population: Population, sampler: Sampler) -> bool:
         and DISTRIBUTIONS[population.distribution].integers  # bytes
         and all(leaf.rank == 1 for leaf in leaves if leaf.kind == "low_rank")
         and not any(sampler.seeded(leaf) for leaf in leaves)
+        and not sampler.plan.sites
     )
 
 

@@ -23,7 +23,8 @@ from eggroll.engine.paths import path_name
 from eggroll.engine.same_program import NotDescribed, array_key, program_key
 from eggroll.engine.sameness import Described, described, filled
 from eggroll.engine.user_code import code_of, is_library, place_of, warn_user
-from eggroll.strategy.evaluate.tracing import Rows, plan_for, trace_member
+from eggroll.strategy.evaluate.planning import plan_for
+from eggroll.strategy.evaluate.tracing import Rows, trace_member
 from eggroll.strategy.plan.leaves import Plan, Small, make_plan
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.population import Population
@@ -187,6 +188,11 @@ class Plans:
 
     def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
         """The plan for a function; without one that of the last function of such parameters, else one by shapes."""
+        if (fun is None or rows is None) and self._settings.noise == "activations":
+            raise ValueError(
+                'got no function for noise="activations", which is on the outputs that a function makes: apply one to '
+                "the members first."
+            )
         if fun is None or rows is None:
             last = self._of_shapes.used(_shapes(params))
             if last is not None:

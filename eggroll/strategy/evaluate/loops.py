@@ -16,8 +16,9 @@ from eggroll.engine.factored import Program, partition
 from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.strategy.evaluate.averages import Averages, Totals
 from eggroll.strategy.evaluate.chunking import Arrangement
+from eggroll.strategy.evaluate.planning import Member
 from eggroll.strategy.evaluate.tracing import Rows
-from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign
+from eggroll.strategy.noise.sampler import Noise, Sampler
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.state import Placement
 
@@ -102,20 +103,21 @@ class Evaluation:
         signs = self.population.signs
         policy = Policy(self.population.fallback)
 
-        def member(noise: Noise, index: Index, own: list[jax.Array]) -> tuple[PyTree, PyTree]:
-            seen = self.sampler.perturb(params, noise, member_sign(index), sigma)
-            return self.split(self.program.evaluate(Interpreter(policy), (seen, *rows.merged(own))))
+        def member(noise: Noise, unit: Index, index: Index, own: list[jax.Array]) -> tuple[PyTree, PyTree]:
+            who = Member(noise, key, unit, index, sigma)
+            return self.split(who.evaluate(self.program, self.sampler, policy, params, rows.merged(own)))
 
         def chunk(first: Index, count: int) -> tuple[Any, Totals]:
             drawn = self.sampler.words(key, words, start, first, count)
             own = rows.of_members((start + first) * signs, count * signs)
+            units = start + first + jnp.arange(count)
             if self.arrangement.copies:
-                noise = self.sampler.draw(drawn, signs=signs)
-                kept, averaged = jax.vmap(member)(noise, jnp.arange(count * signs) % signs, own)
+                noise, who = self.sampler.draw(drawn, signs=signs), jnp.arange(count * signs) % signs
+                kept, averaged = jax.vmap(member, in_axes=(0, None, 0, 0))(noise, start, who, own)
             else:
                 own = [x.reshape(count, signs, *x.shape[1:]) for x in own]
-                unit = jax.vmap(member, in_axes=(None, 0, 0))
-                outs = jax.vmap(unit, in_axes=(0, None, 0))(self.sampler.draw(drawn), jnp.arange(signs), own)
+                unit, noise = jax.vmap(member, in_axes=(None, None, 0, 0)), self.sampler.draw(drawn)
+                outs = jax.vmap(unit, in_axes=(0, 0, None, 0))(noise, units, jnp.arange(signs), own)
                 kept, averaged = jax.tree.map(lambda x: x.reshape(count * signs, *x.shape[2:]), outs)
             return kept, averages.totals(averaged, _all_finite(kept, count * signs))
 

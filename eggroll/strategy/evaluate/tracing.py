@@ -4,24 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eggroll.engine import jax_compat
 from eggroll.engine.annotations import Function, Index, PyTree
-from eggroll.engine.factored import Program, abstract, discover, is_array, partition, trace
-from eggroll.engine.interpreter import DenseFallback, Interpreter, Policy
-from eggroll.engine.paths import leaf_paths
-from eggroll.ops import Choice
-from eggroll.strategy.noise.sampler import Sampler, member_sign
-from eggroll.strategy.plan.leaves import Plan, Small, dense_matrices, make_plan
-from eggroll.strategy.plan.rules import Rules
-from eggroll.strategy.population import Population
-from eggroll.strategy.state import for_mesh
+from eggroll.engine.factored import Program, abstract, is_array, partition, trace
 
 InAxes = Any  # None, an int, or a pytree prefix of the arguments with such leaves
 
@@ -160,52 +151,24 @@ def trace_member(fun: Function, params: PyTree, rows: Rows) -> Program:
     return trace(fun, (params, *rows.abstract()))
 
 
-def plan_for(
-    program: Program,
-    params: PyTree,
-    rows: Rows,
-    settings: Population,
-    rank: int,
-    rules: Rules,
-    small_layers: Small = "dense",
-) -> Plan:
-    """Discovers how the program uses the parameters and decides their perturbation."""
-    uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
-    plan = make_plan(params, uses, rank=rank, rules=rules, small_layers=small_layers)
-    policy = Policy(settings.fallback)
-    for record in dense_matrices(plan, uses, rules, rank, settings.size):
-        policy.tell(record)
-    plan = for_kernels(program, plan, jax.tree.map(abstract, params), rows, settings.distribution)
-    return for_mesh(plan, settings)
+def check_scalar(out: PyTree, has_aux: bool, what: str, *, rows: bool = False) -> None:
+    """Raises unless a function that returns these shapes returns a real scalar, or `(scalar, aux)`.
 
-
-def check_covered(plan: Plan, program: Program, params: PyTree, rows: Rows) -> None:
-    """Raises if the program reads parameters that the plan, made for the members' first function, holds for unused."""
-    idle = [leaf.path for leaf in plan.leaves if leaf.kind == "unused" and math.prod(leaf.shape)]
-    if not idle:
-        return
-    uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
-    late = [path for path in idle if uses[path]]
-    if late:
-        raise ValueError(
-            f"the function uses {', '.join(late[:5])}, which the first function of these members did not use: the plan "
-            "gives them no noise. Apply a function of all parameters first, or ask for other members."
-        )
-
-
-def check_scalar(out: PyTree, has_aux: bool, what: str) -> None:
-    """Raises unless a function that returns these shapes returns a real scalar, or `(scalar, aux)`."""
+    With `rows`, an array of any shape with a number in it will do.
+    """
     if has_aux and not (isinstance(out, tuple) and len(out) == 2):
         raise TypeError(f"has_aux=True requires the function to return ({what}, aux); got {_describe(out)}.")
     value = out[0] if has_aux else out
     if not isinstance(value, jax.ShapeDtypeStruct):
         hint = "" if has_aux or value is None else "; pass has_aux=True for a function that returns a pair"
         raise TypeError(f"the function must return one scalar {what} per member; got {_describe(value)}{hint}.")
-    if value.shape != ():
+    if value.shape != () and not rows:
         raise ValueError(
             f"the function must return one scalar {what} per member; got shape {value.shape}. Reduce it, for "
             "instance with .mean()."
         )
+    if math.prod(value.shape) == 0:
+        raise ValueError(f"the function returned no {what}: got shape {value.shape}.")
     if jnp.issubdtype(value.dtype, jnp.complexfloating):
         raise TypeError(f"the {what} must be real; got {value.dtype}. Take its real part or its modulus.")
 
@@ -219,70 +182,3 @@ def _describe(tree: PyTree) -> str:
 def split_aux(has_aux: bool) -> Callable[[Any], tuple[Any, Any]]:
     """Parts a member's output into its scalar and its auxiliary output."""
     return (lambda out: (out[0], out[1])) if has_aux else (lambda out: (out, ()))
-
-
-UNITS, SIGNS = 2, 2
-
-
-class DryRun(NamedTuple):
-    """What was found.
-
-    Attributes:
-        fallbacks: every place where a perturbation has to be made dense.
-        choices: what computes with factors that stay keys.
-    """
-
-    fallbacks: Sequence[DenseFallback]
-    choices: Sequence[Choice]
-
-    def implementations(self, path: str) -> tuple[str, ...]:
-        """Of the products of one parameter whose factors stay keys."""
-        return tuple(dict.fromkeys(choice.implementation for choice in self.choices if choice.name == path))
-
-
-def for_kernels(program: Program, plan: Plan, params: PyTree, rows: Rows, distribution: str) -> Plan:
-    """The plan, in which only those factors stay keys that nothing but kernels uses.
-
-    Anything else would draw them anew at every use: at every turn of a loop, where arrays are drawn once.
-    """
-    sampler = Sampler(plan, distribution, None)
-    if not any(sampler.seeded(leaf) for leaf in plan.leaves):
-        return plan
-    found = dry_run(program, plan, params, rows, distribution, None)
-    drawn = {choice.name for choice in found.choices if choice.implementation == "reference"}
-    return Plan(tuple(replace(leaf, matrix=None) if leaf.path in drawn else leaf for leaf in plan.leaves))
-
-
-def dry_run(program: Program, plan: Plan, params: PyTree, rows: Rows, distribution: str, members: int | None) -> DryRun:
-    """Traces the evaluation of two pairs.
-
-    Args:
-        program: the function of one member, traced.
-        plan: how each parameter is perturbed.
-        params: the parameters, or their shapes.
-        rows: the other arguments, or their shapes.
-        distribution: of the noise.
-        members: population, for messages.
-
-    Returns:
-        What it is made of.
-    """
-    policy, sampler = Policy("allow"), Sampler(plan, distribution, members)
-    args, merge, _ = partition(rows.abstract())
-    own = [
-        jax.ShapeDtypeStruct((UNITS, SIGNS, *a.shape), a.dtype) if axis is not None else a
-        for a, axis in zip(args, rows.axes, strict=True)
-    ]
-    axes = [None if axis is None else 0 for axis in rows.axes]
-
-    def run(words: jax.Array, params: PyTree, args: list[Any]) -> Any:
-        def member(noise: Any, index: Index, args: list[Any]) -> PyTree:
-            seen = sampler.perturb(params, noise, member_sign(index), 1.0)
-            return program.evaluate(Interpreter(policy), (seen, *merge(args)))
-
-        pair = jax.vmap(member, in_axes=(None, 0, axes))
-        return jax.vmap(pair, in_axes=(0, None, axes))(sampler.draw(words), jnp.arange(SIGNS), args)
-
-    words = jax.ShapeDtypeStruct((UNITS, sampler.streams.words), jnp.uint32)
-    found = map(Choice.in_scope, jax_compat.name_stacks(jax.make_jaxpr(run)(words, params, own)))
-    return DryRun(policy.records, [choice for choice in found if choice and choice.name])

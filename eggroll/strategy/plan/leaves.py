@@ -12,11 +12,20 @@ import jax.numpy as jnp
 
 from eggroll.engine.annotations import PyTree
 from eggroll.engine.factored import Use
-from eggroll.engine.interpreter import DenseFallback
 from eggroll.engine.paths import leaf_paths, path_hash
-from eggroll.strategy.plan.rules import DenseRule, FrozenRule, LowRankRule, Rule, Rules, check_rank, match_rules
+from eggroll.strategy.plan.rules import (
+    DenseRule,
+    FrozenRule,
+    LowRankRule,
+    Rule,
+    Rules,
+    WeightRule,
+    check_rank,
+    match_rules,
+)
+from eggroll.strategy.plan.sites import Site
 
-Kind = Literal["low_rank", "dense", "frozen", "unused"]
+Kind = Literal["low_rank", "dense", "activations", "frozen", "unused"]
 Small = Literal["dense", "low_rank"]  # noise of layers whose factors would be no fewer numbers than their weight
 
 
@@ -28,7 +37,8 @@ class LeafPlan:
         path: names joined by `/`.
         shape: the parameter's shape.
         dtype: its dtype's name.
-        kind: `"low_rank"`, `"dense"`, `"frozen"` or `"unused"` (the function does not read it).
+        kind: `"low_rank"`, `"dense"`, `"activations"` (its noise is on the outputs that it enters), `"frozen"` or
+            `"unused"` (the function does not read it).
         rank: number of columns of each factor (0 unless low-rank).
         left_axes: axes the left factor owns; stack axes are in both.
         right_axes: axes the right factor owns.
@@ -72,14 +82,20 @@ class LeafPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The leaf plans, in the order of `jax.tree.leaves(params)`."""
+    """The leaf plans, in the order of `jax.tree.leaves(params)`, and the sites of the function, in its order."""
 
     leaves: tuple[LeafPlan, ...]
+    sites: tuple[Site, ...] = ()
 
     @property
     def numbers(self) -> int:
-        """Random numbers drawn for one pair of members, all parameters together."""
+        """Random numbers drawn for one pair of members as noise of all parameters; those of sites are apart."""
         return sum(leaf.numbers for leaf in self.leaves)
+
+    @property
+    def by_output(self) -> tuple[int, ...]:
+        """Numbers of the parameters whose noise is on the outputs that they enter."""
+        return tuple(i for i, leaf in enumerate(self.leaves) if leaf.kind == "activations")
 
 
 def make_plan(
@@ -166,30 +182,6 @@ def _check_noise_differs(paths: Sequence[str]) -> None:
         seen[code] = path
 
 
-def dense_matrices(
-    plan: Plan, uses: Mapping[str, Sequence[Use]], rules: Rules, rank: int, members: int | None
-) -> list[DenseFallback]:
-    """Matrices that products use, but that get a number for every element, though no rule asks for it.
-
-    Something before their product keeps no factors apart, or no side of them is apart there.
-    """
-    chosen = match_rules(rules, [leaf.path for leaf in plan.leaves])
-    found = []
-    for leaf in plan.leaves:
-        if leaf.kind != "dense" or isinstance(chosen.get(leaf.path), DenseRule):
-            continue
-        factors = rank * (math.prod(leaf.shape[:-1]) + leaf.shape[-1]) if leaf.shape else 1
-        matrix = sum(n > 1 for n in leaf.shape) > 1 and leaf.numbers > factors
-        if not matrix or not any(use.multiplied for use in uses[leaf.path]):
-            continue
-        use = next((u for u in uses[leaf.path] if u.kind == "elementwise"), uses[leaf.path][0])
-        reason = "its noise has a number for every element: "
-        reason += "nothing keeps two factors apart there" if use.kind == "elementwise" else "no axis of it is left over"
-        size = leaf.numbers * jnp.dtype(leaf.dtype).itemsize * (members or 1)
-        found.append(DenseFallback(leaf.path, use.primitive, use.line, reason, size, members, leaf.numbers / factors))
-    return found
-
-
 def _leaf_plan(
     path: str, leaf: Any, uses: Sequence[Use] | None, rule: Rule | None, rank: int, small_layers: Small
 ) -> LeafPlan:
@@ -198,6 +190,7 @@ def _leaf_plan(
         return LeafPlan(path, shape, dtype, "frozen")
     if math.prod(shape) == 0 or (uses is not None and not uses):
         return LeafPlan(path, shape, dtype, "unused")
+    rule = None if isinstance(rule, WeightRule) else rule
     scale = 1.0 if rule is None else rule.sigma_scale
     dense = LeafPlan(path, shape, dtype, "dense", sigma_scale=scale)
     if isinstance(rule, DenseRule):
@@ -266,7 +259,7 @@ def _check_layer_rank(path: str, shape: tuple[int, ...], rank: int, full: int) -
 
 def check_something_moves(plans: Sequence[LeafPlan]) -> None:
     """Raises ValueError where no parameter is perturbed."""
-    if any(p.kind in ("low_rank", "dense") for p in plans):
+    if any(p.kind in ("low_rank", "dense", "activations") for p in plans):
         return
     if all(p.kind == "frozen" for p in plans):
         raise ValueError('every parameter is "frozen" by a rule: nothing is left to perturb. Loosen a pattern.')

@@ -89,16 +89,27 @@ class FrozenRule:
     """Leave the matching parameters as they are; `"frozen"` in a list of rules."""
 
 
-Rule = LowRankRule | DenseRule | FrozenRule
+@dataclass(frozen=True)
+class WeightRule:
+    """Perturb the matching parameters themselves, as their use decides, under `noise="activations"`, too."""
+
+
+Rule = LowRankRule | DenseRule | FrozenRule | WeightRule
 Rules = Sequence[tuple[str, "str | Rule"]]
-NAMES: dict[str, Rule] = {"low_rank": LowRankRule(), "dense": DenseRule(), "frozen": FrozenRule()}
+NAMES: dict[str, Rule] = {
+    "low_rank": LowRankRule(),
+    "dense": DenseRule(),
+    "frozen": FrozenRule(),
+    "weights": WeightRule(),
+}
 
 
 def match_rules(rules: Rules, paths: Iterable[str]) -> dict[str, Rule]:
     """Finds the first rule whose pattern matches the whole path, for each path.
 
     Args:
-        rules: `(regular expression, rule)` pairs; a rule is `"low_rank"`, `"dense"`, `"frozen"` or a rule object.
+        rules: `(regular expression, rule)` pairs; a rule is `"low_rank"`, `"dense"`, `"frozen"`, `"weights"` or a rule
+            object.
         paths: all parameter paths.
 
     Returns:
@@ -146,7 +157,7 @@ def _pairs(rules: Rules) -> list[tuple[str, str | Rule]]:
 
 
 def _named(rule: str | Rule) -> Rule:
-    if isinstance(rule, LowRankRule | DenseRule | FrozenRule):
+    if isinstance(rule, LowRankRule | DenseRule | FrozenRule | WeightRule):
         return rule
     if isinstance(rule, str) and rule in NAMES:
         return NAMES[rule]

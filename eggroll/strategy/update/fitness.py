@@ -119,16 +119,22 @@ def as_float(fitness: Any) -> Any:
     return fitness.astype(accumulator_dtype(fitness.dtype) if floating else jnp.float32)
 
 
+def of_members(fitness: jax.Array) -> jax.Array:
+    """`[N]`, one fitness for each member: the mean of its own where it has several."""
+    return fitness.reshape(len(fitness), -1).mean(1) if fitness.ndim > 1 else fitness
+
+
 def summary(fitness: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
     """Mean, best, worst and standard deviation over finite fitness, members dropped, whether the others are equal.
 
     Args:
-        fitness: `[N]`.
+        fitness: `[N]`; or `[N, *losses]`, of which members' means are spoken of.
         valid: `[N]` bool, members that count in the update.
 
     Returns:
         Scalars by name; NaN where nothing is finite.
     """
+    each, fitness = fitness, of_members(fitness)
     found, counted = spreads(fitness, valid)
     values = {
         "fitness_mean": found.summary.mean,
@@ -139,8 +145,17 @@ def summary(fitness: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
     some = found.summary.count > 0
     return {name: jnp.where(some, value, jnp.nan)[0] for name, value in values.items()} | {
         "nonfinite": fitness.size - counted.summary.count[0],
-        "equal_fitness": (counted.summary.low == counted.summary.high)[0],
+        "equal_fitness": (counted.summary.low == counted.summary.high)[0] & _equal(each, valid),
     }
+
+
+def _equal(each: jax.Array, valid: jax.Array) -> jax.Array | bool:
+    """Whether valid members are equal in every one of several numbers."""
+    if each.ndim == 1:
+        return True
+    flat = each.reshape(len(each), -1)
+    first = jnp.take(flat, jnp.argmax(valid), 0)
+    return jnp.where(valid[:, None], flat == first, True).all()
 
 
 def raise_if_lost(metrics: dict[str, Any], population: int) -> None:

@@ -100,6 +100,40 @@ def shape_fitness(fitness: Any, *, shaping: Shaping, antithetic: bool, groups: i
     return jnp.where(valid, weights * (size / count), 0), valid
 
 
+def shape_rows(fitness: Any, *, shaping: Shaping, antithetic: bool, groups: int = 1) -> tuple[jax.Array, jax.Array]:
+    """`shape_fitness` of every loss by itself, where members have several.
+
+    A member of which one number is not finite is invalid. `"zscore"` and `"group"` divide by one deviation for all,
+    so that losses keep their sizes beside each other.
+
+    Args:
+        fitness: `[N]` or `[N, *losses]`.
+        shaping: as in `shape_fitness`.
+        antithetic: likewise.
+        groups: likewise.
+
+    Returns:
+        `(weights, valid)`, `[N, *losses]` and `[N]`.
+    """
+    options: dict[str, Any] = {"antithetic": antithetic, "groups": groups}
+    if fitness.ndim == 1:
+        return shape_fitness(fitness, shaping=shaping, **options)
+    flat = fitness.reshape(len(fitness), -1)
+    flat = jnp.where(jnp.isfinite(flat).all(1, keepdims=True), flat, jnp.nan)
+    common = shaping in ("zscore", "group")
+
+    def one(column: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        weights, valid = shape_fitness(column, shaping=shaping, **options)
+        found = spreads(column, valid)[1]
+        return weights, valid, (found.deviation * found.unit)[0]
+
+    weights, valid, deviations = jax.vmap(one, 1, (1, 1, 0))(flat)
+    if common:
+        deviation = jnp.sqrt(jnp.mean(deviations**2))
+        weights = weights * (deviations / jnp.where(deviation > 0, deviation, 1))
+    return weights.reshape(fitness.shape), valid[:, 0]
+
+
 def _as_fitness(fitness: Any) -> jax.Array:
     if not isinstance(fitness, jax.Array):
         fitness = np.asarray(fitness)

@@ -16,12 +16,13 @@ from jax.core import Tracer
 from eggroll.strategy.update.fitness import as_float
 
 
-def check_fitness(fitness: Any, population: int) -> Any:
+def check_fitness(fitness: Any, population: int, *, rows: bool = False) -> Any:
     """Fitness as an array `[population]` of real numbers.
 
     Args:
         fitness: JAX array (may be traced), numpy array, or a sequence of numbers.
         population: number of members.
+        rows: whether a member may have several, `[population, *losses]`.
 
     Returns:
         The array, float32 or wider; float64 in NumPy where float32 does not hold its numbers, see `is_wide`.
@@ -37,7 +38,8 @@ def check_fitness(fitness: Any, population: int) -> Any:
         )
     if not isinstance(fitness, jax.Array) or _is_counted_here(fitness):
         fitness = _from_host(fitness)
-    if fitness.shape != (population,):
+    whole = rows and fitness.ndim > 1 and fitness.shape[0] == population and fitness.size > 0
+    if fitness.shape != (population,) and not whole:
         raise ValueError(
             f"got fitness of shape {fitness.shape}; one number per member, shape ({population},), is required, in the "
             "order of the members. Average over data first where there are several numbers per member."

@@ -143,7 +143,8 @@ class Generation:
         gradient_norm: norm of the gradient, float32.
         update_norm: norm of the change of the parameters, float32.
         fitness: `[N]` float32 or float64.
-        weights: `[N]`, what shaping made of it.
+        weights: `[N]`, what shaping made of it; `[N, *losses]` of losses that are credited one by one, read as
+            `[N, L]`.
     """
 
     generation: int
@@ -175,8 +176,10 @@ class Generation:
             raise ValueError(f"the dtypes {codes!r}")
         dtypes = [_DTYPES[code] for code in codes]
         middle = _FIXED.size + size * dtypes[2].itemsize
-        if len(payload) != middle + size * dtypes[3].itemsize:
+        each, rest = divmod(len(payload) - middle, max(size * dtypes[3].itemsize, 1))
+        if each < 1 or rest:
             raise ValueError(f"a payload that does not hold {size} members")
+        weights = _array(payload[middle:], dtypes[3])
         return cls(
             generation=number,
             settings=settings,
@@ -186,7 +189,7 @@ class Generation:
             gradient_norm=np.array(gradient, np.float32),
             update_norm=np.array(update, np.float32),
             fitness=_array(payload[_FIXED.size : middle], dtypes[2]),
-            weights=_array(payload[middle:], dtypes[3]),
+            weights=weights if each == 1 else weights.reshape(size, each),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,9 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from eggroll.engine.annotations import PyTree
+from eggroll.engine.annotations import Function, PyTree
+from eggroll.strategy.evaluate.tracing import InAxes
+from eggroll.strategy.members import Evaluated
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Sharding
@@ -45,6 +47,9 @@ def replay(
     on_generation: Callable[[State], object] | None = None,
     mesh: Mesh | str | None = None,
     sharding: Sharding = None,
+    fitness: Function | None = None,
+    data: Iterable[object] | Callable[[int], object] | None = None,
+    in_axes: InAxes = None,
 ) -> State:
     r"""Rebuilds the state of a generation from the base parameters: noise again, weights from the ledger.
 
@@ -63,6 +68,10 @@ def replay(
         mesh: as in `ES`, for equal bits as the run's; devices sum up as they did in the run, by members or by weights.
             `"run"` makes one like it, of this process's devices, if they suffice. Default None: one device.
         sharding: as in `ES`. Default None: the run's, as far as the mesh has its axes.
+        fitness: of a run with `noise="activations"`, whose gradients are made of it at its data: the run's
+            `fitness_fn(params, *batch)`, or the `fun` of a `Scored`. Others need none.
+        data: for `fitness`, as the run had it, from its start.
+        in_axes: for the batch, likewise.
 
     Returns:
         The state; its parameters in the structure of `base`, those of a flat dictionary in the run's order.
@@ -74,7 +83,8 @@ def replay(
     Example:
         See `eggroll.training.ledger.journal.Journal`.
     """
-    made = Replay(base, ledger, optimizer=optimizer, mesh=mesh, sharding=sharding)
+    evaluated = None if fitness is None else _from_data(fitness, data, in_axes)
+    made = Replay(base, ledger, optimizer=optimizer, mesh=mesh, sharding=sharding, evaluated=evaluated)
     state = made.run(generation, on_generation)
     if made.elsewhere:
         LOGGER.warning("replayed to rounding, not bit for bit: %s", "; ".join(made.elsewhere))
@@ -100,13 +110,14 @@ class Replay:
         optimizer: optax.GradientTransformation | None = None,
         mesh: Mesh | str | None = None,
         sharding: Sharding = None,
+        evaluated: Evaluated | None = None,
     ) -> None:
         if isinstance(mesh, str) and mesh != RUN:
             raise RunError(f"got mesh={mesh!r}; a jax.sharding.Mesh, {RUN!r} or None is required.")
         self.generations = self.inexact = 0
         self.elsewhere: list[str] = []
         self._base, self._reader, self._given = base, Reader(ledger), optimizer
-        self._mesh, self._sharding = mesh, sharding
+        self._mesh, self._sharding, self._evaluated = mesh, sharding, evaluated
         self.state: State | None = None
         self._plan: Plan | None = None
         self.update: Update
@@ -142,7 +153,7 @@ class Replay:
             plan = plan_from_json(content["plan"])
             check_plan(plan)
             es = self._strategy(content)
-            self.update = _from_record(es.replayed(plan, content["sigma"]), es.population)
+            self.update = _from_record(es.replayed(plan, content["sigma"], self._evaluated), es.population)
             key = np.array(content["key"], np.uint32)
             if self.state is None:
                 base = load_arrays(self._base, plan) if isinstance(self._base, str | Path) else self._base
@@ -206,6 +217,20 @@ class Replay:
                     "differ in what they compute."
                 )
         self.inexact += not exact
+
+
+def _from_data(fitness: Function, data: Any, in_axes: InAxes) -> Evaluated:
+    """The run's function with its batches, which are asked for generation by generation."""
+    batches = iter(data) if isinstance(data, Iterable) else None
+
+    def evaluated(generation: int) -> tuple[Function, tuple, InAxes]:
+        if batches is None:
+            batch = data(generation) if callable(data) else ()
+        elif (batch := next(batches, batches)) is batches:
+            raise RunError(f"got data that end before generation {generation}; give the run's, from their start.")
+        return fitness, batch if type(batch) is tuple else (batch,), in_axes
+
+    return evaluated
 
 
 def _from_record(update: Callable[..., tuple[State, Norms]], population: int) -> Update:

@@ -59,7 +59,7 @@ def test_a_rule_that_decides_nothing_is_an_error(rules):
 @pytest.mark.parametrize(
     ("rules", "text"),
     [
-        ([("head/kernel", "full")], r"got the rule 'full'; use one of \['dense', 'frozen', 'low_rank'\]"),
+        ([("head/kernel", "full")], r"got the rule 'full'; use one of \['dense', 'frozen', 'low_rank', 'weights'\]"),
         ([("head/kernel", 3)], "got the rule 3; use one of"),
         (["frozen"], r"got the rule 'frozen'; a pair \(pattern, rule\) is required"),
         ([(".*", "dense", 1)], "a pair"),

@@ -1,0 +1,266 @@
+"""The walk: follows parameters through a traced function to the operations that they enter linearly, the sites.
+
+A value that is affine in parameters is a `Linear` as long as nothing else was done with it. Where data has entered (an
+input of the function, or what a site made of one), it waits for a bias to be added; whatever else uses it makes it a
+site: the hook says what the function goes on with, and what the site is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from eggroll.engine import jax_compat
+from eggroll.engine.ahead import CALLS
+from eggroll.engine.annotations import JaxprEqn
+from eggroll.engine.interpreter import Interpreter, Policy
+from eggroll.engine.lowrank import Perturbed
+
+Where = tuple[int, ...]  # the numbers of the equations on the way to one, from the outermost jaxpr
+Rebuild = Callable[[Sequence[Any]], Any]
+
+INLINED = CALLS | {
+    *("remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
+}
+# Of one operand; those of the first line keep its numbers, and are made of an output that waits for a bias as well.
+KEEPING = {"reshape", "transpose", "squeeze", "copy", "copy_p", "convert_element_type", "sharding_constraint"}
+MOVING = KEEPING | {"broadcast_in_dim", "rev", "neg", "slice", "split", "reduce_sum", "cumsum", "optimization_barrier"}
+ADDING = {"add", "sub", "add_any"}
+# Linear in each operand alone, of which one may be affine in parameters; and the operands that never may.
+PRODUCTS = {"mul", "dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"}
+FIXED_OPERANDS: Mapping[str, Callable[[int], Sequence[int]]] = {
+    "div": lambda n: (1,),
+    "ragged_dot": lambda n: (2,),
+    "ragged_dot_general": lambda n: (2,),
+    "gather": lambda n: (1,),
+    "dynamic_slice": lambda n: range(1, n),
+    "dynamic_update_slice": lambda n: range(2, n),
+    "scatter-add": lambda n: (1,),
+    "scatter": lambda n: (1,),
+    "select_n": lambda n: (0,),
+    "pad": lambda n: (1,),
+}
+BESIDE = "it meets a parameter whose noise is on a layer's outputs"
+JOINING = {"select_n", "concatenate", "dynamic_update_slice", "scatter-add", "scatter", "pad"}  # affine in all operands
+
+
+@dataclass(eq=False)
+class Linear:
+    """A value that is affine in parameters.
+
+    Attributes:
+        value: the numbers.
+        rebuild: the same from the parameters of the frame (the jaxpr of a function, or of a loop's body).
+        uses: which of them it is made of.
+        data: whether the function's inputs have entered: then it is a layer's output, which may wait for a bias.
+        touched: whether an array of constants has: then it can be a site, which a bare parameter is none.
+        where: the equation that made it.
+        eqn: the same.
+    """
+
+    value: Any
+    rebuild: Rebuild
+    uses: frozenset[int]
+    data: bool = False
+    touched: bool = False
+    where: Where = ()
+    eqn: JaxprEqn | None = None
+    seen: Any = None  # what the function goes on with, once it is a site
+
+    @property
+    def bare(self) -> bool:
+        """Whether it is parameters alone, moved about."""
+        return not (self.data or self.touched)
+
+
+@dataclass
+class Frame:
+    """The parameters of a jaxpr, which those of the jaxpr around it become.
+
+    Attributes:
+        values: of each.
+        names: the function's parameters that each is made of.
+        sums: what the sites have given each, or None.
+        loops: `(counter, length)` of every loop around, the outermost first; a length is None if it is not known.
+        summing: whether sites give their parameters anything on this walk.
+    """
+
+    values: list[Any]
+    names: list[frozenset[int]]
+    loops: tuple[tuple[Any, int | None], ...] = ()
+    summing: bool = False
+    sums: dict[int, Any] = field(default_factory=dict)
+
+    def add(self, cotangents: Mapping[int, Any]) -> None:
+        """Adds to the sums."""
+        for i, ct in cotangents.items():
+            self.sums[i] = self.sums[i] + ct if i in self.sums else ct
+
+    def leaf(self, i: int) -> Linear:
+        """Parameter `i`."""
+        return Linear(self.values[i], lambda leaves: leaves[i], frozenset({i}))
+
+
+class Hook(Protocol):
+    """What happens at a site."""
+
+    def site(self, made: Linear, frame: Frame) -> Any:
+        """What the function goes on with in place of `made.value`."""
+
+    def refused(self, made: Linear, frame: Frame, eqn: JaxprEqn | None) -> None:
+        """A parameter is used otherwise than linearly."""
+
+
+class Walk(Interpreter):
+    """Walks a traced function. Parameters under weight noise may be `Perturbed`."""
+
+    def __init__(self, policy: Policy, hook: Hook) -> None:
+        super().__init__(policy)
+        self.hook = hook
+
+    def walk(self, jaxpr: Any, args: Sequence[Any], fed: Sequence[bool], frame: Frame, at: Where) -> list[Any]:
+        """Evaluates a jaxpr.
+
+        Args:
+            jaxpr: open or closed.
+            args: arrays, `Perturbed` or `Linear`.
+            fed: whether each comes from the function's inputs.
+            frame: whose parameters `Linear` values are made of.
+            at: the equation that it is called from.
+
+        Returns:
+            The outputs, each with whether it comes from the function's inputs.
+        """
+        jaxpr, consts = jax_compat.open_jaxpr(jaxpr)
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_as_jax, consts), strict=True))
+        env.update(zip(jaxpr.invars, args, strict=True))
+        data = {v for v, f in zip(jaxpr.invars, fed, strict=True) if f}
+
+        def read(atom: Any) -> Any:
+            return _as_jax(atom.val) if isinstance(atom, jax_compat.Literal) else env[atom]
+
+        def is_fed(atom: Any) -> bool:
+            return not isinstance(atom, jax_compat.Literal) and atom in data
+
+        for number, eqn in enumerate(jaxpr.eqns):
+            values, from_data = [read(v) for v in eqn.invars], [is_fed(v) for v in eqn.invars]
+            outs, feeds = self._equation(eqn, values, from_data, frame, (*at, number))
+            env.update(zip(eqn.outvars, outs, strict=True))
+            data.update(v for v, f in zip(eqn.outvars, feeds, strict=True) if f)
+        return [(read(v), is_fed(v)) for v in jaxpr.outvars]
+
+    def settle(self, value: Any, frame: Frame, eqn: JaxprEqn | None) -> Any:
+        """A value that is no longer `Linear`: an output of a layer becomes a site, a bare parameter is refused."""
+        if not isinstance(value, Linear):
+            return value
+        if value.bare or not jnp.issubdtype(value.value.dtype, jnp.floating):
+            self.hook.refused(value, frame, eqn)
+            return value.value
+        if value.seen is None:
+            value.seen = self.hook.site(value, frame)
+        return value.seen
+
+    def _equation(
+        self, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Frame, at: Where
+    ) -> tuple[list[Any], list[bool]]:
+        name, some = eqn.primitive.name, any(fed)
+        if any(isinstance(a, Linear) for a in args):
+            if name in INLINED:
+                jaxpr = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
+                with jax_compat.source_context(eqn):
+                    outs = self.walk(jaxpr, args, fed, frame, at)
+                return [o for o, _ in outs], [f for _, f in outs]
+            if name in LOOPS:
+                with jax_compat.source_context(eqn):
+                    return LOOPS[name](self, eqn, args, fed, frame, at)
+            args, linear = self._operands(eqn, args, fed, frame)
+            some = some or any(isinstance(a, Linear) and a.seen is not None for a in args)
+            if linear:
+                return self._affine(eqn, args, fed, at)
+            # What a site made is data: the noise of its own rows has entered.
+            some = some or any(isinstance(a, Linear) and not a.bare for a in args)
+            args = [self.settle(a, frame, eqn) for a in args]
+        return self._apply(eqn, args), [some] * len(eqn.outvars)
+
+    def _operands(self, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Frame) -> tuple[list[Any], bool]:
+        """The operands, those settled that cannot stay, and whether the equation is affine in what remains."""
+        name, out = eqn.primitive.name, abstract_of(eqn)
+        args = [self.dense(a, eqn, BESIDE) if isinstance(a, Perturbed) else a for a in args]
+        waiting = [isinstance(a, Linear) and a.data for a in args]
+        if name == "convert_element_type" and not jnp.issubdtype(out.dtype, jnp.floating):
+            return args, False
+        if name in KEEPING and waiting[0]:
+            return args, True
+        if name in ADDING:
+            beside = [not isinstance(a, Linear) for a in args]
+            shapes = [jnp.shape(a.value) if isinstance(a, Linear) else None for a in args]
+            # A bias may be added to what waits, and another output of the same shape; anything else comes after it.
+            if any(w and (any(beside) or s != out.shape) for w, s in zip(waiting, shapes, strict=True)):
+                args = self._all_settled(args, waiting, fed, frame, eqn)
+        elif any(waiting):
+            args = self._all_settled(args, waiting, fed, frame, eqn)
+        held = [i for i, a in enumerate(args) if isinstance(a, Linear)]
+        fixed = set(FIXED_OPERANDS.get(name, lambda n: ())(len(args)))
+        joining = name in ADDING or name in JOINING
+        known = name in MOVING or joining or name in PRODUCTS or name in FIXED_OPERANDS
+        affine = known and bool(held) and not fixed & set(held) and (joining or len(held) == 1)
+        return args, affine or not held
+
+    def _all_settled(
+        self, args: list[Any], which: Sequence[bool], fed: list[bool], frame: Frame, eqn: JaxprEqn
+    ) -> list[Any]:
+        for i, chosen in enumerate(which):
+            if chosen:
+                fed[i] = True
+        return [self.settle(a, frame, eqn) if w else a for a, w in zip(args, which, strict=True)]
+
+    def _affine(self, eqn: JaxprEqn, args: list[Any], fed: list[bool], at: Where) -> tuple[list[Any], list[bool]]:
+        held = [a for a in args if isinstance(a, Linear)]
+        if not held:
+            return self._apply(eqn, args), [any(fed)] * len(eqn.outvars)
+        outs = jax_compat.bind(eqn, [a.value if isinstance(a, Linear) else a for a in args])
+        name, beside = eqn.primitive.name, [not isinstance(a, Linear) for a in args]
+        data = any(a.data for a in held) or any(f for f, b in zip(fed, beside, strict=True) if b)
+        arrays = any(np.ndim(a) for a, b in zip(args, beside, strict=True) if b)
+        touched = any(a.touched for a in held) or (arrays and (name in PRODUCTS or name == "div"))
+        uses = frozenset().union(*(a.uses for a in held))
+
+        def rebuild(leaves: Sequence[Any], k: int) -> Any:
+            return jax_compat.bind(eqn, [a.rebuild(leaves) if isinstance(a, Linear) else a for a in args])[k]
+
+        made = [
+            Linear(out, lambda leaves, k=k: rebuild(leaves, k), uses, data, touched, (*at, k), eqn)
+            for k, out in enumerate(outs)
+        ]
+        return list(made), [data] * len(outs)
+
+
+def transposed(made: Linear, frame: Frame, cotangent: jax.Array) -> dict[int, jax.Array]:
+    """What each parameter of the frame receives: the transpose of the one operation, applied to `cotangent`."""
+    used = sorted(made.uses)
+
+    def of(values: list[Any]) -> Any:
+        leaves: list[Any] = list(frame.values)
+        for i, value in zip(used, values, strict=True):
+            leaves[i] = value
+        return made.rebuild(leaves)
+
+    _, pull = jax.vjp(of, [frame.values[i] for i in used])
+    return dict(zip(used, pull(cotangent.astype(made.value.dtype))[0], strict=True))
+
+
+def abstract_of(eqn: JaxprEqn) -> Any:
+    """Shape and dtype of an equation's first result."""
+    return eqn.outvars[0].aval
+
+
+def _as_jax(value: Any) -> Any:
+    return jnp.asarray(value) if isinstance(value, np.ndarray) and value.ndim else value
+
+
+LOOPS: dict[str, Callable[..., tuple[list[Any], list[bool]]]] = {}  # `eggroll.strategy.activations.loops` fills it

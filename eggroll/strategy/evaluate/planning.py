@@ -1,0 +1,211 @@
+"""What happens to a function's parameters: the plan, what one member sees, and what that makes dense."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from eggroll.engine import jax_compat
+from eggroll.engine.annotations import Index, PyTree, Scalar
+from eggroll.engine.factored import Program, Use, abstract, discover, partition
+from eggroll.engine.interpreter import DenseFallback, Interpreter, Policy
+from eggroll.engine.paths import leaf_paths
+from eggroll.ops import Choice
+from eggroll.strategy.activations.noise import Seen, Streams
+from eggroll.strategy.activations.sites import find_sites, walked
+from eggroll.strategy.evaluate.tracing import Rows
+from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, Small, make_plan
+from eggroll.strategy.plan.rules import DenseRule, Rules, match_rules
+from eggroll.strategy.population import Population
+from eggroll.strategy.state import for_mesh
+
+
+def plan_for(
+    program: Program,
+    params: PyTree,
+    rows: Rows,
+    settings: Population,
+    rank: int,
+    rules: Rules,
+    small_layers: Small = "dense",
+) -> Plan:
+    """Discovers how the program uses the parameters and decides their perturbation."""
+    uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
+    plan = make_plan(params, uses, rank=rank, rules=rules, small_layers=small_layers)
+    if settings.noise == "activations":
+        plan, _ = with_sites(program, plan, params, rows, rules)
+    policy = Policy(settings.fallback)
+    for record in dense_matrices(plan, uses, rules, rank, settings.size):
+        policy.tell(record)
+    plan = for_kernels(program, plan, jax.tree.map(abstract, params), rows, settings.distribution)
+    return for_mesh(plan, settings)
+
+
+def dense_matrices(
+    plan: Plan, uses: Mapping[str, Sequence[Use]], rules: Rules, rank: int, members: int | None
+) -> list[DenseFallback]:
+    """Matrices that products use, but that get a number for every element, though no rule asks for it.
+
+    Something before their product keeps no factors apart, or no side of them is apart there.
+    """
+    chosen = match_rules(rules, [leaf.path for leaf in plan.leaves])
+    found = []
+    for leaf in plan.leaves:
+        if leaf.kind != "dense" or isinstance(chosen.get(leaf.path), DenseRule):
+            continue
+        factors = rank * (math.prod(leaf.shape[:-1]) + leaf.shape[-1]) if leaf.shape else 1
+        matrix = sum(n > 1 for n in leaf.shape) > 1 and leaf.numbers > factors
+        if not matrix or not any(use.multiplied for use in uses[leaf.path]):
+            continue
+        use = next((u for u in uses[leaf.path] if u.kind == "elementwise"), uses[leaf.path][0])
+        reason = "its noise has a number for every element: "
+        reason += "nothing keeps two factors apart there" if use.kind == "elementwise" else "no axis of it is left over"
+        size = leaf.numbers * jnp.dtype(leaf.dtype).itemsize * (members or 1)
+        found.append(DenseFallback(leaf.path, use.primitive, use.line, reason, size, members, leaf.numbers / factors))
+    return found
+
+
+def with_sites(program: Program, plan: Plan, params: PyTree, rows: Rows, rules: Rules) -> tuple[Plan, dict[str, str]]:
+    """The plan in which parameters without a rule have noise on the outputs that they enter; and why others have not.
+
+    The reasons are by path: what else is done with a parameter.
+    """
+    ruled = match_rules(rules, [leaf.path for leaf in plan.leaves])
+    free = [i for i, leaf in enumerate(plan.leaves) if leaf.path not in ruled and leaf.kind in ("low_rank", "dense")]
+    sites, refusals = find_sites(program, params, rows.abstract(), free)
+    moved = {path for site in sites for path in site.paths}
+    leaves = [
+        LeafPlan(leaf.path, leaf.shape, leaf.dtype, "activations") if leaf.path in moved else leaf
+        for leaf in plan.leaves
+    ]
+    return Plan(tuple(leaves), sites), refusals | dict.fromkeys(ruled, "a rule")
+
+
+def at_sites(program: Program, plan: Plan, params: PyTree, rows: Rows) -> Plan:
+    """A plan that is known but for its sites, with those of the program; raises ValueError where it has others."""
+    sites, refusals = find_sites(program, params, rows.abstract(), plan.by_output)
+    if refusals.keys() & {plan.leaves[i].path for i in plan.by_output}:
+        raise ValueError("another function than the run's: it uses parameters in another way")
+    return Plan(plan.leaves, sites)
+
+
+@dataclass(frozen=True)
+class Member:
+    """Who sees the parameters.
+
+    Attributes:
+        noise: of the parameters, drawn for the unit.
+        key: of the generation.
+        unit: number of the member's unit.
+        index: of the member in it: 0, or 1 for the second of a pair.
+        sigma: noise scale.
+    """
+
+    noise: Noise
+    key: jax.Array
+    unit: Index
+    index: Index
+    sigma: Scalar
+
+    def evaluate(self, program: Program, sampler: Sampler, policy: Policy, params: PyTree, args: tuple) -> PyTree:
+        """The program's output for this member."""
+        sign, plan = member_sign(self.index), sampler.plan
+        seen = sampler.perturb(params, self.noise, sign, self.sigma)
+        if not plan.sites:
+            return program.evaluate(Interpreter(policy), (seen, *args))
+        streams = Streams.of(self.key, plan.sites, sampler.distribution)
+        hook = Seen(streams, self.unit, sign, self.sigma)
+        return walked(program, hook, policy, (seen, *args), plan.by_output)[0]
+
+
+def check_covered(plan: Plan, program: Program, params: PyTree, rows: Rows) -> None:
+    """Raises if the program reads parameters that the plan, made for the members' first function, holds for unused."""
+    idle = [leaf.path for leaf in plan.leaves if leaf.kind == "unused" and math.prod(leaf.shape)]
+    if not idle:
+        return
+    uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
+    late = [path for path in idle if uses[path]]
+    if late:
+        raise ValueError(
+            f"the function uses {', '.join(late[:5])}, which the first function of these members did not use: the plan "
+            "gives them no noise. Apply a function of all parameters first, or ask for other members."
+        )
+
+
+UNITS, SIGNS = 2, 2
+
+
+class DryRun(NamedTuple):
+    """What was found.
+
+    Attributes:
+        fallbacks: every place where a perturbation has to be made dense.
+        choices: what computes with factors that stay keys.
+    """
+
+    fallbacks: Sequence[DenseFallback]
+    choices: Sequence[Choice]
+
+    def implementations(self, path: str) -> tuple[str, ...]:
+        """Of the products of one parameter whose factors stay keys."""
+        return tuple(dict.fromkeys(choice.implementation for choice in self.choices if choice.name == path))
+
+
+def for_kernels(program: Program, plan: Plan, params: PyTree, rows: Rows, distribution: str) -> Plan:
+    """The plan, in which only those factors stay keys that nothing but kernels uses.
+
+    Anything else would draw them anew at every use: at every turn of a loop, where arrays are drawn once.
+    """
+    sampler = Sampler(plan, distribution, None)
+    if not any(sampler.seeded(leaf) for leaf in plan.leaves):
+        return plan
+    found = dry_run(program, plan, params, rows, distribution, None)
+    drawn = {choice.name for choice in found.choices if choice.implementation == "reference"}
+    leaves = tuple(replace(leaf, matrix=None) if leaf.path in drawn else leaf for leaf in plan.leaves)
+    return replace(plan, leaves=leaves)
+
+
+def abstract_key() -> jax.ShapeDtypeStruct:
+    """The shape of a generation's key."""
+    return jax.ShapeDtypeStruct((), jax.eval_shape(lambda: jax.random.key(0, impl="threefry2x32")).dtype)
+
+
+def dry_run(program: Program, plan: Plan, params: PyTree, rows: Rows, distribution: str, members: int | None) -> DryRun:
+    """Traces the evaluation of two pairs.
+
+    Args:
+        program: the function of one member, traced.
+        plan: how each parameter is perturbed.
+        params: the parameters, or their shapes.
+        rows: the other arguments, or their shapes.
+        distribution: of the noise.
+        members: population, for messages.
+
+    Returns:
+        What it is made of.
+    """
+    policy, sampler = Policy("allow"), Sampler(plan, distribution, members)
+    args, merge, _ = partition(rows.abstract())
+    own = [
+        jax.ShapeDtypeStruct((UNITS, SIGNS, *a.shape), a.dtype) if axis is not None else a
+        for a, axis in zip(args, rows.axes, strict=True)
+    ]
+    axes = [None if axis is None else 0 for axis in rows.axes]
+
+    def run(words: jax.Array, params: PyTree, args: list[Any], key: jax.Array) -> Any:
+        def member(noise: Any, unit: Index, index: Index, args: list[Any]) -> PyTree:
+            return Member(noise, key, unit, index, 1.0).evaluate(program, sampler, policy, params, merge(args))
+
+        pair = jax.vmap(member, in_axes=(None, None, 0, axes))
+        units = jnp.arange(UNITS)
+        return jax.vmap(pair, in_axes=(0, 0, None, axes))(sampler.draw(words), units, jnp.arange(SIGNS), args)
+
+    words, key = jax.ShapeDtypeStruct((UNITS, sampler.streams.words), jnp.uint32), abstract_key()
+    found = map(Choice.in_scope, jax_compat.name_stacks(jax.make_jaxpr(run)(words, params, own, key)))
+    return DryRun(policy.records, [choice for choice in found if choice and choice.name])
