@@ -53,7 +53,7 @@ class Options(Common):
     widths: tuple[int, ...] = (64, 256, 1024)
     pairs: tuple[int, ...] = (8, 64, 512)
     seeds: int = 3
-    most: int = 50_000
+    most: int = 30_000
 
     def reduced(self) -> Options:
         """Small enough to see in seconds that the script works."""
@@ -175,7 +175,7 @@ class Setting:
 
 GRID: dict[str, dict[str, tuple]] = {
     "activations": {"population": (8, 16), "sigma": (0.05, 0.3), "rate": (3e-3, 1e-2)},
-    "weights": {"population": (128, 512), "sigma": (0.05, 0.1), "rate": (1e-2, 3e-2)},
+    "weights": {"population": (128,), "sigma": (0.05, 0.1), "rate": (1e-2, 3e-2)},
     "backpropagation": {"population": (1,), "sigma": (0.0,), "rate": (3e-3, 1e-2)},
 }
 
