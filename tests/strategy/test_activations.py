@@ -5,7 +5,6 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-import flax.linen as linen
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,11 +22,20 @@ from eggroll.strategy.dependence.relations import dependence
 from eggroll.strategy.plan.sites import Site
 from eggroll.training import fit
 from eggroll.training.ledger.rebuilding import replay
+from tests.strategy.noisy_models import (
+    KEY,
+    SQUARE,
+    X,
+    batch_norm,
+    convolutions,
+    framed,
+    lstm,
+    mixed,
+    transformer,
+    turns,
+)
 from tests.strategy.noisy_networks import LATER
 
-KEY = jax.random.key(0)
-X = jax.random.normal(KEY, (3, 4))
-SQUARE = {"w": jax.random.normal(KEY, (4, 4)) / 2, "b": jnp.full(4, 0.1)}
 ESTIMATE = partial(eggroll.value_and_grad, noise="activations")
 
 
@@ -72,102 +80,7 @@ def test_of_a_linear_function_one_pair_is_enough():
     np.testing.assert_allclose(grads, c, rtol=1e-5)
 
 
-class Block(nnx.Module):
-    """Attention and a gate, of which a causal transformer is made."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        self.attention = nnx.MultiHeadAttention(2, 4, decode=False, rngs=rngs)
-        self.norm, self.up = nnx.LayerNorm(4, rngs=rngs), nnx.Linear(4, 6, rngs=rngs)
-        self.down = nnx.Linear(6, 4, rngs=rngs)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self.attention(self.norm(x), mask=nnx.make_causal_mask(jnp.ones(x.shape[:2])))
-        return x + self.down(nnx.gelu(self.up(x)))
-
-
-class Transformer(nnx.Module):
-    """Two scanned layers that are made again for derivatives, a table of tokens and one of places."""
-
-    def __init__(self, rngs: nnx.Rngs) -> None:
-        @nnx.split_rngs(splits=2)
-        @nnx.vmap(in_axes=0, out_axes=0)
-        def blocks(rngs: nnx.Rngs) -> Block:
-            return Block(rngs)
-
-        self.tokens, self.places = nnx.Embed(5, 4, rngs=rngs), nnx.Param(jax.random.normal(KEY, (4, 4)) / 4)
-        self.blocks, self.head = blocks(rngs), nnx.Linear(4, 5, rngs=rngs)
-
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        @nnx.scan(in_axes=(0, nnx.Carry), out_axes=nnx.Carry)
-        @nnx.remat
-        def layers(block: Block, x: jax.Array) -> jax.Array:
-            return block(x)
-
-        return self.head(layers(self.blocks, self.tokens(tokens) + self.places[...]))
-
-
-def transformer() -> tuple[Any, Any, tuple]:
-    graphdef, params = nnx.split(Transformer(nnx.Rngs(0)), nnx.Param)
-    tokens = jax.random.randint(KEY, (2, 5), 0, 5)
-
-    def losses(params: Any, tokens: jax.Array) -> jax.Array:
-        logits = nnx.merge(graphdef, params)(tokens[:, :-1])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, tokens[:, 1:])
-
-    return losses, params, (tokens,)
-
-
-def linen_model(layers: Any, x: jax.Array, **apply: Any) -> tuple[Any, Any, tuple]:
-    model = linen.Sequential(layers)
-    variables = model.init(KEY, x)
-    labels = jnp.arange(x.shape[0]) % 3
-
-    def losses(params: Any, x: jax.Array) -> jax.Array:
-        out = model.apply({**variables, "params": params}, x, **apply)
-        out = out[0] if apply else out
-        each = labels.reshape(-1, *[1] * (out.ndim - 2))  # of every token, where there are some
-        return optax.softmax_cross_entropy_with_integer_labels(out, jnp.broadcast_to(each, out.shape[:-1]))
-
-    return losses, variables["params"], (x,)
-
-
-def convolutions() -> tuple[Any, Any, tuple]:
-    layers = [
-        linen.Conv(4, (3, 3), strides=2, feature_group_count=2),
-        linen.GroupNorm(2),
-        linen.relu,
-        linen.ConvTranspose(3, (2, 2)),
-        lambda x: x.mean((1, 2)),
-        linen.Dense(3),
-    ]
-    return linen_model(layers, jax.random.normal(KEY, (4, 6, 6, 2)))
-
-
-def batch_norm() -> tuple[Any, Any, tuple]:
-    layers = [linen.Dense(4), linen.BatchNorm(use_running_average=False), linen.tanh, linen.Dense(3)]
-    return linen_model(layers, jax.random.normal(KEY, (4, 3)), mutable=["batch_stats"])
-
-
-def lstm() -> tuple[Any, Any, tuple]:
-    return linen_model([linen.RNN(linen.LSTMCell(3)), linen.Dense(3)], jax.random.normal(KEY, (2, 4, 3)))
-
-
-def turns(loop: bool, p: Any, x: jax.Array) -> jax.Array:
-    """A loop of unknown length, a branch, a product of two parameters and one that nothing but its sine is used of."""
-    layer = lambda h: jnp.tanh(h @ p["w"] + p["b"])  # noqa: E731
-    turned = lambda: lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, layer(c[1])), (0, x))[1]  # noqa: E731
-    h = turned() if loop else layer(layer(layer(x)))
-    branches = [lambda h: h * p["scale"], lambda h: h + p["scale"]]
-    h = lax.cond(x[0, 0] > 0, *branches, h) if loop else branches[0 if float(X[0, 0]) > 0 else 1](h)
-    return (h @ (p["a"] @ p["c"])).sum(1) ** 2 + jnp.sin(p["scale2"]).sum()
-
-
-def mixed() -> tuple[Any, Any, tuple]:
-    p = SQUARE | {"scale": jnp.ones(4), "scale2": jnp.ones(2), "a": jnp.ones((4, 2)) / 3, "c": jnp.ones((2, 4)) / 3}
-    return partial(turns, True), p, (X,)
-
-
-NETWORKS = [transformer, lstm, mixed, pytest.param(convolutions, marks=pytest.mark.slow)]
+NETWORKS = [framed, transformer, lstm, mixed, pytest.param(convolutions, marks=pytest.mark.slow)]
 NETWORKS += [pytest.param(batch_norm, marks=pytest.mark.slow)]
 
 
@@ -181,7 +94,8 @@ def test_the_mean_of_estimates_is_the_gradient(network):
     losses, params, args = network()
     plain = partial(turns, False) if network is mixed else losses
     exact = ravel_pytree(jax.grad(lambda p: jnp.mean(plain(p, *args)))(params))[0]
-    gradient = ESTIMATE(losses, population=128, sigma=0.01)
+    rules = [("w", "low_rank")] if network is framed else []
+    gradient = ESTIMATE(losses, population=128, sigma=0.01, rules=rules)
     estimate = jax.jit(lambda key: ravel_pytree(gradient(params, *args, key=key)[1])[0])
     found = np.array([estimate(key) for key in jax.random.split(KEY, 40)])
     directions = np.random.default_rng(0).normal(size=(13, exact.size))
@@ -215,6 +129,25 @@ def test_noise_is_credited_with_the_losses_that_depend_on_it(credit, wanted):
 
 def losses_of(p: Any, x: jax.Array) -> jax.Array:
     return jnp.sum((jnp.tanh(x @ p["w"] + p["b"]) - 1) ** 2, 1)
+
+
+@pytest.mark.parametrize("noise", ["weights", "activations"])
+def test_rows_that_end_apart_and_a_loss_that_is_none(noise):
+    """A loop that each row leaves at its own turn, without noise to speak of; and a row whose loss is never finite."""
+
+    def ends(p: Any, x: jax.Array, turns: jax.Array) -> jax.Array:
+        step = lambda c: (c[0] + 1, jnp.tanh(c[1] @ p["w"] + p["b"]))  # noqa: E731
+        return jax.vmap(lambda r, n: lax.while_loop(lambda c: c[0] < n, step, (0, r))[1])(x, turns)
+
+    es, turns = eggroll.ES(population=4, sigma=1e-6, noise=noise), jnp.array([1, 3, 0])
+    state = es.init(SQUARE, KEY)
+    seen = es.ask(state).apply(ends, X, turns)
+    np.testing.assert_allclose(seen, jnp.broadcast_to(ends(SQUARE, X, turns), seen.shape), atol=1e-5)
+    if noise == "activations":
+        fitness = lambda p, x, n: (-(ends(p, x, n) ** 2).sum(1)).at[0].set(jnp.nan)  # noqa: E731
+        new, metrics = es.step(state, fitness, X, turns)
+        assert (metrics["nonfinite"], bool(metrics["equal_fitness"])) == (0, False)
+        assert np.isfinite(new.params["w"]).all()
 
 
 def test_told_as_stepped_and_resumed_and_replayed_bit_for_bit(tmp_path):

@@ -13,7 +13,7 @@ from jax import lax
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import Function, Index, JaxprEqn
 from eggroll.engine.interpreter import Interpreter
-from eggroll.engine.perturbed import Factor, Perturbed, Term
+from eggroll.engine.perturbed import Array, Factor, Perturbed, Term
 
 
 def inline(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -183,10 +183,26 @@ def while_loop(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any
 
     def step(carry: tuple) -> tuple:
         new = body(_merge(carry, fixed, len(init)))
-        return tuple(ctx.dense(c, eqn, CARRY) for i, c in enumerate(new) if i not in fixed)
+        moved = tuple(ctx.dense(c, eqn, CARRY) for i, c in enumerate(new) if i not in fixed)
+        return going(proceed(carry), moved, carry) if rows else moved
 
-    moving = tuple(ctx.dense(c, eqn, CARRY) for i, c in enumerate(init) if i not in fixed)
-    return _merge(lax.while_loop(proceed, step, moving), fixed, len(init))
+    moving, rows = tuple(ctx.dense(c, eqn, CARRY) for i, c in enumerate(init) if i not in fixed), by_row(eqn)
+    last = lax.while_loop((lambda carry: proceed(carry).any()) if rows else proceed, step, moving)
+    return _merge(last, fixed, len(init))
+
+
+def by_row(eqn: JaxprEqn) -> bool:
+    """Whether each row has a condition of its own, as `jax.vmap` makes it."""
+    return bool(jax_compat.open_jaxpr(eqn.params["cond_jaxpr"])[0].outvars[0].aval.shape)
+
+
+def going(goes: Array, new: Any, old: Any) -> Any:
+    """What rows carry on: those that have ended keep what they ended with."""
+
+    def kept(a: Array, b: Array) -> Array:
+        return jnp.where(goes.reshape(*goes.shape, *[1] * (jnp.ndim(a) - goes.ndim)), a, b)
+
+    return jax.tree.map(kept, new, old)
 
 
 def cond(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from jax import lax
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.lowrank import Perturbed
-from eggroll.engine.rules.control_flow import CARRY, STACKED, sliced
+from eggroll.engine.rules.control_flow import CARRY, STACKED, by_row, going, sliced
 from eggroll.strategy.activations.walk import LOOPS, Frame, Linear, Walk, Where, transposed
 
 Outs = tuple[list[Any], list[bool]]
@@ -31,7 +31,7 @@ def scan(ctx: Walk, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Fram
     last = n_consts + n_carry
     args = _settled(ctx, eqn, args, frame, moving)
     fed = _fed(jaxpr, fed, args, {i: i - n_consts for i in moving})
-    inner = _Inner(frame, args)
+    inner = _Inner(frame, args, at)
     length = eqn.params["length"]
 
     def body(carry: tuple[Any, Any], xs: tuple[Any, Any]) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
@@ -73,7 +73,7 @@ def while_loop(ctx: Walk, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame
     args = _settled(ctx, eqn, args, frame, [*range(n_cond), *moving])
     own_args, shift = args[n_cond:], {i - n_cond: i - first for i in moving}
     fed_body = _fed(jaxpr, fed[n_cond:], own_args, shift)
-    inner = _Inner(frame, own_args)
+    inner = _Inner(frame, own_args, at)
 
     def merged(state: Sequence[Any]) -> list[Any]:
         values = list(own_args)
@@ -95,10 +95,11 @@ def while_loop(ctx: Walk, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame
         feeds[:] = flags
         given = inner.sums(own)
         new = {i: sums[i] + given[i] if i in given else sums[i] for i in sums}
-        return turn + 1, [outs[i - first] for i in moving], new
+        moved = [outs[i - first] for i in moving]
+        return turn + 1, going(proceed(carry), moved, state) if rows else moved, new
 
-    init = jnp.int32(0), [args[i] for i in moving], inner.zeros(inner.linear)
-    _, state, sums = lax.while_loop(proceed, body, init)
+    rows, init = by_row(eqn), (jnp.int32(0), [args[i] for i in moving], inner.zeros(inner.linear))
+    _, state, sums = lax.while_loop((lambda carry: proceed(carry).any()) if rows else proceed, body, init)
     inner.give(frame, sums)
     rest = dict(zip(moving, state, strict=True))
     outs = [rest[i] if i in rest else args[i] for i in range(first, len(args))]
@@ -109,10 +110,11 @@ def cond(ctx: Walk, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Fram
     """Every branch has sites of its own."""
     args = _settled(ctx, eqn, args, frame, [0])
     index, *operands = [ctx.dense(a, eqn, CARRY) if isinstance(a, Perturbed) else a for a in args]
-    inner = _Inner(frame, operands)
     feeds = [False] * len(eqn.outvars)
 
     def branch(number: int, jaxpr: Any) -> Any:
+        inner = inners[number]
+
         def call(_: Any) -> Any:
             own, values = inner.frame(list(operands), None)
             outs = ctx.walk(jaxpr, values, fed[1:], own, (*at, number))
@@ -124,16 +126,18 @@ def cond(ctx: Walk, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Fram
 
         return call
 
-    outs, sums = lax.switch(index, [branch(k, b) for k, b in enumerate(eqn.params["branches"])], jnp.int32(0))
-    inner.give(frame, sums)
+    branches = eqn.params["branches"]
+    inners = [_Inner(frame, operands, (*at, k)) for k in range(len(branches))]
+    outs, sums = lax.switch(index, [branch(k, b) for k, b in enumerate(branches)], jnp.int32(0))
+    inners[0].give(frame, sums)
     return list(outs), [f or fed[0] for f in feeds]
 
 
 class _Inner:
     """The frame of a body, and what goes between it and the frame around."""
 
-    def __init__(self, outer: Frame, args: Sequence[Any]) -> None:
-        self.outer = outer
+    def __init__(self, outer: Frame, args: Sequence[Any], at: Where) -> None:
+        self.outer, self.at = outer, at
         self.linear: dict[int, Linear] = {i: a for i, a in enumerate(args) if isinstance(a, Linear)}
         self.number = {i: k for k, i in enumerate(self.linear)}
 
@@ -143,7 +147,8 @@ class _Inner:
         names = [frozenset().union(*(self.outer.names[u] for u in made.uses)) for made in self.linear.values()]
         frame = Frame(own, names, self.outer.loops + (() if loop is None else (loop,)), self.outer.summing)
         for k, (i, outer) in enumerate(self.linear.items()):
-            values[i] = replace(frame.leaf(k), touched=outer.touched, where=outer.where, eqn=outer.eqn)
+            # A site of this frame alone, if it becomes one: what is outside has other loops around.
+            values[i] = replace(frame.leaf(k), touched=outer.touched, where=(*self.at, -1 - i), eqn=outer.eqn)
         return frame, values
 
     def settled(

@@ -40,7 +40,8 @@ class Found:
         line, shape = jax_compat.source_line(made.eqn), tuple(made.value.shape)
         loops = tuple(length for _, length in frame.loops)
         name = made.eqn.primitive.name
-        self.sites.setdefault(made.where, Site(made.where, paths, name, line, shape, str(made.value.dtype), loops))
+        site = Site(made.where, paths, name, line, shape, str(made.value.dtype), loops)
+        assert self.sites.setdefault(made.where, site) == site, f"two sites at {site.where}"
         return made.value
 
     def refused(self, made: Linear, frame: Frame, eqn: JaxprEqn | None) -> None:

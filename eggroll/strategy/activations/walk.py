@@ -17,6 +17,7 @@ import numpy as np
 
 from eggroll.engine import jax_compat
 from eggroll.engine.ahead import CALLS
+from eggroll.engine.ahead import Frame as Way
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.engine.lowrank import Perturbed
@@ -29,6 +30,7 @@ INLINED = CALLS | {
 }
 # Of one operand; those of the first line keep its numbers, and are made of an output that waits for a bias as well.
 KEEPING = {"reshape", "transpose", "squeeze", "copy", "copy_p", "convert_element_type", "sharding_constraint"}
+KEEPING |= {"stop_gradient"}  # of a branch under `jax.vmap`, whose operands JAX hands through it
 MOVING = KEEPING | {"broadcast_in_dim", "rev", "neg", "slice", "split", "reduce_sum", "cumsum", "optimization_barrier"}
 ADDING = {"add", "sub", "add_any"}
 # Linear in each operand alone, of which one may be affine in parameters; and the operands that never may.
@@ -147,11 +149,16 @@ class Walk(Interpreter):
         def is_fed(atom: Any) -> bool:
             return not isinstance(atom, jax_compat.Literal) and atom in data
 
+        self.frames.append(frame_of := Way(jaxpr))
         for number, eqn in enumerate(jaxpr.eqns):
+            frame_of.eqn = eqn
             values, from_data = [read(v) for v in eqn.invars], [is_fed(v) for v in eqn.invars]
             outs, feeds = self._equation(eqn, values, from_data, frame, (*at, number))
             env.update(zip(eqn.outvars, outs, strict=True))
             data.update(v for v, f in zip(eqn.outvars, feeds, strict=True) if f)
+            if any(map(self.is_own, values)):
+                self.note_own(*outs)
+        self.frames.pop()
         return [(read(v), is_fed(v)) for v in jaxpr.outvars]
 
     def settle(self, value: Any, frame: Frame, eqn: JaxprEqn | None) -> Any:

@@ -82,6 +82,7 @@ def _low(value: Array, exact: Array, low: Array, maybe: Array) -> Known:
     return Known(value, exact, low, maybe & ~low & ~exact)
 
 
+@np.errstate(over="ignore", invalid="ignore")  # as in JAX: what overflows is infinite
 def evaluate(eqn: JaxprEqn, args: list[Known | None]) -> Known | None:
     """What is known of the only result of an equation."""
     name, params, out = eqn.primitive.name, eqn.params, eqn.outvars[0]

@@ -120,8 +120,14 @@ def as_float(fitness: Any) -> Any:
 
 
 def of_members(fitness: jax.Array) -> jax.Array:
-    """`[N]`, one fitness for each member: the mean of its own where it has several."""
-    return fitness.reshape(len(fitness), -1).mean(1) if fitness.ndim > 1 else fitness
+    """`[N]`, one fitness for each member: the mean of its finite ones where it has several, NaN where it has none."""
+    if fitness.ndim == 1:
+        return fitness
+    flat = fitness.reshape(len(fitness), -1)
+    finite = jnp.isfinite(flat)
+    count = finite.sum(1)
+    mean = jnp.where(finite, flat, 0).sum(1) / jnp.maximum(count, 1).astype(flat.dtype)
+    return jnp.where(count > 0, mean, jnp.nan)
 
 
 def summary(fitness: jax.Array, valid: jax.Array) -> dict[str, jax.Array]:
@@ -155,7 +161,7 @@ def _equal(each: jax.Array, valid: jax.Array) -> jax.Array | bool:
         return True
     flat = each.reshape(len(each), -1)
     first = jnp.take(flat, jnp.argmax(valid), 0)
-    return jnp.where(valid[:, None], flat == first, True).all()
+    return jnp.where(valid[:, None] & jnp.isfinite(flat) & jnp.isfinite(first), flat == first, True).all()
 
 
 def raise_if_lost(metrics: dict[str, Any], population: int) -> None:

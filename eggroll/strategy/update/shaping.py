@@ -103,8 +103,8 @@ def shape_fitness(fitness: Any, *, shaping: Shaping, antithetic: bool, groups: i
 def shape_rows(fitness: Any, *, shaping: Shaping, antithetic: bool, groups: int = 1) -> tuple[jax.Array, jax.Array]:
     """`shape_fitness` of every loss by itself, where members have several.
 
-    A member of which one number is not finite is invalid. `"zscore"` and `"group"` divide by one deviation for all,
-    so that losses keep their sizes beside each other.
+    A loss that is not finite is left out, with pairs that of its pair, and the others count. `"zscore"` and `"group"`
+    divide by one deviation for all, so that losses keep their sizes beside each other.
 
     Args:
         fitness: `[N]` or `[N, *losses]`.
@@ -119,7 +119,6 @@ def shape_rows(fitness: Any, *, shaping: Shaping, antithetic: bool, groups: int 
     if fitness.ndim == 1:
         return shape_fitness(fitness, shaping=shaping, **options)
     flat = fitness.reshape(len(fitness), -1)
-    flat = jnp.where(jnp.isfinite(flat).all(1, keepdims=True), flat, jnp.nan)
     common = shaping in ("zscore", "group")
 
     def one(column: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -131,7 +130,7 @@ def shape_rows(fitness: Any, *, shaping: Shaping, antithetic: bool, groups: int 
     if common:
         deviation = jnp.sqrt(jnp.mean(deviations**2))
         weights = weights * (deviations / jnp.where(deviation > 0, deviation, 1))
-    return weights.reshape(fitness.shape), valid[:, 0]
+    return weights.reshape(fitness.shape), valid.any(1)
 
 
 def _as_fitness(fitness: Any) -> jax.Array:
