@@ -48,8 +48,8 @@ class Weights:
     """What is made of parameters alone.
 
     Attributes:
-        multiplied: what enters a product, or is looked up, as a weight: numbers of inputs, and ids of equations that
-            look something up at positions that depend on no input.
+        multiplied: what enters a product, or is looked up, as a weight: numbers of inputs, and minus the ids of
+            equations that look something up at positions that depend on no input.
         alone: ids of the equations none of whose operands depends on an input.
     """
 
@@ -57,10 +57,18 @@ class Weights:
         self.multiplied: set[int] = set()
         self.alone: set[int] = set()
         self._met: set[int] = set()
+        self._looked: set[int] = set()
+        self._data: set[int] = set()  # of lookups, what no product with an input uses: tokens that a function captures
 
     def look(self, jaxpr: Any, made: Sequence[Origins]) -> Weights:
         """Goes through a jaxpr whose inputs are made of the given parameters, or depend on an input."""
-        self._walk(jaxpr, made)
+        while True:
+            for found in (self.multiplied, self.alone, self._met, self._looked):
+                found.clear()
+            self._walk(jaxpr, made)
+            if (data := self._looked - self.multiplied) <= self._data:
+                break
+            self._data |= data  # what is made of it is then no weight, either
         self.alone -= self._met  # an equation may be evaluated more than once
         return self
 
@@ -78,9 +86,12 @@ class Weights:
                 operands.append(None)  # a constant that is multiplied is data, as functions often have it around them
             (self._met if None in operands else self.alone).add(id(eqn))
             if eqn.primitive.name in PRODUCTS or (eqn.primitive.name in LOOKUPS and None in operands[1:]):
-                self.multiplied.update(*(m for m in operands if m))
-            if eqn.primitive.name in LOOKUPS and None not in operands:
-                operands[0] = frozenset({id(eqn)}).union(operands[0] or ())
+                weights = (m if None in operands else {i for i in m if i >= 0} for m in operands if m)
+                self.multiplied.update(*weights)
+            if eqn.primitive.name in LOOKUPS and None not in operands and any(operands[:1]):
+                self._looked.add(-id(eqn))
+                found = None if -id(eqn) in self._data else frozenset({-id(eqn)}).union(operands[0] or ())
+                operands[0] = found
             outs = _WALKS.get(eqn.primitive.name, Weights._call)(self, eqn, operands)
             env.update(zip(eqn.outvars, outs, strict=True))
         return [read(v) for v in jaxpr.outvars]

@@ -50,6 +50,9 @@ class Options(TypedDict, total=False):
     sharding: Sharding
     update: Literal["auto", "members", "weights"]
     fallback: Fallback
+    noise: Literal["weights", "activations"]
+    credit: Literal["dependent", "own"]
+    discount: float
 
 
 @serializable

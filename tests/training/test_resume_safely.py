@@ -236,7 +236,7 @@ def test_an_error_in_user_code_saves_what_there_was(tmp_path: Path) -> None:
 
 
 def test_a_hook_may_return_jax_scalars_but_not_the_loops_names(tmp_path: Path) -> None:
-    run(tmp_path, 2, evaluate=lambda state, carry: {"size": jnp.float32(1.5), "note": "x"})
+    run(tmp_path, 2, evaluate=lambda state, carry: {"size": jnp.float32(1.5)})
     assert json.loads((tmp_path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])["size"] == 1.5
     with pytest.raises(RunError, match="got generation from the evaluation hook"):
         run(None, 2, evaluate=lambda state, carry: {"generation": 9})

@@ -76,7 +76,7 @@ def dynamic_slice(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[
         return f.with_array(array)
 
     out = value.map(ctx.base(eqn, args), lambda t: _looked_up(t, rows, t.map(pick)))
-    activation = id(eqn) not in ctx.weights.multiplied and _is_activation(value, rows, sizes)
+    activation = -id(eqn) not in ctx.weights.multiplied and _is_activation(value, rows, sizes)
     return [out.dense() if ctx.observer is None and activation else out]
 
 
@@ -117,7 +117,7 @@ def gather(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     out = value.map(ctx.base(eqn, [value, indices]), lambda t: _looked_up(t, indexed, t.map(lookup.factor)))
     if value.scale is not None:
         out = replace(out, scale=value.scale.map(partial(lookup.factor, outside=1)))
-    activation = id(own) not in ctx.weights.multiplied and _is_activation(value, indexed, eqn.params["slice_sizes"])
+    activation = -id(own) not in ctx.weights.multiplied and _is_activation(value, indexed, eqn.params["slice_sizes"])
     return [out.dense() if ctx.observer is None and activation else out]
 
 

@@ -59,8 +59,10 @@ def dense_matrices(
     for leaf in plan.leaves:
         if leaf.kind != "dense" or isinstance(chosen.get(leaf.path), DenseRule):
             continue
-        factors = rank * (math.prod(leaf.shape[:-1]) + leaf.shape[-1]) if leaf.shape else 1
-        matrix = sum(n > 1 for n in leaf.shape) > 1 and leaf.numbers > factors
+        # Layers that a loop walks are a stack: of vectors, it is no matrix.
+        own = [n for a, n in enumerate(leaf.shape) if not all(a in use.walked for use in uses[leaf.path])]
+        factors = leaf.numbers // max(math.prod(own), 1) * rank * (math.prod(own[:-1]) + own[-1]) if own else 1
+        matrix = sum(n > 1 for n in own) > 1 and leaf.numbers > factors
         if not matrix or not any(use.multiplied for use in uses[leaf.path]):
             continue
         use = next((u for u in uses[leaf.path] if u.kind == "elementwise"), uses[leaf.path][0])

@@ -36,6 +36,7 @@ def folder(tmp_path, monkeypatch):
     """The current directory, with a module of rewards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_rewards", raising=False)  # another test's
     (tmp_path / "my_rewards.py").write_text(REWARDS)
     (tmp_path / "helper_of_my_rewards.py").write_text("SCALE = 1")
     yield tmp_path

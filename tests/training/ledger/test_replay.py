@@ -14,7 +14,7 @@ import optax
 import pytest
 
 import eggroll
-from eggroll.strategy import es as es_module
+from eggroll.strategy import generation as generation_module
 from eggroll.training.errors import RunError
 from eggroll.training.ledger.journal import Journal
 from eggroll.training.ledger.reader import Generation, Reader
@@ -185,8 +185,8 @@ def test_one_compiled_update_serves_all_generations(tmp_path, monkeypatch):
     path = tmp_path / "ledger.bin"
     run(path, 6, es=strategy(sigma=optax.linear_schedule(0.1, 0.05, 6)))
     traced = []
-    original = es_module.moved_if
-    monkeypatch.setattr(es_module, "moved_if", lambda *args: traced.append(1) or original(*args))
+    original = generation_module.moved_if
+    monkeypatch.setattr(generation_module, "moved_if", lambda *args: traced.append(1) or original(*args))
     replay(mlp(), path)
     assert len(traced) == 1
 
