@@ -40,7 +40,7 @@ class Kind(type):
 
 
 class OfKind(metaclass=Kind):
-    __call__ = functools.partial(lambda p: none(p) + 1.0)
+    __call__ = staticmethod(functools.partial(lambda p: none(p) + 1.0))
 
 
 class Choice(enum.Enum):
@@ -75,7 +75,11 @@ def hidden_changes(file):
     )
     yield "a mask", lambda: lambda p: none(p) + masked.sum(), lambda: setattr(masked, "mask", [1, 0])
     yield "a class's class", lambda: lambda p: none(p) + OfKind.scale, add_to(Kind, "scale")
-    yield "what is called", OfKind, lambda: setattr(OfKind, "__call__", functools.partial(lambda p: none(p) + 2.0))
+    yield (
+        "what is called",
+        OfKind,
+        lambda: setattr(OfKind, "__call__", staticmethod(functools.partial(lambda p: none(p) + 2.0))),
+    )
     yield "an enumeration", lambda: lambda p: none(p) + chosen.value[0], lambda: chosen.value.__setitem__(0, 2.0)
     yield "a name of JAX's", lambda: lambda p: none(p) + buffer.scale, add_to(buffer, "scale")
     yield "keys", lambda: draws, lambda: jax.config.update("jax_default_prng_impl", "rbg")
