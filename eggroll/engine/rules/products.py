@@ -69,20 +69,24 @@ def _factored(ctx: Interpreter, eqn: Any, args: list[Any]) -> Perturbed | Array 
 
 
 def _given_up(ctx: Interpreter, args: Sequence[Any], discovering: bool) -> int | None:
-    """Which of two perturbed values is made dense: an activation to which something was added, else the smaller."""
+    """Which of two perturbed values is made dense: an activation, or what something was added to, else the smaller."""
     if not all(isinstance(a, Perturbed) for a in args):
         return None
-    sums = [_is_sum(a) for a in args]
-    if sums[0] != sums[1]:
-        return sums.index(True)
+    for told in (_is_sum, _is_quiet):
+        known = [told(a) for a in args]
+        if known[0] != known[1]:
+            return known.index(True)
     return None if discovering else min((0, 1), key=lambda s: (not ctx.is_own(args[s].base), args[s].base.size))
 
 
 def _may_be_activation(args: Sequence[Any]) -> bool:
     """Whether an operand may be a network's input, or was made of one."""
     perturbed = [a for a in args if isinstance(a, Perturbed)]
-    quiet = any(all(t.quiet for t in a.terms) for a in perturbed)
-    return quiet or len(perturbed) == 1 or len(set(map(_is_sum, perturbed))) == 2
+    return any(map(_is_quiet, perturbed)) or len(perturbed) == 1 or len(set(map(_is_sum, perturbed))) == 2
+
+
+def _is_quiet(value: Perturbed) -> bool:
+    return all(t.quiet for t in value.terms)
 
 
 def _is_sum(value: Perturbed) -> bool:
