@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,6 +38,7 @@ def write_inputs(folder: Path) -> None:
     """A model, prompts, and a reward."""
     tiny.folder(folder / "base", **SIZES, num_key_value_heads=1)
     (folder / "my_rewards.py").write_text(REWARD, encoding="utf-8")
+    sys.modules.pop("my_rewards", None)  # another test's
     lines = [json.dumps({"prompt": f"Write about {i}.", "topic": str(i)}) for i in range(15)]
     (folder / "prompts.jsonl").write_text("\n".join(lines), encoding="utf-8")
 
