@@ -147,7 +147,7 @@ def test_rows_that_end_apart_and_a_loss_that_is_none(noise):
         fitness = lambda p, x, n: (-(ends(p, x, n) ** 2).sum(1)).at[0].set(jnp.nan)  # noqa: E731
         new, metrics = es.step(state, fitness, X, turns)
         assert (metrics["nonfinite"], bool(metrics["equal_fitness"])) == (0, False)
-        assert np.isfinite(new.params["w"]).all()
+        assert np.isfinite(new.params["w"]).all() and np.isfinite(metrics["fitness_mean"])
 
 
 def test_told_as_stepped_and_resumed_and_replayed_bit_for_bit(tmp_path):
