@@ -145,7 +145,7 @@ class Frame:
     found: dict[Any, set[Any]] = field(default_factory=dict)
 
 
-_WRAPPERS = CALLS | {
+WRAPPERS = CALLS | {
     *("remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
 }
 
@@ -176,7 +176,7 @@ def _found(way: Way, frames: Sequence[Frame]) -> set[Any]:
     """The variables of the innermost frame of which that holds."""
     *outer, frame = frames
     if way not in frame.found:
-        called = bool(outer) and outer[-1].eqn.primitive.name in _WRAPPERS | {"dot_general"}
+        called = bool(outer) and outer[-1].eqn.primitive.name in WRAPPERS | {"dot_general"}
         known = _found(way, outer) if called else set()
         wanted = [v in known for v in outer[-1].eqn.outvars] if called else None
         frame.found[way] = _backwards(way, frame.jaxpr, wanted)
@@ -207,7 +207,7 @@ def _entering(way: Way, eqn: Any, outs: list[bool]) -> Sequence[bool]:
     if name in ("mul", "div") and way.scalars:
         scalar = [math.prod(v.aval.shape) == 1 for v in eqn.invars]
         return [outs[0] and scalar[1], outs[0] and scalar[0] and name == "mul"]
-    if name in _WRAPPERS:
+    if name in WRAPPERS:
         return _of_inputs(way, jax_compat.inner_jaxprs(eqn)[0], outs)
     if name == "scan":
         n_consts, n_carry = jax_compat.scan_counts(eqn.params)

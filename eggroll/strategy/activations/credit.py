@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from eggroll.engine.annotations import JaxprEqn, PyTree
+from eggroll.engine.annotations import PyTree
 from eggroll.engine.factored import Program, abstract, partition
 from eggroll.engine.interpreter import Policy
 from eggroll.strategy.activations.sites import walked
-from eggroll.strategy.activations.walk import Frame, Linear, Where
+from eggroll.strategy.activations.walk import Frame, Linear, Planned, Where
 from eggroll.strategy.dependence.relations import Along, Relation, dependence
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.sites import Site
@@ -25,7 +25,7 @@ from eggroll.strategy.plan.sites import Site
 _FOUND: WeakKeyDictionary[Program, tuple[Relation | None, ...]] = WeakKeyDictionary()
 
 
-class _Marked:
+class _Marked(Planned):
     """Adds an input of the traced function to every site, so that it can be followed to the losses."""
 
     def __init__(self, marks: Mapping[Where, Any]) -> None:
@@ -37,9 +37,6 @@ class _Marked:
             if length is not None:
                 mark = lax.dynamic_index_in_dim(mark, turn, 0, keepdims=False)
         return made.value + mark
-
-    def refused(self, made: Linear, frame: Frame, eqn: JaxprEqn | None) -> None:
-        raise AssertionError(f"a parameter without a site at {eqn}")
 
 
 def relations(program: Program, plan: Plan, params: PyTree, args: tuple) -> tuple[Relation | None, ...]:

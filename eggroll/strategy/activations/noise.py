@@ -9,17 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from eggroll.engine.annotations import Index, JaxprEqn, Scalar
+from eggroll.engine.annotations import Index, Scalar
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.ops import unpack, words_for
-from eggroll.strategy.activations.walk import Frame, Linear, Where, transposed
+from eggroll.strategy.activations.walk import Frame, Linear, Planned, Where, transposed
 from eggroll.strategy.noise.keys import folded, words
 from eggroll.strategy.plan.sites import Site
 
@@ -64,14 +64,8 @@ class Streams:
         return unpack(drawn, like.shape, self.distribution, accumulator_dtype(like.dtype))
 
 
-class _Hook:
-    def refused(self, made: Linear, frame: Frame, eqn: JaxprEqn | None) -> NoReturn:
-        """Never: the plan was made of the same walk."""
-        raise AssertionError(f"a parameter without a site at {eqn}")
-
-
 @dataclass(frozen=True)
-class Seen(_Hook):
+class Seen(Planned):
     """What one member sees: every site with noise on it.
 
     Attributes:
@@ -96,7 +90,7 @@ class Seen(_Hook):
 
 
 @dataclass(frozen=True)
-class Credited(_Hook):
+class Credited(Planned):
     """What sites give their parameters on a walk without noise: the sum of what units are credited with.
 
     Attributes:

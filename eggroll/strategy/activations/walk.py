@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from eggroll.engine import jax_compat
-from eggroll.engine.ahead import CALLS
+from eggroll.engine.ahead import WRAPPERS
 from eggroll.engine.ahead import Frame as Way
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Policy
@@ -25,9 +25,6 @@ from eggroll.engine.lowrank import Perturbed
 Where = tuple[int, ...]  # the numbers of the equations on the way to one, from the outermost jaxpr
 Rebuild = Callable[[Sequence[Any]], Any]
 
-INLINED = CALLS | {
-    *("remat", "remat2", "checkpoint", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"),
-}
 # Of one operand; those of the first line keep its numbers, and are made of an output that waits for a bias as well.
 KEEPING = {"reshape", "transpose", "squeeze", "copy", "copy_p", "convert_element_type", "sharding_constraint"}
 KEEPING |= {"stop_gradient"}  # of a branch under `jax.vmap`, whose operands JAX hands through it
@@ -118,6 +115,14 @@ class Hook(Protocol):
         """A parameter is used otherwise than linearly."""
 
 
+class Planned:
+    """A hook of a walk that was made before: whatever is refused was found then, and is not walked with."""
+
+    def refused(self, made: Linear, frame: Frame, eqn: JaxprEqn | None) -> NoReturn:
+        """Never."""
+        raise AssertionError(f"a parameter without a site at {eqn}")
+
+
 class Walk(Interpreter):
     """Walks a traced function. Parameters under weight noise may be `Perturbed`."""
 
@@ -139,12 +144,12 @@ class Walk(Interpreter):
             The outputs, each with whether it comes from the function's inputs.
         """
         jaxpr, consts = jax_compat.open_jaxpr(jaxpr)
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(_as_jax, consts), strict=True))
+        env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(jax_compat.as_jax, consts), strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
         data = {v for v, f in zip(jaxpr.invars, fed, strict=True) if f}
 
         def read(atom: Any) -> Any:
-            return _as_jax(atom.val) if isinstance(atom, jax_compat.Literal) else env[atom]
+            return jax_compat.as_jax(atom.val) if isinstance(atom, jax_compat.Literal) else env[atom]
 
         def is_fed(atom: Any) -> bool:
             return not isinstance(atom, jax_compat.Literal) and atom in data
@@ -177,7 +182,7 @@ class Walk(Interpreter):
     ) -> tuple[list[Any], list[bool]]:
         name, some = eqn.primitive.name, any(fed)
         if any(isinstance(a, Linear) for a in args):
-            if name in INLINED:
+            if name in WRAPPERS:
                 jaxpr = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
                 with jax_compat.source_context(eqn):
                     outs = self.walk(jaxpr, args, fed, frame, at)
@@ -196,7 +201,8 @@ class Walk(Interpreter):
 
     def _operands(self, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Frame) -> tuple[list[Any], bool]:
         """The operands, those settled that cannot stay, and whether the equation is affine in what remains."""
-        name, out = eqn.primitive.name, abstract_of(eqn)
+        name = eqn.primitive.name
+        out: Any = eqn.outvars[0].aval
         args = [self.dense(a, eqn, BESIDE) if isinstance(a, Perturbed) else a for a in args]
         waiting = [isinstance(a, Linear) and a.data for a in args]
         if name == "convert_element_type" and not jnp.issubdtype(out.dtype, jnp.floating):
@@ -259,15 +265,6 @@ def transposed(made: Linear, frame: Frame, cotangent: jax.Array) -> dict[int, ja
 
     _, pull = jax.vjp(of, [frame.values[i] for i in used])
     return dict(zip(used, pull(cotangent.astype(made.value.dtype))[0], strict=True))
-
-
-def abstract_of(eqn: JaxprEqn) -> Any:
-    """Shape and dtype of an equation's first result."""
-    return eqn.outvars[0].aval
-
-
-def _as_jax(value: Any) -> Any:
-    return jnp.asarray(value) if isinstance(value, np.ndarray) and value.ndim else value
 
 
 LOOPS: dict[str, Callable[..., tuple[list[Any], list[bool]]]] = {}  # `eggroll.strategy.activations.loops` fills it
