@@ -24,6 +24,7 @@ def row(network, depth, seconds):
         "compile_ratio_limit": 1.5,
         "compile_ratio_limit_low_rank": 1.6,
         "compile_ratio_backprop": 1.75,
+        "compile_over_backprop": 1.25,
         "total_ratio": 3.0,
     }
 
@@ -46,12 +47,13 @@ def test_every_phase_starts_from_nothing():
 
 
 def test_depth_width_and_population_vary_one_at_a_time_and_no_case_comes_twice():
-    found = cases(Options(depths=(6, 12), widths=(64, 256), populations=(64, 256), mlp_depths=(3,)))
+    found = cases(Options(depths=(6, 12), widths=(64, 256), populations=(64, 256), written_depths=(2,), mlp_depths=(3,)))
     assert found == [
         Case("transformer", 6, 256, 256),
         Case("transformer", 12, 256, 256),
         Case("transformer", 12, 64, 256),
         Case("transformer", 12, 256, 64),
+        Case("written", 2, 256, 256),
         Case("mlp", 3, 256, 256),
     ]
 
@@ -79,6 +81,7 @@ def test_the_summary_tells_growth_from_6_layers_to_24():
         "transformer_12_compile_ratio_limit": 1.5,
         "transformer_12_compile_ratio_limit_low_rank": 1.6,
         "transformer_12_compile_ratio_backprop": 1.75,
+        "transformer_12_compile_over_backprop": 1.25,
         "transformer_12_total_ratio": 3.0,
         "transformer_step_growth_24_over_6": pytest.approx(34 / 16),
         "transformer_forward_growth_24_over_6": pytest.approx(1),
