@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -45,9 +46,13 @@ def threefry2x32(key: tuple[ArrayLike, ArrayLike], count: tuple[ArrayLike, Array
         >>> bool(jnp.all(first ^ second == jax.random.bits(key, (4,), "uint32")))
         True
     """
-    key0, key1 = (jnp.asarray(half) for half in key)
+    return _encrypted(*key, *count)
+
+
+@partial(jax.jit, inline=True)  # traced once for each shape: its 130 operations are most of what tracing a step takes
+def _encrypted(key0: jax.Array, key1: jax.Array, count0: jax.Array, count1: jax.Array) -> tuple[jax.Array, jax.Array]:
     schedule = key0, key1, key0 ^ key1 ^ _PARITY
-    first, second = jnp.asarray(count[0]) + key0, jnp.asarray(count[1]) + key1
+    first, second = count0 + key0, count1 + key1
     for group in range(5):
         for turn in _ROTATIONS[group % 2]:
             first = first + second
