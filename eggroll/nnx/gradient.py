@@ -69,7 +69,7 @@ def value_and_grad(loss_fn: Function, *, wrt: Any = nnx.Param, share_rngs: bool 
         `nnx.Optimizer.update(model, grads)`.
 
     Raises:
-        TypeError: no NNX object as the first argument, parameters that are not floating point, no key, or `argnums`
+        TypeError: no NNX object as the first argument, parameters of integers or the like, no key, or `argnums`
             (use `wrt`).
         ValueError: `wrt` selects nothing, or as `eggroll.value_and_grad`.
         FloatingPointError: no member's loss is finite; the model is unchanged. Under `nnx.jit` nothing can be raised:

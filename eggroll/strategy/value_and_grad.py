@@ -160,12 +160,13 @@ def value_and_grad(
     Returns:
         `f(params, *args, key, **kwargs) -> (value, grads)`, or `((value, aux), grads)` with `has_aux`. `value` is the
         mean loss of the members that have a finite one, `grads` is as `params`, zeros for frozen and unused parameters;
-        a tuple of such where `argnums` is a sequence. `key` is a `jax.random` key: pass a new one at every step.
+        a tuple of such where `argnums` is a sequence. Of a complex parameter `u + i·v` it is `du − i·dv`, as in
+        `jax.grad`. `key` is a `jax.random` key: pass a new one at every step.
 
     Raises:
         ValueError: settings that do not fit together, a loss that is not scalar, rules that match nothing, a loss that
             does not use its parameters, a sigma that is zero in a parameter's dtype, an argument named twice.
-        TypeError: no function, parameters that are not floating point, an NNX module, no key, or too few arguments.
+        TypeError: no function, parameters of integers or the like, an NNX module, no key, or too few arguments.
         NotImplementedError: a derivative of the result, as by `jax.grad`.
         FloatingPointError: no member's loss is finite. Under `jit` the gradient is then zero and the value NaN.
 
@@ -242,11 +243,16 @@ class _Estimator:
             fitness = -as_float(losses)
             pairs = {"antithetic": members.antithetic, "groups": members.groups}
             weights, valid = shape_rows(fitness, shaping=self.shaping, **pairs)
-            grads = jax.tree.map(lambda g, p: g.astype(p.dtype), generation.gradient(weights, params, words), params)
+            grads = jax.tree.map(_as_in_jax, generation.gradient(weights, params, words), params)
             some = valid.any()
             return jnp.where(some, mean_loss(fitness, losses.dtype), jnp.nan), some, aux, grads
 
         return estimate
+
+
+def _as_in_jax(direction: jax.Array, param: jax.Array) -> jax.Array:
+    """A gradient in its parameter's dtype; of complex ones, `jax.grad` returns the conjugate of the direction."""
+    return jnp.conj(direction).astype(param.dtype) if jnp.iscomplexobj(param) else direction.astype(param.dtype)
 
 
 _CACHE = CompiledCache()  # of all: value_and_grad written inside a loop is the same in every turn

@@ -51,6 +51,19 @@ def _is_nnx_module(x: Any) -> bool:
     return isinstance(x, getattr(nnx, "Module", ()))
 
 
+# Noise on complex parameters is on their parts, so that what makes it has real ones alone.
+
+
+def parts_of(x: jax.Array) -> jax.Array:
+    """`[*shape, 2]`, real and imaginary parts of complex numbers; real ones as they are."""
+    return jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x
+
+
+def joined(parts: jax.Array, like: Any) -> jax.Array:
+    """The inverse of `parts_of` for a parameter of the dtype of `like`."""
+    return jax.lax.complex(parts[..., 0], parts[..., 1]) if jnp.iscomplexobj(like) else parts
+
+
 # Frozen parameters are kept from the optimizer: it makes no state for them, and its weight decay leaves them alone.
 
 
