@@ -21,7 +21,7 @@ from eggroll.ops import check_distribution
 from eggroll.strategy.activations.credit import Relation, relations
 from eggroll.strategy.evaluate.planning import DryRun, dense_matrices, dry_run, for_kernels, with_sites
 from eggroll.strategy.evaluate.tracing import InAxes, make_rows, trace_member
-from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, check_params, make_plan
 from eggroll.strategy.plan.parameters import as_array, check_no_module
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.plan.sites import Site
@@ -192,6 +192,7 @@ def explain(
     check_no_module(params)
     shape = lambda path, x: x if isinstance(x, jax.ShapeDtypeStruct) else abstract(as_array(path, x))  # noqa: E731
     params = jax.tree_util.tree_map_with_path(shape, params)
+    check_params(params, rules)  # before it is traced: a flag among them would be an array in the function
     rows = make_rows(args, in_axes, population or 1, 1)
     program = trace_member(fun, params, rows)
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))

@@ -20,6 +20,7 @@ from eggroll.strategy.evaluate.planning import plan_for
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
+from eggroll.strategy.plan.leaves import check_params
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population, Sharding
 from eggroll.strategy.state import on_mesh
@@ -200,6 +201,8 @@ def value_and_grad(
         params, others, put = taken_out(numbers, args)
         warn_if_fixed("value_and_grad", (key,), (args, kwargs))
         params = on_mesh(params, members)
+        if not all(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(params)):
+            check_params(params, rules)  # before it is traced: a flag among them would be an array in the function
 
         def loss(params: PyTree, kwargs: dict[str, Any], *others: Any) -> Any:
             return loss_fn(*put(params, others), **kwargs)
@@ -243,16 +246,12 @@ class _Estimator:
             fitness = -as_float(losses)
             pairs = {"antithetic": members.antithetic, "groups": members.groups}
             weights, valid = shape_rows(fitness, shaping=self.shaping, **pairs)
-            grads = jax.tree.map(_as_in_jax, generation.gradient(weights, params, words), params)
+            direction = generation.gradient(weights, params, words)  # of which `jax.grad` returns the conjugate
+            grads = jax.tree.map(lambda g, p: jnp.conj(g).astype(p.dtype), direction, params)
             some = valid.any()
             return jnp.where(some, mean_loss(fitness, losses.dtype), jnp.nan), some, aux, grads
 
         return estimate
-
-
-def _as_in_jax(direction: jax.Array, param: jax.Array) -> jax.Array:
-    """A gradient in its parameter's dtype; of complex ones, `jax.grad` returns the conjugate of the direction."""
-    return jnp.conj(direction).astype(param.dtype) if jnp.iscomplexobj(param) else direction.astype(param.dtype)
 
 
 _CACHE = CompiledCache()  # of all: value_and_grad written inside a loop is the same in every turn

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from eggroll.engine.annotations import PyTree
 from eggroll.engine.factored import Use
 from eggroll.engine.paths import leaf_paths, path_hash
+from eggroll.strategy.plan.parameters import PARTITION
 from eggroll.strategy.plan.rules import (
     DenseRule,
     FrozenRule,
@@ -164,7 +165,7 @@ def check_params(params: PyTree, rules: Rules = ()) -> dict[str, Rule]:
         if not jnp.issubdtype(leaf.dtype, jnp.inexact) and not isinstance(chosen.get(path), FrozenRule):
             raise TypeError(
                 f"got parameter '{path}' of dtype {leaf.dtype}; only floating-point and complex ones can be perturbed. "
-                f'Pass it to the function as an argument instead, or freeze it: rules=[("{path}", "frozen")].'
+                f'Pass it to the function as an argument, or freeze it: rules=[("{path}", "frozen")]. {PARTITION}'
             )
     return chosen
 

@@ -13,6 +13,11 @@ from eggroll.engine.annotations import PyTree
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.engine.paths import path_name
 
+PARTITION = (
+    "Of an Equinox module: params, static = eqx.partition(model, eqx.is_inexact_array), and "
+    "eqx.combine(params, static) inside the function."
+)
+
 
 def as_arrays(params: PyTree) -> PyTree:
     """Parameters as JAX arrays; Python numbers would otherwise be part of the function."""
@@ -24,11 +29,10 @@ def as_array(path: Any, leaf: Any) -> jax.Array:
     """One parameter as a JAX array; raises TypeError, with its path, where it is none."""
     try:
         array = jnp.asarray(leaf)
-    except TypeError as why:
+    except (TypeError, ValueError, OverflowError) as why:  # some strings are read as numbers
         raise TypeError(
             f"got a parameter '{path_name(path)}' of type {type(leaf).__name__}; arrays or numbers are required. Pass "
-            "everything else to the function as a further argument. Of an Equinox module: params, static = "
-            "eqx.partition(model, eqx.is_inexact_array), and eqx.combine(params, static) inside the function."
+            "everything else to the function as a further argument. " + PARTITION
         ) from why
     # A number's weak type would be lost in the first update, and everything compiled twice.
     return array.astype(array.dtype) if getattr(jax.typeof(array), "weak_type", False) else array
