@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import diffrax  # of the tests alone
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -194,8 +195,6 @@ def _field(p: Params, y: jax.Array) -> jax.Array:
 
 def neural_ode(p: Params, x: jax.Array) -> jax.Array:
     """Sixteen steps of diffrax's Heun method."""
-    import diffrax  # of the tests alone
-
     term = diffrax.ODETerm(lambda t, y, args: _field(p, y))
     steps = diffrax.StepTo(ts=jnp.linspace(0.0, 1.0, 17))
     out = diffrax.diffeqsolve(term, diffrax.Heun(), 0.0, 1.0, None, x, stepsize_controller=steps, max_steps=16).ys
