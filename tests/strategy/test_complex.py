@@ -159,3 +159,10 @@ def test_models_of_flax_with_complex_variables():
     for name in ("kernel", "bias"):
         a, b = np.asarray(got[name][...]), np.asarray(want[name][...])
         assert np.vdot(a, b).real > 0.8 * np.linalg.norm(a) * np.linalg.norm(b)
+
+
+@pytest.mark.parametrize("update", ["members", "weights"])
+def test_a_mesh_changes_nothing(update):
+    mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("population",))
+    states = [es.step(es.init(params(), KEY), fitness, X)[0] for es in (strategy(mesh=mesh, update=update), strategy())]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *(state.params for state in states))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +42,7 @@ def test_nothing_is_made_dense(name):
 
 def test_functions_of_equinox_and_diffrax_are_known_and_not_traced_at_every_call():
     """Tracing a solver takes hundreds of times as long as a step."""
+    eqx = pytest.importorskip("equinox")
     model = eqx.nn.MLP(4, 2, 8, 2, key=jax.random.key(0))
     _, static = eqx.partition(model, eqx.is_inexact_array)
 
