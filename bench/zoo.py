@@ -8,6 +8,8 @@ the same of one forward pass: what of the ratio is the model's own. It states ra
 
 from __future__ import annotations
 
+import json
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,12 +35,15 @@ class Options(Common):
         rows: of input.
         population: members.
         rounds: turns of each candidate.
+        models: a pattern of the names of those to measure: a long run may be made in parts. Those that the result has
+            of other parts, made alike, are kept.
     """
 
     width: int = 256
     rows: int = 8
     population: int = 64
     rounds: int = 7
+    models: str = ""
 
 
 def steps(apply: Callable[..., Any], params: Any, x: jax.Array, population: int) -> tuple[Callable[[], Any], int]:
@@ -74,13 +79,27 @@ def row(name: str, case: Case, options: Options) -> dict[str, Any]:
     return {"model": name, "ratio": str(ratio), "forward": str(alone), "dense fallbacks": fallbacks}
 
 
+def earlier(options: Options) -> dict[str, dict[str, Any]]:
+    """Rows by model of a result of other parts, made with the same settings."""
+    if not options.models or options.out is None or not options.out.exists():
+        return {}
+    kept = json.loads(options.out.read_text())
+    same = all(kept["settings"][name] == getattr(options, name) for name in ("width", "rows", "population", "rounds"))
+    return {r["model"]: r for r in kept["rows"]} if same else {}
+
+
 def main(args: list[str] | None = None) -> None:
     """Measures every architecture and reports."""
     options = tyro.cli(Options, args=args)
     if options.quick:
         options = Options(True, options.out, width=16, rows=4, population=8, rounds=3)
     warnings.simplefilter("ignore")
-    rows = [row(name, case, options) for name, case in ZOO.items()]
+    found = earlier(options)
+    for name, case in ZOO.items():
+        if re.search(options.models, name):
+            found[name] = row(name, case, options)
+            print(json.dumps(found[name]), flush=True)
+    rows = [found[name] for name in ZOO if name in found]
     notes = ["ratio: step over the step of the plain layer, median and quartiles; forward: of one forward pass."]
     summary = {r["model"]: r["ratio"] for r in rows}
     Report("zoo", options, rows, notes, summary).finish(quick=options.quick, out=options.out)

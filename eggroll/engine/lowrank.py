@@ -86,7 +86,7 @@ class LowRank:
                     f"LowRank {name} has shape {tuple(factor.shape)}; axes {axes} of a base of shape {self.shape} "
                     f"at rank {self.rank} require {required}."
                 )
-            if factor.dtype != self.dtype:
+            if factor.dtype not in (self.dtype, jnp.zeros((), self.dtype).real.dtype):
                 raise ValueError(
                     f"LowRank {name} is {factor.dtype} but its base is {self.dtype}: cast the factor to the "
                     "base's dtype first."

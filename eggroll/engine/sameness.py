@@ -24,19 +24,19 @@ from jax.core import Tracer
 from eggroll.engine.same_program import NotDescribed, array_key
 
 MOST = 4000  # objects looked at: what reaches more is traced instead
-PLAIN = (type(None), bool, int, str, bytes, type(...), types.CodeType)
+PLAIN = (type(None), bool, int, str, bytes, type(...), types.CodeType, types.UnionType)
 # Modules whose functions compute the same from the same: no clock, file, environment or random numbers of theirs.
-KNOWN = {"eggroll", "einops", "flax", "jax", "jaxlib", "ml_dtypes", "numpy", "optax"}
+KNOWN = {"diffrax", "eggroll", "einops", "equinox", "flax", "jax", "jaxlib", "jaxtyping", "lineax", "ml_dtypes"}
 KNOWN |= {"abc", "bisect", "builtins", "cmath", "collections", "contextlib", "copy", "dataclasses", "enum", "fractions"}
 KNOWN |= {"functools", "heapq", "inspect", "itertools", "math", "numbers", "operator", "re", "string", "struct"}
-KNOWN |= {"textwrap", "types", "typing", "typing_extensions", "warnings", "_abc", "_operator"}
-RANDOM = "numpy.random"  # has a state of its own
+KNOWN |= {"numpy", "optax", "optimistix", "textwrap", "types", "typing", "typing_extensions", "warnings", "_abc"}
+KNOWN |= {"_operator"}
 # What is not so among theirs: it reads a file or a clock, or what is not looked at here.
 READS = {"load", "loadtxt", "genfromtxt", "fromfile", "fromregex", "memmap", "open_memmap", "restore_checkpoint"}
 READS |= {"open", "input", "globals", "locals", "vars", "dir", "eval", "exec", "__import__", "datetime64"}
-READS |= {"currentframe", "stack"}
+READS |= {"currentframe", "stack", "tree_deserialise_leaves"}
 BEHIND = {"__globals__", "__builtins__", "f_globals", "f_locals", "f_builtins"}  # ways round what is looked at
-# Of classes: what decides no number.
+# Of classes, and of objects that stand for functions: what decides no number.
 OF_CLASSES = {"__doc__", "__module__", "__qualname__", "__dict__", "__weakref__", "__annotations__", "__annotate__"}
 OF_CLASSES |= {"__annotate_func__", "__annotations_cache__", "__firstlineno__", "__static_attributes__", "__slots__"}
 OF_CLASSES |= {"__match_args__", "__orig_bases__", "__parameters__", "__abstractmethods__", "__classcell__"}
@@ -236,7 +236,7 @@ class _Walk:
         if kind.__basicsize__ > object.__basicsize__ + 8 * (len(slots) + extra) or kind.__itemsize__:
             raise NotDescribed  # state of C's
         state = {name: getattr(x, name) for name in slots if hasattr(x, name)} | getattr(x, "__dict__", {})
-        return "object", self.of(kind), *((name, self.of(value)) for name, value in state.items())
+        return "object", self.of(kind), *((n, self.of(value)) for n, value in state.items() if n not in OF_CLASSES)
 
 
 _EMPTY = "an empty cell"

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from eggroll.engine.annotations import Chunk, Function, Numbers, PyTree
 from eggroll.engine.checks import check_function
 from eggroll.engine.interpreter import Fallback
-from eggroll.nnx.model import Call, Pure, Split, axes_of, kept_if
+from eggroll.nnx.model import Call, Pure, Split, as_state, axes_of, kept_if
 from eggroll.strategy import es as arrays
 from eggroll.strategy.evaluate.averages import averaged, check_shared
 from eggroll.strategy.evaluate.tracing import InAxes
@@ -124,7 +124,8 @@ class ES(arrays.ES):
         """A fresh state of a model, which is not changed.
 
         Args:
-            model: NNX module, in the mode in which its members are to be evaluated, as a rule that of training.
+            model: NNX module, or a tuple, list or dictionary of such, in the mode in which its members are to be
+                evaluated, as a rule that of training.
             key: a `jax.random` key, typed or legacy.
 
         Returns:
@@ -144,7 +145,7 @@ class ES(arrays.ES):
         `nnx.update(own, nnx.state(es.model(state)))`.
         """
         own = _checked(state)
-        return nnx.merge(own.graphdef, own.params, own.rest, copy=True)
+        return nnx.merge(own.graphdef, as_state(own.params), own.rest, copy=True)
 
     def ask(self, state: State) -> ModelMembers:
         """The members of the next generation; see `Strategy.ask`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, TypeVar, Unpack, overload
 
 import jax
@@ -9,8 +10,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eggroll.engine.annotations import Function, PyTree
-from eggroll.nnx.model import Call, Pure, axes_of
+from eggroll.nnx.model import AtPlaces, Call, Pure, axes_of
 from eggroll.strategy import value_and_grad as gradient
+from eggroll.strategy.evaluate.argnums import check_argnums, taken_out
 from eggroll.strategy.explain import ExplainOptions, Explanation
 from eggroll.strategy.explain import explain as explain_function
 from eggroll.strategy.value_and_grad import CommonOptions
@@ -24,6 +26,7 @@ Out = TypeVar("Out", covariant=True)
 class ModelOptions(CommonOptions, total=False):
     """Options of `eggroll.nnx.value_and_grad` and `eggroll.nnx.grad` but `has_aux`."""
 
+    argnums: int | Sequence[int]
     wrt: Any  # a filter of NNX
     share_rngs: bool
 
@@ -49,7 +52,14 @@ def value_and_grad(
 def value_and_grad(
     loss_fn: Function, *, has_aux: Literal[True], **options: Unpack[ModelOptions]
 ) -> OfModel[ValueAux]: ...
-def value_and_grad(loss_fn: Function, *, wrt: Any = nnx.Param, share_rngs: bool = True, **options: Any) -> OfModel[Any]:
+def value_and_grad(
+    loss_fn: Function,
+    *,
+    argnums: int | Sequence[int] = 0,
+    wrt: Any = nnx.Param,
+    share_rngs: bool = True,
+    **options: Any,
+) -> OfModel[Any]:
     """Estimates loss and gradient of an unmodified NNX model from forward passes alone.
 
     Only the variables that `wrt` selects are perturbed. Other state (batch statistics, RNG streams, caches) passes
@@ -57,20 +67,23 @@ def value_and_grad(loss_fn: Function, *, wrt: Any = nnx.Param, share_rngs: bool 
 
     Args:
         loss_fn: `loss_fn(model, *args, **kwargs)` → scalar loss, or `(loss, aux)` with `has_aux`. Arguments may be NNX
-            objects (`nnx.Rngs`) or variables, by position or by name, or pytrees that hold some.
+            objects (`nnx.Rngs`) or variables, by position or by name, or pytrees that hold some. `model` may be a
+            tuple, list or dictionary of models.
+        argnums: which positional argument is the model, or which several are, as in `nnx.value_and_grad`; `wrt` is for
+            all of them. Default 0.
         wrt: NNX filter for the variables to train; the same as for `nnx.Optimizer(..., wrt=...)`. Default `nnx.Param`.
         share_rngs: True (default) gives all members the same dropout masks (common random numbers: less noise in the
             comparison); False gives every pair its own.
         **options: as in `eggroll.value_and_grad`; `population` and `sigma` are required. `in_axes` speaks of the
-            arguments after `model`.
+            arguments but the model.
 
     Returns:
         `f(model, *args, key, **kwargs) -> (value, grads)`, or `((value, aux), grads)` with `has_aux`; `grads` feeds
-        `nnx.Optimizer.update(model, grads)`.
+        `nnx.Optimizer.update(model, grads)`; of several models a state of each, in what holds them.
 
     Raises:
-        TypeError: no NNX object as the first argument, parameters that are not floating point, no key, or `argnums`
-            (use `wrt`).
+        TypeError: no NNX object as the model, parameters of integers or the like, no key, or an `nnx.DiffState` as
+            `argnums` (use `wrt`).
         ValueError: `wrt` selects nothing, or as `eggroll.value_and_grad`.
         FloatingPointError: no member's loss is finite; the model is unchanged. Under `nnx.jit` nothing can be raised:
             the model is unchanged, the gradient zero and the value NaN.
@@ -92,19 +105,22 @@ def value_and_grad(loss_fn: Function, *, wrt: Any = nnx.Param, share_rngs: bool 
     References:
         Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652.
     """
-    if "argnums" in options:
+    if any(isinstance(n, nnx.DiffState) for n in (argnums if isinstance(argnums, Sequence) else (argnums,))):
         raise TypeError(
-            f"got argnums={options['argnums']!r}; the model is the first argument here, and `wrt` selects its "
+            f"got argnums={argnums!r}; `argnums` says which arguments are models here, and `wrt` selects their "
             "variables: instead of argnums=nnx.DiffState(0, nnx.LoRAParam) pass wrt=nnx.LoRAParam, as to nnx.Optimizer."
         )
+    numbers = check_argnums(argnums)
+    fun = loss_fn if numbers == 0 else AtPlaces(loss_fn, numbers)
     has_aux, in_axes = options.pop("has_aux", False), options.pop("in_axes", None)
 
     estimate = gradient.value_and_grad(
-        Pure(loss_fn, has_aux), has_aux=True, in_axes=axes_of(in_axes, share_rngs), **options
+        Pure(fun, has_aux), has_aux=True, in_axes=axes_of(in_axes, share_rngs), **options
     )
 
     def value_and_grad_fun(model: Any, *args: Any, key: Any, **kwargs: Any) -> Any:
-        call = Call(model, args, kwargs, wrt)
+        model, others, _ = taken_out(numbers, (model, *args))
+        call = Call(model, others, kwargs, wrt)
         who = options["population"], options.get("antithetic", True)
         keys = [] if share_rngs else call.keys(*who, key)
         (value, (aux, changed)), grads = estimate(call.params, *call.arguments(keys), key=key)

@@ -51,6 +51,40 @@ def filled(args: Any, nodes: tuple) -> Any:
     return jax.tree.map(lambda x: nodes[x.index] if is_slot(x) else x, args, is_leaf=is_slot)
 
 
+def check_model(model: Any) -> None:
+    """Raises TypeError unless it is an NNX module, or a tuple, list or dictionary of such, of at least one."""
+    models = jax.tree.leaves(model, is_leaf=lambda x: _parts(x) is None)
+    wrong = [type(x).__name__ for x in models if not isinstance(x, nnx.Pytree)]
+    if wrong or not models:
+        held = "" if _parts(model) is None else f", which holds {wrong[0] if wrong else 'nothing'}"
+        raise TypeError(
+            f"got {type(model).__name__} as the model; an NNX module is required, or a tuple, list or dictionary of "
+            f"such{held}. For plain parameters use eggroll.value_and_grad or eggroll.ES."
+        )
+
+
+def _parts(models: Any) -> dict[Any, Any] | None:
+    """Models by name or number, None of a single one."""
+    if type(models) is dict:
+        return models
+    return dict(enumerate(models)) if type(models) in (tuple, list) else None
+
+
+def of_each(model: Any, state: Any) -> Any:
+    """A state of several models as a state for each, in what holds them, as `nnx.grad` returns it."""
+    parts = _parts(model)
+    if parts is None:
+        return state
+    each = {name: of_each(part, state[name] if name in state else nnx.State({})) for name, part in parts.items()}
+    return each if type(model) is dict else type(model)(each.values())
+
+
+def as_state(params: Any) -> Any:
+    """The inverse of `of_each`, as `nnx.merge` takes it."""
+    parts = _parts(params)
+    return params if parts is None else nnx.State({name: as_state(part) for name, part in parts.items()})
+
+
 @jax.tree_util.register_static
 class Split(Fixed):
     """How a model and the NNX objects among the arguments come apart and together; hashable, without arrays."""
@@ -72,19 +106,15 @@ class Split(Fixed):
     @staticmethod
     def of(nodes: tuple, wrt: Any) -> tuple[Split, Any, Any]:
         """`(split, trained state of the model, all other state)`."""
-        if not isinstance(nodes[0], nnx.Pytree):
-            raise TypeError(
-                f"got {type(nodes[0]).__name__} as the model; an NNX module is required. For plain parameters use "
-                "eggroll.value_and_grad or eggroll.ES."
-            )
+        check_model(nodes[0])
         graphdef, params, rest = nnx.split(nodes, _of_model(wrt), ...)
         if not jax.tree.leaves(params):
             raise ValueError(f"got wrt={wrt!r}, which selects no variable of the model.")
-        return Split(graphdef, wrt), params[0], rest
+        return Split(graphdef, wrt), of_each(nodes[0], params[0]), rest
 
     def merge(self, params: PyTree, rest: PyTree) -> tuple:
         """The model and the other objects."""
-        return nnx.merge(self.graphdef, nnx.State({0: params}), rest)
+        return nnx.merge(self.graphdef, nnx.State({0: as_state(params)}), rest)
 
     def rest_of(self, nodes: tuple) -> Any:
         """All state that is not trained, as the function left it."""
@@ -123,6 +153,32 @@ class Pure:
             raise TypeError(f"has_aux=True requires the function to return a pair; got {type(out).__name__}.")
         out, aux = out if self.has_aux else (out, ())
         return out, (aux, _changed(before, split.rest_of(nodes)))
+
+
+@dataclass(frozen=True)
+class AtPlaces:
+    """`fun` of several arguments as a function of those that `argnums` names, a model or several, and of the others.
+
+    Attributes:
+        fun: the user's function.
+        argnums: an integer or a tuple of such.
+    """
+
+    fun: Function
+    argnums: int | tuple[int, ...]
+
+    @property
+    def __wrapped__(self) -> Function:
+        """Whose name and line messages have."""
+        return self.fun
+
+    def __call__(self, model: Any, *others: Any, **kwargs: Any) -> Any:
+        """The function with its arguments in order."""
+        numbers, models = (self.argnums, model) if isinstance(self.argnums, tuple) else ((self.argnums,), (model,))
+        args, total = list(others), len(others) + len(numbers)
+        for number, one in sorted(zip((n % total for n in numbers), models, strict=True), key=lambda x: x[0]):
+            args.insert(number, one)
+        return self.fun(*args, **kwargs)
 
 
 class Call:

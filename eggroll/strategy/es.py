@@ -125,14 +125,14 @@ class ES(Strategy):
         """A fresh state.
 
         Args:
-            params: pytree of floating-point arrays (others only under a `"frozen"` rule).
+            params: pytree of floating-point or complex arrays (others only under a `"frozen"` rule).
             key: a `jax.random` key, typed or legacy.
 
         Returns:
             The state of generation 0.
 
         Raises:
-            TypeError: a parameter that is not floating point, an NNX module (split it), a key that is none, or an
+            TypeError: a parameter of integers or the like, an NNX module (split it), a key that is none, or an
                 optimizer that needs more than gradient, parameters and loss.
             ValueError: no parameters, rules that match nothing, or two paths with the same hash.
         """

@@ -21,7 +21,7 @@ from eggroll.ops import check_distribution
 from eggroll.strategy.activations.credit import Relation, relations
 from eggroll.strategy.evaluate.planning import DryRun, dense_matrices, dry_run, for_kernels, with_sites
 from eggroll.strategy.evaluate.tracing import InAxes, make_rows, trace_member
-from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, check_params, make_plan
 from eggroll.strategy.plan.parameters import as_array, check_no_module
 from eggroll.strategy.plan.rules import Rules
 from eggroll.strategy.plan.sites import Site
@@ -114,7 +114,8 @@ def _table(explanation: Explanation) -> Table:
     table.add_column("implementation", overflow="fold")
     for row in explanation.rows:
         reason = row.reason and not explanation.plan.sites and f": {row.reason}"  # those of sites have lines below
-        noise = f"rank {row.rank}" if row.kind == "low_rank" else f"{row.kind}{reason or ''}"
+        parts = ", complex" if row.is_complex and row.kind in ("low_rank", "dense") else ""
+        noise = f"rank {row.rank}{parts}" if row.kind == "low_rank" else f"{row.kind}{parts}{reason or ''}"
         if row.fallbacks:
             noise += f", {len(row.fallbacks)} dense fallback(s)"
         own = [[a for a in side if a not in row.stack_axes] for side in (row.left_axes, row.right_axes)]
@@ -176,7 +177,7 @@ def explain(
         `str()` is a table, `.rows` the data, `.fallbacks` the dense fallbacks.
 
     Raises:
-        TypeError: no function, parameters that are not floating point, or an NNX module.
+        TypeError: no function, parameters of integers or the like, or an NNX module.
         ValueError: rules that match nothing, or parameters that `fun` does not use.
 
     Example:
@@ -191,6 +192,7 @@ def explain(
     check_no_module(params)
     shape = lambda path, x: x if isinstance(x, jax.ShapeDtypeStruct) else abstract(as_array(path, x))  # noqa: E731
     params = jax.tree_util.tree_map_with_path(shape, params)
+    check_params(params, rules)  # before it is traced: a flag among them would be an array in the function
     rows = make_rows(args, in_axes, population or 1, 1)
     program = trace_member(fun, params, rows)
     uses = discover(program, leaf_paths(params), (params, *rows.abstract()))
@@ -215,7 +217,8 @@ def explain(
 def _why_dense(leaf: LeafPlan, factors: LeafPlan) -> str:
     if leaf.kind != "dense" or leaf.kind == factors.kind:
         return ""
-    return f"rank·(m+n) = {factors.numbers} ≥ m·n = {leaf.numbers}"
+    factor, weight = ("(2m+n)", "2·m·n") if leaf.is_complex else ("(m+n)", "m·n")
+    return f"rank·{factor} = {factors.numbers} ≥ {weight} = {leaf.numbers}"
 
 
 def _per_row(site: Site, relation: Relation | None) -> int:

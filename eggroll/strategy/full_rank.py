@@ -89,14 +89,14 @@ class FullRankES(Strategy):
         """A fresh state, without master copies or an optimizer's state.
 
         Args:
-            params: pytree of floating-point arrays (others only under a `"frozen"` rule).
+            params: pytree of floating-point or complex arrays (others only under a `"frozen"` rule).
             key: a `jax.random` key, typed or legacy.
 
         Returns:
             The state of generation 0.
 
         Raises:
-            TypeError: a parameter that is not floating point, an NNX module (split it), or a key that is none.
+            TypeError: a parameter of integers or the like, an NNX module (split it), or a key that is none.
             ValueError: no parameters, rules that match nothing or are low-rank, or two paths with the same hash.
         """
         params = as_arrays(params)

@@ -20,6 +20,7 @@ from eggroll.strategy.noise.dense import perturbed, unit_keys
 from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.noise.sampler import check_noise_is_seen, member_sign
 from eggroll.strategy.plan.leaves import LeafPlan, Plan, check_params, check_something_moves
+from eggroll.strategy.plan.parameters import joined, parts_of
 from eggroll.strategy.plan.rules import FrozenRule, LowRankRule, Rule, Rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State
@@ -34,7 +35,7 @@ def full_rank_plan(params: PyTree, rules: Rules) -> Plan:
         rules: `(pattern, rule)` pairs, of which none is low-rank.
 
     Raises:
-        TypeError: a leaf that is not floating point and not frozen.
+        TypeError: a leaf that is neither floating point nor complex, and not frozen.
         ValueError: a low-rank rule, a rule that matches nothing, no parameter left to perturb, or two paths with the
             same hash.
     """
@@ -87,7 +88,7 @@ class FullRankGeneration:
     def buffers(self, params: PyTree) -> list[Any]:
         """Memory for a member's parameters: an array for each that has noise, else None."""
         each = zip(self.plan.leaves, jax.tree.leaves(params), strict=True)
-        return [jnp.zeros_like(p) if leaf.kind == "dense" else None for leaf, p in each]
+        return [jnp.zeros_like(parts_of(p)) if leaf.kind == "dense" else None for leaf, p in each]
 
     def member(self, params: PyTree, i: Index, buffers: list[Any]) -> tuple[Any, list[Any]]:
         """The dense parameters of member `i`.
@@ -106,8 +107,9 @@ class FullRankGeneration:
         for n, (leaf, param, old) in enumerate(zip(self.plan.leaves, leaves, buffers, strict=True)):
             if old is not None:
                 scale = self.sigma * leaf.sigma_scale
-                made[n] = perturbed(old, param, self._keys[n], unit, sign, scale, distribution=self._distribution)
-        return tree.unflatten([p if own is None else own for p, own in zip(leaves, made, strict=True)]), made
+                own = parts_of(param), self._keys[n], unit, sign, scale
+                made[n] = perturbed(old, *own, distribution=self._distribution)
+        return tree.unflatten([p if own is None else joined(own, p) for p, own in zip(leaves, made, strict=True)]), made
 
     def moved(self, state: State, weights: jax.Array, rate: Scalar, some: Flag) -> tuple[State, dict[str, jax.Array]]:
         """The state after one update, parameter after parameter.
@@ -131,9 +133,9 @@ class FullRankGeneration:
                 new.append(param)
                 continue
             scale = rate / (self.population.size * leaf.sigma_scale)
-            found = moved(param, own, other[0], self._per_unit(weights), scale, distribution=self._distribution)
-            moved_leaf, total, change = found
-            new.append(moved_leaf)
+            given = parts_of(param), own, other[0], self._per_unit(weights), scale
+            moved_leaf, total, change = moved(*given, distribution=self._distribution)
+            new.append(joined(moved_leaf, param))
             sums.append(total / jnp.float32(leaf.sigma_scale) ** 2)
             changes.append(change)
         norms = _norms(sums, changes, self.population.size * self.sigma)
@@ -147,9 +149,9 @@ class FullRankGeneration:
         for leaf, param, key in zip(self.plan.leaves, leaves, self._keys, strict=True):
             if leaf.kind == "dense":
                 scale = -1.0 / (self.population.size * self.sigma * leaf.sigma_scale)
-                like = jax.ShapeDtypeStruct(param.shape, param.dtype)
+                like = jax.eval_shape(parts_of, param)
                 part = summed(key, self._per_unit(weights), scale, distribution=self._distribution, like=like)
-                out.append(part)
+                out.append(joined(part, param))
             else:
                 out.append(jnp.zeros_like(param))
         return tree.unflatten(out)

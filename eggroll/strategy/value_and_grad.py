@@ -20,6 +20,7 @@ from eggroll.strategy.evaluate.planning import plan_for
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
+from eggroll.strategy.plan.leaves import check_params
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population, Sharding
 from eggroll.strategy.state import on_mesh
@@ -160,12 +161,13 @@ def value_and_grad(
     Returns:
         `f(params, *args, key, **kwargs) -> (value, grads)`, or `((value, aux), grads)` with `has_aux`. `value` is the
         mean loss of the members that have a finite one, `grads` is as `params`, zeros for frozen and unused parameters;
-        a tuple of such where `argnums` is a sequence. `key` is a `jax.random` key: pass a new one at every step.
+        a tuple of such where `argnums` is a sequence. Of a complex parameter `u + i·v` it is `du − i·dv`, as in
+        `jax.grad`. `key` is a `jax.random` key: pass a new one at every step.
 
     Raises:
         ValueError: settings that do not fit together, a loss that is not scalar, rules that match nothing, a loss that
             does not use its parameters, a sigma that is zero in a parameter's dtype, an argument named twice.
-        TypeError: no function, parameters that are not floating point, an NNX module, no key, or too few arguments.
+        TypeError: no function, parameters of integers or the like, an NNX module, no key, or too few arguments.
         NotImplementedError: a derivative of the result, as by `jax.grad`.
         FloatingPointError: no member's loss is finite. Under `jit` the gradient is then zero and the value NaN.
 
@@ -199,6 +201,8 @@ def value_and_grad(
         params, others, put = taken_out(numbers, args)
         warn_if_fixed("value_and_grad", (key,), (args, kwargs))
         params = on_mesh(params, members)
+        if not all(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(params)):
+            check_params(params, rules)  # before it is traced: a flag among them would be an array in the function
 
         def loss(params: PyTree, kwargs: dict[str, Any], *others: Any) -> Any:
             return loss_fn(*put(params, others), **kwargs)
@@ -242,7 +246,8 @@ class _Estimator:
             fitness = -as_float(losses)
             pairs = {"antithetic": members.antithetic, "groups": members.groups}
             weights, valid = shape_rows(fitness, shaping=self.shaping, **pairs)
-            grads = jax.tree.map(lambda g, p: g.astype(p.dtype), generation.gradient(weights, params, words), params)
+            direction = generation.gradient(weights, params, words)  # of which `jax.grad` returns the conjugate
+            grads = jax.tree.map(lambda g, p: jnp.conj(g).astype(p.dtype), direction, params)
             some = valid.any()
             return jnp.where(some, mean_loss(fitness, losses.dtype), jnp.nan), some, aux, grads
 

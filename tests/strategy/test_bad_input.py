@@ -114,11 +114,11 @@ def test_a_rank_beyond_every_layer_says_what_is_sensible():
 # ---- parameters and keys
 
 
-@pytest.mark.parametrize("leaf", [np.arange(3), 3, True, 1j, np.zeros(2, np.complex64), np.zeros(2, bool)])
+@pytest.mark.parametrize("leaf", [np.arange(3), 3, True, np.zeros(2, bool)])
 def test_parameters_that_are_not_floating_point(leaf):
     p = {**params(), "deep": [leaf]}
     for call in (lambda: make_es().init(p, KEY), lambda: make_gradient()(p, X, Y, key=KEY)):
-        with pytest.raises(TypeError, match=r"got parameter 'deep/0' of dtype .*only floating-point parameters"):
+        with pytest.raises(TypeError, match=r"got parameter 'deep/0' of dtype .*only floating-point and complex"):
             call()
 
 

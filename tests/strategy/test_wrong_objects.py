@@ -159,7 +159,7 @@ def test_plain_parameters_do_not_need_flax(monkeypatch):
 
 
 @pytest.mark.parametrize("function", [eggroll.nnx.value_and_grad, eggroll.nnx.grad])
-@pytest.mark.parametrize("argnums", [nnx.DiffState(0, nnx.LoRAParam), 0], ids=["DiffState", "0"])
-def test_argnums_is_called_wrt(function, argnums):
-    with pytest.raises(TypeError, match=r"got argnums=.*the model is the first argument.*wrt=nnx.LoRAParam"):
+@pytest.mark.parametrize("argnums", [nnx.DiffState(0, nnx.LoRAParam), (0, nnx.DiffState(1, nnx.Param))])
+def test_what_argnums_filters_is_called_wrt(function, argnums):
+    with pytest.raises(TypeError, match=r"got argnums=.*says which arguments are models.*wrt=nnx.LoRAParam"):
         function(model_loss, population=N, sigma=0.1, argnums=argnums)

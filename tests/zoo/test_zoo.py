@@ -9,8 +9,7 @@ import pytest
 
 import eggroll
 from bench.tools.zoo import ZOO
-
-pytestmark = pytest.mark.slow
+from eggroll.engine.sameness import described
 
 WIDTH, POPULATION = 16, 6
 
@@ -23,6 +22,7 @@ def members_of(name, fallback):
     return case, es.ask(es.init(params, jax.random.key(2))), x
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ZOO)
 def test_members_equal_their_dense_parameters(name):
     case, members, x = members_of(name, "allow")
@@ -32,8 +32,26 @@ def test_members_equal_their_dense_parameters(name):
         np.testing.assert_allclose(got[i], want, rtol=0, atol=1e-5 * max(1, float(jnp.abs(want).max())))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name, case in ZOO.items() if case.factored])
 def test_nothing_is_made_dense(name):
     case, members, x = members_of(name, "error")
     members.apply(case.apply, x)
     assert not eggroll.explain(case.apply, case.init(jax.random.key(0), WIDTH), x).fallbacks
+
+
+def test_functions_of_equinox_and_diffrax_are_known_and_not_traced_at_every_call():
+    """Tracing a solver takes hundreds of times as long as a step."""
+    eqx = pytest.importorskip("equinox")
+    model = eqx.nn.MLP(4, 2, 8, 2, key=jax.random.key(0))
+    _, static = eqx.partition(model, eqx.is_inexact_array)
+
+    def of_equinox(scale):
+        return lambda params, x: jnp.mean(jax.vmap(eqx.combine(params, static))(x) * scale)
+
+    for known in (ZOO["neural ODE"].apply, of_equinox(1.0)):
+        assert described(known) is not None
+        assert described(known) == described(known)
+    assert described(of_equinox(1.0)) == described(of_equinox(1.0))
+    assert described(of_equinox(1.0)) != described(of_equinox(2.0))
+    assert described(lambda path: eqx.tree_deserialise_leaves(path, model)) is None  # reads a file

@@ -258,7 +258,7 @@ def may_copy(population: Population, sampler: Sampler) -> bool:
         and jax_compat.CORRECTIONS_ARE_FREE
         and DISTRIBUTIONS[population.distribution].integers  # bytes
         and all(leaf.rank == 1 for leaf in leaves if leaf.kind == "low_rank")
-        and not any(sampler.seeded(leaf) for leaf in leaves)
+        and not any(sampler.seeded(leaf) or leaf.is_complex for leaf in leaves)
         and not sampler.plan.sites
     )
 

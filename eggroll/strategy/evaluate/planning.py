@@ -68,7 +68,7 @@ def dense_matrices(
         use = next((u for u in uses[leaf.path] if u.kind == "elementwise"), uses[leaf.path][0])
         reason = "its noise has a number for every element: "
         reason += "nothing keeps two factors apart there" if use.kind == "elementwise" else "no axis of it is left over"
-        size = leaf.numbers * jnp.dtype(leaf.dtype).itemsize * (members or 1)
+        size = math.prod(leaf.shape) * jnp.dtype(leaf.dtype).itemsize * (members or 1)
         found.append(DenseFallback(leaf.path, use.primitive, use.line, reason, size, members, leaf.numbers / factors))
     return found
 

@@ -128,7 +128,7 @@ class Sampler:
         scale = noise_scale(leaf, sigma)
         if leaf.kind == "low_rank":
             source = Source(leaf.path, self.members)
-            signed = _signed(sign, scale, accumulator_dtype(value.dtype))
+            signed = _signed(sign, scale, jnp.finfo(accumulator_dtype(value.dtype)).dtype)
             left, right = noise
             return LowRank(value, left, right, leaf.left_axes, leaf.right_axes, source, signed)
         if leaf.kind == "dense":
@@ -183,7 +183,7 @@ def _drawn_apart(
     Every call of alike sides is the same program, in which nothing says which one it is: traced once, and its kernels
     compiled once. That is why each call counts on for the next one: XLA would put a number that it knows into them.
     """
-    dtype, width = side.leaf.dtype, side.stream.width
+    dtype, width = side.dtype, side.stream.width
     side = replace(side, leaf=replace(side.leaf, dtype="int8")) if signs else side
 
     def apart(words: jax.Array, start: jax.Array) -> tuple[jax.Array, jax.Array]:

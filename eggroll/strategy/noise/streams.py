@@ -162,9 +162,23 @@ class Side:
 
     @property
     def own(self) -> tuple[int, ...]:
-        """Shape of one matrix's numbers: its other axes, and of a factor the rank."""
+        """Shape of one matrix's numbers: its other axes, of a factor the rank, of complex ones both parts."""
         rest = tuple(self.leaf.shape[a] for a in self.axes if a not in self._stack_axes)
-        return rest if self.side == DENSE else (*rest, self.leaf.rank)
+        return (*rest, *([] if self.side == DENSE else [self.leaf.rank]), *([2] if self.is_complex else []))
+
+    @property
+    def is_complex(self) -> bool:
+        """Whether a number is two: of a complex parameter's factors the left one is complex, the right one real."""
+        return self.leaf.is_complex and self.side != RIGHT
+
+    @property
+    def dtype(self) -> Any:
+        """Of its numbers."""
+        return jnp.dtype(self.leaf.dtype) if self.is_complex else self._drawn_dtype
+
+    @property
+    def _drawn_dtype(self) -> Any:
+        return jnp.finfo(self.leaf.dtype).dtype if self.leaf.is_complex else jnp.dtype(self.leaf.dtype)
 
     @property
     def _stack_axes(self) -> tuple[int, ...]:
@@ -182,7 +196,7 @@ class Side:
         words = words.reshape(len(words), *self.stack, self.stream.words)
         if self.seeded:
             return self._seeded(words)
-        drawn = unpack(words, self.own, self.distribution, self.leaf.dtype)
+        drawn = self._joined(unpack(words, self.own, self.distribution, self._drawn_dtype), -1)
         return jnp.moveaxis(drawn, range(1, 1 + len(self.stack)), [1 + i for i in self._places])
 
     def draw_for_update(self, words: jax.Array) -> Any:
@@ -203,10 +217,15 @@ class Side:
         words = lax.optimization_barrier(words) if last else words
 
         def numbers(words: jax.Array) -> jax.Array:
-            return unpack(words, self.own, self.distribution, self.leaf.dtype, members_last=last)
+            drawn = unpack(words, self.own, self.distribution, self._drawn_dtype, members_last=last)
+            return self._joined(drawn, -2 if last else -1)
 
         drawn = jax.vmap(numbers)(words) if self._stack_axes else numbers(words[0])
         return drawn.reshape(*self.stack, *drawn.shape[1:]) if self._stack_axes else drawn
+
+    def _joined(self, drawn: jax.Array, axis: int) -> jax.Array:
+        """Complex numbers of their parts, which lie along an axis."""
+        return lax.complex(*(drawn.take(i, axis) for i in (0, 1))) if self.is_complex else drawn
 
     def _seeded(self, keys: jax.Array) -> Seeded:
         *sizes, rank = self.own

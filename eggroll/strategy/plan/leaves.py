@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from eggroll.engine.annotations import PyTree
 from eggroll.engine.factored import Use
 from eggroll.engine.paths import leaf_paths, path_hash
+from eggroll.strategy.plan.parameters import PARTITION
 from eggroll.strategy.plan.rules import (
     DenseRule,
     FrozenRule,
@@ -58,6 +59,11 @@ class LeafPlan:
     matrix: str | None = None
 
     @property
+    def is_complex(self) -> bool:
+        """Whether it has noise on real and imaginary parts: dense noise, or a complex left and a real right factor."""
+        return self.dtype.startswith("complex")
+
+    @property
     def stack_axes(self) -> tuple[int, ...]:
         """Axes with factors of their own for every index: layers, experts."""
         return tuple(a for a in self.left_axes if a in self.right_axes)
@@ -76,8 +82,8 @@ class LeafPlan:
     def numbers(self) -> int:
         """Random numbers drawn for one pair of members."""
         if self.kind == "low_rank":
-            return self.rank * (math.prod(self.left_shape) + math.prod(self.right_shape))
-        return math.prod(self.shape) if self.kind == "dense" else 0
+            return self.rank * ((1 + self.is_complex) * math.prod(self.left_shape) + math.prod(self.right_shape))
+        return (1 + self.is_complex) * math.prod(self.shape) if self.kind == "dense" else 0
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ def make_plan(
         The plan.
 
     Raises:
-        TypeError: a leaf that is not floating point and not frozen.
+        TypeError: a leaf that is neither floating point nor complex, and not frozen.
         ValueError: a rank below 1 or beyond every layer, a rule that matches nothing or asks for a rank beyond its
             layer, parameters that the function does not use, no parameter left to perturb, or two paths with the same
             hash.
@@ -147,7 +153,7 @@ def check_params(params: PyTree, rules: Rules = ()) -> dict[str, Rule]:
         path → rule, for the paths that a rule matches.
 
     Raises:
-        TypeError: a leaf that is not floating point and not frozen.
+        TypeError: a leaf that is neither floating point nor complex, and not frozen.
         ValueError: no leaves, a rule that matches nothing, or two paths with the same hash.
     """
     paths = leaf_paths(params)
@@ -156,10 +162,10 @@ def check_params(params: PyTree, rules: Rules = ()) -> dict[str, Rule]:
     chosen = match_rules(rules, paths)
     _check_noise_differs([path for path in paths if not isinstance(chosen.get(path), FrozenRule)])
     for path, leaf in zip(paths, jax.tree.leaves(params), strict=True):
-        if not jnp.issubdtype(leaf.dtype, jnp.floating) and not isinstance(chosen.get(path), FrozenRule):
+        if not jnp.issubdtype(leaf.dtype, jnp.inexact) and not isinstance(chosen.get(path), FrozenRule):
             raise TypeError(
-                f"got parameter '{path}' of dtype {leaf.dtype}; only floating-point parameters can be perturbed. Pass "
-                f'it to the function as an argument instead, or freeze it: rules=[("{path}", "frozen")].'
+                f"got parameter '{path}' of dtype {leaf.dtype}; only floating-point and complex ones can be perturbed. "
+                f'Pass it to the function as an argument, or freeze it: rules=[("{path}", "frozen")]. {PARTITION}'
             )
     return chosen
 
@@ -203,10 +209,10 @@ def _leaf_plan(
     if (full <= 1 and not isinstance(rule, LowRankRule)) or asked > full:
         return dense
     dense_layer = bool(uses) and all(_is_dense_layer(use) and (left, right) == _sides_of(use) for use in uses)
-    dtypes = {use.dtype for use in uses} if uses and dense_layer else set()
+    dtypes = {use.dtype for use in uses} if uses and dense_layer and not dense.is_complex else set()
     matrix = dtypes.pop() if len(dtypes) == 1 else None
     plan = LeafPlan(path, shape, dtype, "low_rank", asked, left, right, scale, matrix)
-    saves = plan.numbers < math.prod(shape) or isinstance(rule, LowRankRule) or small_layers == "low_rank"
+    saves = plan.numbers < dense.numbers or isinstance(rule, LowRankRule) or small_layers == "low_rank"
     return plan if saves else dense
 
 

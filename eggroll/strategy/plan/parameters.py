@@ -13,6 +13,11 @@ from eggroll.engine.annotations import PyTree
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.engine.paths import path_name
 
+PARTITION = (
+    "Of an Equinox module: params, static = eqx.partition(model, eqx.is_inexact_array), and "
+    "eqx.combine(params, static) inside the function."
+)
+
 
 def as_arrays(params: PyTree) -> PyTree:
     """Parameters as JAX arrays; Python numbers would otherwise be part of the function."""
@@ -24,11 +29,10 @@ def as_array(path: Any, leaf: Any) -> jax.Array:
     """One parameter as a JAX array; raises TypeError, with its path, where it is none."""
     try:
         array = jnp.asarray(leaf)
-    except TypeError as why:
+    except (TypeError, ValueError, OverflowError) as why:  # some strings are read as numbers
         raise TypeError(
             f"got a parameter '{path_name(path)}' of type {type(leaf).__name__}; arrays or numbers are required. Pass "
-            "everything else to the function as a further argument. Of an Equinox module: params, static = "
-            "eqx.partition(model, eqx.is_inexact_array), and eqx.combine(params, static) inside the function."
+            "everything else to the function as a further argument. " + PARTITION
         ) from why
     # A number's weak type would be lost in the first update, and everything compiled twice.
     return array.astype(array.dtype) if getattr(jax.typeof(array), "weak_type", False) else array
@@ -49,6 +53,19 @@ def check_no_module(params: PyTree) -> None:
 def _is_nnx_module(x: Any) -> bool:
     nnx = sys.modules.get("flax.nnx")  # nobody has a module who did not import it: no need to depend on Flax
     return isinstance(x, getattr(nnx, "Module", ()))
+
+
+# Noise on complex parameters is on their parts, so that what makes it has real ones alone.
+
+
+def parts_of(x: jax.Array) -> jax.Array:
+    """`[*shape, 2]`, real and imaginary parts of complex numbers; real ones as they are."""
+    return jnp.stack([x.real, x.imag], -1) if jnp.iscomplexobj(x) else x
+
+
+def joined(parts: jax.Array, like: Any) -> jax.Array:
+    """The inverse of `parts_of` for a parameter of the dtype of `like`."""
+    return jax.lax.complex(parts[..., 0], parts[..., 1]) if jnp.iscomplexobj(like) else parts
 
 
 # Frozen parameters are kept from the optimizer: it makes no state for them, and its weight decay leaves them alone.

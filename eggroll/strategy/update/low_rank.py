@@ -225,6 +225,8 @@ def _dense_sum(weights: jax.Array, noise: jax.Array) -> jax.Array:
 
 def _low_rank_sum(leaf: LeafPlan, weights: jax.Array, left: Any, right: Any) -> jax.Array:
     """`[*shape]`: a matrix of the stack each is one product of factors `[P, side, r]`; then the axes are put back."""
+    if leaf.is_complex and jnp.iscomplexobj(left):  # the right factor is real
+        return lax.complex(*(_low_rank_sum(leaf, weights, part, right) for part in (left.real, left.imag)))
     stack = leaf.stack_axes
     rows = tuple(a for a in leaf.left_axes if a not in stack)
     cols = tuple(a for a in leaf.right_axes if a not in stack)

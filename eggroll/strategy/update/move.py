@@ -78,6 +78,7 @@ def _norm_of_split(tree: PyTree) -> jax.Array:
 def _norm(tree: PyTree) -> jax.Array:
     """The norm of all leaves together; small ones are joined first: each of their sums would be a kernel to compile."""
     leaves = [x.astype(accumulator_dtype(x.dtype)).ravel() for x in jax.tree.leaves(tree)]
+    leaves = [part for x in leaves for part in ((x.real, x.imag) if jnp.iscomplexobj(x) else (x,))]
     small = [x for x in leaves if x.size < JOINED]
     large = [x for x in leaves if x.size >= JOINED]
     joined = [jnp.concatenate([x.astype(jnp.result_type(*small)) for x in small])] if small else []
