@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -137,3 +138,12 @@ def test_callbacks_that_cannot_be_batched_are_refused_by_line(noise):
     jax.block_until_ready(gradient(lambda p: told(p, False)))
     jax.effects_barrier()
     assert len(seen) >= 4
+
+
+def test_the_recipe_in_the_docs_learns():
+    page = Path(__file__).parents[2] / "docs" / "activations.md"
+    block = page.read_text("utf-8").split("## Networks without a derivative")[1].split("```python\n")[1].split("```")[0]
+    told: dict[str, Any] = {}
+    exec(block, told)
+    first, last = (told["fitness"](p, told["x"], told["y"]).mean() for p in (told["params"], told["state"].params))
+    assert first == -1 and last > -0.5
