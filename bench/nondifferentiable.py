@@ -196,7 +196,7 @@ def measured(name: str, options: Options) -> dict[str, Any]:
 def _mean_curve(curves: Sequence[Curve]) -> dict[str, list]:
     """At evaluations that lie evenly on a logarithmic axis."""
     last = min(curve[-1][0] for curve in curves)
-    at = [n for n in sorted({round(2 ** (k / 2)) for k in range(27)}) if curves[0][0][0] <= n <= last]
+    at = [n for n in sorted({last, *(round(2 ** (k / 2)) for k in range(27))}) if curves[0][0][0] <= n <= last]
     means = [mean_and_error([first(curve, n) for curve in curves]) for n in at]
     return {"evaluations": at, "accuracy": [m for m, _ in means], "accuracy_error": [e for _, e in means]}
 
@@ -207,7 +207,12 @@ def picture(kept: Sequence[dict[str, Any]], path: pathlib.Path) -> None:
         {"title": one["series"][0]["network"], "x": "evaluations", "y": "accuracy", "series": one["series"]}
         for one in kept
     ]
-    draw(panels, path, title="No derivative: test accuracy on the digits (mean and standard error)", columns=3)
+    draw(
+        panels,
+        path,
+        title="No derivative: the digits, mean of seeds",
+        columns=min(3, len(panels)),
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
