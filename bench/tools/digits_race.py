@@ -35,7 +35,7 @@ class Setting:
 
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """Images `[1797, 64]` from 0 to 1 and labels, in an order of their own; the last 297 are for the test."""
-    found = load_digits()
+    found: Any = load_digits()
     order = np.random.default_rng(0).permutation(len(found.target))
     return (found.data[order] / 16).astype(np.float32), found.target[order].astype(np.int32)
 
@@ -68,33 +68,36 @@ def _stepper(logits: Callable[..., jax.Array], params: Any, setting: Setting, se
     """A function of a minibatch that makes one step and gives the parameters after it."""
     optimizer = optax.adam(setting.rate)
     entropy = optax.softmax_cross_entropy_with_integer_labels
-    rows = setting.method == "activations"
     if setting.method == "backpropagation":
         slope = jax.grad(lambda p, x, y: entropy(logits(p, x, True), y).mean())
-        state: Any = (params, optimizer.init(params))
+        now: Any = (params, optimizer.init(params))
 
         @jax.jit
-        def update(state: Any, x: jax.Array, y: jax.Array) -> Any:
-            updates, moments = optimizer.update(slope(state[0], x, y), state[1])
-            return optax.apply_updates(state[0], updates), moments
-    else:
-        who = {"population": setting.population, "sigma": setting.sigma, "optimizer": optimizer}
-        es = eggroll.ES(**who, noise="activations" if rows else "weights")
-        state = es.init(params, jax.random.key(seed))
+        def update(now: Any, x: jax.Array, y: jax.Array) -> Any:
+            updates, moments = optimizer.update(slope(now[0], x, y), now[1])
+            return optax.apply_updates(now[0], updates), moments
 
-        def fitness(p: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-            losses = -entropy(logits(p, x), y)
-            return losses if rows else losses.mean()
+        def descend(x: jax.Array, y: jax.Array) -> Any:
+            nonlocal now
+            now = update(now, x, y)
+            return now[0]
 
-        def update(state: Any, x: jax.Array, y: jax.Array) -> Any:
-            return es.step(state, fitness, x, y)[0]
+        return descend
+    rows = setting.method == "activations"
+    who = {"population": setting.population, "sigma": setting.sigma, "optimizer": optimizer}
+    es = eggroll.ES(**who, noise="activations" if rows else "weights")
+    state = es.init(params, jax.random.key(seed))
 
-    def step(x: jax.Array, y: jax.Array) -> Any:
+    def fitness(p: Any, x: jax.Array, y: jax.Array) -> jax.Array:
+        losses = -entropy(logits(p, x), y)
+        return losses if rows else losses.mean()
+
+    def evolve(x: jax.Array, y: jax.Array) -> Any:
         nonlocal state
-        state = update(state, x, y)
-        return state[0] if setting.method == "backpropagation" else state.params
+        state = es.step(state, fitness, x, y)[0]
+        return state.params
 
-    return step
+    return evolve
 
 
 def reached(curve: Curve) -> int | None:
