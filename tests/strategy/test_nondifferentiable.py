@@ -15,6 +15,8 @@ from jax import lax
 from jax.experimental import io_callback
 
 import eggroll
+from eggroll.strategy.update import shaping
+from eggroll.strategy.update.shaping import shape_rows
 from tests.strategy.noisy_models import KEY
 from tests.strategy.test_activations import enumerated
 
@@ -147,3 +149,14 @@ def test_the_recipe_in_the_docs_learns():
     exec(block, told)
     first, last = (told["fitness"](p, told["x"], told["y"]).mean() for p in (told["params"], told["state"].params))
     assert first == -1 and last > -0.5
+
+
+@pytest.mark.parametrize("name", ["zscore", "centered_rank"])
+def test_losses_some_at_a_time_have_the_weights_of_all_at_once(name, monkeypatch):
+    """Bit for bit, with a loss that is none, and a last part that overlaps the one before."""
+    fitness = jax.random.normal(jax.random.key(0), (12, 5)).at[3, 2].set(np.nan)
+    whole = shape_rows(fitness, shaping=name, antithetic=True)
+    monkeypatch.setattr(shaping, "AT_ONCE", 24)
+    parts = jax.jit(lambda f: shape_rows(f, shaping=name, antithetic=True))(fitness)
+    np.testing.assert_array_equal(parts[0], whole[0])
+    np.testing.assert_array_equal(parts[1], whole[1])

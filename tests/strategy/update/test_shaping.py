@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import rankdata
 
-from eggroll.strategy.update import shaping as module
-from eggroll.strategy.update.shaping import SHAPINGS, shape_fitness, shape_rows, validate_shaping
+from eggroll.strategy.update.shaping import SHAPINGS, shape_fitness, validate_shaping
 from tests.quick import quickest
 
 pytestmark = pytest.mark.optimised
@@ -297,14 +296,3 @@ def test_the_names():
     for name in NAMES:
         validate_shaping(name)
     validate_shaping(jnp.tanh)
-
-
-@pytest.mark.parametrize("name", ["zscore", "centered_rank"])
-def test_losses_some_at_a_time_have_the_weights_of_all_at_once(name, monkeypatch):
-    """Bit for bit, with a loss that is none, and a last part that overlaps the one before."""
-    fitness = jax.random.normal(jax.random.key(0), (SIZE, 5)).at[3, 2].set(np.nan)
-    whole = shape_rows(fitness, shaping=name, antithetic=True)
-    monkeypatch.setattr(module, "AT_ONCE", 2 * SIZE)
-    parts = jax.jit(lambda f: shape_rows(f, shaping=name, antithetic=True))(fitness)
-    np.testing.assert_array_equal(parts[0], whole[0])
-    np.testing.assert_array_equal(parts[1], whole[1])
