@@ -26,6 +26,8 @@ QUESTIONS = (
     "pod",
     "finetune",
     "grpo",
+    "activations",
+    "nondifferentiable",
     "decode",
     "fuzz",
     "zoo",

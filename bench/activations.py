@@ -5,10 +5,9 @@ for each) and of a causal transformer (2 layers, 64 wide, 32 tokens, a loss for 
 information of an evaluation, `cos²/(1 − cos²)/pairs`, in units of that of noise on weights.
 
 `learning`: member evaluations until 95 % of the held-out digits are right (shuffled split, Adam, minibatches of 128).
-`relu` is the usual network; `sign` has hard ±1 activations, which backpropagation sees through a straight-through
-estimator alone; `callback` has a layer in NumPy behind `jax.pure_callback`, whose derivative nobody has. Settings of
-each method are the best of a grid for a seed that is not reported; then three seeds, mean and standard error. An
-evaluation is one forward pass of the minibatch; backpropagation makes one a step, and a backward pass.
+Settings of each method are the best of a grid for a seed that is not reported; then three seeds, mean and standard
+error. An evaluation is one forward pass of the minibatch; backpropagation makes one a step, and a backward pass.
+Networks that have no derivative: `bench.nondifferentiable`.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from itertools import product
 from typing import Any, Literal
 
@@ -26,13 +24,12 @@ import numpy as np
 import optax
 import tyro
 from jax.flatten_util import ravel_pytree
-from sklearn.datasets import load_digits
 
 import eggroll
+from bench.tools.digits_race import BATCH, LEVEL, TUNING_SEED, Setting, digits, race, reached
+from bench.tools.finetune_curves import mean_and_error
 from bench.tools.options import Common
 from bench.tools.report import Report
-
-LEVEL, TUNING_SEED, BATCH = 0.95, 1000, 128
 
 
 @dataclass(frozen=True)
@@ -41,7 +38,6 @@ class Options(Common):
 
     Attributes:
         parts: which questions.
-        networks: of `learning`.
         widths: of the MLP, for `cosine`.
         pairs: of members, for `cosine`.
         seeds: estimates, and runs of every method.
@@ -49,7 +45,6 @@ class Options(Common):
     """
 
     parts: tuple[Literal["cosine", "learning"], ...] = ("cosine", "learning")
-    networks: tuple[Literal["relu", "sign", "callback"], ...] = ("relu", "sign", "callback")
     widths: tuple[int, ...] = (64, 256, 1024)
     pairs: tuple[int, ...] = (8, 64, 512)
     seeds: int = 3
@@ -57,14 +52,7 @@ class Options(Common):
 
     def reduced(self) -> Options:
         """Small enough to see in seconds that the script works."""
-        return replace(self, networks=("relu",), widths=(64,), pairs=(8,), seeds=2, most=600)
-
-
-def digits() -> tuple[np.ndarray, np.ndarray]:
-    """Images `[1797, 64]` from 0 to 1 and labels, in an order of their own."""
-    found = load_digits()
-    order = np.random.default_rng(0).permutation(len(found.target))
-    return (found.data[order] / 16).astype(np.float32), found.target[order].astype(np.int32)
+        return replace(self, widths=(64,), pairs=(8,), seeds=2, most=600)
 
 
 def mlp(width: int, seed: int) -> dict[str, jax.Array]:
@@ -77,36 +65,16 @@ def mlp(width: int, seed: int) -> dict[str, jax.Array]:
     return weights | {f"b{i}": jnp.zeros(n) for i, n in enumerate(sizes[1:])}
 
 
-def straight_through(x: jax.Array) -> jax.Array:
-    """Sign, with the derivative of a clipped identity."""
-    soft = jnp.clip(x, -1, 1)
-    return soft + jax.lax.stop_gradient(jnp.where(x >= 0, 1.0, -1.0) - soft)
-
-
-def in_numpy(x: jax.Array) -> jax.Array:
-    """A rectifier with steps of 1/8, computed on the host: JAX sees no derivative of it."""
-    like = jax.ShapeDtypeStruct(x.shape, x.dtype)
-    return jax.pure_callback(lambda a: np.floor(np.maximum(a, 0) * 8) / 8, like, x, vmap_method="expand_dims")
-
-
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
-    "relu": jax.nn.relu,
-    "sign": lambda x: jnp.where(x >= 0, 1.0, -1.0),
-    "straight": straight_through,
-    "callback": in_numpy,
-}
-
-
-def logits(activation: str, p: dict[str, jax.Array], x: jax.Array) -> jax.Array:
-    """`[rows, 10]`."""
+def logits(p: dict[str, jax.Array], x: jax.Array, surrogate: bool = False) -> jax.Array:
+    """`[rows, 10]`; ReLU needs no surrogate."""
     for i in range(2):
-        x = ACTIVATIONS[activation](x @ p[f"w{i}"] + p[f"b{i}"])
+        x = jax.nn.relu(x @ p[f"w{i}"] + p[f"b{i}"])
     return x @ p["w2"] + p["b2"]
 
 
-def mlp_losses(activation: str, p: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
+def mlp_losses(p: dict[str, jax.Array], x: jax.Array, y: jax.Array) -> jax.Array:
     """`[rows]`."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits(activation, p, x), y)
+    return optax.softmax_cross_entropy_with_integer_labels(logits(p, x), y)
 
 
 def transformer(seed: int) -> tuple[Callable[..., jax.Array], Any, tuple]:
@@ -138,7 +106,7 @@ def cosines(options: Options) -> Iterator[dict[str, Any]]:
     """A row for each network, population and kind of noise."""
     x, y = digits()
     batch = jnp.asarray(x[:BATCH]), jnp.asarray(y[:BATCH])
-    networks = [(f"MLP {w}", partial(mlp_losses, "relu"), mlp(w, 0), batch) for w in options.widths]
+    networks = [(f"MLP {w}", mlp_losses, mlp(w, 0), batch) for w in options.widths]
     networks += [] if options.quick else [("transformer", *transformer(0))]
     for (name, losses, params, args), pairs in product(networks, options.pairs):
         exact = ravel_pytree(jax.grad(lambda p, f=losses, a=args: f(p, *a).mean())(params))[0]
@@ -158,88 +126,29 @@ def cosines(options: Options) -> Iterator[dict[str, Any]]:
             yield {**row, "information": worth[kind] / worth["weights"], "setting": "sigma 0.01"}
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How a network learns."""
-
-    network: str
-    method: str
-    population: int
-    sigma: float
-    rate: float
-
-    def __str__(self) -> str:
-        noise = "" if self.population == 1 else f"population {self.population}, sigma {self.sigma:g}, "
-        return f"{noise}rate {self.rate:g}"
-
-
 GRID: dict[str, dict[str, tuple]] = {
     "activations": {"population": (8, 16), "sigma": (0.05, 0.3), "rate": (3e-3, 1e-2)},
-    "weights": {"population": (128,), "sigma": (0.05, 0.1), "rate": (1e-2, 3e-2)},
+    "weights": {"population": (64, 128), "sigma": (0.02, 0.05), "rate": (3e-3, 1e-2)},
     "backpropagation": {"population": (1,), "sigma": (0.0,), "rate": (3e-3, 1e-2)},
 }
 
 
-def evaluations(setting: Setting, seed: int, most: int) -> int | None:
-    """Member evaluations until the level is reached; None if they do not suffice."""
-    x, y = digits()
-    test = jnp.asarray(x[1500:]), jnp.asarray(y[1500:])
-    params, optimizer = mlp(256, seed), optax.adam(setting.rate)
-    # As many measurements for all, whatever a step costs: measuring more often finds lucky moments.
-    accuracy = jax.jit(lambda p: (logits(setting.network, p, test[0]).argmax(1) == test[1]).mean())
-    order, key = np.random.default_rng(seed), jax.random.key(seed)
-    if setting.method == "backpropagation":
-        network = "straight" if setting.network == "sign" else setting.network
-        loss = jax.jit(jax.grad(lambda p, x, y: mlp_losses(network, p, x, y).mean()))
-        state = optimizer.init(params)
-    else:
-        rows = setting.method == "activations"
-
-        def fitness(p: Any, x: jax.Array, y: jax.Array) -> jax.Array:
-            losses = -mlp_losses(setting.network, p, x, y)
-            return losses if rows else losses.mean()
-
-        es = eggroll.ES(
-            population=setting.population,
-            sigma=setting.sigma,
-            optimizer=optimizer,
-            noise="activations" if rows else "weights",
-        )
-        state = es.init(params, key)
-    for step in range(1, most // setting.population + 1):
-        chosen = order.integers(0, 1500, BATCH)
-        given = jnp.asarray(x[chosen]), jnp.asarray(y[chosen])
-        if setting.method == "backpropagation":
-            updates, state = optimizer.update(loss(params, *given), state)
-            params = optax.apply_updates(params, updates)
-        else:
-            state, _ = es.step(state, fitness, *given)
-            params = state.params
-        if accuracy(params) >= LEVEL:
-            return step * setting.population
-    return None
-
-
 def learning(options: Options, say: Callable[[str], None]) -> Iterator[dict[str, Any]]:
-    """A row for each network and method."""
-    for network, (method, grid) in product(options.networks, GRID.items()):
-        if network == "callback" and method == "backpropagation":
-            continue  # there is no derivative to propagate
-        settings = [Setting(network, method, *values) for values in product(*grid.values())]
-        tried = {s: evaluations(s, TUNING_SEED, options.most) for s in settings}
+    """A row for each method."""
+    for method, grid in GRID.items():
+        settings = [Setting(method, *values) for values in product(*grid.values())]
+
+        def evaluations(setting: Setting, seed: int) -> int | None:
+            return reached(race(logits, mlp(256, seed), setting, seed, options.most, stop=True))
+
+        tried = {s: evaluations(s, TUNING_SEED) for s in settings}
         for setting, count in tried.items():
-            say(f"{network}, {method}, {setting}: {count}")
+            say(f"{method}, {setting}: {count}")
         best = min(settings, key=lambda s: tried[s] or math.inf)
-        found = [evaluations(best, seed, options.most) for seed in range(options.seeds)]
-        known = [count for count in found if count is not None]
-        whole = len(known) == len(found)
-        error = float(np.std(known, ddof=1)) / math.sqrt(len(known)) if whole and len(known) > 1 else None
-        row = {"part": "learning", "network": network, "method": method, "pairs": best.population // 2}
-        yield (
-            row
-            | {"value": float(np.mean(known)) if whole else None, "error": error, "setting": str(best)}
-            | {"information": None}
-        )
+        found = [evaluations(best, seed) for seed in range(options.seeds)]
+        value, error = mean_and_error([c for c in found if c]) if all(found) else (None, None)
+        row = {"part": "learning", "network": "relu", "method": method, "pairs": best.population // 2}
+        yield row | {"value": value, "error": error, "setting": str(best), "information": None}
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -19,6 +19,7 @@ LABELS = {
     "loss": "training loss",
     "accuracy": "test accuracy",
     "tokens": "tokens generated in training",
+    "evaluations": "forward passes of a minibatch",
     "held_out": "held-out reward",
 }
 
@@ -27,8 +28,8 @@ def draw(panels: Sequence[dict[str, Any]], path: pathlib.Path, *, title: str, co
     """Draws curves with bands of one standard error into a PNG.
 
     Args:
-        panels: each has `title`, `x` and `y` (names of the numbers of a series) and `series`. Loss and seconds have
-            logarithmic axes.
+        panels: each has `title`, `x` and `y` (names of the numbers of a series) and `series`. Loss, seconds and
+            evaluations have logarithmic axes.
         path: the picture; its folder is made.
         title: a line above it.
         columns: panels beside each other.
@@ -59,7 +60,7 @@ def _panel(axes: Axes, panel: dict[str, Any]) -> None:
         low = [max(m - e, least) for m, e in zip(mean, error, strict=True)]
         high = [m + e for m, e in zip(mean, error, strict=True)]
         axes.fill_between(at, low, high, color=colour, alpha=0.2, linewidth=0)
-    if x == "seconds":
+    if x in ("seconds", "evaluations"):
         axes.set_xscale("log")
     if y == "loss":
         axes.set_yscale("log")

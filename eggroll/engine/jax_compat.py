@@ -121,12 +121,17 @@ def inner_jaxprs(eqn: JaxprEqn) -> list[Any]:
     return list(jex.jaxprs_in_params(eqn.params))
 
 
-def name_stacks(jaxpr: Any) -> Iterator[str]:
-    """The names around every equation, those of inner jaxprs included."""
+def equations(jaxpr: Any) -> Iterator[JaxprEqn]:
+    """Every equation, those of inner jaxprs included."""
     for eqn in open_jaxpr(jaxpr)[0].eqns:
-        yield str(eqn.source_info.name_stack)
+        yield eqn
         for inner in inner_jaxprs(eqn):
-            yield from name_stacks(inner)
+            yield from equations(inner)
+
+
+def name_stacks(jaxpr: Any) -> Iterator[str]:
+    """The names around every equation."""
+    return (str(eqn.source_info.name_stack) for eqn in equations(jaxpr))
 
 
 def where_run(eqn: JaxprEqn) -> str:
@@ -238,8 +243,7 @@ def draws(eqn: Any) -> bool:
 
 def draws_inside(eqn: JaxprEqn) -> bool:
     """Whether a jaxpr that the equation calls draws such bits."""
-    inner = (open_jaxpr(jaxpr)[0] for jaxpr in inner_jaxprs(eqn))
-    return any(draws(e) or draws_inside(e) for jaxpr in inner for e in jaxpr.eqns)
+    return any(draws(e) for jaxpr in inner_jaxprs(eqn) for e in equations(jaxpr))
 
 
 def bind_alone(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:

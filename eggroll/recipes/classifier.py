@@ -21,6 +21,7 @@ class Classifier:
 
     Args:
         model: any NNX module that maps inputs `[batch, ...]` to logits `[batch, classes]`. It is left as it is.
+        rows: whether fitness is one number for each input, as noise on activations asks, and not their mean.
 
     Example:
         >>> model = nnx.Linear(4, 2, rngs=nnx.Rngs(0))
@@ -31,21 +32,21 @@ class Classifier:
         True
     """
 
-    def __init__(self, model: nnx.Module) -> None:
+    def __init__(self, model: nnx.Module, *, rows: bool = False) -> None:
         graphdef, params, state = nnx.split(model, nnx.Param, ...)
         training, evaluating = nnx.merge(graphdef, params, state), nnx.merge(graphdef, params, state)
         training.train()
         evaluating.eval()
-        self.params, self.state = params, state
+        self.params, self.state, self._rows = params, state, rows
         self._training, self._evaluating = nnx.graphdef(training), nnx.graphdef(evaluating)
         self._right = jax.jit(self._count_right)
 
     def fitness(self, params: PyTree, state: Any, inputs: Any, labels: Any) -> tuple[jax.Array, Any]:
-        """Negative mean cross entropy in training mode, and the state as the model leaves it."""
+        """Negative cross entropy in training mode, the mean or `[batch]`, and the state as the model leaves it."""
         # A copy, because outside jit the model would write its new state into the variables of `state`.
         model = nnx.merge(self._training, params, state, copy=True)
         losses = optax.softmax_cross_entropy_with_integer_labels(model(inputs), labels)
-        return -losses.mean(), nnx.state(model, nnx.Not(nnx.Param))
+        return -losses if self._rows else -losses.mean(), nnx.state(model, nnx.Not(nnx.Param))
 
     def accuracy(self, params: PyTree, state: Any, inputs: Any, labels: Any) -> float:
         """Share of right answers in evaluation mode, 0 to 1."""

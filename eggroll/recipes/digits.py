@@ -49,6 +49,7 @@ def strategy(settings: Settings) -> ES:
         optimizer=named("adam", learning_rate=rate, b2=0.99),
         shaping=settings.shaping,
         distribution=settings.distribution,
+        noise=settings.noise,
     )
 
 
@@ -76,7 +77,8 @@ class Task:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._data = data = digits()
-        self.classifier = classifier = Classifier(build(settings.model, settings.seed))
+        rows = settings.noise == "activations"
+        self.classifier = classifier = Classifier(build(settings.model, settings.seed), rows=rows)
         try:
             minibatches(len(data.train_labels), settings.batch_size, settings.seed)
             self.es = strategy(settings)
@@ -88,6 +90,7 @@ class Task:
                 data.train_images,
                 data.train_labels,
                 rank=settings.rank,
+                noise=settings.noise,
             )
         except (TypeError, ValueError) as why:
             raise SettingsError(str(why)) from why

@@ -1,10 +1,12 @@
-"""Three small image classifiers in plain Flax NNX: nothing in them knows how they will be trained."""
+"""Small image classifiers in plain Flax NNX: nothing in them knows how they will be trained."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 from eggroll.recipes.data import CLASSES
@@ -16,12 +18,14 @@ class MLP(nnx.Module):
     """Three dense layers, 64-256-256-10.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> MLP(rngs=nnx.Rngs(0))(jnp.ones((5, 8, 8))).shape
         (5, 10)
     """
 
-    def __init__(self, *, width: int = 256, rngs: nnx.Rngs) -> None:
+    def __init__(
+        self, *, width: int = 256, activation: Callable[[jax.Array], jax.Array] = nnx.relu, rngs: nnx.Rngs
+    ) -> None:
+        self.activation = activation
         self.hidden1 = nnx.Linear(SIDE * SIDE, width, rngs=rngs)
         self.hidden2 = nnx.Linear(width, width, rngs=rngs)
         self.head = nnx.Linear(width, CLASSES, rngs=rngs)
@@ -29,16 +33,25 @@ class MLP(nnx.Module):
     def __call__(self, images: jax.Array) -> jax.Array:
         """Logits `[batch, 10]` of images `[batch, 8, 8]`."""
         x = images.reshape(images.shape[0], -1)
-        x = nnx.relu(self.hidden1(x))
-        x = nnx.relu(self.hidden2(x))
+        x = self.activation(self.hidden1(x))
+        x = self.activation(self.hidden2(x))
         return self.head(x)
+
+
+def sign(x: jax.Array) -> jax.Array:
+    """1 or −1: of zero derivative wherever there is one.
+
+    Example:
+        >>> sign(jnp.array([-0.1, 0.0, 3.0])).tolist()
+        [-1.0, 1.0, 1.0]
+    """
+    return jnp.where(x >= 0, 1, -1).astype(x.dtype)
 
 
 class CNN(nnx.Module):
     """Two convolutions with batch normalisation and pooling, then a dense layer.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> CNN(rngs=nnx.Rngs(0))(jnp.ones((5, 8, 8))).shape
         (5, 10)
     """
@@ -79,7 +92,6 @@ class Transformer(nnx.Module):
     """A transformer whose tokens are the eight rows of an image; the head sees all of them side by side.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> Transformer(rngs=nnx.Rngs(0))(jnp.ones((5, 8, 8))).shape
         (5, 10)
     """
@@ -100,13 +112,14 @@ class Transformer(nnx.Module):
 
 
 MODELS: dict[str, Callable[..., nnx.Module]] = {"mlp": MLP, "cnn": CNN, "transformer": Transformer}
+MODELS["sign"] = partial(MLP, activation=sign)
 
 
 def build(name: str, seed: int) -> nnx.Module:
     """A fresh model.
 
     Args:
-        name: `"mlp"`, `"cnn"` or `"transformer"`.
+        name: `"mlp"`, `"cnn"`, `"transformer"` or `"sign"`.
         seed: decides the initial parameters.
 
     Returns:

@@ -16,9 +16,10 @@ from eggroll.training.options import (
     keywords_of,
 )
 
-__all__ = ["DEFAULTS", "Distribution", "Model", "Settings", "SettingsError", "Shaping", "settings_for"]
+__all__ = ["DEFAULTS", "Distribution", "Model", "Noise", "Settings", "SettingsError", "Shaping", "settings_for"]
 
-Model = Literal["mlp", "cnn", "transformer"]
+Model = Literal["mlp", "cnn", "transformer", "sign"]
+Noise = Literal["weights", "activations"]
 Distribution = Literal["rademacher", "normal"]
 Shaping = Literal["zscore", "centered_rank", "sign", "none"]
 
@@ -30,13 +31,16 @@ class Settings(RunSettings):
     _own = "batch_size"
 
     model: Model = field(default="mlp", kw_only=False)
-    """The network: an ordinary Flax NNX module."""
+    """The network: an ordinary Flax NNX module. The activations of sign are 1 or -1: it has no derivative."""
     population: Annotated[int, Option(least=2)] = 1024
     """Members in a generation; an even number."""
+    noise: Noise = "weights"
+    """Where members have noise: on the weights, or on the activations: the outputs of layers, each image's own. The
+    defaults of the latter are those of the model sign."""
     rank: Annotated[int, Option(least=1)] = 1
     """Columns of each noise factor."""
     sigma: Annotated[float, Option(positive=True)] = 0.02
-    """Noise scale, in the units of the weights."""
+    """Noise scale, in the units of what it is on."""
     generations: Annotated[int, Option(least=1)] = 150
     """Number of updates."""
     learning_rate: Annotated[float, Option(positive=True)] = 0.015
@@ -63,10 +67,13 @@ class Settings(RunSettings):
         check_pairs(self.population)
 
 
+OF_ACTIVATIONS: dict[str, Any] = {"noise": "activations", "population": 16, "sigma": 0.3}
+OF_ACTIVATIONS |= {"learning_rate": 0.003, "batch_size": 128}
 DEFAULTS: dict[str, Settings] = {
     "mlp": Settings(),
     "cnn": Settings("cnn", population=512, learning_rate=0.02),
     "transformer": Settings("transformer", population=512, generations=200, learning_rate=0.02),
+    "sign": Settings("sign", generations=300, **OF_ACTIVATIONS),
 }
 
 
@@ -75,7 +82,7 @@ def settings_for(model: str | None = None, **given: Any) -> Settings:
     """Checked settings: the model's defaults, replaced by what is given.
 
     Args:
-        model: `"mlp"`, `"cnn"` or `"transformer"`. Default `"mlp"`.
+        model: `"mlp"`, `"cnn"`, `"transformer"` or `"sign"`. Default `"mlp"`.
         **given: attributes of `Settings`; None keeps the default. With `resume=True`, what is not given is what the run
             in the folder, if there is one, was begun with.
 
@@ -92,6 +99,7 @@ def settings_for(model: str | None = None, **given: Any) -> Settings:
     """
     asked = {"model": Settings.model} | as_begun(Settings, given if model is None else {"model": model, **given})
     check_choice("model", asked["model"], Model)
-    settings = replace(DEFAULTS[asked["model"]], **asked)
+    of_noise = OF_ACTIVATIONS if asked.get("noise") == "activations" else {}
+    settings = replace(DEFAULTS[asked["model"]], **{**of_noise, **asked})
     settings.check()
     return settings

@@ -138,7 +138,7 @@ def test_a_seed_decides_the_initial_parameters() -> None:
 
 
 def test_an_unknown_model_is_named_with_those_there_are() -> None:
-    with pytest.raises(ValueError, match="got model='rnn'; one of 'mlp', 'cnn', 'transformer' is required"):
+    with pytest.raises(ValueError, match="got model='rnn'; one of 'mlp', 'cnn', 'transformer', 'sign' is required"):
         build("rnn", 0)
 
 

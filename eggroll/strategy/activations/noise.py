@@ -24,7 +24,7 @@ from eggroll.strategy.noise.keys import folded, words
 from eggroll.strategy.plan.sites import Site
 
 ACTIVATION = 3  # a side, beside those of `eggroll.strategy.noise.streams`; part of what a seed means
-BLOCK = 1 << 22  # numbers of noise that are summed at once
+BLOCK = 1 << 20  # numbers of noise that are summed at once: what memory they take grows with the population up to it
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NoReturn, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from eggroll.engine import jax_compat
 from eggroll.engine.ahead import WRAPPERS
@@ -27,7 +29,7 @@ Rebuild = Callable[[Sequence[Any]], Any]
 
 # Of one operand; those of the first line keep its numbers, and are made of an output that waits for a bias as well.
 KEEPING = {"reshape", "transpose", "squeeze", "copy", "copy_p", "convert_element_type", "sharding_constraint"}
-KEEPING |= {"stop_gradient"}  # of a branch under `jax.vmap`, whose operands JAX hands through it
+KEEPING |= {"stop_gradient"}
 MOVING = KEEPING | {"broadcast_in_dim", "rev", "neg", "slice", "split", "reduce_sum", "cumsum", "optimization_barrier"}
 ADDING = {"add", "sub", "add_any"}
 # Linear in each operand alone, of which one may be affine in parameters; and the operands that never may.
@@ -44,6 +46,9 @@ FIXED_OPERANDS: Mapping[str, Callable[[int], Sequence[int]]] = {
     "select_n": lambda n: (0,),
     "pad": lambda n: (1,),
 }
+# Where data may choose among the numbers of parameters; and products that may follow before they are a site.
+PICKING = {"gather", "dynamic_slice", "select_n"}
+CONTRACTING = PRODUCTS - {"mul"}
 BESIDE = "it meets a parameter whose noise is on a layer's outputs"
 JOINING = {"select_n", "concatenate", "dynamic_update_slice", "scatter-add", "scatter", "pad"}  # affine in all operands
 
@@ -58,6 +63,8 @@ class Linear:
         uses: which of them it is made of.
         data: whether the function's inputs have entered: then it is a layer's output, which may wait for a bias.
         touched: whether an array of constants has: then it can be a site, which a bare parameter is none.
+        picked: whether data only chose among the parameters' numbers, a row's expert for example: then it goes on to
+            what gets no larger, the product with that row.
         where: the equation that made it.
         eqn: the same.
     """
@@ -67,8 +74,10 @@ class Linear:
     uses: frozenset[int]
     data: bool = False
     touched: bool = False
+    picked: bool = False
     where: Where = ()
     eqn: JaxprEqn | None = None
+    stopped: Linear | None = None  # what `stop_gradient` made it of
     seen: Any = None  # what the function goes on with, once it is a site
 
     @property
@@ -202,20 +211,20 @@ class Walk(Interpreter):
     def _operands(self, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Frame) -> tuple[list[Any], bool]:
         """The operands, those settled that cannot stay, and whether the equation is affine in what remains."""
         name = eqn.primitive.name
-        out: Any = eqn.outvars[0].aval
         args = [self.dense(a, eqn, BESIDE) if isinstance(a, Perturbed) else a for a in args]
         waiting = [isinstance(a, Linear) and a.data for a in args]
-        if name == "convert_element_type" and not jnp.issubdtype(out.dtype, jnp.floating):
+        outs: list[Any] = [v.aval for v in eqn.outvars]
+        if name == "convert_element_type" and not jnp.issubdtype(outs[0].dtype, jnp.floating):
             return args, False
         if name in KEEPING and waiting[0]:
             return args, True
         if name in ADDING:
-            beside = [not isinstance(a, Linear) for a in args]
+            beside, out = [not isinstance(a, Linear) for a in args], outs[0]
             shapes = [jnp.shape(a.value) if isinstance(a, Linear) else None for a in args]
             # A bias may be added to what waits, and another output of the same shape; anything else comes after it.
             if any(w and (any(beside) or s != out.shape) for w, s in zip(waiting, shapes, strict=True)):
                 args = self._all_settled(args, waiting, fed, frame, eqn)
-        elif any(waiting):
+        elif any(waiting) and not self._goes_on(name, args, outs):
             args = self._all_settled(args, waiting, fed, frame, eqn)
         held = [i for i, a in enumerate(args) if isinstance(a, Linear)]
         fixed = set(FIXED_OPERANDS.get(name, lambda n: ())(len(args)))
@@ -223,6 +232,14 @@ class Walk(Interpreter):
         known = name in MOVING or joining or name in PRODUCTS or name in FIXED_OPERANDS
         affine = known and bool(held) and not fixed & set(held) and (joining or len(held) == 1)
         return args, affine or not held
+
+    @staticmethod
+    def _goes_on(name: str, args: list[Any], outs: list[Any]) -> bool:
+        """Whether what data picked of parameters enters what is linear in it and no larger."""
+        held = [a for a in args if isinstance(a, Linear)]
+        known = name in MOVING | PICKING | CONTRACTING and (len(held) == 1 or name in JOINING)
+        picked = any(a.picked for a in held) and all(a.picked or a.bare for a in held)
+        return known and picked and sum(o.size for o in outs) <= max(a.value.size for a in held)
 
     def _all_settled(
         self, args: list[Any], which: Sequence[bool], fed: list[bool], frame: Frame, eqn: JaxprEqn
@@ -242,13 +259,23 @@ class Walk(Interpreter):
         arrays = any(np.ndim(a) for a, b in zip(args, beside, strict=True) if b)
         touched = any(a.touched for a in held) or (arrays and (name in PRODUCTS or name == "div"))
         uses = frozenset().union(*(a.uses for a in held))
+        fixed = FIXED_OPERANDS.get(name, lambda n: ())(len(args))
+        chosen = name in PICKING and not any(f for i, f in enumerate(fed) if beside[i] and i not in fixed)
+        picked = data and (chosen or name in MOVING) and all(a.picked or a.bare for a in held)
 
         def rebuild(leaves: Sequence[Any], k: int) -> Any:
-            return jax_compat.bind(eqn, [a.rebuild(leaves) if isinstance(a, Linear) else a for a in args])[k]
+            values = [a.rebuild(leaves) if isinstance(a, Linear) else a for a in args]
+            if name == "stop_gradient":  # evaluations know no derivative that could be stopped
+                return values[0]
+            if picked and name == "select_n":  # but rows that choose otherwise have none: so `vmap` makes branches
+                stops = [isinstance(a, Linear) and any(a.stopped is b for b in held) for a in args]
+                values = [lax.stop_gradient(v) if s else v for v, s in zip(values, stops, strict=True)]
+            return jax_compat.bind(eqn, values)[k]
 
+        stopped = held[0] if name == "stop_gradient" else None
         made = [
-            Linear(out, lambda leaves, k=k: rebuild(leaves, k), uses, data, touched, (*at, k), eqn)
-            for k, out in enumerate(outs)
+            Linear(v, partial(rebuild, k=k), uses, data, touched, picked, (*at, k), eqn, stopped)
+            for k, v in enumerate(outs)
         ]
         return list(made), [data] * len(outs)
 

@@ -6,14 +6,14 @@ program runs, what it throws away is followed no further. What cannot be told de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from eggroll.engine.annotations import JaxprEqn
-from eggroll.engine.jax_compat import Literal, inner_jaxprs, open_jaxpr, scan_counts
+from eggroll.engine.jax_compat import Literal, equations, open_jaxpr, scan_counts
 from eggroll.strategy.dependence.links import Digit, Link, Links, State, add, everything, full, reshape
 from eggroll.strategy.dependence.patterns import Facts, called, find
 from eggroll.strategy.dependence.routes import PAIRS, route
@@ -74,7 +74,7 @@ def dependence(jaxpr: Any, sites: Sequence[int], output: int = 0) -> list[Relati
     """
     opened, _ = open_jaxpr(jaxpr)
     shape = dims(opened.outvars[output])
-    if any(_has_state(eqn) for eqn in _equations(opened)):
+    if any(_has_state(eqn) for eqn in equations(opened)):
         return [(None,) * len(shape) for _ in sites]
     facts = find(jaxpr, [None] * len(opened.invars))
     digits = [Digit(axis, 1, n) for axis, n in enumerate(shape)]
@@ -84,13 +84,6 @@ def dependence(jaxpr: Any, sites: Sequence[int], output: int = 0) -> list[Relati
     _spread(opened, facts)
     found = walk(opened, outs, facts)
     return [None if found[site] is None else _relation(found[site], len(shape)) for site in sites]
-
-
-def _equations(opened: Any) -> Iterator[JaxprEqn]:
-    for eqn in opened.eqns:
-        yield eqn
-        for inner in inner_jaxprs(eqn):
-            yield from _equations(open_jaxpr(inner)[0])
 
 
 def _has_state(eqn: JaxprEqn) -> bool:

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from eggroll.engine.annotations import Function, Index, PyTree
+from eggroll.engine import jax_compat
+from eggroll.engine.annotations import Function, Index, JaxprEqn, PyTree
 from eggroll.engine.factored import Program, abstract, is_array, partition, trace
 
 InAxes = Any  # None, an int, or a pytree prefix of the arguments with such leaves
@@ -147,8 +148,31 @@ def _check_rows(shape: Sequence[int], axis: int, population: int, groups: int) -
 
 
 def trace_member(fun: Function, params: PyTree, rows: Rows) -> Program:
-    """Traces `fun(params, *args)` as one member sees it."""
-    return trace(fun, (params, *rows.abstract()))
+    """Traces `fun(params, *args)` as one member sees it.
+
+    Raises:
+        ValueError: it calls the host in a way that cannot be done for all members at once.
+    """
+    program = trace(fun, (params, *rows.abstract()))
+    for eqn in jax_compat.equations(program.jaxpr):
+        _check_batches(eqn)
+    return program
+
+
+def _check_batches(eqn: JaxprEqn) -> None:
+    """JAX says so too, but no sooner than under its `vmap`, and not at which line."""
+    name, params = eqn.primitive.name, eqn.params
+    if name == "pure_callback" and params["vmap_method"] is None:
+        raise ValueError(
+            f"got a jax.pure_callback without vmap_method at {jax_compat.source_line(eqn)}; members are evaluated "
+            'together, so one is required: vmap_method="expand_dims", and the function on the host gets many '
+            'members at once, as axes before its own, or "sequential", and it is called for one after the other.'
+        )
+    if name == "io_callback" and params["ordered"]:
+        raise ValueError(
+            f"got an io_callback with ordered=True at {jax_compat.source_line(eqn)}; members are evaluated together, "
+            "in no order: ordered=False is required, or jax.pure_callback for what only computes."
+        )
 
 
 def check_scalar(out: PyTree, has_aux: bool, what: str, *, rows: bool = False) -> None:

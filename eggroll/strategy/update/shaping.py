@@ -19,11 +19,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from eggroll.engine.checks import as_count
 from eggroll.strategy.update.fitness import Spread, centre, spreads
 
 Shaping = str | Callable[[jax.Array], jax.Array]
+AT_ONCE = 1 << 16  # numbers of fitness whose statistics are computed at once, where members have several
 
 
 def validate_shaping(shaping: Shaping) -> None:
@@ -126,11 +128,32 @@ def shape_rows(fitness: Any, *, shaping: Shaping, antithetic: bool, groups: int 
         found = spreads(column, valid)[1]
         return weights, valid, (found.deviation * found.unit)[0]
 
-    weights, valid, deviations = jax.vmap(one, 1, (1, 1, 0))(flat)
+    several = jax.vmap(one, 1, (1, 1, 0))
+    at_once = max(1, AT_ONCE // len(flat))
+    if flat.shape[1] <= at_once:
+        weights, valid, deviations = several(flat)
+        valid = valid.any(1)
+    else:
+        weights, valid, deviations = _in_parts(several, flat, at_once)
     if common:
         deviation = jnp.sqrt(jnp.mean(deviations**2))
         weights = weights * (deviations / jnp.where(deviation > 0, deviation, 1))
-    return weights.reshape(fitness.shape), valid.any(1)
+    return weights.reshape(fitness.shape), valid
+
+
+def _in_parts(several: Callable[..., Any], flat: jax.Array, at_once: int) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`several` of some losses after the other; the last part has some of the one before it once more."""
+    members, losses = flat.shape
+    like = jax.eval_shape(several, flat)[0].dtype
+
+    def part(number: Any, made: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        start = jnp.minimum(number * at_once, losses - at_once)
+        weights, valid, deviations = several(lax.dynamic_slice_in_dim(flat, start, at_once, 1))
+        placed = lax.dynamic_update_slice_in_dim(made[0], weights, start, 1)
+        return placed, made[1] | valid.any(1), lax.dynamic_update_slice_in_dim(made[2], deviations, start, 0)
+
+    empty = jnp.zeros(flat.shape, like), jnp.zeros(members, bool), jnp.zeros(losses, like)
+    return lax.fori_loop(0, -(-losses // at_once), part, empty)
 
 
 def _as_fitness(fitness: Any) -> jax.Array:
