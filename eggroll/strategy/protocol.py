@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import jax
@@ -22,7 +23,8 @@ from eggroll.strategy.evaluate.averages import averaged_output
 from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows
 from eggroll.strategy.members import Draw, Evaluated, Members, check_members
-from eggroll.strategy.noise.keys import as_threefry, generation_key, warn_if_fixed
+from eggroll.strategy.noise.fixed import noise_key
+from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
@@ -165,8 +167,7 @@ class Strategy(ABC):
             TypeError: no `State`.
         """
         check_state(state)
-        draw = self.draw(state)
-        warn_if_fixed("es.ask", (draw.key,))
+        draw = self.draw(replace(state, key=noise_key("es.ask", state.key, state.generation)))
         return Members(state.params, state.generation, draw)
 
     def tell(self, state: State, members: Members, fitness: Numbers) -> tuple[State, Metrics]:
