@@ -233,8 +233,7 @@ class ES(Strategy):
         state, metrics = self.cache(run, static, state, given, rows.args)
         metrics |= wide
         raise_if_lost(metrics, self.population)
-        self.standstill.watch(metrics, self.population)
-        return state, metrics
+        return state, self.standstill.watch(metrics)
 
     def step(
         self,
@@ -274,8 +273,7 @@ class ES(Strategy):
 
         state, metrics = self.cache(run, ("step", program, plan, axes, has_aux, self._functions()), state, rows.args)
         raise_if_lost(metrics, self.population)
-        self.standstill.watch(metrics, self.population)
-        return state, metrics
+        return state, self.standstill.watch(metrics)
 
     def _evaluated(self, members: Members) -> tuple[Program, Rows]:
         """The function that members were evaluated with last, and its arguments."""
