@@ -252,7 +252,9 @@ class ES(Strategy):
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         rows = make_rows(args, in_axes, self.population, self.groups)
-        state = replace(state, key=noise_key("es.step", state.key, state.generation))
+        state = replace(
+            state, key=noise_key("es.step", state.key, state.generation, beside=(state.params, args, kwargs))
+        )
         self._choose_update(state.params)
         rows, fun = (rows.after(kwargs), ByName(fitness_fn)) if kwargs else (rows, fitness_fn)
         program = self.cache.program(fun, state.params, rows, own=fitness_fn if kwargs else None)

@@ -195,7 +195,7 @@ def value_and_grad(
     numbers, own = check_argnums(argnums), CompiledCache()
 
     def value_and_grad_fun(*args: Any, key: jax.Array, **kwargs: Any) -> Any:
-        key = noise_key("value_and_grad", key)
+        key = noise_key("value_and_grad", key, beside=(args, kwargs))
         params, others, put = taken_out(numbers, args)
         params = on_mesh(params, members)
 

@@ -38,16 +38,20 @@ class FixedKeyWarning(UserWarning):
     """A random key is fixed when a function is compiled: every call of it draws the same noise."""
 
 
-def noise_key(what: str, key: jax.Array, *names: Any) -> jax.Array:
+def noise_key(what: str, key: jax.Array, *names: Any, beside: Any) -> jax.Array:
     """`key` as a typed threefry key; where it is compiled, a warning if it turns out to be fixed.
 
     Args:
         what: the call, for the message.
         key: as in `as_threefry`.
         *names: what is folded into it, such as the generation's number.
+        beside: parameters and other arguments: nothing is said where all of them are made inside, of constants.
     """
     key = as_threefry(key)
-    return mark_p.bind(key, *names, what=what) if jax_compat.when_traced(_told) else key
+    if not jax_compat.when_traced(_told):
+        return key
+    others = [x for x in jax.tree.leaves(beside) if isinstance(x, Tracer)]
+    return mark_p.bind(key, *names, *others, what=what, names=1 + len(names))
 
 
 def _warn_of_fixed(what: str, line: str) -> None:
@@ -170,8 +174,11 @@ class _Walk:
         ends = [i if same else o.also(i) for i, o, same in zip(init, outs, kept, strict=False)]
         return [o.without(own) for o in (*ends, *outs[len(init) :])]
 
-    def _judge(self, eqn: JaxprEqn, names: list[_Value]) -> None:
-        of = frozenset[int]().union(*(name.of for name in names))
+    def _judge(self, eqn: JaxprEqn, args: list[_Value]) -> None:
+        n = eqn.params["names"]
+        of = self.new().also(*args[:n]).of
+        if args[n:] and not self.new().also(*args[n:]).of:
+            return
         fixed = any(loop not in of for loop in self._loops) if self._loops else self.called and CALL not in of
         if self._settled and fixed:
             self.found[id(eqn)] = eqn
