@@ -252,16 +252,14 @@ class ES(Strategy):
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         rows = make_rows(args, in_axes, self.population, self.groups)
-        state = replace(
-            state, key=noise_key("es.step", state.key, state.generation, beside=(state.params, args, kwargs))
-        )
+        key = noise_key("es.step", state.key, state.generation, beside=(state.params, args, kwargs))
+        state = replace(state, key=key)
         self._choose_update(state.params)
         rows, fun = (rows.after(kwargs), ByName(fitness_fn)) if kwargs else (rows, fitness_fn)
         program = self.cache.program(fun, state.params, rows, own=fitness_fn if kwargs else None)
         check_scalar(program.out_shape, has_aux, "fitness", rows=self.settings.noise == "activations")
         self.plan = plan = self._plans.of(program, state.params, rows)
-        rows = rows.arrays_alone()
-        axes = rows.axes
+        axes = (rows := rows.arrays_alone()).axes
 
         def run(state: State, args: tuple) -> tuple[State, Metrics]:
             rows = Rows(args, axes, self.population)
