@@ -34,6 +34,7 @@ class Standstill:
             return metrics
         if is_traced(metrics):
             return Leaving(metrics, self)
+        self._waiting.clear()  # whoever shows them in order need not wait for those that came out
         self._note([metrics[name] for name in self.NUMBERS])
         return metrics
 
@@ -66,7 +67,8 @@ class Standstill:
                 self._row, self._seen = self._row + 1 if norm == 0 else 0, generation
             if self._row == self.ROW:
                 self._said = True
-                warn_user(_nothing_to_follow(*(x[i] for x in others), self._population, self.ROW), UserWarning)
+                equal, lost, mean = (x[i] for x in others)
+                warn_user(_nothing_to_follow(equal, lost, mean, self._population, self.ROW), UserWarning)
                 return
 
     @staticmethod
