@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from eggroll.strategy.explain import Explanation, explain
     from eggroll.strategy.full_rank import FullRankES
     from eggroll.strategy.members import Members
-    from eggroll.strategy.noise.keys import FixedKeyWarning
+    from eggroll.strategy.noise.fixed import FixedKeyWarning
     from eggroll.strategy.plan.rules import DenseRule, LowRankRule
     from eggroll.strategy.state import State
     from eggroll.strategy.value_and_grad import grad, value_and_grad
@@ -62,7 +62,7 @@ _FILES = {
     "DenseFallbackWarning": "eggroll.engine.interpreter",
     "DenseRule": "eggroll.strategy.plan.rules",
     "Explanation": "eggroll.strategy.explain",
-    "FixedKeyWarning": "eggroll.strategy.noise.keys",
+    "FixedKeyWarning": "eggroll.strategy.noise.fixed",
     "FullRankES": "eggroll.strategy.full_rank",
     "LowRank": "eggroll.engine.lowrank",
     "LowRankRule": "eggroll.strategy.plan.rules",

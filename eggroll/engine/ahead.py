@@ -32,6 +32,8 @@ WAITS = CALLS | {"convert_element_type", "reduce_sum"}
 # What JAX cannot batch, or not in every form: rules that also do it for plain values.
 BATCHED = {"ragged_dot_general"}
 
+NOISE_KEY = "noise_key"  # a mark that hands on its first operand, judged when a function is traced
+
 # Of arrays of one shape, and scalars, number by number: what masks and indices are made with.
 ELEMENTWISE = {
     *("lt", "le", "gt", "ge", "eq", "ne", "and", "or", "xor", "not", "select_n", "convert_element_type", "add", "sub"),

@@ -90,7 +90,7 @@ def trace(fun: Function, args: tuple, kwargs: dict[str, Any] | None = None) -> P
         return leaves
 
     shapes = [abstract(a) for a in arrays]
-    with telling(fun):
+    with telling(fun), jax_compat.apart():
         closed = jax.make_jaxpr(flat_fun)(*shapes)
     jaxpr, consts = jax_compat.open_jaxpr(closed)
     return Program(jax_compat.drop_dead_code(jaxpr), consts, in_tree, out_trees[-1])

@@ -15,7 +15,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 import numpy as np
 
 from eggroll.engine import jax_compat
-from eggroll.engine.ahead import BATCHED, ELEMENTWISE, MOVES, PRODUCTS, SCALES, WAITS, WALKED, Frame, Weights
+from eggroll.engine.ahead import BATCHED, ELEMENTWISE, MOVES, NOISE_KEY, PRODUCTS, SCALES, WAITS, WALKED, Frame, Weights
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.perturbed import Perturbed, Term
 
@@ -193,9 +193,9 @@ class Interpreter:
         return self._apply_plain(eqn, [self.dense(a, eqn, reason) for a in args])
 
     def _apply_plain(self, eqn: JaxprEqn, args: list[Any]) -> list[Any]:
-        if jax_compat.draws(eqn):
-            return jax_compat.bind_alone(eqn, args)
-        if jax_compat.draws_inside(eqn) and eqn.primitive.name not in WALKED:
+        if eqn.primitive.name == NOISE_KEY:
+            return args[:1]  # judged when the function was traced
+        if jax_compat.draws(eqn) or (jax_compat.draws_inside(eqn) and eqn.primitive.name not in WALKED):
             return jax_compat.bind_alone(eqn, args)
         if jax_compat.draws_inside(eqn) or eqn.primitive.name in BATCHED:
             with jax_compat.source_context(eqn):

@@ -7,7 +7,12 @@ Supported: JAX 0.10.2 to 0.12. What moved in that range: `ClosedJaxpr` became an
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Hashable, Iterator, Sequence
+import functools
+import sys
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax._src import config, core, distributed, source_info_util, xla_bridge
 from jax._src.interpreters import batching, partial_eval
-from jax.core import Tracer
+from jax._src.lax.control_flow import loops
 from jax.experimental.scheduling_groups import xla_metadata_call
 from jax.extend import core as jex
 
@@ -144,65 +149,75 @@ def trace_context() -> Hashable:
     return config.trace_context(), jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
 
 
-LOOPS = ("scan", "while_body", "fori_loop")  # what JAX calls the traces of their bodies
+@dataclass(frozen=True)
+class Traced:
+    """What the outermost trace has made.
 
-
-def is_fixed(x: Any, beside: Any) -> bool:
-    """Whether `x` is the same at every call, or at every turn, of the compiled function or loop that traces `beside`.
-
-    Args:
-        x: an array, concrete or traced.
-        beside: a pytree; without a tracer in it, of what is being compiled (an outer `vmap` alone compiles nothing).
+    Attributes:
+        jaxpr: its constants are its first inputs.
+        consts: of them.
+        carries: how many of the other inputs are a loop's carries; None: it is no loop's body.
+        is_call: whether it is a function that is compiled, which later calls run again as it is.
     """
-    leaves = jax.tree.leaves(beside)
-    if not any(isinstance(leaf, Tracer) for leaf in (x, *leaves)):  # all of it is captured
-        trace = core.trace_ctx.trace
-        return isinstance(trace, partial_eval.DynamicJaxprTrace) and bool(trace.frame.invars)
-    traces = [t._trace for t in map(_staged, leaves) if t is not None and _depends(t)]
-    return any(_fixed_in(x, trace) for trace in traces[:1])
+
+    jaxpr: Any
+    consts: Sequence[Any]
+    carries: int | None
+    is_call: bool
 
 
-def is_constant(x: Any) -> bool:
-    """Whether `x` was made inside a function that is being compiled, and from none of its inputs."""
-    staged = _staged(x)
-    return staged is not None and bool(staged._trace.frame.invars) and not _depends(staged)
+_AROUND: ContextVar[Any] = ContextVar("_AROUND", default=None)
 
 
-def _staged(x: Any) -> Any | None:
-    """The tracer of a compiled function below those of `vmap` and derivatives, or None."""
-    for _ in range(32):
-        if isinstance(x, partial_eval.DynamicJaxprTracer):
-            return x
-        x = getattr(x, "val", getattr(x, "primal", None)) if isinstance(x, Tracer) else None
-    return None
+@contextmanager
+def apart() -> Iterator[None]:
+    """What is traced inside is a function of its own, not a part of one that is being traced around."""
+    before = _AROUND.set(core.trace_ctx.trace)
+    try:
+        yield
+    finally:
+        _AROUND.reset(before)
 
 
-def _fixed_in(x: Any, trace: Any) -> bool:
-    staged = _staged(x)
-    if staged is None:
-        return not isinstance(x, Tracer)
-    turned = False
-    while staged._trace is not trace:  # of a function around: the same at every turn of a loop between
-        turned |= trace.frame.debug_info is not None and trace.frame.debug_info.traced_for in LOOPS
-        trace = trace.parent_trace
-        if not isinstance(trace, partial_eval.DynamicJaxprTrace):
-            return False
-    return turned or not _depends(staged)
+def when_traced(done: Callable[[Traced], None]) -> bool:
+    """Has `done(traced)` called when the outermost trace around is done; False where nothing is compiled.
+
+    Outermost is that of a function traced `apart`, too. Of several calls under one trace the first one counts.
+    """
+    trace, root = core.trace_ctx.trace, None
+    while trace is not None and trace is not _AROUND.get():
+        root = trace if isinstance(trace, partial_eval.DynamicJaxprTrace) else root
+        trace = getattr(trace, "parent_trace", None)
+    if root is not None and type(root.frame) is partial_eval.JaxprStackFrame:
+        root.frame.__class__ = _telling(done)
+    return root is not None
 
 
-def _depends(tracer: Any) -> bool:
-    """Whether any input of the traced function is among what a tracer was computed from."""
-    waiting, seen = [tracer], set()
-    while waiting:
-        one = waiting.pop()
-        if id(one) in seen or not isinstance(one, partial_eval.DynamicJaxprTracer):
-            continue
-        seen.add(id(one))
-        if one.parent is not None:
-            waiting += one.parent.in_tracers
-        elif isinstance(one.full_lower(), Tracer):
-            return True
-    return False
+@functools.lru_cache(maxsize=16)
+def _telling(done: Callable[[Traced], None]) -> type:
+    class Frame(partial_eval.JaxprStackFrame):
+        """A trace's frame, which tells when its jaxpr is made."""
+
+        __slots__ = ()
+
+        def to_jaxpr(self, *args: Any) -> Any:
+            jaxpr, consts = super().to_jaxpr(*args)
+            kind = getattr(self.debug_info, "traced_for", None)
+            carries = _carries(len(self.invars)) if kind in ("scan", "while_body", "fori_loop") else None
+            done(Traced(jaxpr, consts, carries, kind in ("jit", "pmap", "shard_map")))
+            return jaxpr, consts
+
+    return Frame
+
+
+def _carries(inputs: int) -> int:
+    """How many of the inputs of a loop's body are carries: all of them, unless it is a scan's."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code.co_filename == loops.__file__ and "init_flat" in frame.f_locals:
+            return len(frame.f_locals["init_flat"])
+        frame = frame.f_back
+    return inputs
 
 
 def devices_started() -> bool:

@@ -23,7 +23,8 @@ from eggroll.strategy.evaluate.compiled import Plans
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
 from eggroll.strategy.generation import Generation, LowRankDraw, replayed_at_sites
 from eggroll.strategy.members import Evaluated, Members, applied_last
-from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
+from eggroll.strategy.noise.fixed import noise_key
+from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.leaves import Plan, Small, check_params
 from eggroll.strategy.plan.rules import FrozenRule, Rules, check_rank
 from eggroll.strategy.population import Population, Sharding, layout
@@ -232,8 +233,7 @@ class ES(Strategy):
         state, metrics = self.cache(run, static, state, given, rows.args)
         metrics |= wide
         raise_if_lost(metrics, self.population)
-        self.standstill.watch(metrics, self.population)
-        return state, metrics
+        return state, self.standstill.watch(metrics)
 
     def step(
         self,
@@ -252,14 +252,14 @@ class ES(Strategy):
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         rows = make_rows(args, in_axes, self.population, self.groups)
-        warn_if_fixed("es.step", (state.key, state.generation), (state.params, args, kwargs))
+        key = noise_key("es.step", state.key, state.generation, beside=(state.params, args, kwargs))
+        state = replace(state, key=key)
         self._choose_update(state.params)
         rows, fun = (rows.after(kwargs), ByName(fitness_fn)) if kwargs else (rows, fitness_fn)
         program = self.cache.program(fun, state.params, rows, own=fitness_fn if kwargs else None)
         check_scalar(program.out_shape, has_aux, "fitness", rows=self.settings.noise == "activations")
         self.plan = plan = self._plans.of(program, state.params, rows)
-        rows = rows.arrays_alone()
-        axes = rows.axes
+        axes = (rows := rows.arrays_alone()).axes
 
         def run(state: State, args: tuple) -> tuple[State, Metrics]:
             rows = Rows(args, axes, self.population)
@@ -273,8 +273,7 @@ class ES(Strategy):
 
         state, metrics = self.cache(run, ("step", program, plan, axes, has_aux, self._functions()), state, rows.args)
         raise_if_lost(metrics, self.population)
-        self.standstill.watch(metrics, self.population)
-        return state, metrics
+        return state, self.standstill.watch(metrics)
 
     def _evaluated(self, members: Members) -> tuple[Program, Rows]:
         """The function that members were evaluated with last, and its arguments."""

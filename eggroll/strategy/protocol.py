@@ -9,6 +9,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import jax
@@ -22,14 +23,16 @@ from eggroll.strategy.evaluate.averages import averaged_output
 from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows
 from eggroll.strategy.members import Draw, Evaluated, Members, check_members
-from eggroll.strategy.noise.keys import as_threefry, generation_key, warn_if_fixed
+from eggroll.strategy.noise.fixed import noise_key
+from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State, check_state
-from eggroll.strategy.update.fitness import Standstill, as_float, of_members, raise_if_lost, summary
+from eggroll.strategy.update.fitness import as_float, of_members, raise_if_lost, summary
 from eggroll.strategy.update.optimizer import Sigma, check_sigma, sigma_at
 from eggroll.strategy.update.shaping import Shaping, shape_rows, validate_shaping
+from eggroll.strategy.update.standstill import Standstill
 from eggroll.strategy.update.told import beyond, check_fitness, check_weights, float64_on_host, is_wide, narrowed
 
 Metrics = dict[str, Any]
@@ -60,7 +63,7 @@ class Strategy(ABC):
         generation_key(as_threefry(jax.random.key(0)), 0, noise_reuse)  # checks noise_reuse
         self.settings, self.population, self.groups = settings, settings.size, settings.groups
         self.sigma, self.shaping, self.rules, self.noise_reuse = sigma, shaping, as_rules(rules), noise_reuse
-        self.cache, self.standstill = CompiledCache(), Standstill()
+        self.cache, self.standstill = CompiledCache(), Standstill(settings.size)
         self.plan: Plan | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -165,8 +168,7 @@ class Strategy(ABC):
             TypeError: no `State`.
         """
         check_state(state)
-        draw = self.draw(state)
-        warn_if_fixed("es.ask", (draw.key,))
+        draw = self.draw(replace(state, key=noise_key("es.ask", state.key, state.generation, beside=state.params)))
         return Members(state.params, state.generation, draw)
 
     def tell(self, state: State, members: Members, fitness: Numbers) -> tuple[State, Metrics]:
@@ -203,8 +205,7 @@ class Strategy(ABC):
         sigma = sigma if is_traced(sigma) else float(sigma)
         loss = -narrowed(metrics["fitness_mean"])
         state, norms = self.follow(plan, state, metrics["weights"], loss=loss, sigma=sigma, some=some)
-        self.standstill.watch(metrics | norms, self.population)
-        return state, metrics | norms
+        return state, self.standstill.watch(metrics | norms)
 
     def step(
         self,

@@ -19,7 +19,7 @@ from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key
 from eggroll.strategy.evaluate.planning import plan_for
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
 from eggroll.strategy.generation import Generation
-from eggroll.strategy.noise.keys import as_threefry, warn_if_fixed
+from eggroll.strategy.noise.fixed import noise_key
 from eggroll.strategy.plan.leaves import check_params
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population, Sharding
@@ -197,9 +197,8 @@ def value_and_grad(
     numbers, own = check_argnums(argnums), CompiledCache()
 
     def value_and_grad_fun(*args: Any, key: jax.Array, **kwargs: Any) -> Any:
-        as_threefry(key)
+        key = noise_key("value_and_grad", key, beside=(args, kwargs))
         params, others, put = taken_out(numbers, args)
-        warn_if_fixed("value_and_grad", (key,), (args, kwargs))
         params = on_mesh(params, members)
         if not all(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(params)):
             check_params(params, rules)  # before it is traced: a flag among them would be an array in the function
@@ -239,7 +238,7 @@ class _Estimator:
         def estimate(params: PyTree, args: tuple, key: jax.Array, sigma: Any) -> tuple[PyTree, ...]:
             rows = Rows(args, axes, members.size)
             plan = plan_for(program, params, rows, members, self.rank, self.rules)
-            generation = Generation(members, plan, as_threefry(key), sigma, Ran(program, rows))
+            generation = Generation(members, plan, key, sigma, Ran(program, rows))
             words = generation.words()
             losses, aux = generation.evaluate(program, params, rows, split_aux(self.has_aux), words=words)
             losses = generation.on_every_device(losses)

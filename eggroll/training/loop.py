@@ -255,7 +255,7 @@ class _Loop:
         place = self.place
         made = self.step(self.es, place.state, place.carry, batch)
         state, carry, metrics = check_made(made, (*RECORDED, "nonfinite", *self.step.recorded))
-        self.es.standstill.watch(dict(metrics), self.es.population)  # a step may be compiled, with no one to say it
+        self.es.standstill.watch(dict(metrics))  # a step may be compiled, with no one to say it
         if place.generation == self.resumed:  # now it is compiled, and each process has tried its kernels
             processes.same(chosen, "kernels", f"Set {SWITCH}=off in all of them: then XLA does the work everywhere.")
         record = self._record(state, carry, metrics)

@@ -14,9 +14,10 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from eggroll.engine.annotations import JaxprEqn
-from eggroll.engine.jax_compat import Tracer, bind, inner_jaxprs
+from eggroll.engine.jax_compat import bind, inner_jaxprs
 
 MOST = 2**24  # entries of an array that is worth its time; what is larger counts as unknown
 SMALL = 2**20  # of one that JAX computes

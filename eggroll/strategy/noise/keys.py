@@ -21,8 +21,7 @@ from jax.extend.random import threefry2x32_p
 
 from eggroll.engine.annotations import Index
 from eggroll.engine.checks import as_count
-from eggroll.engine.jax_compat import call_apart, is_constant, is_fixed
-from eggroll.engine.user_code import warn_user
+from eggroll.engine.jax_compat import call_apart
 from eggroll.ops import threefry2x32
 
 Halves = tuple[Any, Any]  # of keys, or of a block: uint32 arrays
@@ -161,29 +160,6 @@ def _fold_words(words: jax.Array) -> jax.Array:
     for word in words.reshape(-1):
         key = jax.random.fold_in(key, word)
     return key
-
-
-class FixedKeyWarning(UserWarning):
-    """A random key is fixed when a function is compiled: every call of it draws the same noise."""
-
-
-def warn_if_fixed(what: str, names: Any, beside: Any = None) -> None:
-    """Warns where what names the noise is a constant of a function or loop that is compiled with traced parameters.
-
-    Args:
-        what: the call, for the message.
-        names: the key, and the generation's number where there is one.
-        beside: parameters, and other arguments; nothing is said unless one of them is being compiled. Default None:
-            they are not known, and the names must have been made inside.
-    """
-    if all(is_constant(x) if beside is None else is_fixed(x, beside) for x in names):
-        warn_user(
-            f"{what} is compiled with a random key that is a constant beside traced parameters: every call, or turn of "
-            "the loop, draws the same noise, and training stops far from where it could get. Pass the key (of an ES, "
-            "the state) to the jitted function as an argument, another at every call, such as "
-            "jax.random.fold_in(key, step); in a loop, carry it, or scan over jax.random.split(key, n).",
-            FixedKeyWarning,
-        )
 
 
 def generation_key(key: jax.Array, generation: int | jax.Array, noise_reuse: int = 1) -> jax.Array:

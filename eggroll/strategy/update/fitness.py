@@ -1,4 +1,4 @@
-"""Fitness: its mean and spread, the numbers that metrics report, and what is said where nothing can be learned.
+"""Fitness: its mean and spread, and the numbers that metrics report.
 
 Statistics are safe against rounding, overflow and what does not count. All that is asked of the same numbers comes from
 one `lax.reduce` with several operands: on CPUs, XLA turns every small single reduction into three kernels, which
@@ -8,7 +8,6 @@ together took a fifth of a step's compile time. There `x` is `[..., N]`, `valid`
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -187,49 +186,6 @@ def nothing_finite(what: str, population: int) -> FloatingPointError:
     return FloatingPointError(
         f"got no finite {what} among {population} members (with antithetic pairs, a pair counts only when both are "
         f"finite): nothing was updated. Look at the {what} of the unperturbed parameters; if it is finite, lower sigma."
-    )
-
-
-class Standstill:
-    """Says once where members did not differ for several generations in a row: such a run ends as it began."""
-
-    ROW = 5
-
-    def __init__(self) -> None:
-        self._row, self._seen, self._said = 0, -1, False
-
-    def watch(self, metrics: dict[str, Any], population: int) -> None:
-        """Takes note of a generation's metrics, of each once; not under a trace."""
-        if self._said or is_traced(metrics) or not metrics.keys() >= {"generation", "equal_fitness"}:
-            return
-        generation, norm = int(metrics["generation"]), float(metrics["gradient_norm"])
-        if generation == self._seen:
-            return
-        # Parameters stand still where pairs or groups are equal among themselves, too.
-        self._row, self._seen = self._row + 1 if norm == 0 else 0, generation
-        if self._row == self.ROW:
-            self._said = True
-            warnings.warn(_nothing_to_follow(metrics, population, self.ROW), stacklevel=3)
-
-
-def _nothing_to_follow(metrics: dict[str, Any], population: int, row: int) -> str:
-    value = float(metrics["fitness_mean"])
-    if not metrics["equal_fitness"]:
-        what = f"a gradient of zero from the fitness of {population} members"
-        why = "both members of each pair (or all of each group) are equally good, or the shaping gives no weights"
-    else:
-        lost = int(metrics["nonfinite"])
-        others = f" but the {lost} whose fitness is not finite" if lost else ""
-        what = f"equal fitness ({value:.6g}) from all {population} members{others}"
-        apart = abs(float(np.spacing(np.float32(value))))
-        why = (
-            "the fitness does not depend on the parameters, or goes by steps (a count, an accuracy, a clipped reward) "
-            "that noise of this sigma does not cross: raise sigma or take a smoother fitness; or it was computed in "
-            f"float32, which near {value:.3g} knows steps of {apart:.2g} alone: subtract what all scores have in common"
-        )
-    return (
-        f"got {what} in {row} generations in a row: nothing is learned. Likely {why}. This is said once; "
-        "metrics['equal_fitness'] tells it of every generation."
     )
 
 

@@ -193,9 +193,12 @@ def check_same(
     changed = list(dict.fromkeys([*differences(was, es), *differences(*options), *differences(unknown, {})]))
     if changed and not force:
         more = f"; and {len(changed) - MOST} more" if len(changed) > MOST else ""
+        if any(line.startswith("generations: ") for line in changed):
+            more += ". The learning rate falls over all generations: with another number of them all of it differs"
         raise RunError(
             f"the run to resume was started with other settings: {'; '.join(changed[:MOST])}{more}. Resume it with its "
-            "own, start anew with --overwrite (overwrite=True), or go on with the new ones with --force (force=True)."
+            "own, start anew with --overwrite (overwrite=True), or go on with the new ones, from here on, with "
+            "--force (force=True)."
         )
     return changed
 
