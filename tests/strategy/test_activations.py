@@ -88,6 +88,24 @@ def test_as_many_pairs_as_a_row_has_numbers_tell_the_gradient():
                 np.testing.assert_allclose(grads[name], exact[name], rtol=1e-5, atol=1e-6)
 
 
+def test_attention_is_credited_through_its_output():
+    """Queries, keys and values have one site: 4 numbers a row, of which 4 pairs tell all three gradients."""
+
+    def losses(p: Any, x: jax.Array) -> jax.Array:
+        q, k, v = x[:, 0] @ p["q"], x @ p["k"], x @ p["v"] + p["b"]
+        looked = jax.nn.softmax(jnp.einsum("bd,btd->bt", q, jnp.tanh(k)))
+        return jnp.sum(jnp.sin(jnp.einsum("bt,btd->db", looked, v).T), 1)
+
+    with jax.enable_x64(True):
+        shapes = {"q": (3, 4), "k": (3, 4), "v": (3, 4), "b": (4,)}
+        p = {k: jax.random.normal(KEY, s, jnp.float64) for k, s in shapes.items()}
+        x = jax.random.normal(KEY, (5, 6, 3), jnp.float64)
+        exact = jax.grad(lambda p: losses(p, x).mean())(p)
+        _, grads = ESTIMATE(losses, population=8, sigma=1e-4)(p, x, key=KEY)
+        for name in p:
+            np.testing.assert_allclose(grads[name], exact[name], rtol=1e-5, atol=1e-6)
+
+
 def test_of_a_linear_function_one_pair_is_enough():
     c = jnp.arange(12.0).reshape(3, 4)
     grads = ESTIMATE(lambda p: jnp.sum(p * c), population=2, sigma=0.1)(jnp.zeros((3, 4)), key=KEY)[1]

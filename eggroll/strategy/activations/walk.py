@@ -21,15 +21,9 @@ from eggroll.engine.ahead import Frame as Way
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.engine.lowrank import Perturbed
+from eggroll.strategy.activations.values import ADDING, KEEPING, Between, Linear, Where, between
 
-Where = tuple[int, ...]  # the numbers of the equations on the way to one, from the outermost jaxpr
-Rebuild = Callable[[Sequence[Any]], Any]
-
-# Of one operand; those of the first line keep its numbers, and are made of an output that waits for a bias as well.
-KEEPING = {"reshape", "transpose", "squeeze", "copy", "copy_p", "convert_element_type", "sharding_constraint"}
-KEEPING |= {"stop_gradient"}  # of a branch under `jax.vmap`, whose operands JAX hands through it
 MOVING = KEEPING | {"broadcast_in_dim", "rev", "neg", "slice", "split", "reduce_sum", "cumsum", "optimization_barrier"}
-ADDING = {"add", "sub", "add_any"}
 # Linear in each operand alone, of which one may be affine in parameters; and the operands that never may.
 PRODUCTS = {"mul", "dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"}
 FIXED_OPERANDS: Mapping[str, Callable[[int], Sequence[int]]] = {
@@ -46,35 +40,6 @@ FIXED_OPERANDS: Mapping[str, Callable[[int], Sequence[int]]] = {
 }
 BESIDE = "it meets a parameter whose noise is on a layer's outputs"
 JOINING = {"select_n", "concatenate", "dynamic_update_slice", "scatter-add", "scatter", "pad"}  # affine in all operands
-
-
-@dataclass(eq=False)
-class Linear:
-    """A value that is affine in parameters.
-
-    Attributes:
-        value: the numbers.
-        rebuild: the same from the parameters of the frame (the jaxpr of a function, or of a loop's body).
-        uses: which of them it is made of.
-        data: whether the function's inputs have entered: then it is a layer's output, which may wait for a bias.
-        touched: whether an array of constants has: then it can be a site, which a bare parameter is none.
-        where: the equation that made it.
-        eqn: the same.
-    """
-
-    value: Any
-    rebuild: Rebuild
-    uses: frozenset[int]
-    data: bool = False
-    touched: bool = False
-    where: Where = ()
-    eqn: JaxprEqn | None = None
-    seen: Any = None  # what the function goes on with, once it is a site
-
-    @property
-    def bare(self) -> bool:
-        """Whether it is parameters alone, moved about."""
-        return not (self.data or self.touched)
 
 
 @dataclass
@@ -167,7 +132,13 @@ class Walk(Interpreter):
         return [(read(v), is_fed(v)) for v in jaxpr.outvars]
 
     def settle(self, value: Any, frame: Frame, eqn: JaxprEqn | None) -> Any:
-        """A value that is no longer `Linear`: an output of a layer becomes a site, a bare parameter is refused."""
+        """A value that waits no longer: an output of a layer becomes a site, a bare parameter is refused."""
+        if isinstance(value, Between):
+            if value.seen is None and value.narrow:
+                value.seen = self.hook.site(value.made(), frame)
+            elif value.seen is None:
+                value.seen = value.bound([self.settle(a, frame, eqn) for a in value.args])
+            return value.seen
         if not isinstance(value, Linear):
             return value
         if value.bare or not jnp.issubdtype(value.value.dtype, jnp.floating):
@@ -181,12 +152,15 @@ class Walk(Interpreter):
         self, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Frame, at: Where
     ) -> tuple[list[Any], list[bool]]:
         name, some = eqn.primitive.name, any(fed)
-        if any(isinstance(a, Linear) for a in args):
+        if any(isinstance(a, Linear | Between) for a in args):
             if name in WRAPPERS:
                 jaxpr = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
                 with jax_compat.source_context(eqn):
                     outs = self.walk(jaxpr, args, fed, frame, at)
                 return [o for o, _ in outs], [f for _, f in outs]
+            if not any(isinstance(a, Perturbed) for a in args) and (waiting := between(eqn, args, at)):
+                return list(waiting), [True] * len(waiting)
+            args = [self.settle(a, frame, eqn) if isinstance(a, Between) else a for a in args]
             if name in LOOPS:
                 with jax_compat.source_context(eqn):
                     return LOOPS[name](self, eqn, args, fed, frame, at)
