@@ -23,15 +23,9 @@ from eggroll.engine.ahead import Frame as Way
 from eggroll.engine.annotations import JaxprEqn
 from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.engine.lowrank import Perturbed
+from eggroll.strategy.activations.values import ADDING, KEEPING, Between, Linear, Where, between
 
-Where = tuple[int, ...]  # the numbers of the equations on the way to one, from the outermost jaxpr
-Rebuild = Callable[[Sequence[Any]], Any]
-
-# Of one operand; those of the first line keep its numbers, and are made of an output that waits for a bias as well.
-KEEPING = {"reshape", "transpose", "squeeze", "copy", "copy_p", "convert_element_type", "sharding_constraint"}
-KEEPING |= {"stop_gradient"}
 MOVING = KEEPING | {"broadcast_in_dim", "rev", "neg", "slice", "split", "reduce_sum", "cumsum", "optimization_barrier"}
-ADDING = {"add", "sub", "add_any"}
 # Linear in each operand alone, of which one may be affine in parameters; and the operands that never may.
 PRODUCTS = {"mul", "dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"}
 FIXED_OPERANDS: Mapping[str, Callable[[int], Sequence[int]]] = {
@@ -51,39 +45,6 @@ PICKING = {"gather", "dynamic_slice", "select_n"}
 CONTRACTING = PRODUCTS - {"mul"}
 BESIDE = "it meets a parameter whose noise is on a layer's outputs"
 JOINING = {"select_n", "concatenate", "dynamic_update_slice", "scatter-add", "scatter", "pad"}  # affine in all operands
-
-
-@dataclass(eq=False)
-class Linear:
-    """A value that is affine in parameters.
-
-    Attributes:
-        value: the numbers.
-        rebuild: the same from the parameters of the frame (the jaxpr of a function, or of a loop's body).
-        uses: which of them it is made of.
-        data: whether the function's inputs have entered: then it is a layer's output, which may wait for a bias.
-        touched: whether an array of constants has: then it can be a site, which a bare parameter is none.
-        picked: whether data only chose among the parameters' numbers, a row's expert for example: then it goes on to
-            what gets no larger, the product with that row.
-        where: the equation that made it.
-        eqn: the same.
-    """
-
-    value: Any
-    rebuild: Rebuild
-    uses: frozenset[int]
-    data: bool = False
-    touched: bool = False
-    picked: bool = False
-    where: Where = ()
-    eqn: JaxprEqn | None = None
-    stopped: Linear | None = None  # what `stop_gradient` made it of
-    seen: Any = None  # what the function goes on with, once it is a site
-
-    @property
-    def bare(self) -> bool:
-        """Whether it is parameters alone, moved about."""
-        return not (self.data or self.touched)
 
 
 @dataclass
@@ -176,7 +137,13 @@ class Walk(Interpreter):
         return [(read(v), is_fed(v)) for v in jaxpr.outvars]
 
     def settle(self, value: Any, frame: Frame, eqn: JaxprEqn | None) -> Any:
-        """A value that is no longer `Linear`: an output of a layer becomes a site, a bare parameter is refused."""
+        """A value that waits no longer: an output of a layer becomes a site, a bare parameter is refused."""
+        if isinstance(value, Between):
+            if value.seen is None and value.narrow:
+                value.seen = self.hook.site(value.made(), frame)
+            elif value.seen is None:
+                value.seen = value.bound([self.settle(a, frame, eqn) for a in value.args])
+            return value.seen
         if not isinstance(value, Linear):
             return value
         if value.bare or not jnp.issubdtype(value.value.dtype, jnp.floating):
@@ -190,12 +157,16 @@ class Walk(Interpreter):
         self, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Frame, at: Where
     ) -> tuple[list[Any], list[bool]]:
         name, some = eqn.primitive.name, any(fed)
-        if any(isinstance(a, Linear) for a in args):
+        if any(isinstance(a, Linear | Between) for a in args):
             if name in WRAPPERS:
                 jaxpr = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]
                 with jax_compat.source_context(eqn):
                     outs = self.walk(jaxpr, args, fed, frame, at)
                 return [o for o, _ in outs], [f for _, f in outs]
+            whole = not any(isinstance(a, Perturbed) for a in args) and not self._goes_on(eqn, args)
+            if whole and (waiting := between(eqn, args, at)):
+                return list(waiting), [True] * len(waiting)
+            args = [self.settle(a, frame, eqn) if isinstance(a, Between) else a for a in args]
             if name in LOOPS:
                 with jax_compat.source_context(eqn):
                     return LOOPS[name](self, eqn, args, fed, frame, at)
@@ -224,7 +195,7 @@ class Walk(Interpreter):
             # A bias may be added to what waits, and another output of the same shape; anything else comes after it.
             if any(w and (any(beside) or s != out.shape) for w, s in zip(waiting, shapes, strict=True)):
                 args = self._all_settled(args, waiting, fed, frame, eqn)
-        elif any(waiting) and not self._goes_on(name, args, outs):
+        elif any(waiting) and not self._goes_on(eqn, args):
             args = self._all_settled(args, waiting, fed, frame, eqn)
         held = [i for i, a in enumerate(args) if isinstance(a, Linear)]
         fixed = set(FIXED_OPERANDS.get(name, lambda n: ())(len(args)))
@@ -234,12 +205,14 @@ class Walk(Interpreter):
         return args, affine or not held
 
     @staticmethod
-    def _goes_on(name: str, args: list[Any], outs: list[Any]) -> bool:
+    def _goes_on(eqn: JaxprEqn, args: list[Any]) -> bool:
         """Whether what data picked of parameters enters what is linear in it and no larger."""
-        held = [a for a in args if isinstance(a, Linear)]
+        held, name = [a for a in args if isinstance(a, Linear | Between)], eqn.primitive.name
+        if any(isinstance(a, Between) or not (a.picked or a.bare) for a in held):
+            return False
+        outs: list[Any] = [v.aval for v in eqn.outvars]
         known = name in MOVING | PICKING | CONTRACTING and (len(held) == 1 or name in JOINING)
-        picked = any(a.picked for a in held) and all(a.picked or a.bare for a in held)
-        return known and picked and sum(o.size for o in outs) <= max(a.value.size for a in held)
+        return known and any(a.picked for a in held) and sum(o.size for o in outs) <= max(a.value.size for a in held)
 
     def _all_settled(
         self, args: list[Any], which: Sequence[bool], fed: list[bool], frame: Frame, eqn: JaxprEqn

@@ -121,7 +121,7 @@ class Member:
         seen = sampler.perturb(params, self.noise, sign, self.sigma)
         if not plan.sites:
             return program.evaluate(Interpreter(policy), (seen, *args))
-        streams = Streams.of(self.key, plan.sites, sampler.distribution)
+        streams = Streams.of(self.key, plan.sites, sampler.distribution, sampler.members)
         hook = Seen(streams, self.unit, sign, self.sigma)
         return walked(program, hook, policy, (seen, *args), plan.by_output)[0]
 

@@ -36,7 +36,7 @@ class Sampler:
     Attributes:
         plan: what each parameter gets.
         distribution: `"rademacher"` or `"normal"`.
-        members: population, for messages about dense fallbacks; None: unknown.
+        members: population, which decides signs at sites, and for messages about dense fallbacks; None: unknown.
     """
 
     plan: Plan

@@ -92,7 +92,7 @@ def sum_activations(
     signs = population.signs
 
     def walk(key: jax.Array, params: PyTree, args: tuple, start: Index, weights: jax.Array) -> dict[int, jax.Array]:
-        streams = Streams.of(key, plan.sites, population.distribution)
+        streams = Streams.of(key, plan.sites, population.distribution, population.size)
         credit = credits(plan.sites, found, weights, population.credit, population.discount)
         hook = Credited(streams, start, credit)
         return walked(program, hook, Policy("allow"), (params, *args), plan.by_output, summing=True)[1].sums
