@@ -148,12 +148,12 @@ class Other(Chain):
 def test_what_it_cannot_do_is_refused() -> None:
     with pytest.raises(ValueError, match="`again` has other layers"):
         moved(strategy(4), Other())
-    with pytest.raises(ValueError, match="weight noise on b beside noise on activations.*frozen"):
+    with pytest.raises(ValueError, match=r"weight noise on b beside noise on activations.*frozen"):
         moved(strategy(4, rules=[("b", "weights")]), Chain())
     mesh = jax.make_mesh((1,), ("population",))
     with pytest.raises(ValueError, match="got a mesh for a function that writes"):
         moved(strategy(4, mesh=mesh), Chain())
-    with pytest.raises(ValueError, match="relative=True.*weights"):
+    with pytest.raises(ValueError, match=r"relative=True.*weights"):
         eggroll.ES(population=4, relative=True)
     es = strategy(4)
     members = es.ask(state := es.init(PARAMS, jax.random.key(0)))

@@ -27,7 +27,7 @@ from eggroll.training.options import (
 Optimizer = Literal["sgd", "adam"]
 Dtype = Literal["float32", "bfloat16"]
 Split = Literal["test", "train"]
-ACTIVATIONS = {"sigma": 0.1, "sgd": 1e-3, "adam": 1e-5}  # defaults under noise on activations
+ACTIVATIONS: Mapping[str, Any] = {"noise": "activations", "sigma": 0.1, "optimizer": "adam"}  # its other defaults
 MOST_SECONDS = 86400  # for scoring an answer; timers do not take any number
 OF_TEMPLATES = frozenset(
     ["tokenize", "add_generation_prompt", "continue_final_message", "return_tensors", "return_dict", "padding"]
@@ -146,10 +146,11 @@ class FinetuneSettings(Asked, RunSettings):
     sigma: Annotated[float, Option("eggroll 0.002, on activations 0.1, full-rank 0.001", positive=True)] = 2e-3
     """Noise scale, in the units of the weights; on activations, of each output's RMS."""
     learning_rate: Annotated[
-        float | None, Option("sgd sigma²·√population/6, adam sigma/20, full-rank sigma/2", positive=True)
+        float | None,
+        Option("sgd sigma²·√population/6, adam sigma/20, on activations 3e-4, full-rank sigma/2", positive=True),
     ] = None
     """The optimizer's; for full-rank the α of its paper."""
-    optimizer: Optimizer = "sgd"
+    optimizer: Annotated[Optimizer, Option("sgd, on activations adam")] = "sgd"
     """Of eggroll."""
     prompts: Annotated[int, Option(least=1)] = 8
     """Different prompts in a generation."""
@@ -191,7 +192,7 @@ class FinetuneSettings(Asked, RunSettings):
         if self.learning_rate is not None:
             return self.learning_rate
         if self.noise == "activations":
-            return ACTIVATIONS[self.optimizer]
+            return 3e-4
         return method_named(self.method).rate(self.sigma, self.population, self.optimizer)
 
     @property
@@ -209,6 +210,11 @@ class FinetuneSettings(Asked, RunSettings):
             raise SettingsError(
                 f"got groups={groups} for prompts={prompts} with noise='activations', where each member writes one "
                 "answer; as many groups as prompts are required. Leave --groups out."
+            )
+        if self.noise == "activations" and self.optimizer == "sgd" and self.learning_rate is None:
+            raise SettingsError(
+                "got optimizer='sgd' with noise='activations' and no learning_rate: what size its gradient has depends "
+                "on the model. Give --learning-rate, or use --optimizer adam."
             )
         pairs = METHODS[self.method].pairs
         if pairs:
@@ -248,8 +254,8 @@ def defaults(method: str, noise: str = "weights") -> FinetuneSettings:
     """What a method is started with; raises `SettingsError` for one that is not known."""
     if method not in METHODS:
         raise SettingsError(f"got method={method!r}; one of {', '.join(map(repr, METHODS))} is required.")
-    sigma = ACTIVATIONS["sigma"] if noise == "activations" else METHODS[method].sigma
-    return FinetuneSettings(method=method, population=METHODS[method].population, sigma=sigma)
+    own: Mapping[str, Any] = {"sigma": METHODS[method].sigma} if noise != "activations" else ACTIVATIONS
+    return FinetuneSettings(method=method, population=METHODS[method].population, **own)
 
 
 DEFAULTS = {name: defaults(name) for name in METHODS}  # for the command's help
