@@ -91,6 +91,18 @@ def test_answers_and_update_do_not_depend_on_the_chunk() -> None:
     np.testing.assert_array_equal(found[0][1]["embed"][...], params["embed"][...])
 
 
+def test_explain_shows_the_outputs_that_get_noise() -> None:
+    graphdef, params = truth.model()
+    fun, options = writer(generator(graphdef, truth.ENDING)), UNDER_NOISE["activations"]
+    given = {"noise": "activations", "rules": options["rules"], "in_axes": IN_AXES, "population": GROUPS}
+    found = eggroll.explain(fun, params, *truth.prompts(), jnp.arange(GROUPS), **given)
+    config = truth.CONFIG
+    sizes = [site.size for site in found.plan.sites]
+    heads, shared = config.heads * config.head_width, config.key_value_heads * config.head_width
+    own = [heads, shared, shared, config.width, config.hidden, config.hidden, config.width]
+    assert sizes == [config.layers * n for n in own] and "layers/gate" in str(found)
+
+
 def test_members_write_one_answer_each() -> None:
     graphdef, params = truth.model()
     es = strategy(groups=1)
