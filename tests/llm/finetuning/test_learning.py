@@ -29,9 +29,9 @@ STRATEGIES: dict[str, Any] = {
         fallback="error",
     ),
     "activations": lambda: eggroll.ES(
-        population=64,
+        population=128,
         sigma=0.3,
-        optimizer=named("adam", learning_rate=0.06),
+        optimizer=named("adam", learning_rate=0.03),
         groups=4,
         shaping="group",
         fallback="error",
