@@ -1,10 +1,10 @@
 """Does a language model learn a task without backpropagation, and how much from equally many generated tokens?
 
 `eggroll finetune`, as a user calls it, by both methods and by noise on activations: the same model, task, held-out
-prompts and number of generated tokens, several seeds, the methods in turns. A seed decides the prompts, their order and the noise. A run that is there
-already is read, and one that was interrupted goes on, so that the runs need not be made at once. Against the tokens
-generated in training: mean reward of greedy answers to held-out prompts, as mean over seeds with its standard error.
-Curves of `bench.grpo` can be drawn beside (`--beside`). A picture is kept beside the result.
+prompts and number of generated tokens, several seeds, the methods in turns. A seed decides the prompts, their order and
+the noise. A run that is there already is read, and one that was interrupted goes on, so that the runs need not be made
+at once. Against the tokens generated in training: mean reward of greedy answers to held-out prompts, as mean over seeds
+with its standard error. Curves of `bench.grpo` can be drawn beside (`--beside`). A picture is kept beside the result.
 """
 
 from __future__ import annotations

@@ -107,7 +107,7 @@ class Members:
                 f"got members of an {self._draw.strategy} for an {draw.strategy}: their noise is not what would be "
                 "summed up. Tell the ES that you asked."
             )
-        for name in ("size", "antithetic", "distribution"):
+        for name in ("size", "antithetic", "distribution", "noise", "relative"):
             mine, other = getattr(self._draw.settings, name), getattr(draw.settings, name)
             if mine != other:
                 raise _other_noise("population" if name == "size" else name, mine, other)
