@@ -26,13 +26,12 @@ pytestmark = pytest.mark.optimised  # bits, as users get them
 ROOT = pathlib.Path(__file__).parents[3]
 QUICK = ("mlp,4x2,weights",)
 GRADIENTS = "gradients,2x4,members"
-BOTH = "members", "weights"
-ALL = [f"mlp,{mesh},{update}" for mesh in sharded.MESHES for update in BOTH]
-ALL += [f"transformer,{mesh},{update}" for mesh in ("8", "2x4", "4x2") for update in BOTH]
-ALL += [f"{name},{mesh},{update}" for name in ("bfloat16", "dense") for mesh in ("4", "2x4") for update in BOTH]
+# Meshes, updates and kinds of parameters, each with several of the others, but not all with all: they share their code.
+ALL = ["mlp,1,members", "mlp,2,weights", "mlp,4,members", "mlp,8,weights", "mlp,8,members", "mlp,2x4,weights"]
+ALL += ["mlp,4x2,members", "transformer,8,weights", "transformer,2x4,members", "transformer,4x2,weights"]
+ALL += ["bfloat16,4,weights", "bfloat16,2x4,members", "dense,4,members", "dense,2x4,weights"]
 ALL += ["single,8,weights", "single,4x2,members", "single,2,auto", "frozen,4x2,weights", "frozen,8,members"]
 ALL += ["aux,2x4,members", "aux,8,weights"]
-ALL = [case for case in ALL if case not in QUICK]
 
 
 @functools.cache
