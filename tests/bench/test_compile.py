@@ -47,7 +47,9 @@ def test_every_phase_starts_from_nothing():
 
 
 def test_depth_width_and_population_vary_one_at_a_time_and_no_case_comes_twice():
-    found = cases(Options(depths=(6, 12), widths=(64, 256), populations=(64, 256), written_depths=(2,), mlp_depths=(3,)))
+    found = cases(
+        Options(depths=(6, 12), widths=(64, 256), populations=(64, 256), written_depths=(2,), mlp_depths=(3,))
+    )
     assert found == [
         Case("transformer", 6, 256, 256),
         Case("transformer", 12, 256, 256),
