@@ -1,10 +1,10 @@
 """Does a language model learn a task without backpropagation, and how much from equally many generated tokens?
 
-`eggroll finetune`, as a user calls it, by both methods: the same model, task, held-out prompts and number of generated
-tokens, several seeds, the methods in turns. A seed decides the prompts, their order and the noise. A run that is there
-already is read, and one that was interrupted goes on, so that the runs need not be made at once. Against the tokens
-generated in training: mean reward of greedy answers to held-out prompts, as mean over seeds with its standard error.
-Curves of `bench.grpo` can be drawn beside (`--beside`). A picture is kept beside the result.
+`eggroll finetune`, as a user calls it, by both methods and by noise on activations: the same model, task, held-out
+prompts and number of generated tokens, several seeds, the methods in turns. A seed decides the prompts, their order and
+the noise. A run that is there already is read, and one that was interrupted goes on, so that the runs need not be made
+at once. Against the tokens generated in training: mean reward of greedy answers to held-out prompts, as mean over seeds
+with its standard error. Curves of `bench.grpo` can be drawn beside (`--beside`). A picture is kept beside the result.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Tuned:
         population: members in a generation.
         sigma: noise scale.
         learning_rate: of the optimizer; for full rank the paper's α.
-        prompts: in a generation; all members answer all of them.
+        prompts: in a generation; all members answer all of them, under noise on activations one each.
         eval_every: generations between two evaluations.
     """
 
@@ -62,6 +62,8 @@ class Options(Common):
         first_seed: of the first run.
         eggroll: settings of `--method eggroll`.
         full_rank: settings of `--method full-rank`.
+        activations: settings of `--noise activations`, of which a member writes one answer.
+        methods: those that are run.
         runs: folder of the run folders.
         beside: results of bench.grpo to draw beside.
     """
@@ -75,18 +77,20 @@ class Options(Common):
     first_seed: int = 0
     eggroll: Tuned = field(default_factory=lambda: Tuned(32, 0.01, 1e-4, 4))
     full_rank: Tuned = field(default_factory=lambda: Tuned(16, 0.01, 0.01, 8))
+    activations: Tuned = field(default_factory=lambda: Tuned(128, 0.1, 3e-4, 4))
+    methods: tuple[str, ...] = ("eggroll", "full-rank", "activations")
     runs: pathlib.Path = pathlib.Path("runs/bench-finetune")
     beside: tuple[pathlib.Path, ...] = ()
 
     def reduced(self) -> Options:
         """Small enough to see in seconds that the script works."""
         small = {"population": 4, "prompts": 2}
-        methods = {"eggroll": replace(self.eggroll, **small), "full_rank": replace(self.full_rank, **small)}
-        return replace(self, task="conciseness", max_tokens=4, tokens=60, seeds=2, **methods)
+        tuned = {name: replace(getattr(self, name), **small) for name in ("eggroll", "full_rank", "activations")}
+        return replace(self, task="conciseness", max_tokens=4, tokens=60, seeds=2, **tuned)
 
-    def methods(self) -> dict[str, Tuned]:
-        """By the name that the command has for them."""
-        return {"eggroll": self.eggroll, "full-rank": self.full_rank}
+    def tuned(self, method: str) -> Tuned:
+        """Settings of a method."""
+        return getattr(self, method.replace("-", "_"))
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -107,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def _report(options: Options) -> None:
     """Makes the runs, and shows and keeps what they came to."""
     seeds = range(options.first_seed, options.first_seed + options.seeds)
-    curves = [run(options, method, seed) for seed in seeds for method in options.methods()]
+    curves = [run(options, method, seed) for seed in seeds for method in options.methods]
     curves += [curve for file in options.beside for curve in from_grpo(file, options)]
     report = Report("finetune", options, [row(curve) for curve in curves], notes=NOTES, summary=summary(curves))
     names = list(dict.fromkeys(curve.method for curve in curves))
@@ -132,11 +136,13 @@ def run(options: Options, method: str, seed: int) -> Curve:
 
 def arguments(options: Options, method: str, seed: int, folder: pathlib.Path) -> list[str]:
     """Of `eggroll finetune`."""
-    tuned = options.methods()[method]
-    given: dict[str, Any] = {"model": options.model, "task": options.task, "method": method, "system": options.system}
+    tuned, kind = options.tuned(method), {"method": method, "groups": 1}
+    if method == "activations":
+        kind = {"method": "eggroll", "noise": method}
+    given: dict[str, Any] = {"model": options.model, "task": options.task, "system": options.system} | kind
     given |= {"max-tokens": options.max_tokens, "token-budget": options.tokens, "generations": options.tokens}
     given |= {name: getattr(tuned, name) for name in ("population", "sigma", "learning_rate", "prompts", "eval_every")}
-    given |= {"groups": 1, "seed": seed, "out": folder}
+    given |= {"seed": seed, "out": folder}
     return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
 

@@ -53,6 +53,7 @@ class Options(TypedDict, total=False):
     noise: Literal["weights", "activations"]
     credit: Literal["dependent", "own"]
     discount: float
+    relative: bool
 
 
 @serializable

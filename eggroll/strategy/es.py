@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 
 from eggroll.engine.annotations import Chunk, Flag, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function
-from eggroll.engine.factored import Program
 from eggroll.engine.interpreter import Fallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.argnums import ByName
@@ -72,6 +71,7 @@ class ES(Strategy):
             function may then return an array of fitness, one per row or token. See `eggroll.value_and_grad`.
         credit: of `noise="activations"`, see there; `"dependent"` (default) or `"own"`.
         discount: likewise, from 0 to 1. Default 1.
+        relative: of `noise="activations"`: sigma is in units of each output's RMS over its last axis. Default False.
 
     Raises:
         ValueError: settings that do not fit together.
@@ -114,9 +114,10 @@ class ES(Strategy):
         noise: Literal["weights", "activations"] = "weights",
         credit: Literal["dependent", "own"] = "dependent",
         discount: float = 1.0,
+        relative: bool = False,
     ) -> None:
         who = population, antithetic, distribution, groups, chunk, mesh, fallback, sharding, update
-        settings = Population(*who, noise=noise, credit=credit, discount=discount)
+        settings = Population(*who, noise=noise, credit=credit, discount=discount, relative=relative)
         super().__init__(settings, sigma=sigma, shaping=shaping, rules=rules, noise_reuse=noise_reuse)
         self.rank = check_rank(rank)
         self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
@@ -180,6 +181,7 @@ class ES(Strategy):
         chosen: dict[str, Any] = {"small_layers": self.small_layers} if self.small_layers == "dense" else {}
         if (who := self.settings).noise != "weights":
             chosen |= {"noise": who.noise, "credit": who.credit, "discount": float(who.discount)}
+            chosen |= {"relative": True} if who.relative else {}
         return {**super().options(), "rank": self.rank, "optimizer": self.optimizer, **chosen}
 
     def go_on(self, options: Mapping[str, Any]) -> None:
@@ -206,7 +208,7 @@ class ES(Strategy):
     ) -> Callable[..., tuple[State, Norms]]:
         """See `Strategy.replayed`; compiled once."""
         if plan.by_output:
-            return replayed_at_sites(self.settings, self.optimizer, self._key, self.cache, plan, sigma, evaluated)
+            return replayed_at_sites(self.settings, self.optimizer, self._key, self.draw, plan, sigma, evaluated)
 
         # `some` is an argument, so that the branch stays a branch and is compiled as the run's.
         def update(state: State, weights: Any, loss: Scalar, recorded: Scalar, some: Flag) -> tuple[State, Norms]:
@@ -220,17 +222,19 @@ class ES(Strategy):
         plan, scores = self._told(state, members, fitness)
         wide = self._weighed(scores) if is_wide(scores) else {}
         given = {name: narrowed(wide[name]) for name in ("weights", "nonfinite", "fitness_mean")} if wide else scores
-        program, rows = self._evaluated(members) if plan.sites else (None, Rows((), (), self.population))
-        axes = rows.axes
+        ran = applied_last(members, plan, self.cache) if plan.sites else None
+        axes, args = (ran.rows.axes, ran.rows.args) if ran else ((), ())
+        what = ran and (ran.program, ran.wrote)
 
         def run(state: State, given: Any, args: tuple) -> tuple[State, Metrics]:
             generation = self._generation(plan, state)
-            if program is not None:
-                generation = replace(generation, ran=Ran(program, Rows(args, axes, self.population), told=True))
+            if what is not None:
+                rows = Rows(args, axes, self.population)
+                generation = replace(generation, ran=Ran(what[0], rows, True, what[1]))
             return self._moved(generation, state, given) if wide else self._update(generation, state, given)
 
-        static = "tell", plan, bool(wide), program, axes, self._functions()
-        state, metrics = self.cache(run, static, state, given, rows.args)
+        static = "tell", plan, bool(wide), what, axes, self._functions()
+        state, metrics = self.cache(run, static, state, given, args)
         metrics |= wide
         raise_if_lost(metrics, self.population)
         return state, self.standstill.watch(metrics)
@@ -274,11 +278,6 @@ class ES(Strategy):
         state, metrics = self.cache(run, ("step", program, plan, axes, has_aux, self._functions()), state, rows.args)
         raise_if_lost(metrics, self.population)
         return state, self.standstill.watch(metrics)
-
-    def _evaluated(self, members: Members) -> tuple[Program, Rows]:
-        """The function that members were evaluated with last, and its arguments."""
-        fun, rows = applied_last(members)
-        return self.cache.program(fun, members.params, rows), rows.arrays_alone()
 
     def _generation(self, plan: Plan, state: State) -> Generation:
         return Generation(self.settings, plan, self._key(state), self._sigma(state))

@@ -18,7 +18,7 @@ from eggroll.engine.annotations import Chunk, Flag, Function, Index, PyTree, Sca
 from eggroll.engine.factored import Program, partition
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
 from eggroll.strategy.evaluate.chunking import Arrangement, Need, arrange, keep_words, may_copy, member_need, remembered
-from eggroll.strategy.evaluate.compiled import CompiledCache, Plans
+from eggroll.strategy.evaluate.compiled import Plans
 from eggroll.strategy.evaluate.loops import Evaluation, undifferentiated
 from eggroll.strategy.evaluate.planning import at_sites, check_covered
 from eggroll.strategy.evaluate.tracing import Rows, make_rows
@@ -30,6 +30,7 @@ from eggroll.strategy.state import Placement, State, make_placement
 from eggroll.strategy.update.activations import Ran, sum_activations
 from eggroll.strategy.update.low_rank import descent, sum_noise, sum_on_mesh
 from eggroll.strategy.update.move import moved_if
+from eggroll.strategy.update.written import Writes, reading, sum_written
 
 
 @dataclass(frozen=True)
@@ -192,6 +193,9 @@ class Generation:
             )
         arrays, merge, _ = partition((params, self.ran.rows.args))
         params, args = merge(undifferentiated(arrays))
+        if self.ran.wrote is not None:
+            who = self.population, self.plan, self.ran.program, self.ran.wrote, self.key, self.sigma, weights, params
+            return sum_written(*who, replace(self.ran.rows, args=args), self.placement)
         found = self.ran.relations(self.plan, params, weights.shape[1:])
         given = self.population, self.plan, self.ran.program, self.key, weights, found, params
         return sum_activations(*given, replace(self.ran.rows, args=args), self.placement)
@@ -252,7 +256,7 @@ def replayed_at_sites(
     settings: Population,
     optimizer: optax.GradientTransformationExtraArgs,
     key_of: Callable[[State], jax.Array],
-    cache: CompiledCache,
+    draw: Callable[[State], Draw],
     plan: Plan,
     sigma: float | None,
     evaluated: Evaluated | None,
@@ -266,20 +270,27 @@ def replayed_at_sites(
 
     def update(state: State, weights: jax.Array, loss: Scalar, recorded: Scalar) -> Any:
         fun, args, in_axes = evaluated(int(state.generation))
-        rows = make_rows(args, in_axes, settings.size, settings.groups)
+        rows, cache = make_rows(args, in_axes, settings.size, settings.groups), draw(state).cache
         program = cache.program(fun, state.params, rows)
-        own, rows = at_sites(program, plan, state.params, rows), rows.arrays_alone()
+        own, wrote = at_sites(program, plan, state.params, rows), None
         shape = jax.tree.leaves(program.out_shape)[0].shape
         losses = shape if weights.size == len(weights) * math.prod(shape) else ()
+        if isinstance(fun, Writes):  # what was written is written again
+            made = replace(draw(state), sigma=recorded if sigma is None else sigma)
+            outputs = made.apply(own, state.params, fun, rows, None)
+            program, rows = reading(cache, fun, own, state.params, rows, outputs, settings.signs)
+            losses, wrote = (), fun.wrote
+        rows = rows.arrays_alone()
         axes, told = rows.axes, losses != shape
 
         def run(state: State, args: tuple, weights: jax.Array, loss: Scalar, recorded: Scalar, some: Flag) -> Any:
-            scale, ran = recorded if sigma is None else sigma, Ran(program, Rows(args, axes, settings.size), told)
+            scale = recorded if sigma is None else sigma
+            ran = Ran(program, Rows(args, axes, settings.size), told, wrote)
             generation = Generation(settings, own, key_of(state), scale, ran)
             return generation.moved_if(some, optimizer, state, weights, generation.words(), loss)
 
         weights = jnp.asarray(weights).reshape(len(weights), *losses)
         given = state, rows.args, weights, jnp.asarray(loss), jnp.asarray(recorded), np.True_
-        return cache(run, ("replay", program, own, axes, told, sigma), *given)
+        return cache(run, ("replay", program, own, axes, told, wrote, sigma), *given)
 
     return update

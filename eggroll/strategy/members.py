@@ -17,6 +17,8 @@ from eggroll.strategy.evaluate.tracing import InAxes, Rows, make_rows
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State
+from eggroll.strategy.update.activations import Ran
+from eggroll.strategy.update.written import Writes, reading
 
 Evaluated = Callable[[int], tuple[Function, tuple, InAxes]]  # of a generation: a function, its arguments, their in_axes
 
@@ -71,7 +73,7 @@ class Members:
         self.generation = generation
         self._draw = draw
         self._plan: Plan | None = None
-        self._ran: tuple[Function, Rows] | None = None
+        self._ran: tuple[Function, Rows, PyTree] | None = None
 
     def __len__(self) -> int:
         return self._draw.settings.size
@@ -105,7 +107,7 @@ class Members:
                 f"got members of an {self._draw.strategy} for an {draw.strategy}: their noise is not what would be "
                 "summed up. Tell the ES that you asked."
             )
-        for name in ("size", "antithetic", "distribution"):
+        for name in ("size", "antithetic", "distribution", "noise", "relative"):
             mine, other = getattr(self._draw.settings, name), getattr(draw.settings, name)
             if mine != other:
                 raise _other_noise("population" if name == "size" else name, mine, other)
@@ -176,8 +178,9 @@ class Members:
         """
         check_function("fun", fun, "members.apply(fun, *args)")
         rows = self._rows(args, in_axes)
-        self._ran = fun, rows
-        return self._draw.apply(self._plan_of(fun, rows), self.params, fun, rows, chunk)
+        outputs = self._draw.apply(self._plan_of(fun, rows), self.params, fun, rows, chunk)
+        self._ran = fun, rows, outputs if isinstance(fun, Writes) else None
+        return outputs
 
     def __getitem__(self, i: Any) -> Any:
         """The dense parameters of member `i`, counted from the end if it is negative; of a slice, a list of them."""
@@ -236,10 +239,14 @@ def check_members(members: object) -> None:
         )
 
 
-def applied_last(members: Members) -> tuple[Function, Rows]:
+def applied_last(members: Members, plan: Plan, cache: CompiledCache) -> Ran:
     """The function that was applied to members last, and its other arguments."""
     assert members._ran is not None  # a plan that has sites is of a function
-    return members._ran
+    fun, rows, outputs = members._ran
+    if isinstance(fun, Writes):
+        read = reading(cache, fun, plan, members.params, rows, outputs, members.settings.signs)
+        return Ran(*read, told=True, wrote=fun.wrote)
+    return Ran(cache.program(fun, members.params, rows), rows.arrays_alone(), told=True)
 
 
 def _other_noise(name: str, mine: object, other: Any) -> ValueError:

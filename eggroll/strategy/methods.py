@@ -20,7 +20,7 @@ class Method:
         rate: default learning rate there, of `(sigma, population, optimizer's name)`.
         pairs: whether its members are antithetic pairs there, each of which belongs to one group.
         grouped: whether each prompt has a group of members of its own there, unless groups are given.
-        takes: which of the settings `"rank"`, `"optimizer"` and `"chunk"` say something to it.
+        takes: which of the settings `"rank"`, `"optimizer"`, `"chunk"` and `"noise"` say something to it.
         lacks: why the others say nothing, for messages.
     """
 
@@ -56,7 +56,7 @@ METHODS = {
             rate=_low_rank_rate,
             pairs=True,
             grouped=True,
-            takes=frozenset({"rank", "optimizer", "chunk"}),
+            takes=frozenset({"rank", "optimizer", "chunk", "noise"}),
         ),
         Method(
             "full-rank",

@@ -184,6 +184,7 @@ class Population:
     noise: str = "weights"
     credit: str = "dependent"
     discount: float = 1.0
+    relative: bool = False
 
     def __post_init__(self) -> None:
         self._check_names()
@@ -222,14 +223,13 @@ class Population:
             )
 
     def _check_names(self) -> None:
-        for name, known in (("update", UPDATES), ("noise", NOISES), ("credit", CREDITS)):
-            got = getattr(self, name)
-            if got not in known:
+        for name, known in (("update", UPDATES), ("noise", NOISES), ("credit", CREDITS), ("relative", (True, False))):
+            if (got := getattr(self, name)) not in known:
                 raise ValueError(f"got {name}={got!r}; one of {', '.join(map(repr, known))} is required.")
         if isinstance(self.discount, bool) or not 0 <= self.discount <= 1:
             raise ValueError(f"got discount={self.discount!r}; a number from 0 (its own loss alone) to 1 is required.")
-        named = f"credit={self.credit!r} and discount={self.discount!r}"
-        if (self.credit, self.discount) != ("dependent", 1.0) and self.noise == "weights":
+        named = f"credit={self.credit!r}, discount={self.discount!r} and relative={self.relative!r}"
+        if (self.credit, self.discount, self.relative) != ("dependent", 1.0, False) and self.noise == "weights":
             raise ValueError(f'got {named} with noise="weights"; they say something of noise="activations" alone.')
         if self.credit == "own" and self.discount != 1:
             raise ValueError(f'got {named}; credit="own" is discount=0: give one.')

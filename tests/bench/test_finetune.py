@@ -112,13 +112,13 @@ def test_a_model_is_asked_for() -> None:
 
 
 @pytest.mark.slow
-def test_both_methods_are_run_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_methods_are_run_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "kept.json"
     finetune.main(["--quick", "--out", str(out)])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert json.loads(out.read_text()) == found and out.with_suffix(".png").exists()
     assert [(row["method"], row["seed"]) for row in found["rows"]] == [
-        ("eggroll", 0), ("full-rank", 0), ("eggroll", 1), ("full-rank", 1),
+        (method, seed) for seed in (0, 1) for method in ("eggroll", "full-rank", "activations")
     ]  # fmt: skip
     assert all(60 - 4 * 2 * 4 < row["tokens"] <= 60 for row in found["rows"])  # no generation more would be sure to fit
     assert len({row["held_out_before"] for row in found["rows"]}) == 1

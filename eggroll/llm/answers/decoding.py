@@ -131,18 +131,8 @@ class Generator:
         keys = row_keys(key, decoding, batch)
         cache = empty_cache(model.config, batch, time + decoding.max_tokens - 1, jax.tree.leaves(params)[0].dtype)
         logits, cache = model.extend(tokens, cache, 0, start)
-        row = _write(_empty_row(batch, decoding), logits, keys, decoding)
-
-        def going(carry: tuple[_Row, Any]) -> jax.Array:
-            row = carry[0]
-            return (row.count < decoding.max_tokens) & _any_member(~row.done.all())
-
-        def step(carry: tuple[_Row, Any]) -> tuple[_Row, Any]:
-            row, cache = carry
-            logits, cache = model.extend(row.token[:, None], cache, time + row.count - 1, start)
-            return _write(row, logits, keys, decoding), cache
-
-        return lax.while_loop(going, step, (row, cache))[0].answers
+        row = _write(first_row(tokens[:, -1], decoding), logits, keys, decoding)
+        return rest_of(model, row, cache, time - 1, start, keys, decoding)
 
 
 def generator(model: nnx.Module | nnx.GraphDef, decoding: Decoding) -> Generator:
@@ -191,10 +181,38 @@ def row_keys(key: jax.Array | None, decoding: Decoding, batch: int) -> jax.Array
     return jax.vmap(jax.random.fold_in, (None, 0))(as_threefry(key), jnp.arange(batch))
 
 
-def _empty_row(batch: int, decoding: Decoding) -> _Row:
-    tokens = jnp.full((batch, decoding.max_tokens), decoding.pad, jnp.int32)
-    none = jnp.zeros(batch, jnp.int32)
-    return _Row(jnp.int32(0), none, none > 0, none, Answers(tokens, none))
+def first_row(last: jax.Array, decoding: Decoding) -> _Row:
+    """Nothing written yet, after prompts that end with the tokens `last [batch]`."""
+    tokens = jnp.full((len(last), decoding.max_tokens), decoding.pad, jnp.int32)
+    none = jnp.zeros(len(last), jnp.int32)
+    return _Row(jnp.int32(0), last.astype(jnp.int32), none > 0, none, Answers(tokens, none))
+
+
+def rest_of(
+    model: Any, row: _Row, cache: Any, offset: int, start: jax.Array, keys: jax.Array | None, decoding: Decoding
+) -> Answers:
+    """Writes until all rows are done: a turn reads each row's last token and chooses the next.
+
+    Args:
+        model: the decoder.
+        row: from `first_row`.
+        cache: of the columns before `offset`, and of those that the row has written but for the last.
+        offset: column of the prompts' last token.
+        start: `[batch]`, pads of each row.
+        keys: of each row, or None.
+        decoding: how tokens are chosen.
+    """
+
+    def going(carry: tuple[_Row, Any]) -> jax.Array:
+        row = carry[0]
+        return (row.count < decoding.max_tokens) & _any_member(~row.done.all())
+
+    def step(carry: tuple[_Row, Any]) -> tuple[_Row, Any]:
+        row, cache = carry
+        logits, cache = model.extend(row.token[:, None], cache, offset + row.count, start)
+        return _write(row, logits, keys, decoding), cache
+
+    return lax.while_loop(going, step, (row, cache))[0].answers
 
 
 def _write(row: _Row, logits: jax.Array, keys: jax.Array | None, decoding: Decoding) -> _Row:

@@ -16,8 +16,10 @@ from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import Answers, Generator
 from eggroll.llm.answers.memory import Fit, answer_need, fit, in_words
 from eggroll.llm.answers.prompts import Prompts
+from eggroll.llm.answers.writing import Writer, writer
 from eggroll.strategy.members import Members
 from eggroll.strategy.noise.keys import as_threefry
+from eggroll.strategy.update.written import check_writes
 from eggroll.training.errors import RunError
 
 __all__ = ["generate", "generate_plain", "population_fit"]
@@ -67,16 +69,18 @@ def generate(
         >>> generate(members, generator(graphdef, Decoding(max_tokens=5)), pad_left([[3, 4], [7, 8, 9]])).tokens.shape
         (4, 2, 5)
     """
-    rows, axes = _rows(len(members), generator, prompts, key, common)
-    chosen = _fit(members, generator, rows, axes, budget, chunk)
+    fun, rows, axes = _asked(members, generator, prompts, key, common)
+    chosen = _fit(members, fun, rows, axes, budget, chunk)
 
     def part(taken: np.ndarray) -> Answers:
-        own = [jnp.take(x, taken, axis=1 if axis == 0 else 0) for x, axis in zip(rows, axes, strict=True)]
-        return members.apply(generator, *own, in_axes=axes, chunk=chosen.members)
+        own = rows
+        if not isinstance(fun, Writer):
+            own = [jnp.take(x, taken, axis=1 if axis == 0 else 0) for x, axis in zip(rows, axes, strict=True)]
+        return members.apply(fun, *own, in_axes=axes, chunk=chosen.members)
 
     what = f"{chosen.members} members wrote {chosen.prompts} answers each ({in_words(chosen.bytes)} estimated)"
     with explained(what, _half(chosen)):
-        return jax.block_until_ready(_in_parts(part, prompts.start.shape[-1], chosen.prompts))
+        return jax.block_until_ready(_in_parts(part, _each(fun, rows), chosen.prompts))
 
 
 def generate_plain(
@@ -101,20 +105,51 @@ def population_fit(
     members: Members, generator: Generator, prompts: Prompts, *, budget: float | None = None, chunk: int | None = None
 ) -> Fit:
     """How many members write how many answers at once, within `budget` bytes on a device: see `generate`."""
-    return _fit(members, generator, *_rows(len(members), generator, prompts, jax.random.key(0), True), budget, chunk)
+    return _fit(members, *_asked(members, generator, prompts, jax.random.key(0), True), budget, chunk)
+
+
+def _asked(
+    members: Members, generator: Generator, prompts: Prompts, key: jax.Array | None, common: bool
+) -> tuple[Generator | Writer, list[Any], tuple]:
+    """(what is applied to the members, what it is given after the parameters, its axes over members or groups)."""
+    if members.settings.noise == "weights":
+        return generator, *_rows(len(members), generator, prompts, key, common)
+    groups, shape = members.settings.groups, np.shape(prompts.start)
+    if shape != ((1,) if groups == 1 else (groups, 1)):
+        raise ValueError(
+            f"got prompts {list(shape)} for {groups} groups of members under noise on activations, which write one "
+            "answer each; [groups, 1] are required: ES(groups=...) as many as there are prompts."
+        )
+    keys = _keys(generator, key, shape, None if common else len(members))
+    rows = [prompts.tokens.reshape(groups, -1), prompts.start.reshape(groups), jnp.arange(groups)]
+    own = [] if keys is None else [keys.reshape(-1)]
+    return writer(generator), rows + own, (None, None, 0) + (0,) * len(own)
+
+
+def _each(fun: Generator | Writer, rows: list[Any]) -> int:
+    """Answers of a member."""
+    return 1 if isinstance(fun, Writer) else rows[1].shape[-1]
 
 
 def _fit(
-    members: Members, generator: Generator, rows: list[Any], axes: tuple, budget: float | None, chunk: int | None
+    members: Members,
+    generator: Generator | Writer,
+    rows: list[Any],
+    axes: tuple,
+    budget: float | None,
+    chunk: int | None,
 ) -> Fit:
     settings, params = members.settings, members.params
-    prompts, time, itemsize = rows[1].shape[-1], rows[0].shape[-1], _itemsize(params)
+    prompts, time, itemsize = _each(generator, rows), rows[0].shape[-1], _itemsize(params)
     config = _config(generator, params)
     if members.one_at_a_time:  # whatever is asked for
         # The perturbed copy is there as long as the member is.
         need = replace(answer_need(config, generator.decoding, time, itemsize=itemsize), noise=_size(params))
         return fit(need, members=1, prompts=prompts, budget=budget, unit=1)
-    noise = members.plan_for(generator, *rows, in_axes=axes).numbers * itemsize // settings.signs
+    plan = members.plan_for(generator, *rows, in_axes=axes)
+    if isinstance(generator, Writer):
+        check_writes(plan)
+    noise = plan.numbers * itemsize // settings.signs
     need = answer_need(config, generator.decoding, time, itemsize=itemsize, noise=noise)
     devices = 1 if settings.mesh is None else settings.mesh.shape["population"]
     chunk = int(settings.chunk) if chunk is None and settings.chunk != "auto" else chunk
@@ -181,7 +216,7 @@ def _keys(generator: Generator, key: jax.Array | None, shape: tuple[int, ...], p
     return jax.vmap(jax.random.fold_in, (None, 0))(as_threefry(key), jnp.arange(int(np.prod(shape)))).reshape(shape)
 
 
-def _config(generator: Generator, params: PyTree) -> Any:
+def _config(generator: Generator | Writer, params: PyTree) -> Any:
     return nnx.merge(generator.graphdef, params).config
 
 

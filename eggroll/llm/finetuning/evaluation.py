@@ -16,8 +16,9 @@ from eggroll.llm.answers.generation import generate_plain
 from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model, scorers_of
 from eggroll.llm.finetuning.model_folders import asked_as_in_its_run
 from eggroll.llm.finetuning.questions import Questions, questions, task_of
-from eggroll.llm.finetuning.settings import EvaluateSettings, options_from
+from eggroll.llm.finetuning.settings import EvaluateSettings
 from eggroll.llm.rewards.scoring import settled
+from eggroll.llm.tasks.options import options_from
 from eggroll.training.errors import RunError
 
 PROMPTS = 256  # that are answered, unless the user says otherwise

@@ -13,17 +13,19 @@ import jax
 
 from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import generator, split
+from eggroll.llm.answers.writing import UNDER_NOISE
 from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model, scorers_of
 from eggroll.llm.finetuning.evaluation import Evaluator, Measured
 from eggroll.llm.finetuning.model_folders import FACTS, write_model
 from eggroll.llm.finetuning.questions import Questions, chosen, questions, task_of
 from eggroll.llm.finetuning.run_facts import digest_of, facts_of
 from eggroll.llm.finetuning.samples import Samples
-from eggroll.llm.finetuning.settings import FinetuneSettings, options_from
+from eggroll.llm.finetuning.settings import FinetuneSettings
 from eggroll.llm.finetuning.step import Answered, draw_key, no_tokens, tokens_in
 from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import Task
+from eggroll.llm.tasks.options import options_from
 from eggroll.strategy.methods import method_named
 from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.state import State
@@ -86,7 +88,7 @@ def strategy(settings: FinetuneSettings) -> Strategy:
     made = method_named(settings.method).strategy()
     options: dict[str, Any] = {"population": settings.population, "sigma": settings.sigma, "groups": settings.parts}
     options |= {"rank": settings.rank, "learning_rate": settings.rate, "fallback": "error"}
-    options["shaping"] = "group" if settings.parts > 1 else "zscore"
+    options |= {"shaping": "group" if settings.parts > 1 else "zscore"} | UNDER_NOISE[settings.noise]
     if made.takes("optimizer"):
         options["optimizer"] = named(settings.optimizer, learning_rate=settings.rate)
     try:

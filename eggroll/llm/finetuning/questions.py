@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eggroll.llm.answers.prompts import Prompts, encode
-from eggroll.llm.finetuning.settings import Asked, options_from
+from eggroll.llm.finetuning.settings import Asked
 from eggroll.llm.tasks import Problem, Task, custom_task, task_named
 from eggroll.llm.tasks.base import TooFewError
+from eggroll.llm.tasks.options import options_from
 from eggroll.training.options import SettingsError
 
 if TYPE_CHECKING:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from eggroll.llm.rewards.environment import environment
+from eggroll.llm.tasks.options import options_from
 from eggroll.strategy.methods import METHODS, method_named
 from eggroll.training.options import (
     UNDECIDING,
@@ -27,6 +27,7 @@ from eggroll.training.options import (
 Optimizer = Literal["sgd", "adam"]
 Dtype = Literal["float32", "bfloat16"]
 Split = Literal["test", "train"]
+ACTIVATIONS: Mapping[str, Any] = {"noise": "activations", "sigma": 0.1, "optimizer": "adam"}  # its other defaults
 MOST_SECONDS = 86400  # for scoring an answer; timers do not take any number
 OF_TEMPLATES = frozenset(
     ["tokenize", "add_generation_prompt", "continue_final_message", "return_tensors", "return_dict", "padding"]
@@ -140,13 +141,16 @@ class FinetuneSettings(Asked, RunSettings):
     """Members in a generation."""
     rank: Annotated[int, Option(least=1)] = 1
     """Columns of each noise factor (eggroll)."""
-    sigma: Annotated[float, Option(positive=True)] = 2e-3
-    """Noise scale, in the units of the weights."""
+    noise: Literal["weights", "activations"] = "weights"
+    """On the weights, or on the outputs of the layers' matrices, of its own at every token (eggroll)."""
+    sigma: Annotated[float, Option("eggroll 0.002, on activations 0.1, full-rank 0.001", positive=True)] = 2e-3
+    """Noise scale, in the units of the weights; on activations, of each output's RMS."""
     learning_rate: Annotated[
-        float | None, Option("sgd sigma²·√population/6, adam sigma/20, full-rank sigma/2", positive=True)
+        float | None,
+        Option("sgd sigma²·√population/6, adam sigma/20, on activations 3e-4, full-rank sigma/2", positive=True),
     ] = None
     """The optimizer's; for full-rank the α of its paper."""
-    optimizer: Optimizer = "sgd"
+    optimizer: Annotated[Optimizer, Option("sgd, on activations adam")] = "sgd"
     """Of eggroll."""
     prompts: Annotated[int, Option(least=1)] = 8
     """Different prompts in a generation."""
@@ -176,13 +180,19 @@ class FinetuneSettings(Asked, RunSettings):
     @property
     def name(self) -> str:
         """What the run's folder is called."""
-        return f"{self.label}-{self.method}"
+        return f"{self.label}-{self.method}" + ("-activations" if self.noise == "activations" else "")
+
+    def to_json(self) -> dict[str, object]:
+        """See `RunSettings.to_json`; without what runs of earlier versions did not choose, where it is as then."""
+        return {name: x for name, x in super().to_json().items() if (name, x) != ("noise", "weights")}
 
     @property
     def rate(self) -> float:
         """The learning rate: as given, or the method's own."""
         if self.learning_rate is not None:
             return self.learning_rate
+        if self.noise == "activations":
+            return 3e-4
         return method_named(self.method).rate(self.sigma, self.population, self.optimizer)
 
     @property
@@ -196,6 +206,16 @@ class FinetuneSettings(Asked, RunSettings):
         """Raises `SettingsError` for a value that no run can use: groups are even, and keep pairs together."""
         super().check()
         groups, population, prompts = self.parts, self.population, self.prompts
+        if self.noise == "activations" and groups != prompts and METHODS[self.method].grouped:
+            raise SettingsError(
+                f"got groups={groups} for prompts={prompts} with noise='activations', where each member writes one "
+                "answer; as many groups as prompts are required. Leave --groups out."
+            )
+        if self.noise == "activations" and self.optimizer == "sgd" and self.learning_rate is None:
+            raise SettingsError(
+                "got optimizer='sgd' with noise='activations' and no learning_rate: what size its gradient has depends "
+                "on the model. Give --learning-rate, or use --optimizer adam."
+            )
         pairs = METHODS[self.method].pairs
         if pairs:
             check_pairs(population)
@@ -230,11 +250,12 @@ class EvaluateSettings(Asked):
     """Answers that are shown."""
 
 
-def defaults(method: str) -> FinetuneSettings:
+def defaults(method: str, noise: str = "weights") -> FinetuneSettings:
     """What a method is started with; raises `SettingsError` for one that is not known."""
     if method not in METHODS:
         raise SettingsError(f"got method={method!r}; one of {', '.join(map(repr, METHODS))} is required.")
-    return FinetuneSettings(method=method, population=METHODS[method].population, sigma=METHODS[method].sigma)
+    own: Mapping[str, Any] = {"sigma": METHODS[method].sigma} if noise != "activations" else ACTIVATIONS
+    return FinetuneSettings(method=method, population=METHODS[method].population, **own)
 
 
 DEFAULTS = {name: defaults(name) for name in METHODS}  # for the command's help
@@ -260,7 +281,7 @@ def settings_for(method: str | None = None, **given: Any) -> FinetuneSettings:
         0.0005
     """
     asked = as_begun(FinetuneSettings, given if method is None else {"method": method, **given})
-    settings = replace(defaults(asked.get("method", FinetuneSettings.method)), **asked)
+    settings = replace(defaults(asked.get("method", FinetuneSettings.method), asked.get("noise", "weights")), **asked)
     settings.check()
     _check_used(settings, given)
     return settings
@@ -269,32 +290,11 @@ def settings_for(method: str | None = None, **given: Any) -> FinetuneSettings:
 def _check_used(settings: FinetuneSettings, given: Mapping[str, Any]) -> None:
     """What is given has to matter, or a comparison would be of something else than was asked for."""
     method = METHODS[settings.method]
-    for name in ("rank", "optimizer", "chunk"):
+    if settings.noise == "activations" and given.get("rank") is not None:
+        raise SettingsError(f"got rank={given['rank']!r} with noise='activations', which has no factors; leave it out.")
+    for name in ("rank", "optimizer", "chunk", "noise"):
         if name not in method.takes and given.get(name) is not None:
             raise SettingsError(
                 f"got {name}={given[name]!r} for method={method.name!r}, which has {method.lacks}; leave it out, or "
                 "use --method eggroll."
             )
-
-
-def options_from(texts: Sequence[str]) -> dict[str, Any]:
-    """Options of a task from `"name=value"`, the value read as JSON where it is JSON.
-
-    Raises:
-        SettingsError: something else.
-
-    Example:
-        >>> options_from(["sizes=[3, 4]", "operations=+-"])
-        {'sizes': (3, 4), 'operations': '+-'}
-    """
-    found: dict[str, Any] = {}
-    for text in texts:
-        name, equals, value = text.partition("=")
-        if not equals or not name.isidentifier():
-            raise SettingsError(f"got the task option {text!r}; name=value is required, such as largest=20.")
-        try:
-            read = json.loads(value)
-        except (ValueError, RecursionError):
-            read = value
-        found[name] = tuple(read) if isinstance(read, list) else read
-    return found

@@ -42,11 +42,13 @@ class Place:
 
     Attributes:
         number: of the site.
+        shape: of its output.
         rows: its leading axes, which most sites share: the batch, and tokens.
         first: column of its first number in a row; a row's columns at all sites are counted on.
     """
 
     number: int
+    shape: tuple[int, ...]
     rows: tuple[int, ...]
     first: int
 
@@ -78,32 +80,46 @@ class Streams:
         each = [math.prod(site.shape[len(lead) :]) for site, lead in zip(sites, own, strict=True)]
         firsts = [end - size for end, size in zip(accumulate(each), each, strict=True)]
         numbered = enumerate(zip(sites, own, firsts, strict=True))
-        places = {site.where: Place(i, lead, first) for i, (site, lead, first) in numbered}
+        places = {site.where: Place(i, site.shape, lead, first) for i, (site, lead, first) in numbered}
         return cls(key, places, distribution, 1 << (max(2, members or 2) // 2).bit_length() - 1)
 
-    def noise(self, made: Linear, frame: Frame, units: jax.Array) -> jax.Array:
-        """Noise `[U, *shape]` of units `[U]` at one turn of the loops around, in float32 or wider."""
-        place, like = self.places[made.where], made.value
-        if DISTRIBUTIONS[self.distribution].bits > 1 or not like.size:
-            return self._drawn(self._keys(place.number, frame, units)[..., None], like)[:, 0]
+    def noise(self, made: Linear, frame: Frame, units: jax.Array, turns: jax.Array | None = None) -> jax.Array:
+        """Noise of units `[U]` at one turn of the loops around, in float32 or wider.
+
+        Args:
+            made: the site's output.
+            frame: in which loops.
+            units: numbers of the units.
+            turns: `[T]`, of the outermost loop, where that is an axis of `made`.
+
+        Returns:
+            `[U, *shape]`, or `[U·T, *shape]` of the turns, in the shape that the site has at one turn.
+        """
+        place = self.places[made.where]
+        like, at = jax.ShapeDtypeStruct(place.shape, made.value.dtype), (frame, turns)
+        if DISTRIBUTIONS[self.distribution].bits > 1 or not math.prod(like.shape):
+            return self._drawn(self._keys(place.number, *at, units)[..., None], like)[:, 0]
         size = math.prod(like.shape[len(place.rows) :])
         low, end = place.first % self.block, place.first % self.block + size
         blocks = np.arange(place.first // self.block, (place.first + size - 1) // self.block + 1, dtype=np.uint32)
         # Those of a block of columns are the same at every site: so numbers of two sites are orthogonal, too.
-        keys = folded(self._keys(len(self.places), frame, units)[..., None], blocks)
+        keys = folded(self._keys(len(self.places), *at, units)[..., None], blocks)
         own = self._drawn(keys, jax.ShapeDtypeStruct(place.rows, like.dtype))
         own = jnp.moveaxis(own, 1, -1)[..., None]
         own = jnp.broadcast_to(own, (*own.shape[:-1], self.block)).reshape(*own.shape[:-2], -1)[..., low:end]
         columns = np.arange(low, end, dtype=np.uint32) % np.uint32(self.block)
         odd = lax.population_count(units.astype(jnp.uint32)[:, None] & columns) & 1
-        crossed = (1 - 2 * odd.astype(own.dtype)).reshape(-1, *[1] * len(place.rows), size)
-        shared = self._drawn(self._keys(place.number, frame)[..., None], like)[:, 0]
-        return shared * (own * crossed).reshape(-1, *like.shape)
+        crossed = (1 - 2 * odd.astype(own.dtype)).reshape(len(units), 1, *[1] * len(place.rows), size)
+        crossed = own.reshape(len(units), -1, *own.shape[1:]) * crossed
+        shared = self._drawn(self._keys(place.number, *at)[..., None], like)[:, 0]
+        return (shared * crossed.reshape(len(units), -1, *like.shape)).reshape(-1, *like.shape)
 
-    def _keys(self, number: int, frame: Frame, units: jax.Array | None = None) -> jax.Array:
-        """`[2, U]`, of the units `[U]` or, with none, of all of them `[2, 1]`."""
+    def _keys(self, number: int, frame: Frame, turns: jax.Array | None, units: jax.Array | None = None) -> jax.Array:
+        """`[2, U]` of the units `[U]`, `[2, U·T]` with turns; of all units together if there are none given."""
         own = folded(folded(jax.random.key_data(self.key), np.uint32(number)), np.uint32(ACTIVATION))[:, None]
         own = own if units is None else folded(own, units.astype(jnp.uint32))
+        if turns is not None:
+            own = folded(own[:, :, None], turns.astype(jnp.uint32)).reshape(2, -1)
         for turn, _ in frame.loops:
             own = folded(own, jnp.asarray(turn).astype(jnp.uint32))
         return own
@@ -132,6 +148,15 @@ def _rows(sites: Sequence[Site]) -> tuple[int, ...]:
         rows = max(longer, key=lambda lead: longer[lead])
 
 
+def sizes(value: jax.Array, relative: bool) -> jax.Array:
+    """What noise on an output is multiplied by beside sigma: 1, or the RMS over its last axis (1 where that is 0)."""
+    wide = value.astype(accumulator_dtype(value.dtype))
+    if not relative:
+        return jnp.ones((), wide.dtype)
+    found = jnp.sqrt(jnp.mean(jnp.square(wide), axis=-1 if wide.ndim else None, keepdims=True))
+    return jnp.where(found > 0, found, 1)
+
+
 @dataclass(frozen=True)
 class Seen(Planned):
     """What one member sees: every site with noise on it.
@@ -141,19 +166,22 @@ class Seen(Planned):
         unit: number of the member's unit.
         sign: of the member, 1 or −1.
         sigma: noise scale.
+        relative: whether it is in units of each output's RMS.
     """
 
     streams: Streams
     unit: Index
     sign: Index
     sigma: Scalar
+    relative: bool = False
 
     def site(self, made: Linear, frame: Frame) -> Any:
         """The output and its noise, added in float32 or wider."""
         wide = accumulator_dtype(made.value.dtype)
         noise = self.streams.noise(made, frame, jnp.asarray(self.unit)[None])[0]
         scale = jnp.asarray(self.sigma, wide) * jnp.asarray(self.sign, wide)
-        return (made.value.astype(wide) + noise * scale).astype(made.value.dtype)
+        size = sizes(made.value, self.relative)
+        return (made.value.astype(wide) + noise * (scale * size)).astype(made.value.dtype)
 
 
 @dataclass(frozen=True)
@@ -164,11 +192,13 @@ class Credited(Planned):
         streams: of the noise.
         start: the first unit.
         credits: of each site `[U, *axes]`, axes as those of its loops of known length and then its own, or 1.
+        relative: whether noise was in units of each output's RMS.
     """
 
     streams: Streams
     start: Index
     credits: Mapping[Where, jax.Array]
+    relative: bool = False
 
     def site(self, made: Linear, frame: Frame) -> Any:
         """Gives the parameters what they receive; the function goes on as if nothing was."""
@@ -178,7 +208,8 @@ class Credited(Planned):
                 if length is not None:
                     at = jnp.asarray(turn) if credit.shape[1] > 1 else 0
                     credit = lax.dynamic_index_in_dim(credit, at, 1, keepdims=False)
-            frame.add(transposed(made, frame, self._sum(made, frame, credit)))
+            total = self._sum(made, frame, credit)
+            frame.add(transposed(made, frame, total / sizes(made.value, self.relative) if self.relative else total))
         return made.value
 
     def _sum(self, made: Linear, frame: Frame, credit: jax.Array) -> jax.Array:
@@ -201,3 +232,42 @@ class Credited(Planned):
         else:
             total = lax.fori_loop(0, whole, lambda i, t: add(t, i * at_once, at_once), total)
         return add(total, whole * at_once, left) if left else total
+
+
+@dataclass(frozen=True)
+class Retold(Planned):
+    """What sites give their parameters where members wrote something turn by turn, and all turns are seen at once.
+
+    Every output is `[R, ..., T, ...]`, of the members `[R]` and their turns `[T]`, and has the noise that it had when
+    it was written: the inputs are those of the member.
+
+    Attributes:
+        streams: of the noise.
+        start: the first unit.
+        signs: members of a unit.
+        sigma: noise scale.
+        relative: as in `Seen`.
+        credit: `[R, T]`, weights of the members, 0 where a turn counts for nothing.
+        axes: of the turns, site by site.
+    """
+
+    streams: Streams
+    start: Index
+    signs: int
+    sigma: Scalar
+    relative: bool
+    credit: jax.Array
+    axes: Mapping[Where, int]
+
+    def site(self, made: Linear, frame: Frame) -> Any:
+        """The output with its noise; gives the parameters what they receive."""
+        (members, turns), axis = self.credit.shape, self.axes[made.where]
+        rest = tuple(n for i, n in enumerate(made.value.shape) if i not in (0, axis))
+        units = self.start + jnp.arange(members // self.signs)
+        noise = self.streams.noise(made, frame, units, jnp.arange(turns))
+        noise = jnp.stack([noise, -noise][: self.signs]).reshape(self.signs, -1, turns, *rest)
+        noise = jnp.moveaxis(jnp.moveaxis(noise, 0, 1).reshape(members, turns, *rest), 1, axis)
+        size = sizes(made.value, self.relative)
+        told = self.credit.reshape(members, *(turns if i == axis else 1 for i in range(1, noise.ndim)))
+        frame.add(transposed(made, frame, told.astype(noise.dtype) * noise / size))
+        return (made.value + noise * (jnp.asarray(self.sigma, noise.dtype) * size)).astype(made.value.dtype)

@@ -44,7 +44,18 @@ FIXED_OPERANDS: Mapping[str, Callable[[int], Sequence[int]]] = {
 PICKING = {"gather", "dynamic_slice", "select_n"}
 CONTRACTING = PRODUCTS - {"mul"}
 BESIDE = "it meets a parameter whose noise is on a layer's outputs"
+NOISELESS = "eggroll_noiseless"
 JOINING = {"select_n", "concatenate", "dynamic_update_slice", "scatter-add", "scatter", "pad"}  # affine in all operands
+
+
+def noiseless(fun: Callable[..., Any]) -> Callable[..., Any]:
+    """`fun`, with no site inside: under noise on activations it sees the parameters as they are."""
+
+    def call(*args: Any) -> Any:
+        return fun(*args)
+
+    call.__name__ = NOISELESS  # which the call's equation has as its name
+    return jax.jit(call)
 
 
 @dataclass
@@ -157,6 +168,9 @@ class Walk(Interpreter):
         self, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Frame, at: Where
     ) -> tuple[list[Any], list[bool]]:
         name, some = eqn.primitive.name, any(fed)
+        if eqn.params.get("name") == NOISELESS:
+            args = [a.value if isinstance(a, Linear) and a.bare else a for a in args]
+            args = [self.settle(a, frame, eqn) for a in args]
         if any(isinstance(a, Linear | Between) for a in args):
             if name in WRAPPERS:
                 jaxpr = eqn.params["jaxpr"] if "jaxpr" in eqn.params else eqn.params["call_jaxpr"]

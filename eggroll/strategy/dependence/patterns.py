@@ -37,7 +37,9 @@ def find(jaxpr: Any, ins: Sequence[Known | None]) -> Facts:
     """What is known of every variable of a jaxpr, given what is known of its inputs."""
     facts = Facts()
     opened, consts = open_jaxpr(jaxpr)
-    for var, known in zip((*opened.constvars, *opened.invars), (*map(constant, consts), *ins), strict=True):
+    # Of a jaxpr that an equation holds, JAX hands out the variables of its constants without the numbers.
+    fixed = list(map(constant, consts)) if consts else [None] * len(opened.constvars)
+    for var, known in zip((*opened.constvars, *opened.invars), (*fixed, *ins), strict=True):
         _learn(facts, var, known)
     for number, eqn in enumerate(opened.eqns):
         args = [facts.read(v) for v in eqn.invars]

@@ -104,7 +104,7 @@ class Evaluation:
         policy = Policy(self.population.fallback)
 
         def member(noise: Noise, unit: Index, index: Index, own: list[jax.Array]) -> tuple[PyTree, PyTree]:
-            who = Member(noise, key, unit, index, sigma)
+            who = Member(noise, key, unit, index, sigma, self.population.relative)
             return self.split(who.evaluate(self.program, self.sampler, policy, params, rows.merged(own)))
 
         def chunk(first: Index, count: int) -> tuple[Any, Totals]:

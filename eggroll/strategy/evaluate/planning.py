@@ -107,6 +107,7 @@ class Member:
         unit: number of the member's unit.
         index: of the member in it: 0, or 1 for the second of a pair.
         sigma: noise scale.
+        relative: whether noise on outputs is in units of their RMS.
     """
 
     noise: Noise
@@ -114,6 +115,7 @@ class Member:
     unit: Index
     index: Index
     sigma: Scalar
+    relative: bool = False
 
     def evaluate(self, program: Program, sampler: Sampler, policy: Policy, params: PyTree, args: tuple) -> PyTree:
         """The program's output for this member."""
@@ -122,7 +124,7 @@ class Member:
         if not plan.sites:
             return program.evaluate(Interpreter(policy), (seen, *args))
         streams = Streams.of(self.key, plan.sites, sampler.distribution, sampler.members)
-        hook = Seen(streams, self.unit, sign, self.sigma)
+        hook = Seen(streams, self.unit, sign, self.sigma, self.relative)
         return walked(program, hook, policy, (seen, *args), plan.by_output)[0]
 
 

@@ -6,7 +6,7 @@ receives is the transpose of the one operation that it enters, at the inputs of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,11 +38,13 @@ class Ran:
         program: the function of one member, traced.
         rows: its other arguments.
         told: whether fitness was made of its output elsewhere, row by row where there are several for a member.
+        wrote: of a function that writes turn by turn: `program` and `rows` are then those of reading it again.
     """
 
     program: Program
     rows: Rows
     told: bool = False
+    wrote: Callable[[PyTree], jax.Array] | None = None
 
     def relations(self, plan: Plan, params: PyTree, losses: tuple[int, ...]) -> Sequence[Relation | None]:
         """Which of a member's losses depend on which rows of each site.
@@ -94,7 +96,7 @@ def sum_activations(
     def walk(key: jax.Array, params: PyTree, args: tuple, start: Index, weights: jax.Array) -> dict[int, jax.Array]:
         streams = Streams.of(key, plan.sites, population.distribution, population.size)
         credit = credits(plan.sites, found, weights, population.credit, population.discount)
-        hook = Credited(streams, start, credit)
+        hook = Credited(streams, start, credit, population.relative)
         return walked(program, hook, Policy("allow"), (params, *args), plan.by_output, summing=True)[1].sums
 
     def share(key: jax.Array, params: PyTree, rows: Rows, first: Index, weights: jax.Array) -> dict[int, jax.Array]:

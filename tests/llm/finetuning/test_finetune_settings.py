@@ -52,6 +52,17 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "ranks of dense noise": ({"method": "full-rank", "rank": 8}, "rank=8 for method='full-rank'.*leave it out"),
     "an optimizer of full rank": ({"method": "full-rank", "optimizer": "adam"}, "optimizer='adam' for method='full-"),
     "full-rank members at once": ({"method": "full-rank", "chunk": 4}, "chunk=4 for method='full-rank'"),
+    "noise on activations of full rank": (
+        {"method": "full-rank", "noise": "activations"},
+        "noise='activations' for method='full-rank'.*--method eggroll",
+    ),
+    "ranks of noise on activations": ({"noise": "activations", "rank": 2}, "rank=2 with noise='activations'.*leave"),
+    "several answers of a member": (
+        {"noise": "activations", "groups": 4},
+        "groups=4 for prompts=8 with noise='activations'.*one answer.*Leave --groups out",
+    ),
+    "sgd on activations": ({"noise": "activations", "optimizer": "sgd"}, "optimizer='sgd'.*Give --learning-rate"),
+    "noise of another kind": ({"noise": "rows"}, "noise='rows'; one of 'weights', 'activations'"),
     "the likeliest of some tokens": ({"top_k": 4}, "top_k=4 at temperature=0.*--temperature above 0"),
     "the likeliest of a probability": ({"top_p": 0.9, "temperature": 0.0}, "top_p=0.9 at temperature=0"),
     "a seed": ({"seed": 2**31}, "seed=2147483648; at most"),
@@ -91,7 +102,10 @@ def test_settings_are_json() -> None:
     settings = settings_for(task=None, model="m", reward="rewards:politeness", prompts_file=Path("a") / "p.txt")
     found = json.loads(json.dumps(settings.to_json()))
     assert (found["prompts_file"], found["test_prompts_file"], found["task"]) == ("a/p.txt", None, None)
-    assert settings.name == "politeness-eggroll"
+    assert settings.name == "politeness-eggroll" and "noise" not in found, "earlier runs have no such setting"
+    activations = settings_for(**ASKED, noise="activations")
+    assert activations.to_json()["noise"] == "activations" and activations.name == "countdown-eggroll-activations"
+    assert (activations.sigma, activations.optimizer, activations.parts) == (0.1, "adam", activations.prompts)
 
 
 def test_options_of_a_task() -> None:

@@ -1,4 +1,4 @@
-"""Both methods climb a reward that a tiny random model can climb, and not by chance."""
+"""All methods climb a reward that a tiny random model can climb, and not by chance."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import pytest
 
 import eggroll
 from eggroll.llm.answers.decoding import Decoding, generator, split
+from eggroll.llm.answers.writing import UNDER_NOISE
 from eggroll.llm.finetuning.evaluation import Evaluator
 from eggroll.llm.finetuning.step import Answered, no_tokens
 from eggroll.training import fit, named
@@ -26,6 +27,15 @@ STRATEGIES: dict[str, Any] = {
         groups=4,
         shaping="group",
         fallback="error",
+    ),
+    "activations": lambda: eggroll.ES(
+        population=128,
+        sigma=0.3,
+        optimizer=named("adam", learning_rate=0.03),
+        groups=4,
+        shaping="group",
+        fallback="error",
+        **UNDER_NOISE["activations"],
     ),
     "full-rank": lambda: eggroll.FullRankES(population=30, sigma=0.1, learning_rate=0.4),
 }
