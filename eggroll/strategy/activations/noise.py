@@ -33,6 +33,7 @@ from eggroll.strategy.noise.keys import folded, words
 from eggroll.strategy.plan.sites import Site
 
 ACTIVATION = 3  # a side, beside those of `eggroll.strategy.noise.streams`; part of what a seed means
+SPREAD = np.uint32(0x9E3779B1)  # odd: a permutation of columns, among which neighbours' products would be columns again
 BLOCK = 1 << 20  # numbers of noise that are summed at once: what memory they take grows with the population up to it
 
 
@@ -81,6 +82,8 @@ class Streams:
         firsts = [end - size for end, size in zip(accumulate(each), each, strict=True)]
         numbered = enumerate(zip(sites, own, firsts, strict=True))
         places = {site.where: Place(i, site.shape, lead, first) for i, (site, lead, first) in numbered}
+        if any(None in site.loops for site in sites):  # what is made in turns depends on products of their noise
+            members = None
         return cls(key, places, distribution, 1 << (max(2, members or 2) // 2).bit_length() - 1)
 
     def noise(self, made: Linear, frame: Frame, units: jax.Array, turns: jax.Array | None = None) -> jax.Array:
@@ -107,7 +110,7 @@ class Streams:
         own = self._drawn(keys, jax.ShapeDtypeStruct(place.rows, like.dtype))
         own = jnp.moveaxis(own, 1, -1)[..., None]
         own = jnp.broadcast_to(own, (*own.shape[:-1], self.block)).reshape(*own.shape[:-2], -1)[..., low:end]
-        columns = np.arange(low, end, dtype=np.uint32) % np.uint32(self.block)
+        columns = np.arange(low, end, dtype=np.uint32) * SPREAD % np.uint32(self.block)
         odd = lax.population_count(units.astype(jnp.uint32)[:, None] & columns) & 1
         crossed = (1 - 2 * odd.astype(own.dtype)).reshape(len(units), 1, *[1] * len(place.rows), size)
         crossed = own.reshape(len(units), -1, *own.shape[1:]) * crossed

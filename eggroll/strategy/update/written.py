@@ -109,6 +109,12 @@ def reading(
     return program, every.arrays_alone()
 
 
+def as_written(streams: Streams, written: Sequence[Site], read: Sequence[Site]) -> Streams:
+    """The streams of the sites that were written with, at the same sites where they are read."""
+    places = {found.where: streams.places[site.where] for site, found in zip(written, read, strict=True)}
+    return replace(streams, places=places)
+
+
 def _turn_axes(written: Sequence[Site], read: Sequence[Site], members: int, turns: int) -> dict[Where, int]:
     """The axis of the turns of every site that is read, which has the members in front.
 
@@ -181,9 +187,7 @@ def sum_written(
 
     def read(start: Index, args: tuple, credit: jax.Array) -> Any:
         sites = find_sites(program, params, args, plan.by_output)[0]
-        streams = Streams.of(key, plan.sites, population.distribution, population.size)
-        places = {found.where: streams.places[site.where] for site, found in zip(plan.sites, sites, strict=True)}
-        streams = replace(streams, places=places)
+        streams = as_written(Streams.of(key, plan.sites, population.distribution, population.size), plan.sites, sites)
         axes = _turn_axes(plan.sites, sites, *credit.shape)
         hook = Retold(streams, start, signs, sigma, population.relative, credit, axes)
         return walked(program, hook, Policy("allow"), (params, *args), plan.by_output, summing=True)[1]

@@ -22,7 +22,7 @@ from eggroll.strategy.activations.sites import find_sites, walked
 from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.tracing import make_rows
 from eggroll.strategy.noise.keys import generation_key
-from eggroll.strategy.update.written import _turn_axes, reading
+from eggroll.strategy.update.written import _turn_axes, as_written, reading
 from eggroll.training import fit, named, replay
 from tests.llm import truth
 from tests.llm.climbing import asked, language, marker
@@ -57,7 +57,8 @@ def test_the_noise_that_is_read_with_is_that_of_writing() -> None:
     program, every = reading(CompiledCache(), fun, members.plan, params, rows, wrote, 2)
     given = every.merged(every.of_members(0, N))
     sites = find_sites(program, params, given, members.plan.by_output)[0]
-    streams = Streams.of(generation_key(state.key, 0, 1), sites, "rademacher")
+    written = members.plan.sites
+    streams = as_written(Streams.of(generation_key(state.key, 0, 1), written, "rademacher", N), written, sites)
 
     def logits(sigma: float) -> jax.Array:
         credit = jnp.ones((N, truth.MAX_TOKENS))
@@ -99,7 +100,7 @@ def test_explain_shows_the_outputs_that_get_noise() -> None:
     config = truth.CONFIG
     sizes = [site.size for site in found.plan.sites]
     heads, shared = config.heads * config.head_width, config.key_value_heads * config.head_width
-    own = [heads, shared, shared, config.width, config.hidden, config.hidden, config.width]
+    own = [shared, shared, heads, config.width, config.hidden, config.hidden, config.width]
     assert sizes == [config.layers * n for n in own] and "layers/gate" in str(found)
 
 
