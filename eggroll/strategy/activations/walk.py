@@ -25,7 +25,8 @@ from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.engine.lowrank import Perturbed
 from eggroll.strategy.activations.values import ADDING, KEEPING, Between, Linear, Where, between
 
-MOVING = KEEPING | {"broadcast_in_dim", "rev", "neg", "slice", "split", "reduce_sum", "cumsum", "optimization_barrier"}
+MOVING = KEEPING | {"broadcast_in_dim", "rev", "neg", "slice", "split", "unstack", "reduce_sum", "cumsum"}
+MOVING |= {"optimization_barrier"}
 # Linear in each operand alone, of which one may be affine in parameters; and the operands that never may.
 PRODUCTS = {"mul", "dot_general", "conv_general_dilated", "ragged_dot", "ragged_dot_general"}
 FIXED_OPERANDS: Mapping[str, Callable[[int], Sequence[int]]] = {
