@@ -29,8 +29,8 @@ KEEPING |= {"stop_gradient"}
 ADDING = {"add", "sub", "add_any"}
 # What may lie between: differentiable, and no rounding, comparison or lookup by a layer's output among it.
 SMOOTH = KEEPING | ADDING | {"mul", "div", "neg", "dot_general", "select_n", "concatenate", "pad", "slice"}
-SMOOTH |= {"split", "unstack", "broadcast_in_dim", "rev", "reduce_sum", "reduce_max", "max", "exp", "exp2", "log", "log1p", "tanh"}
-SMOOTH |= {"logistic", "rsqrt", "sqrt", "square", "integer_pow"}
+SMOOTH |= {"split", "unstack", "broadcast_in_dim", "rev", "reduce_sum", "reduce_max", "max", "exp", "exp2", "log"}
+SMOOTH |= {"log1p", "tanh", "logistic", "rsqrt", "sqrt", "square", "integer_pow"}
 DEEPEST = 100  # equations in a row that are held; a walk through them is a recursion
 
 
