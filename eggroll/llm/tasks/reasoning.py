@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import decimal
 import difflib
 import hashlib
 import importlib
@@ -10,6 +11,8 @@ import io
 import warnings
 from collections.abc import Iterator
 from typing import Any
+
+import numpy as np
 
 from eggroll.extras import needed_for
 from eggroll.llm.tasks.base import Problem, Split, Task, checked, split_of, too_few
@@ -101,7 +104,7 @@ class ReasoningGym(Task):
         if answer is None:
             return 0.0
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # a few verifiers print
+            with _apart():
                 return float(self._verifier.score_answer(answer, problem.data))
         except ImportError:
             raise
@@ -119,7 +122,7 @@ class ReasoningGym(Task):
         size = min(size, LARGEST)
         dataset = self._made(seed=number, size=size)
         for index in range(size):
-            with contextlib.redirect_stdout(io.StringIO()):  # a few generators print
+            with _apart():
                 try:
                     entry = dataset[index]
                 except IndexError:  # a dataset with no more questions
@@ -129,7 +132,7 @@ class ReasoningGym(Task):
     def _made(self, *, seed: int, size: int) -> Any:
         create = _package("factory").create_dataset
         try:
-            with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            with warnings.catch_warnings(), _apart():
                 warnings.simplefilter("ignore", ResourceWarning)  # files that a dataset does not close
                 return create(self._dataset, seed=seed, size=size, **self._config)
         except Exception as why:  # whatever a dataset raises for options it does not like
@@ -137,6 +140,17 @@ class ReasoningGym(Task):
             raise RunError(
                 f"reasoning_gym's {self._dataset!r} cannot be made {options}: {type(why).__name__}: {why}"
             ) from why
+
+
+@contextlib.contextmanager
+def _apart() -> Iterator[None]:
+    """What datasets do to the process is undone: a few print, one sets all decimals' precision, one seeds NumPy."""
+    state = np.random.get_state()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), decimal.localcontext(decimal.DefaultContext):
+            yield
+    finally:
+        np.random.set_state(state)
 
 
 def _rebuilt(dataset: str, options: dict[str, Any]) -> ReasoningGym:

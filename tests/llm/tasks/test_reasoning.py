@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import decimal
 import pickle
 import sys
 
+import numpy as np
 import pytest
 
 from eggroll.llm.tasks import Problem, task_named
@@ -75,6 +77,19 @@ def test_a_verifier_that_raises_takes_the_answer_for_wrong():
     problem = task.problems("train", 1, seed=0)[0]
     assert task.reward("<answer>two times two</answer>", problem) == 0
     assert task.reward(f"<answer>{problem.data['answer']}</answer>", problem) == 1
+
+
+@pytest.mark.parametrize("name", ["decimal_arithmetic", "pool_matrix"])
+def test_the_rest_of_the_process_does_not_notice(name):
+    """One sets the precision of all decimals, the other NumPy's seed."""
+    np.random.seed(5)
+    expected = np.random.rand()
+    np.random.seed(5)
+    precision = decimal.getcontext().prec
+    task = task_named(f"reasoning_gym:{name}")
+    problem = task.problems("train", 1, seed=0)[0]
+    assert task.reward(f"<answer>{problem.data['answer']}</answer>", problem) == 1
+    assert (decimal.getcontext().prec, np.random.rand()) == (precision, expected)
 
 
 def test_an_unknown_name_lists_its_neighbours():
