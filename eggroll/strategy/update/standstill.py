@@ -104,7 +104,7 @@ class Leaving(dict[str, Any]):
         """A metric; of a loop's, whoever reads them waits."""
         value = super().__getitem__(name)
         if not isinstance(value, Tracer):
-            self._standstill.look(0 if np.ndim(value) and name in Standstill.NUMBERS else Standstill.AHEAD)
+            self._standstill.look(0 if name in Standstill.NUMBERS and np.ndim(value) else Standstill.AHEAD)
         return value
 
     def tree_flatten_with_keys(self) -> tuple[list[tuple[Any, Any]], Any]:
