@@ -222,8 +222,8 @@ class Walk(Interpreter):
     @staticmethod
     def _goes_on(eqn: JaxprEqn, args: list[Any]) -> bool:
         """Whether what data picked of parameters enters what is linear in it and no larger."""
-        held, name = [a for a in args if isinstance(a, Linear | Between)], eqn.primitive.name
-        if any(isinstance(a, Between) or not (a.picked or a.bare) for a in held):
+        held, name = [a for a in args if isinstance(a, Linear)], eqn.primitive.name
+        if any(isinstance(a, Between) for a in args) or not all(a.picked or a.bare for a in held):
             return False
         outs: list[Any] = [v.aval for v in eqn.outvars]
         known = name in MOVING | PICKING | CONTRACTING and (len(held) == 1 or name in JOINING)
