@@ -46,6 +46,7 @@ def strategy(**options):
     return eggroll.ES(population=N, sigma=0.1, optimizer=named("adam", learning_rate=0.01), fallback="error", **options)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("distribution", ["rademacher", "normal"])
 def test_members_and_direction_are_those_of_dense_members(distribution):
     p, es = params(), strategy(distribution=distribution, rank=2)
@@ -161,6 +162,7 @@ def test_models_of_flax_with_complex_variables():
         assert np.vdot(a, b).real > 0.8 * np.linalg.norm(a) * np.linalg.norm(b)
 
 
+@pytest.mark.first(1)
 @pytest.mark.parametrize("update", ["members", "weights"])
 def test_a_mesh_changes_nothing(update):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]), ("population",))

@@ -142,13 +142,14 @@ def test_callbacks_that_cannot_be_batched_are_refused_by_line(noise):
     assert len(seen) >= 4
 
 
+@pytest.mark.slow
 def test_the_recipe_in_the_docs_learns():
     page = Path(__file__).parents[2] / "docs" / "activations.md"
     block = page.read_text("utf-8").split("## Networks without a derivative")[1].split("```python\n")[1].split("```")[0]
     told: dict[str, Any] = {}
     exec(block, told)
     first, last = (told["fitness"](p, told["x"], told["y"]).mean() for p in (told["params"], told["state"].params))
-    assert first == -1 and last > -0.8
+    assert first == -1 and last > -0.5
 
 
 @pytest.mark.optimised

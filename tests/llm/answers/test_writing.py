@@ -111,7 +111,8 @@ def test_members_write_one_answer_each() -> None:
         generate(es.ask(es.init(params, jax.random.key(0))), generator(graphdef, truth.ENDING), truth.prompts())
 
 
-@pytest.mark.parametrize("temperature", [0.0, pytest.param(0.8, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
 def test_a_run_is_resumed_and_replayed_bit_for_bit(tmp_path: Path, temperature: float) -> None:
     model = language()
     graphdef, params = split(model.model)
