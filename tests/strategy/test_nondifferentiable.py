@@ -138,6 +138,8 @@ def test_callbacks_that_cannot_be_batched_are_refused_by_line(noise):
     with pytest.raises(ValueError, match=r"test_nondifferentiable.py:\d+ \(.*told\); .* ordered=False is required"):
         gradient(lambda p: told(p, True))
     jax.block_until_ready(gradient(lambda p: told(p, False)))
+    shared = jax.ShapeDtypeStruct((), jnp.float32)  # of what nothing of the members reaches there is one call
+    assert jnp.all(gradient(lambda p: p.sum() * jax.pure_callback(on_host, shared, jnp.float32(2))) != 0)
     jax.effects_barrier()
     assert len(seen) >= 4
 

@@ -18,7 +18,7 @@ from eggroll.engine.paths import leaf_paths
 from eggroll.ops import Choice
 from eggroll.strategy.activations.noise import Seen, Streams
 from eggroll.strategy.activations.sites import find_sites, walked
-from eggroll.strategy.evaluate.tracing import Rows
+from eggroll.strategy.evaluate.tracing import Rows, all_at_once
 from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign
 from eggroll.strategy.plan.leaves import LeafPlan, Plan, Small, make_plan
 from eggroll.strategy.plan.rules import DenseRule, Rules, match_rules
@@ -121,11 +121,12 @@ class Member:
         """The program's output for this member."""
         sign, plan = member_sign(self.index), sampler.plan
         seen = sampler.perturb(params, self.noise, sign, self.sigma)
-        if not plan.sites:
-            return program.evaluate(Interpreter(policy), (seen, *args))
-        streams = Streams.of(self.key, plan.sites, sampler.distribution, sampler.members)
-        hook = Seen(streams, self.unit, sign, self.sigma, self.relative)
-        return walked(program, hook, policy, (seen, *args), plan.by_output)[0]
+        with all_at_once(program):
+            if not plan.sites:
+                return program.evaluate(Interpreter(policy), (seen, *args))
+            streams = Streams.of(self.key, plan.sites, sampler.distribution, sampler.members)
+            hook = Seen(streams, self.unit, sign, self.sigma, self.relative)
+            return walked(program, hook, policy, (seen, *args), plan.by_output)[0]
 
 
 def check_covered(plan: Plan, program: Program, params: PyTree, rows: Rows) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from eggroll.engine import jax_compat
-from eggroll.engine.annotations import Function, Index, JaxprEqn, PyTree
+from eggroll.engine.annotations import Function, Index, PyTree
 from eggroll.engine.factored import Program, abstract, is_array, partition, trace
 
 InAxes = Any  # None, an int, or a pytree prefix of the arguments with such leaves
@@ -148,31 +149,47 @@ def _check_rows(shape: Sequence[int], axis: int, population: int, groups: int) -
 
 
 def trace_member(fun: Function, params: PyTree, rows: Rows) -> Program:
-    """Traces `fun(params, *args)` as one member sees it.
+    """Traces `fun(params, *args)` as one member sees it."""
+    return trace(fun, (params, *rows.abstract()))
+
+
+@contextmanager
+def all_at_once(program: Program) -> Iterator[None]:
+    """Names the lines of calls to the host that cannot be made for all members at once, where JAX finds any.
+
+    Not sooner: a callback that nothing of the members reaches, such as Equinox's that raise errors, needs no batches.
 
     Raises:
-        ValueError: it calls the host in a way that cannot be done for all members at once.
+        ValueError: there is one.
     """
-    program = trace(fun, (params, *rows.abstract()))
-    for eqn in jax_compat.equations(program.jaxpr):
-        _check_batches(eqn)
-    return program
+    try:
+        yield
+    except (NotImplementedError, ValueError) as why:
+        calls = list(jax_compat.equations(program.jaxpr))
+        for name, option, value, what in _AT_ONCE:
+            lines = [jax_compat.source_line(e) for e in calls if e.primitive.name == name and e.params[option] is value]
+            if lines and "vmap" in str(why):
+                where = " or ".join(dict.fromkeys(lines))
+                raise ValueError(f"got a {name} with {option}={value} at {where}; {what}") from why
+        raise
 
 
-def _check_batches(eqn: JaxprEqn) -> None:
-    """JAX says so too, but no sooner than under its `vmap`, and not at which line."""
-    name, params = eqn.primitive.name, eqn.params
-    if name == "pure_callback" and params["vmap_method"] is None:
-        raise ValueError(
-            f"got a jax.pure_callback without vmap_method at {jax_compat.source_line(eqn)}; members are evaluated "
-            'together, so one is required: vmap_method="expand_dims", and the function on the host gets many '
-            'members at once, as axes before its own, or "sequential", and it is called for one after the other.'
-        )
-    if name == "io_callback" and params["ordered"]:
-        raise ValueError(
-            f"got an io_callback with ordered=True at {jax_compat.source_line(eqn)}; members are evaluated together, "
-            "in no order: ordered=False is required, or jax.pure_callback for what only computes."
-        )
+_AT_ONCE = (
+    (
+        "pure_callback",
+        "vmap_method",
+        None,
+        'members are evaluated together, so one is required: vmap_method="expand_dims", and the function on the host '
+        'gets many members at once, as axes before its own, or "sequential", and it is called for one after the other.',
+    ),
+    (
+        "io_callback",
+        "ordered",
+        True,
+        "members are evaluated together, in no order: ordered=False is required, or jax.pure_callback for what only "
+        "computes.",
+    ),
+)
 
 
 def check_scalar(out: PyTree, has_aux: bool, what: str, *, rows: bool = False) -> None:
