@@ -129,8 +129,13 @@ class RunSettings(Checked):
         return Path("runs") / self.name if self.out is None else Path(self.out)
 
     def to_json(self) -> dict[str, object]:
-        """The settings as JSON can hold them; those in `UNDECIDING` do not decide what the run computes."""
+        """The settings as JSON can hold them; those in `UNDECIDING` do not decide what the run computes.
+
+        Without what runs of earlier versions could not choose, where it is as then.
+        """
         plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"out": self.folder}
+        if plain.get("noise") == "weights":
+            del plain["noise"]
         return {name: x.as_posix() if isinstance(x, PurePath) else x for name, x in plain.items()}
 
     def check(self) -> None:

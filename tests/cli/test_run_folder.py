@@ -92,7 +92,7 @@ def test_parameters_are_plain_arrays_by_path(finished: Path) -> None:
 def test_the_configuration_has_all_options_and_versions(finished: Path) -> None:
     config = json.loads((finished / "config.json").read_text(encoding="utf-8"))
     options = config["options"]
-    others = {"rank", "sigma", "learning_rate", "distribution", "shaping", "noise", "out"}
+    others = {"rank", "sigma", "learning_rate", "distribution", "shaping", "out"}
     assert options.keys() == OPTIONS.keys() | others
     assert OPTIONS.items() <= options.items()
     assert options["out"] == finished.as_posix()

@@ -182,10 +182,6 @@ class FinetuneSettings(Asked, RunSettings):
         """What the run's folder is called."""
         return f"{self.label}-{self.method}" + ("-activations" if self.noise == "activations" else "")
 
-    def to_json(self) -> dict[str, object]:
-        """See `RunSettings.to_json`; without what runs of earlier versions did not choose, where it is as then."""
-        return {name: x for name, x in super().to_json().items() if (name, x) != ("noise", "weights")}
-
     @property
     def rate(self) -> float:
         """The learning rate: as given, or the method's own."""

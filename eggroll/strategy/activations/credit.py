@@ -103,6 +103,8 @@ def _credit(site: Site, relation: Relation, weights: jax.Array, discount: float)
         if reach is None:
             own[digit] = name
             continue
+        if (reach == 1).all():  # a sum, and no product: XLA reduces those with a constant of equal numbers wrongly
+            continue
         own[digit] = next(letters)
         operands.append(jnp.asarray(reach, weights.dtype))
         terms.append(own[digit] + name)
