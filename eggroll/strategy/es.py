@@ -237,7 +237,8 @@ class ES(Strategy):
         state, metrics = self.cache(run, static, state, given, args)
         metrics |= wide
         raise_if_lost(metrics, self.population)
-        return state, self.standstill.watch(metrics)
+        self.standstill.watch(metrics)
+        return state, metrics
 
     def step(
         self,
@@ -277,7 +278,8 @@ class ES(Strategy):
 
         state, metrics = self.cache(run, ("step", program, plan, axes, has_aux, self._functions()), state, rows.args)
         raise_if_lost(metrics, self.population)
-        return state, self.standstill.watch(metrics)
+        self.standstill.watch(metrics)
+        return state, metrics
 
     def _generation(self, plan: Plan, state: State) -> Generation:
         return Generation(self.settings, plan, self._key(state), self._sigma(state))

@@ -205,7 +205,8 @@ class Strategy(ABC):
         sigma = sigma if is_traced(sigma) else float(sigma)
         loss = -narrowed(metrics["fitness_mean"])
         state, norms = self.follow(plan, state, metrics["weights"], loss=loss, sigma=sigma, some=some)
-        return state, self.standstill.watch(metrics | norms)
+        self.standstill.watch(metrics | norms)
+        return state, metrics | norms
 
     def step(
         self,

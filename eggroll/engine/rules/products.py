@@ -119,7 +119,8 @@ def _canonical(eqn: JaxprEqn, x: Any, weight: Perturbed, side: int) -> Array | N
     in_order = summed == [(a, x.ndim - n + a) for a in range(n)] and not batch[0]
     if side == 0 and x.ndim > n:  # the outputs' axes would come first
         return None
-    if not in_order or len(weight.terms) != 1 or not jnp.issubdtype(x.dtype, jnp.floating):
+    floating = all(jnp.issubdtype(a.dtype, jnp.floating) for a in (x, weight.base))
+    if not in_order or len(weight.terms) != 1 or not floating:
         return None
     (term,) = weight.terms
     numbers = {f.axes: f.numbers for f in term.factors}
