@@ -257,7 +257,7 @@ class ES(Strategy):
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         rows = make_rows(args, in_axes, self.population, self.groups)
-        key = noise_key("es.step", state.key, state.generation, beside=(state.params, args, kwargs))
+        key = noise_key("es.step", state.key, state.generation, params=state.params, beside=(args, kwargs))
         state = replace(state, key=key)
         self._choose_update(state.params)
         rows, fun = (rows.after(kwargs), ByName(fitness_fn)) if kwargs else (rows, fitness_fn)

@@ -168,7 +168,7 @@ class Strategy(ABC):
             TypeError: no `State`.
         """
         check_state(state)
-        draw = self.draw(replace(state, key=noise_key("es.ask", state.key, state.generation, beside=state.params)))
+        draw = self.draw(replace(state, key=noise_key("es.ask", state.key, state.generation, params=state.params)))
         return Members(state.params, state.generation, draw)
 
     def tell(self, state: State, members: Members, fitness: Numbers) -> tuple[State, Metrics]:

@@ -20,6 +20,7 @@ from eggroll.strategy.evaluate.planning import plan_for
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
 from eggroll.strategy.generation import Generation
 from eggroll.strategy.noise.fixed import noise_key
+from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.plan.leaves import check_params
 from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population, Sharding
@@ -197,8 +198,9 @@ def value_and_grad(
     numbers, own = check_argnums(argnums), CompiledCache()
 
     def value_and_grad_fun(*args: Any, key: jax.Array, **kwargs: Any) -> Any:
-        key = noise_key("value_and_grad", key, beside=(args, kwargs))
+        as_threefry(key)
         params, others, put = taken_out(numbers, args)
+        key = noise_key("value_and_grad", key, params=params, beside=(others, kwargs))
         params = on_mesh(params, members)
         if not all(jnp.issubdtype(x.dtype, jnp.inexact) for x in jax.tree.leaves(params)):
             check_params(params, rules)  # before it is traced: a flag among them would be an array in the function

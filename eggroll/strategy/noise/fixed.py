@@ -38,20 +38,21 @@ class FixedKeyWarning(UserWarning):
     """A random key is fixed when a function is compiled: every call of it draws the same noise."""
 
 
-def noise_key(what: str, key: jax.Array, *names: Any, beside: Any) -> jax.Array:
+def noise_key(what: str, key: jax.Array, *names: Any, params: Any, beside: Any = ()) -> jax.Array:
     """`key` as a typed threefry key; where it is compiled, a warning if it turns out to be fixed.
 
     Args:
         what: the call, for the message.
         key: as in `as_threefry`.
         *names: what is folded into it, such as the generation's number.
-        beside: parameters and other arguments: nothing is said where all of them are made inside, of constants.
+        params: the parameters: nothing is said of a loop in which they stay, such as one that adds up gradients.
+        beside: other arguments: nothing is said where all of both are made inside, of constants.
     """
     key = as_threefry(key)
     if not jax_compat.when_traced(_told):
         return key
-    others = [x for x in jax.tree.leaves(beside) if isinstance(x, Tracer)]
-    return mark_p.bind(key, *names, *others, what=what, names=1 + len(names))
+    moving, others = ([x for x in jax.tree.leaves(tree) if isinstance(x, Tracer)] for tree in (params, beside))
+    return mark_p.bind(key, *names, *moving, *others, what=what, names=1 + len(names), params=len(moving))
 
 
 def _warn_of_fixed(what: str, line: str) -> None:
@@ -175,11 +176,12 @@ class _Walk:
         return [o.without(own) for o in (*ends, *outs[len(init) :])]
 
     def _judge(self, eqn: JaxprEqn, args: list[_Value]) -> None:
-        n = eqn.params["names"]
-        of = self.new().also(*args[:n]).of
+        n, end = eqn.params["names"], eqn.params["names"] + eqn.params["params"]
+        of, moving = (self.new().also(*some).of for some in (args[:n], args[n:end]))
         if args[n:] and not self.new().also(*args[n:]).of:
             return
-        fixed = any(loop not in of for loop in self._loops) if self._loops else self.called and CALL not in of
+        turns = any(loop not in of and loop in moving for loop in self._loops)
+        fixed = turns if self._loops else self.called and CALL not in of
         if self._settled and fixed:
             self.found[id(eqn)] = eqn
 

@@ -87,6 +87,9 @@ FIXED = {
     "ask": lambda: jax.jit(lambda x: es.ask(STATE).apply(fitness, x))(ROWS),
 }
 FRESH = {
+    "gradients of one key added up": lambda: jax.jit(
+        lambda p, k: jax.lax.scan(lambda g, _: (jax.tree.map(jnp.add, g, of(k, p)), None), P, None, length=2)[0]
+    )(P, KEY),
     "split carry": lambda: jax.jit(lambda p, key: carried(lambda key: jax.random.split(key)[0], p, key))(P, KEY),
     "epochs": lambda: epochs(P, KEY, lambda before, after: after),
     "key and back": lambda: jax.lax.fori_loop(0, 2, lambda _, c: (of(c[1], c[0]), c[2], c[1]), (P, KEY, KEY)),
