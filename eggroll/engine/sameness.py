@@ -12,6 +12,7 @@ import enum
 import functools
 import sys
 import types
+import typing
 import weakref
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
@@ -29,12 +30,12 @@ PLAIN = (type(None), bool, int, str, bytes, type(...), types.CodeType, types.Uni
 KNOWN = {"diffrax", "eggroll", "einops", "equinox", "flax", "jax", "jaxlib", "jaxtyping", "lineax", "ml_dtypes"}
 KNOWN |= {"abc", "bisect", "builtins", "cmath", "collections", "contextlib", "copy", "dataclasses", "enum", "fractions"}
 KNOWN |= {"functools", "heapq", "inspect", "itertools", "math", "numbers", "operator", "re", "string", "struct"}
-KNOWN |= {"numpy", "optax", "optimistix", "textwrap", "types", "typing", "typing_extensions", "warnings", "_abc"}
-KNOWN |= {"_operator"}
+KNOWN |= {"numpy", "optax", "optimistix", "textwrap", "types", "typing", "typing_extensions", "warnings"}
+KNOWN |= {"_abc", "_operator"}
 # What is not so among theirs: it reads a file or a clock, or what is not looked at here.
 READS = {"load", "loadtxt", "genfromtxt", "fromfile", "fromregex", "memmap", "open_memmap", "restore_checkpoint"}
 READS |= {"open", "input", "globals", "locals", "vars", "dir", "eval", "exec", "__import__", "datetime64"}
-READS |= {"currentframe", "stack", "tree_deserialise_leaves"}
+READS |= {"currentframe", "inspect.stack", "tree_deserialise_leaves"}
 BEHIND = {"__globals__", "__builtins__", "f_globals", "f_locals", "f_builtins"}  # ways round what is looked at
 # Of classes, and of objects that stand for functions: what decides no number.
 OF_CLASSES = {"__doc__", "__module__", "__qualname__", "__dict__", "__weakref__", "__annotations__", "__annotate__"}
@@ -126,7 +127,7 @@ class _Walk:
             return kind, array_key(x)
         if isinstance(x, Tracer | jax.Ref):
             raise NotDescribed
-        if isinstance(x, jax.Array):
+        if isinstance(x, jax.Array | jax.Device | typing.TypeVar | typing.ParamSpec):  # generic functions' own
             return self._itself(x)
         if kind in (set, frozenset):
             return kind, len(x), frozenset(map(self.of, x))
@@ -169,8 +170,6 @@ class _Walk:
     def _other(self, x: Any, kind: type) -> Hashable:
         if isinstance(x, types.ModuleType):
             raise NotDescribed  # but where code reads attributes of one: anything may be read of it
-        if isinstance(x, jax.Device):
-            return self._itself(x)
         if kind is weakref.ReferenceType:
             return kind, self.of(x())
         if isinstance(x, np.dtype | jax.sharding.Mesh | jax.sharding.Sharding | jax.sharding.PartitionSpec):
@@ -190,8 +189,9 @@ class _Walk:
         cells = [cell.cell_contents if filled(cell) else _EMPTY for cell in f.__closure__ or ()]
         held = [self.of(x) for x in cells if not isinstance(x, types.ModuleType)]
         own = f.__code__, *held, self.of(f.__defaults__), self.of(f.__kwdefaults__ or ())
-        if _is_library(f.__globals__.get("__name__", "")):
-            if f.__name__ in READS:
+        module = f.__globals__.get("__name__", "")
+        if _is_library(module):
+            if READS & {f.__name__, f"{module}.{f.__name__}"}:
                 raise NotDescribed
             return ("function", *own)
         return ("function", *own, self.of(dict(f.__dict__)), *self._names(f, cells))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
+import einops
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
+from flax import nnx
 
 import eggroll
 from bench.tools.zoo import ZOO
@@ -55,3 +61,24 @@ def test_functions_of_equinox_and_diffrax_are_known_and_not_traced_at_every_call
     assert described(of_equinox(1.0)) == described(of_equinox(1.0))
     assert described(of_equinox(1.0)) != described(of_equinox(2.0))
     assert described(lambda path: eqx.tree_deserialise_leaves(path, model)) is None  # reads a file
+
+
+def test_what_jax_and_flax_offer_is_known_but_for_what_reads_files():
+    """Whoever calls one of these would otherwise be traced anew at every call; newer releases write them otherwise."""
+    for module in (jnp, jnp.linalg, jnp.fft, jax.nn, jax.random, jax.tree, jax.scipy.special, nn, nnx, optax, einops):
+        functions = {name: f for name, f in vars(module).items() if callable(f) and not name.startswith("_")}
+        unknown = {name for name, f in functions.items() if described(f) is None}
+        types = {"Initializer", "PureState", "MaskOrFn", "ScalarOrSchedule", "Schedule"}
+        assert unknown <= (types if module is not jnp else {"load", "fromfile"})
+    for transformation in (
+        jax.vmap,
+        jax.grad,
+        jax.value_and_grad,
+        jax.checkpoint,
+        jax.jit,
+        jax.vjp,
+        jax.jvp,
+        jax.lax.scan,
+    ):
+        assert described(transformation) is not None
+    assert described(inspect.stack) is None
