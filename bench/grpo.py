@@ -29,10 +29,10 @@ from bench.tools.report import Report
 from bench.tools.tiny_language import tiny_language
 from eggroll.llm.answers.decoding import generator, split
 from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model
+from eggroll.llm.finetuning.asked import Asked
 from eggroll.llm.finetuning.evaluation import Evaluator
 from eggroll.llm.finetuning.job import HELD_OUT
 from eggroll.llm.finetuning.questions import Questions, chosen, questions, task_of
-from eggroll.llm.finetuning.settings import Asked
 from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import Task

@@ -46,6 +46,7 @@ class Option:
         least: the least that an integer may be; None: it is no count.
         positive: whether a number has to be finite and > 0.
         repeated: whether the option is given once for each of several values.
+        later: whether earlier versions could not choose: what is as then is not written down.
     """
 
     default: str = ""
@@ -53,6 +54,7 @@ class Option:
     least: int | None = None
     positive: bool = False
     repeated: bool = False
+    later: bool = False
 
 
 @cache
@@ -133,9 +135,9 @@ class RunSettings(Checked):
 
         Without what runs of earlier versions could not choose, where it is as then.
         """
-        plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"out": self.folder}
-        if plain.get("noise") == "weights":
-            del plain["noise"]
+        later = {name for name, (_, option) in options_of(type(self)).items() if option.later}
+        as_then = {f.name for f in fields(self) if f.name in later and getattr(self, f.name) == f.default}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in as_then} | {"out": self.folder}
         return {name: x.as_posix() if isinstance(x, PurePath) else x for name, x in plain.items()}
 
     def check(self) -> None:

@@ -11,8 +11,8 @@ import jax
 from eggroll.llm.answers.decoding import Decoding
 from eggroll.llm.answers.prompts import answer_texts
 from eggroll.llm.answers.stop_strings import stop_strings
+from eggroll.llm.finetuning.asked import Asked
 from eggroll.llm.finetuning.model_folders import source_of
-from eggroll.llm.finetuning.settings import Asked
 from eggroll.llm.model.loading import LanguageModel, load
 from eggroll.llm.rewards.scoring import Rewards, Scorers
 from eggroll.llm.tasks import Problem, Task
@@ -28,20 +28,27 @@ class Marker:
         stop: its stop tokens.
         scorers: open scorer processes.
         strings: its stop strings.
+        prefix: how every answer begins.
     """
 
     tokenizer: Any
     stop: tuple[int, ...]
     scorers: Scorers
     strings: tuple[str, ...] = ()
+    prefix: str = ""
 
     def texts(self, answers: Any) -> list[str]:
         """The answers as text, the last axis running fastest."""
-        return answer_texts(self.tokenizer, answers, stop=self.stop, strings=self.strings)
+        return answer_texts(self.tokenizer, answers, stop=self.stop, strings=self.strings, prefix=self.prefix)
 
     def rewards(self, texts: Sequence[str], problems: Sequence[Problem]) -> Rewards:
         """What the task says of each."""
         return self.scorers.score(texts, problems)
+
+
+def marker_of(asked: Asked, language: LanguageModel, scorers: Scorers) -> Marker:
+    """What makes text and rewards of a model's answers."""
+    return Marker(language.tokenizer, language.stop, scorers, language.stop_strings, asked.answer_prefix or "")
 
 
 def open_model(asked: Asked) -> LanguageModel:

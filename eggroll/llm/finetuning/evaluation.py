@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +14,11 @@ import numpy as np
 from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import Generator, generator, split
 from eggroll.llm.answers.generation import generate_plain
-from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model, scorers_of
+from eggroll.llm.finetuning.answering import Marker, decoding_of, marker_of, open_model, scorers_of
 from eggroll.llm.finetuning.model_folders import asked_as_in_its_run
-from eggroll.llm.finetuning.questions import Questions, questions, task_of
+from eggroll.llm.finetuning.questions import Questions, asking_of, questions, task_of
 from eggroll.llm.finetuning.settings import EvaluateSettings
 from eggroll.llm.rewards.scoring import settled
-from eggroll.llm.tasks.options import options_from
 from eggroll.training.errors import RunError
 
 PROMPTS = 256  # that are answered, unless the user says otherwise
@@ -120,12 +120,15 @@ class Evaluator:
         )
 
 
-def evaluate(settings: EvaluateSettings) -> tuple[Measured, Questions]:
+def evaluate(
+    settings: EvaluateSettings, *, tell: Callable[[str], None] = lambda line: None
+) -> tuple[Measured, Questions]:
     """Scores a model at a task.
 
     Args:
         settings: which model, which task. The model of a run of that task is asked with the run's system message and
             `max_tokens`, unless others are given.
+        tell: called with each line of what the task says of its files, before the model is loaded.
 
     Returns:
         How it did, and the questions that it was asked.
@@ -135,13 +138,14 @@ def evaluate(settings: EvaluateSettings) -> tuple[Measured, Questions]:
     """
     settings.check()
     settings = asked_as_in_its_run(settings)
-    task = task_of(settings)
+    task = task_of(settings, tell)
     language = open_model(settings)
-    template = options_from(settings.template_options)
-    asked = questions(language, task, settings.split, settings.prompts, settings.seed, most=PROMPTS, template=template)
+    asking = asking_of(settings)
+    asked = questions(language, task, settings.split, settings.prompts, settings.seed, most=PROMPTS, **asking)
     graphdef, params = split(language.model)
     fun = generator(graphdef, decoding_of(settings, task, language))
     key = jax.random.key(settings.seed) if settings.temperature else None
     with scorers_of(settings, task) as scorers:
-        marker = Marker(language.tokenizer, language.stop, scorers, language.stop_strings)
-        return Evaluator(fun, asked, marker, key=key, budget=settings.budget)(params).checked(), asked
+        return Evaluator(fun, asked, marker_of(settings, language, scorers), key=key, budget=settings.budget)(
+            params
+        ).checked(), asked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,12 +35,15 @@ class Problem:
     """One question.
 
     Attributes:
-        prompt: what the model is asked, as the user's message.
+        prompt: what the model is asked, as the user's message; of a conversation, all of it as text.
         data: what the scorer needs to know, for example the right answer. Picklable.
+        messages: of a conversation, each a dict with "role" and "content", which the model is asked in place of the
+            prompt. Default (): the prompt is all.
     """
 
     prompt: str
     data: Any = None
+    messages: tuple[Mapping[str, Any], ...] = ()
 
 
 class Task(ABC):
@@ -52,12 +55,14 @@ class Task(ABC):
         max_tokens: tokens that an answer may have, unless the user says otherwise.
         worst: the least reward that there can be: that of an answer whose reward fails. None: unknown; the lowest
             reward of the other answers then.
+        said: what users are told of it before it is used, a line each: which files it read, and as what.
     """
 
     name: str
     system: str | None = None
     max_tokens: int = 64
     worst: float | None = None
+    said: tuple[str, ...] = ()
 
     @abstractmethod
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from eggroll.llm.tasks.base import Listed, Problem, divided
 from eggroll.llm.tasks.options import check_common
+from eggroll.llm.tasks.problems import read_prompts
 from eggroll.training.errors import RunError
 
 FORM = 'reward="module:function"'
@@ -30,9 +30,10 @@ class Custom(Listed):
         system: str | None,
         max_tokens: int,
         worst: float | None,
+        said: tuple[str, ...] = (),
     ) -> None:
         super().__init__(train, test)
-        self.name, self.system, self.max_tokens, self.worst = name, system, max_tokens, worst
+        self.name, self.system, self.max_tokens, self.worst, self.said = name, system, max_tokens, worst, said
         self._named, self._reward = reward, function_named(reward)
 
     def reward(self, text: str, problem: Problem) -> float:
@@ -54,24 +55,28 @@ def custom_task(
     max_tokens: int = 128,
     name: str | None = None,
     worst: float | None = None,
+    prompt_column: str | None = None,
 ) -> Custom:
     r"""A task from a reward function and a file of prompts.
 
     The function is called as `function(text, problem)`, in processes of their own without JAX: `text` is the answer as
     a string, without the prompt and special tokens; `problem.prompt` is the prompt, and `problem.data` a dict with all
-    that its line of the file holds (for a text file, the prompt alone). It returns a finite number, the more the
-    better.
+    that its row of the file holds by column (for a text file, the prompt alone). It returns a finite number, the more
+    the better.
 
     Args:
         reward: "module:function"; the module is looked for in the current directory too.
-        prompts: a file of UTF-8. Its name ends in `.jsonl`: a JSON object a line, with a string "prompt" and any other
-            fields. Any other name: text, one prompt a line. Empty lines are skipped.
+        prompts: a file in UTF-8 with a prompt a line (`.txt`), or a table: `.csv`, `.tsv`, `.json`, `.jsonl` (all of
+            these also as `.gz`), `.parquet`, `.arrow`, or a folder that `datasets` has saved. A prompt is a text or a
+            list of messages with "role" and "content"; of a table, the other columns are the reward's.
         test_prompts: a file of the same kinds, to test on. Default None: one prompt in five of `prompts`, at least one.
         system: the system message. Default None.
         max_tokens: tokens that an answer may have. Default 128.
         name: for logs. Default: the name of the function.
         worst: the least reward that there can be, finite, which an answer gets for which the function fails. Default
             None: unknown; the lowest reward of the other answers then.
+        prompt_column: of a table, the column of prompts. Default None: "prompt", or else the one of "messages" and
+            "question" that there is.
 
     Returns:
         The task.
@@ -96,7 +101,8 @@ def custom_task(
     except ValueError as why:
         raise RunError(f"the task of {reward!r} cannot be made: {why}") from why
     function_named(reward)
-    train = read_prompts(Path(prompts))
+    train, said = read_prompts(Path(prompts), prompt_column)
+    told = [said]
     if test_prompts is None:
         if len({problem.prompt for problem in train}) < 2:
             raise RunError(
@@ -104,10 +110,13 @@ def custom_task(
                 "test_prompts."
             )
         train, test = divided(train)
+        told.append(f"{len(test)} of these prompts are held out to test on")
     else:
-        test = read_prompts(Path(test_prompts))
+        test, said = read_prompts(Path(test_prompts), prompt_column)
+        told.append(f"to test on, {said}")
         _disjoint(train, test, prompts, test_prompts)
-    options: dict[str, Any] = {"system": system, "max_tokens": max_tokens, "worst": worst}
+    _check_system(system, [*train, *test], prompts)
+    options: dict[str, Any] = {"system": system, "max_tokens": max_tokens, "worst": worst, "said": tuple(told)}
     return Custom(reward, train, test, name=name or reward.partition(":")[2], **options)
 
 
@@ -160,45 +169,20 @@ def _imported(name: str) -> Any:
             sys.path.append(here)  # what the function imports when it is called
 
 
-def read_prompts(path: Path) -> list[Problem]:
-    """The problems of a file: JSON lines with a "prompt", or text, one prompt a line.
-
-    Raises:
-        RunError: no such file, no prompts, or a line that is not as required.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as why:
-        raise RunError(f"the prompts in {path} cannot be read: {why}; a text file in UTF-8 is required.") from None
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise RunError(f"{path} holds no prompts; one a line is required.")
-    if path.suffix.lower() not in (".jsonl", ".ndjson"):
-        return [Problem(line, {"prompt": line}) for _, line in numbered]
-    return [_from_json(path, number, line) for number, line in numbered]
-
-
-def _from_json(path: Path, number: int, line: str) -> Problem:
-    required = 'an object with a string "prompt" is required, such as {"prompt": "2 + 2 =", "answer": "4"}'
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as why:
-        raise RunError(f"line {number} of {path} is no JSON ({why}); {required}.") from None
-    prompt = fields.get("prompt") if isinstance(fields, dict) else None
-    half = isinstance(prompt, str) and any(
-        "\ud800" <= letter <= "\udfff" for letter in prompt
-    )  # of a pair: no character
-    if not isinstance(prompt, str) or not prompt.strip() or half:
-        raise RunError(f"line {number} of {path} is {line[:80]!r}; {required}.")
-    return Problem(prompt, fields)
-
-
 def _disjoint(train: list[Problem], test: list[Problem], prompts: Any, test_prompts: Any) -> None:
     both = {problem.prompt for problem in train} & {problem.prompt for problem in test}
     if both:
         raise RunError(
             f"{len(both)} prompts stand both in {prompts} and in {test_prompts}, for example {min(both)[:80]!r}; take "
             "them out of one, or a test says nothing."
+        )
+
+
+def _check_system(system: str | None, problems: list[Problem], prompts: Any) -> None:
+    if system is not None and all(p.messages and p.messages[0]["role"] == "system" for p in problems):
+        raise RunError(
+            f"got system={system!r}, and all conversations of {prompts} begin with a system message of their own; "
+            "leave it out."
         )
 
 

@@ -10,7 +10,7 @@ import pytest
 from eggroll.llm.tasks import Problem, Task, task_named
 from eggroll.llm.tasks.arithmetic import Arithmetic
 from eggroll.llm.tasks.base import Split
-from eggroll.llm.tasks.questions import QUESTIONS
+from eggroll.llm.tasks.conciseness import QUESTIONS
 from eggroll.training.errors import RunError
 
 SPLITS: tuple[Split, ...] = ("train", "test")

@@ -1,0 +1,52 @@
+"""`eggroll finetune` and `evaluate` on a table of conversations."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from eggroll.llm.finetuning.model_folders import asked_as_in_its_run
+from eggroll.llm.finetuning.settings import EvaluateSettings
+from tests.cli.running import call
+from tests.llm import tiny
+from tests.llm.climbing import SIZES
+
+
+def test_a_table_of_conversations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The reward gets the columns and the answer with its beginning; what the columns are is told."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    tiny.folder(tmp_path / "base", **SIZES, num_key_value_heads=1)
+    (tmp_path / "of_table.py").write_text(
+        "def begins(text, problem):\n"
+        "    row = problem.data\n"
+        "    assert problem.messages[0]['content'] == 'Be brief.' and row['question'] not in row['answer']\n"
+        "    return float(text.startswith('So ')) + 2 * (row['answer'] == '0' + row['number'])\n",
+        encoding="utf-8",
+    )
+    rows = [["question", "answer", "number"]]
+    for i in range(10):
+        talk = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"What is {i}?\nSay it."}]
+        rows.append([json.dumps(talk), f"0{i}", str(i)])
+    with (tmp_path / "table.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows(rows)
+    asked = ("--reward", "of_table:begins", "--prompts-file", "table.csv", "--workers", "1", "--max-tokens", "2")
+    asked += ("--answer-prefix", "So ")
+    assert call("evaluate", "--model", "base", *asked) == 0
+    text = capsys.readouterr().out
+    assert "table.csv: 10 prompts from column 'question'; the reward gets 'answer', 'number'\n2 of these" in text
+    assert "reward 3.0000 ± 0.0000 over 2 prompts" in text
+    run = ("--population", "2", "--prompts", "1", "--generations", "1", "--sigma", "0.1", "--out", "table")
+    assert call("finetune", "--model", "base", *asked, *run) == 0
+    assert "table.csv: 10 prompts from column 'question'" in capsys.readouterr().out
+    begun = EvaluateSettings(model="table", reward="of_table:begins", prompts_file=Path("table.csv"))
+    assert asked_as_in_its_run(begun).answer_prefix == "So "
+    again = ("finetune", "--resume", "--out", "table", "--generations", "2")
+    assert call(*again, "--answer-prefix", "But ") != 0
+    assert 'answer_prefix: "So " → "But "' in capsys.readouterr().err
+    assert call(*again) == 0
