@@ -1,4 +1,4 @@
-"""`eggroll finetune` and `evaluate` on a table of conversations."""
+"""`eggroll finetune` and `evaluate` on a table of conversations, and answers that are cut off."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from eggroll.llm.finetuning.model_folders import asked_as_in_its_run
-from eggroll.llm.finetuning.settings import EvaluateSettings
+from eggroll.llm.finetuning.settings import EvaluateSettings, settings_for
 from tests.cli.running import call
 from tests.llm import tiny
 from tests.llm.climbing import SIZES
@@ -50,3 +50,27 @@ def test_a_table_of_conversations(
     assert call(*again, "--answer-prefix", "But ") != 0
     assert 'answer_prefix: "So " → "But "' in capsys.readouterr().err
     assert call(*again) == 0
+
+
+def test_answers_that_are_cut_off(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """They have the least reward, unless a run is as before there was a choice, which its folder does not mention."""
+    monkeypatch.chdir(tmp_path)
+    tiny.folder(tmp_path / "base", **SIZES, num_key_value_heads=1)
+    asked = ("--task", "conciseness", "--max-tokens", "4", "--workers", "1")
+    assert call("evaluate", "--model", "base", *asked, "--prompts", "4", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["reward"] == -20
+    assert "4 of 4 answers were cut off at --max-tokens and have the least reward, -20" in caplog.text
+    run = ("--population", "2", "--prompts", "1", "--generations", "1", "--sigma", "0.1", "--eval-prompts", "4")
+    assert call("finetune", "--model", "base", *asked, *run, "--degenerate", "scored", "--out", "run") == 0
+    assert -20 < json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["before"]["reward"] < 0
+    assert "degenerate" not in json.loads(Path("run/config.json").read_text(encoding="utf-8"))["options"]
+    assert settings_for(resume=True, out=Path("run")).degenerate == "scored"
+    assert settings_for(model="base", task="conciseness").degenerate is None
+    assert asked_as_in_its_run(EvaluateSettings(model="run", task="conciseness")).degenerate == "scored"
+    assert call("finetune", "--resume", "--out", "run", "--degenerate", "worst", "--generations", "2") != 0
+    assert "degenerate: nothing" in capsys.readouterr().err

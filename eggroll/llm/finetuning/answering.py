@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
+import numpy as np
 
 from eggroll.llm.answers.decoding import Decoding
 from eggroll.llm.answers.prompts import answer_texts
@@ -14,9 +16,11 @@ from eggroll.llm.answers.stop_strings import stop_strings
 from eggroll.llm.finetuning.asked import Asked
 from eggroll.llm.finetuning.model_folders import source_of
 from eggroll.llm.model.loading import LanguageModel, load
-from eggroll.llm.rewards.scoring import Rewards, Scorers
+from eggroll.llm.rewards.scoring import Rewards, Scorers, settled
 from eggroll.llm.tasks import Problem, Task
 from eggroll.training.options import SettingsError
+
+LOGGER = logging.getLogger("eggroll")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,8 @@ class Marker:
         scorers: open scorer processes.
         strings: its stop strings.
         prefix: how every answer begins.
+        cut_off: the reward of an answer that was cut off, instead of being scored. None: it is scored.
+        told: warnings that were given, each once.
     """
 
     tokenizer: Any
@@ -36,19 +42,52 @@ class Marker:
     scorers: Scorers
     strings: tuple[str, ...] = ()
     prefix: str = ""
+    cut_off: float | None = None
+    told: set[str] = field(default_factory=set, compare=False)
 
     def texts(self, answers: Any) -> list[str]:
         """The answers as text, the last axis running fastest."""
         return answer_texts(self.tokenizer, answers, stop=self.stop, strings=self.strings, prefix=self.prefix)
 
-    def rewards(self, texts: Sequence[str], problems: Sequence[Problem]) -> Rewards:
-        """What the task says of each."""
-        return self.scorers.score(texts, problems)
+    def attempt(self, answers: Any, problems: Sequence[Problem]) -> tuple[list[str], Rewards]:
+        """The texts, and what the task says of each; NaN where its reward failed."""
+        texts = self.texts(answers)
+        ended = np.ones(len(texts), bool) if self.cut_off is None else ~self._cut(answers, texts)
+        rest = np.flatnonzero(ended).tolist()
+        if 2 * len(rest) < len(texts) and "cut off" not in self.told:
+            self.told.add("cut off")
+            LOGGER.warning(
+                "%d of %d answers were cut off at --max-tokens and have the least reward, %g; give them more tokens, "
+                "or --degenerate scored to have them scored as they are",
+                len(texts) - len(rest),
+                len(texts),
+                self.cut_off,
+            )
+        scored = self.scorers.attempt([texts[i] for i in rest], [problems[i] for i in rest])
+        values, failures = np.full(len(texts), self.cut_off, np.float64), np.zeros(len(texts), bool)
+        values[rest], failures[rest] = scored.values, scored.failures
+        return texts, scored._replace(values=values, failures=failures)
+
+    def rewards(self, answers: Any, problems: Sequence[Problem]) -> Rewards:
+        """As `attempt`, with the worst reward where it failed; see `Scorers.score`."""
+        return settled(self.attempt(answers, problems)[1], self.scorers.worst)
+
+    def _cut(self, answers: Any, texts: Sequence[str]) -> np.ndarray:
+        """Which answers have all tokens that they may have, of which the last is no stop token."""
+        tokens = np.asarray(answers.tokens)
+        last = tokens.reshape(-1, tokens.shape[-1])[:, -1]
+        full = (np.asarray(answers.length).reshape(-1) == tokens.shape[-1]) & ~np.isin(last, self.stop)
+        if not self.strings or not full.any():
+            return full
+        whole = answer_texts(self.tokenizer, answers, stop=self.stop, prefix=self.prefix)
+        return full & np.array([one == text for one, text in zip(whole, texts, strict=True)])
 
 
-def marker_of(asked: Asked, language: LanguageModel, scorers: Scorers) -> Marker:
+def marker_of(asked: Asked, task: Task, language: LanguageModel, scorers: Scorers) -> Marker:
     """What makes text and rewards of a model's answers."""
-    return Marker(language.tokenizer, language.stop, scorers, language.stop_strings, asked.answer_prefix or "")
+    cut_off = task.worst if task.degenerate == "worst" else None
+    prefix = asked.answer_prefix or ""
+    return Marker(language.tokenizer, language.stop, scorers, language.stop_strings, prefix, cut_off)
 
 
 def open_model(asked: Asked) -> LanguageModel:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from eggroll.llm.rewards.environment import environment
+from eggroll.llm.tasks.base import Degenerate
 from eggroll.llm.tasks.options import options_from
 from eggroll.training.options import Checked, Option, SettingsError, check_path
 
@@ -35,17 +36,17 @@ class Asked(Checked):
     prompts_file: Annotated[Path | None, Option("none")] = None
     """Prompts for --reward: text, one a line (.txt), or a table whose other columns the reward gets: .csv, .tsv, .json,
     .jsonl, .parquet, or a folder that `datasets` has saved."""
-    prompt_column: Annotated[str | None, Option("prompt, messages or question", "NAME", later=True)] = None
+    prompt_column: Annotated[str | None, Option("prompt, messages or question", "NAME", absent=None)] = None
     """The table's column of prompts: texts, or lists of messages."""
     test_prompts_file: Annotated[Path | None, Option("a fifth of the prompts")] = None
     """Prompts to test on."""
     system: Annotated[str | None, Option("the task's", "TEXT")] = None
     """System message."""
-    template: Annotated[Template | None, Option("the model's, if it has one", later=True)] = None
+    template: Annotated[Template | None, Option("the model's, if it has one", absent=None)] = None
     """Whether prompts go through the model's chat template; none: as they are."""
     template_options: Annotated[tuple[str, ...], Option("none", "NAME=VALUE")] = ()
     """Options of the model's chat template, such as `enable_thinking=false`; values in JSON."""
-    answer_prefix: Annotated[str | None, Option("none", "TEXT", later=True)] = None
+    answer_prefix: Annotated[str | None, Option("none", "TEXT", absent=None)] = None
     """How every answer begins: it stands behind the prompt, and counts as part of the answer."""
     max_tokens: Annotated[int | None, Option("the task's", least=1)] = None
     """Tokens of an answer."""
@@ -65,6 +66,8 @@ class Asked(Checked):
     """An answer whose scoring takes longer has the worst reward; at most a day."""
     worst: Annotated[float | None, Option("unknown")] = None
     """The least that --reward can be: that of an answer whose scoring fails."""
+    degenerate: Annotated[Degenerate | None, Option("worst; for --reward scored", absent="scored")] = None
+    """What an answer gets that is empty, repeats itself or is cut off: the least reward, or what its scoring says."""
     reward_env: Annotated[tuple[str, ...], Option("none", "NAME", repeated=True)] = ()
     """An environment variable that the reward is given, such as a key; once for each."""
 

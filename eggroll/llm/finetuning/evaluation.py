@@ -103,9 +103,8 @@ class Evaluator:
         start = time.perf_counter()
         answers = jax.device_get(generate_plain(params, self._generator, self._asked.prompts, **self._options))
         seconds = time.perf_counter() - start
-        texts = self._marker.texts(answers)
         scorers = self._marker.scorers
-        rewards = scorers.attempt(texts, self._asked.problems)
+        texts, rewards = self._marker.attempt(answers, self._asked.problems)
         values = rewards.values if scorers.worst is None else settled(rewards, scorers.worst).values
         known = values[np.isfinite(values)]
         return Measured(
@@ -146,6 +145,6 @@ def evaluate(
     fun = generator(graphdef, decoding_of(settings, task, language))
     key = jax.random.key(settings.seed) if settings.temperature else None
     with scorers_of(settings, task) as scorers:
-        return Evaluator(fun, asked, marker_of(settings, language, scorers), key=key, budget=settings.budget)(
+        return Evaluator(fun, asked, marker_of(settings, task, language, scorers), key=key, budget=settings.budget)(
             params
         ).checked(), asked

@@ -140,7 +140,7 @@ class Run:
         self.facts["prompt_tokens"] = digest_of(self.train, self.test)
         graphdef, self.params = split(language.model)
         self.es = strategy(settings)
-        marker = marker_of(settings, language, scorers)
+        marker = marker_of(settings, task, language, scorers)
         key = jax.random.key(settings.seed)
         draws = draw_key(key) if settings.temperature else None
         fun = generator(graphdef, decoding_of(settings, task, language))

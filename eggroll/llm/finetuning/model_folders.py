@@ -24,7 +24,7 @@ WEIGHTS = "*.safetensors"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 AS_THERE = (
     *("system", "template", "template_options", "answer_prefix", "max_tokens"),
-    *("task_options", "test_prompts_file", "prompt_column", "worst"),
+    *("task_options", "test_prompts_file", "prompt_column", "worst", "degenerate"),
 )
 FACTS = frozenset({"budget", "date", "files", "prompt_tokens"})  # that a run's options have beside its settings
 AskedT = TypeVar("AskedT", bound=Asked)
@@ -64,6 +64,7 @@ def asked_as_in_its_run(asked: AskedT) -> AskedT:
         return asked
     known = {f.name for f in fields(FinetuneSettings)} | FACTS
     check_known(f"the options of the run in '{folder}'", options, known)
+    options = {"degenerate": "scored", **options}  # of a run that could not choose
     more = {name: options.get(name) for name in AS_THERE if getattr(asked, name) in (None, ())}
     if isinstance(test := more.get("test_prompts_file"), str):
         more["test_prompts_file"] = Path(test)

@@ -53,11 +53,11 @@ def task_of(asked: Asked, tell: Callable[[str], None] = lambda line: None) -> Ta
             that cannot be read.
     """
     options: dict[str, Any] = options_from(asked.task_options)
-    options |= {name: x for name in ("system", "max_tokens") if (x := getattr(asked, name)) is not None}
+    options |= {name: x for name in ("system", "max_tokens", "degenerate") if (x := getattr(asked, name)) is not None}
     if asked.task is not None:
         return task_named(asked.task, **options)
     assert asked.reward is not None and asked.prompts_file is not None
-    unknown = sorted(set(options) - {"system", "max_tokens"})
+    unknown = sorted(set(options) - {"system", "max_tokens", "degenerate"})
     if unknown:
         raise SettingsError(f"a reward of your own has no option {unknown[0]!r}; it has system and max_tokens.")
     files: dict[str, Any] = {"prompts": asked.prompts_file, "test_prompts": asked.test_prompts_file}

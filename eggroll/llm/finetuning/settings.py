@@ -38,7 +38,7 @@ class FinetuneSettings(Asked, RunSettings):
     """Members in a generation."""
     rank: Annotated[int, Option(least=1)] = 1
     """Columns of each noise factor (eggroll)."""
-    noise: Annotated[Literal["weights", "activations"], Option(later=True)] = "weights"
+    noise: Annotated[Literal["weights", "activations"], Option(absent="weights")] = "weights"
     """On the weights, or on the outputs of the layers' matrices, of its own at every token (eggroll)."""
     sigma: Annotated[float, Option("eggroll 0.002, on activations 0.1, full-rank 0.001", positive=True)] = 2e-3
     """Noise scale, in the units of the weights; on activations, of each output's RMS."""

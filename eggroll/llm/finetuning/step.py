@@ -105,7 +105,7 @@ class Answered(Step):
         own, each = len(asked) // es.groups, es.population // es.groups
         mine, here = local_members(answers)
         problems = [p for m in mine // each for p in asked.problems[m * own : (m + 1) * own]]
-        rewards = self._marker.scorers.attempt(self._marker.texts(here), problems)
+        _, rewards = self._marker.attempt(here, problems)
         values = settled_together(rewards, self._marker.scorers.worst, first=first)
         failed = int(gather(np.array(rewards.failed)).sum())
         if rewards.failed and not self._told:

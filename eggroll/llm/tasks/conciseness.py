@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from eggroll.llm.tasks.base import Listed, Problem, divided
+from eggroll.llm.tasks.base import Degenerate, Listed, Problem, divided, is_degenerate
 from eggroll.llm.tasks.options import check_common
 
+CHARACTERS = 5.0  # of a token, rounded up: English has some 4
 # All written for this task; one question a line.
 _TEXT = """
 What is the capital of France? | Paris
@@ -167,16 +168,21 @@ QUESTIONS: tuple[tuple[str, str], ...] = tuple(
 
 
 class Conciseness(Listed):
-    r"""Answer in as many characters as the reference answer has: `−|len(answer) − len(reference)|`.
+    r"""Answer in as many characters as the reference answer has: `−|len(answer) − len(reference)|`, or `−5·max_tokens`.
 
-    The reward is that of arXiv 2509.24372. The paper trains on 2 questions and tests on 8; these are ours: more of
-    them, each with a short answer that is right, one in five for tests. Length is all that is rewarded, as in the
-    paper: a wrong answer of the right length has reward 0 too. Answers are measured in characters, without white space
-    at either end.
+    The least reward, `−5·max_tokens` (more characters than so many tokens mostly have), is that of an answer without a
+    letter or digit, of one that repeats itself, of one that was cut off, and of one that is longer still. Without this
+    rule of ours an empty answer to "What is the capital of France?" has −5, and "The capital of France is Paris." −26.
+    The reward is else that of arXiv 2509.24372, and with `degenerate="scored"` that alone. The paper trains on 2
+    questions and tests on 8; these are ours: more of them, each with a short answer that is right, one in five for
+    tests. Length is all that is rewarded, as in the paper: a wrong answer of the right length has reward 0 too. Answers
+    are measured in characters, without white space at either end.
 
     Args:
         system: the system message. Default None.
         max_tokens: tokens that an answer may have. Default 64; the paper allows 100.
+        degenerate: what an answer gets that says nothing, as `Task.degenerate` has it. Default "worst"; "scored": the
+            paper's reward, whose least value is unknown.
 
     Raises:
         ValueError: an option that is none of these.
@@ -184,8 +190,10 @@ class Conciseness(Listed):
     Example:
         >>> task = Conciseness()
         >>> problem = Problem("What is the capital of France?", "Paris")
-        >>> task.reward(" Paris\n", problem), task.reward("It is Paris.", problem)
-        (0.0, -7.0)
+        >>> task.reward(" Paris\n", problem), task.reward("It is Paris.", problem), task.reward("", problem)
+        (0.0, -7.0, -320.0)
+        >>> Conciseness(degenerate="scored").reward("", problem)
+        -5.0
 
     References:
         Qiu et al., Evolution Strategies at Scale: LLM Fine-Tuning Beyond Reinforcement Learning, arXiv 2509.24372.
@@ -193,11 +201,15 @@ class Conciseness(Listed):
 
     name = "conciseness"
 
-    def __init__(self, *, system: str | None = None, max_tokens: int = 64) -> None:
-        check_common(system, max_tokens)
+    def __init__(self, *, system: str | None = None, max_tokens: int = 64, degenerate: Degenerate = "worst") -> None:
+        check_common(system, max_tokens, degenerate)
         super().__init__(*divided([Problem(question, answer) for question, answer in QUESTIONS]))
-        self.system, self.max_tokens = system, max_tokens
+        self.system, self.max_tokens, self.degenerate = system, max_tokens, degenerate
+        self.worst = None if degenerate == "scored" else -CHARACTERS * max_tokens
 
     def reward(self, text: str, problem: Problem) -> float:
-        """Minus the difference of the lengths in characters."""
-        return float(-abs(len(text.strip()) - len(problem.data)))
+        """Minus the difference of the lengths in characters, or the least there is."""
+        if self.worst is not None and is_degenerate(text):
+            return self.worst
+        reward = float(-abs(len(text.strip()) - len(problem.data)))
+        return reward if self.worst is None else max(reward, self.worst)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from eggroll.llm.tasks.base import Generated, Problem
+from eggroll.llm.tasks.base import Degenerate, Generated, Problem, is_degenerate
 from eggroll.llm.tasks.expressions import Unusable, evaluate, numbers_in, parsed
 from eggroll.llm.tasks.options import check_common, is_integer
 
@@ -28,12 +28,15 @@ class Countdown(Generated):
 
     Ours: the words of the prompt; the problems (the paper takes a published set with 3 and 4 numbers), which are made
     up so that each has a solution, from numbers of 1 to 99 with targets of 10 to 100; exact rational arithmetic; one in
-    five is for tests; and that the model itself opens `<think>` (the paper's prompt ends with it).
+    five is for tests; that the model itself opens `<think>` (the paper's prompt ends with it); and that an answer has
+    reward 0 whose last answer block says nothing, or that repeats itself or was cut off.
 
     Args:
         sizes: how many numbers a problem may have, each 2 to 6. Default (3, 4), as in the paper.
         system: the system message. Default: to think first.
         max_tokens: tokens that an answer may have. Default 256.
+        degenerate: what an answer gets that says nothing, as `Task.degenerate` has it. Default "worst"; "scored":
+            without the last rule, as in the paper.
 
     Raises:
         ValueError: a size out of range, or an option that is none of these.
@@ -53,12 +56,19 @@ class Countdown(Generated):
     name = "countdown"
     worst = 0.0
 
-    def __init__(self, *, sizes: tuple[int, ...] = (3, 4), system: str | None = SYSTEM, max_tokens: int = 256) -> None:
-        check_common(system, max_tokens)
+    def __init__(
+        self,
+        *,
+        sizes: tuple[int, ...] = (3, 4),
+        system: str | None = SYSTEM,
+        max_tokens: int = 256,
+        degenerate: Degenerate = "worst",
+    ) -> None:
+        check_common(system, max_tokens, degenerate)
         several = isinstance(sizes, tuple | list) and len(sizes) > 0
         if not several or not all(is_integer(size) and 2 <= size <= 6 for size in sizes):
             raise ValueError(f"got sizes={sizes!r}; a list of integers from 2 to 6 is required, such as [3, 4].")
-        self.sizes, self.system, self.max_tokens = tuple(sizes), system, max_tokens
+        self.sizes, self.system, self.max_tokens, self.degenerate = tuple(sizes), system, max_tokens, degenerate
 
     def identity(self, problem: Problem) -> str:
         """The same numbers in another order, with the same target, are the same problem."""
@@ -77,7 +87,10 @@ class Countdown(Generated):
         return Problem(PROMPT.format(numbers=shown, target=target), data)
 
     def reward(self, text: str, problem: Problem) -> float:
-        """`0.1·format + answer`."""
+        """`0.1·format + answer`; 0 for what says nothing."""
+        answer = _block(text, "answer")
+        if self.degenerate == "worst" and (is_degenerate(text) or (answer is not None and is_degenerate(answer))):
+            return 0.0
         return 0.1 * format_reward(text) + answer_reward(text, problem.data["numbers"], problem.data["target"])
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from eggroll.llm.tasks.base import Listed, Problem, divided
+from eggroll.llm.tasks.base import Degenerate, Listed, Problem, divided, is_degenerate
 from eggroll.llm.tasks.options import check_common
 from eggroll.llm.tasks.problems import read_prompts
 from eggroll.training.errors import RunError
@@ -31,18 +31,23 @@ class Custom(Listed):
         max_tokens: int,
         worst: float | None,
         said: tuple[str, ...] = (),
+        degenerate: Degenerate = "scored",
     ) -> None:
         super().__init__(train, test)
         self.name, self.system, self.max_tokens, self.worst, self.said = name, system, max_tokens, worst, said
+        self.degenerate = degenerate
         self._named, self._reward = reward, function_named(reward)
 
     def reward(self, text: str, problem: Problem) -> float:
         """What the user's function says."""
+        if self.degenerate == "worst" and self.worst is not None and is_degenerate(text):
+            return self.worst
         return self._reward(text, problem)
 
     def __reduce__(self) -> tuple:
         """Travels to worker processes by the function's name, without the prompts: scorers are given theirs."""
         options = {"name": self.name, "system": self.system, "max_tokens": self.max_tokens, "worst": self.worst}
+        options["degenerate"] = self.degenerate
         return _rebuilt, (self._named, options)
 
 
@@ -56,6 +61,7 @@ def custom_task(
     name: str | None = None,
     worst: float | None = None,
     prompt_column: str | None = None,
+    degenerate: Degenerate = "scored",
 ) -> Custom:
     r"""A task from a reward function and a file of prompts.
 
@@ -77,6 +83,8 @@ def custom_task(
             None: unknown; the lowest reward of the other answers then.
         prompt_column: of a table, the column of prompts. Default None: "prompt", or else the one of "messages" and
             "question" that there is.
+        degenerate: "worst": an answer that is empty, repeats itself or was cut off gets `worst`, which is to be given
+            then. Default "scored": what the function says of it.
 
     Returns:
         The task.
@@ -97,9 +105,11 @@ def custom_task(
         >>> folder.cleanup()
     """
     try:
-        check_common(system, max_tokens)
+        check_common(system, max_tokens, degenerate)
     except ValueError as why:
         raise RunError(f"the task of {reward!r} cannot be made: {why}") from why
+    if degenerate == "worst" and worst is None:
+        raise RunError('got degenerate="worst" without worst, the least that the reward can be; give it (--worst).')
     function_named(reward)
     train, said = read_prompts(Path(prompts), prompt_column)
     told = [said]
@@ -116,7 +126,13 @@ def custom_task(
         told.append(f"to test on, {said}")
         _disjoint(train, test, prompts, test_prompts)
     _check_system(system, [*train, *test], prompts)
-    options: dict[str, Any] = {"system": system, "max_tokens": max_tokens, "worst": worst, "said": tuple(told)}
+    options: dict[str, Any] = {
+        "system": system,
+        "max_tokens": max_tokens,
+        "worst": worst,
+        "degenerate": degenerate,
+        "said": tuple(told),
+    }
     return Custom(reward, train, test, name=name or reward.partition(":")[2], **options)
 
 
