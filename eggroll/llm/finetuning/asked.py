@@ -31,8 +31,9 @@ class Asked(Checked):
     """Ready task: countdown, conciseness, arithmetic, or reasoning_gym:NAME (extra `reasoning`)."""
     task_options: Annotated[tuple[str, ...], Option("none", "NAME=VALUE")] = ()
     """Options of the task, such as `largest=20`; values in JSON."""
-    reward: Annotated[str | None, Option("none", "MODULE:FUNCTION")] = None
-    """A reward of your own, `function(text, problem)` → a number, with --prompts-file."""
+    reward: Annotated[str | tuple[str, ...] | None, Option("none", "MODULE:FUNCTION[=WEIGHT]", repeated=True)] = None
+    """A reward of your own, `function(text, problem)` → a number, or in TRL's form, with --prompts-file; again for each
+    of several, of which the weighted mean counts."""
     prompts_file: Annotated[Path | None, Option("none")] = None
     """Prompts for --reward: text, one a line (.txt), or a table whose other columns the reward gets: .csv, .tsv, .json,
     .jsonl, .parquet, or a folder that `datasets` has saved."""
@@ -70,6 +71,16 @@ class Asked(Checked):
     """What an answer gets that is empty, repeats itself or is cut off: the least reward, or what its scoring says."""
     reward_env: Annotated[tuple[str, ...], Option("none", "NAME", repeated=True)] = ()
     """An environment variable that the reward is given, such as a key; once for each."""
+
+    def __post_init__(self) -> None:
+        """One reward is written as one, however it was given."""
+        rewards = self.rewards
+        object.__setattr__(self, "reward", rewards[0] if len(rewards) == 1 else rewards or None)
+
+    @property
+    def rewards(self) -> tuple[str, ...]:
+        """Rewards of the user's own."""
+        return (self.reward,) if isinstance(self.reward, str) else tuple(self.reward or ())
 
     def check(self) -> None:
         """Raises `SettingsError` for what no model can be asked."""
@@ -122,5 +133,5 @@ class Asked(Checked):
     @property
     def label(self) -> str:
         """Task, or the name of the reward function, as it may stand in a file's name."""
-        name = self.task or (self.reward or "").partition(":")[2]
+        name = self.task or "-".join(reward.partition("=")[0].partition(":")[2] for reward in self.rewards)
         return re.sub(r"[^\w.-]+", "-", name)

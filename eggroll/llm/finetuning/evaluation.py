@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -38,6 +38,7 @@ class Measured:
         texts: the answers.
         rewards: theirs; None for one that could not be scored, unless the worst reward is known.
         why: why the first of them could not be scored; empty if all could.
+        parts: mean of each of several rewards over the answers that it applies to.
     """
 
     reward: float
@@ -48,6 +49,7 @@ class Measured:
     texts: tuple[str, ...]
     rewards: tuple[float | None, ...]
     why: str = ""
+    parts: Mapping[str, float | None] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
         """All but the answers, as JSON can hold it."""
@@ -58,6 +60,7 @@ class Measured:
             "answer_tokens": round(self.answer_tokens, 3),
             "tokens_per_second": round(self.tokens_per_second, 1),
             "scorer_errors": self.failed,
+            **({"rewards": dict(self.parts)} if self.parts else {}),
         }
 
     def checked(self) -> Measured:
@@ -116,7 +119,12 @@ class Evaluator:
             texts=tuple(texts),
             rewards=tuple(x if math.isfinite(x) else None for x in values.tolist()),
             why=rewards.error,
+            parts={name: _mean(part[np.isfinite(part)]) for name, part in rewards.parts.items()},
         )
+
+
+def _mean(known: np.ndarray) -> float | None:
+    return round(float(known.mean()), 6) if known.size else None
 
 
 def evaluate(

@@ -60,7 +60,11 @@ def asked_as_in_its_run(asked: AskedT) -> AskedT:
     """Where the model is that of a run of the same task or reward, and nothing else is said, it is asked as there."""
     folder = Path(asked.model)
     options = run_options(folder) or (run_options(folder.parent) if folder.name == MODEL else None) or {}
-    if options.get("task") != asked.task or options.get("reward") != asked.reward or not _same_prompts(asked, options):
+    if (
+        options.get("task") != asked.task
+        or as_given(options.get("reward")) != asked.reward
+        or not _same_prompts(asked, options)
+    ):
         return asked
     known = {f.name for f in fields(FinetuneSettings)} | FACTS
     check_known(f"the options of the run in '{folder}'", options, known)
@@ -68,7 +72,12 @@ def asked_as_in_its_run(asked: AskedT) -> AskedT:
     more = {name: options.get(name) for name in AS_THERE if getattr(asked, name) in (None, ())}
     if isinstance(test := more.get("test_prompts_file"), str):
         more["test_prompts_file"] = Path(test)
-    return replace(asked, **{n: tuple(x) if isinstance(x, list) else x for n, x in more.items() if x is not None})
+    return replace(asked, **{n: as_given(x) for n, x in more.items() if x is not None})
+
+
+def as_given(value: Any) -> Any:
+    """A setting as it was before it was JSON."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _same_prompts(asked: Asked, options: Mapping[str, Any]) -> bool:

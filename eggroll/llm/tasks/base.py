@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -68,6 +68,11 @@ class Task(ABC):
     worst: float | None = None
     degenerate: Degenerate = "scored"
     said: tuple[str, ...] = ()
+
+    @property
+    def scored_by(self) -> Callable[..., Any]:
+        """What scorers are given: `reward`, unless it has parts that they are to tell apart."""
+        return self.reward
 
     @abstractmethod
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:

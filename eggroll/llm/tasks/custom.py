@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from eggroll.llm.tasks.base import Degenerate, Listed, Problem, divided, is_degenerate
+from eggroll.llm.tasks.combined import Combined, Named
 from eggroll.llm.tasks.options import check_common
 from eggroll.llm.tasks.problems import read_prompts
 from eggroll.training.errors import RunError
-
-FORM = 'reward="module:function"'
 
 
 class Custom(Listed):
@@ -22,7 +18,7 @@ class Custom(Listed):
 
     def __init__(
         self,
-        reward: str,
+        reward: Named | Sequence[Named],
         train: list[Problem],
         test: list[Problem],
         *,
@@ -36,24 +32,29 @@ class Custom(Listed):
         super().__init__(train, test)
         self.name, self.system, self.max_tokens, self.worst, self.said = name, system, max_tokens, worst, said
         self.degenerate = degenerate
-        self._named, self._reward = reward, function_named(reward)
+        self.scorer = Combined([reward] if isinstance(reward, str) or callable(reward) else reward)
+
+    @property
+    def scored_by(self) -> Combined:
+        """The rewards, which say each what it finds."""
+        return self.scorer
 
     def reward(self, text: str, problem: Problem) -> float:
         """What the user's function says."""
         if self.degenerate == "worst" and self.worst is not None and is_degenerate(text):
             return self.worst
-        return self._reward(text, problem)
+        return self.scorer(text, problem)
 
     def __reduce__(self) -> tuple:
         """Travels to worker processes by the function's name, without the prompts: scorers are given theirs."""
         options = {"name": self.name, "system": self.system, "max_tokens": self.max_tokens, "worst": self.worst}
         options["degenerate"] = self.degenerate
-        return _rebuilt, (self._named, options)
+        return _rebuilt, (self.scorer, options)
 
 
 def custom_task(
     *,
-    reward: str,
+    reward: Named | Sequence[Named],
     prompts: str | Path,
     test_prompts: str | Path | None = None,
     system: str | None = None,
@@ -71,7 +72,8 @@ def custom_task(
     the better.
 
     Args:
-        reward: "module:function"; the module is looked for in the current directory too.
+        reward: "module:function" (the module is looked for in the current directory too), a callable, or a list of
+            these, of which the weighted mean counts: "module:function=weight". See `Combined` for what they may be.
         prompts: a file in UTF-8 with a prompt a line (`.txt`), or a table: `.csv`, `.tsv`, `.json`, `.jsonl` (all of
             these also as `.gz`), `.parquet`, `.arrow`, or a folder that `datasets` has saved. A prompt is a text or a
             list of messages with "role" and "content"; of a table, the other columns are the reward's.
@@ -110,7 +112,7 @@ def custom_task(
         raise RunError(f"the task of {reward!r} cannot be made: {why}") from why
     if degenerate == "worst" and worst is None:
         raise RunError('got degenerate="worst" without worst, the least that the reward can be; give it (--worst).')
-    function_named(reward)
+    scorer = Combined([reward] if isinstance(reward, str) or callable(reward) else reward)
     train, said = read_prompts(Path(prompts), prompt_column)
     told = [said]
     if test_prompts is None:
@@ -133,56 +135,8 @@ def custom_task(
         "degenerate": degenerate,
         "said": tuple(told),
     }
-    return Custom(reward, train, test, name=name or reward.partition(":")[2], **options)
-
-
-def function_named(name: str) -> Callable[[str, Problem], Any]:
-    """The function that "module:function" names.
-
-    Raises:
-        RunError: there is none.
-
-    Example:
-        >>> function_named("math:fsum")([0.5, 0.5])
-        1.0
-    """
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name.isidentifier():
-        raise RunError(f"got the reward {name!r}; {FORM} is required, for example my_rewards:politeness.")
-    try:
-        module = _imported(module_name)
-    except ModuleNotFoundError as why:
-        if why.name is None or not (module_name + ".").startswith(why.name + "."):
-            raise RunError(f"the module {module_name!r} of the reward {name!r} needs {why.name!r}: {why}") from why
-        raise RunError(
-            f"there is no module {module_name!r} for the reward {name!r}, neither in {Path.cwd()} nor where Python "
-            f"looks; {FORM} names a file {module_name.replace('.', '/')}.py there, without its ending."
-        ) from None
-    except KeyboardInterrupt:  # Ctrl-C while a large module is imported
-        raise
-    except BaseException as why:  # whatever a module's own code raises, SystemExit of a script among it
-        said = f"{type(why).__name__}: {why}".rstrip(": ")
-        exits = "; a module must not end the process that imports it" if isinstance(why, SystemExit) else ""
-        raise RunError(f"importing {module_name!r} for the reward {name!r} failed: {said}{exits}.") from why
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        got = "no such name" if not hasattr(module, function_name) else f"a {type(function).__name__}, not a function"
-        raise RunError(f"got the reward {name!r}, and {function_name!r} in {module.__file__ or module_name} is {got}.")
-    return function
-
-
-def _imported(name: str) -> Any:
-    """A module, looked for in the current directory first; for all other modules that comes last from now on."""
-    here = str(Path.cwd())
-    importlib.invalidate_caches()  # the file may be new
-    sys.path.insert(0, here)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # what a module prints is no part of a command's output
-            return importlib.import_module(name)
-    finally:
-        sys.path.remove(here)
-        if here not in sys.path:
-            sys.path.append(here)  # what the function imports when it is called
+    scorer.check(list(dict.fromkeys(column for problem in train for column in problem.data if column != "prompt")))
+    return Custom(scorer.given, train, test, name=name or "-".join(scorer.names), **options)
 
 
 def _disjoint(train: list[Problem], test: list[Problem], prompts: Any, test_prompts: Any) -> None:
@@ -202,5 +156,5 @@ def _check_system(system: str | None, problems: list[Problem], prompts: Any) -> 
         )
 
 
-def _rebuilt(reward: str, options: dict[str, Any]) -> Custom:
-    return Custom(reward, [], [], **options)
+def _rebuilt(scorer: Combined, options: dict[str, Any]) -> Custom:
+    return Custom(scorer.given, [], [], **options)
