@@ -56,13 +56,13 @@ def task_of(asked: Asked, tell: Callable[[str], None] = lambda line: None) -> Ta
     options |= {name: x for name in ("system", "max_tokens", "degenerate") if (x := getattr(asked, name)) is not None}
     if asked.task is not None:
         return task_named(asked.task, **options)
-    assert asked.rewards and asked.prompts_file is not None
+    assert asked.reward is not None and asked.prompts_file is not None
     unknown = sorted(set(options) - {"system", "max_tokens", "degenerate"})
     if unknown:
         raise SettingsError(f"a reward of your own has no option {unknown[0]!r}; it has system and max_tokens.")
     files: dict[str, Any] = {"prompts": asked.prompts_file, "test_prompts": asked.test_prompts_file}
     files["prompt_column"] = asked.prompt_column
-    task = custom_task(reward=asked.rewards, worst=asked.worst, **files, **options)
+    task = custom_task(reward=asked.reward, worst=asked.worst, **files, **options)
     for line in task.said:
         tell(line)
     return task
