@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -25,6 +26,7 @@ COMPILING = {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     "JAX_ENABLE_COMPILATION_CACHE": "true",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",  # of what is compiled, nobody reads where it was written
 }
 for name, value in COMPILING.items():
     os.environ.setdefault(name, value)
@@ -42,10 +44,24 @@ os.environ.setdefault("NPROC", "8")
 USUAL = os.environ["JAX_COMPILATION_CACHE_DIR"]
 
 import jax  # noqa: E402  reads the variables above
+from jax._src.interpreters import mlir  # noqa: E402
 from jax.experimental.compilation_cache.compilation_cache import reset_cache  # noqa: E402
 
 # A library that mixes dtypes implicitly fails here, not in a user's bfloat16 model.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+if not hasattr(mlir, "_thread_local_context"):
+    # To make MLIR's context takes as long as to lower a small program: JAX 0.12 lowers ten in one, an older JAX here.
+    make_ir_context, kept = mlir.make_ir_context, threading.local()
+
+    def reused_context() -> object:
+        number = getattr(kept, "number", 0)
+        if number % 10 == 0:
+            kept.context = make_ir_context()
+        kept.number = number + 1
+        return kept.context
+
+    mlir.make_ir_context = reused_context
 
 # Where tests run in the background of a shell, Ctrl-C is ignored, which processes hand on to those that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
