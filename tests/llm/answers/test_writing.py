@@ -74,6 +74,7 @@ def test_the_noise_that_is_read_with_is_that_of_writing() -> None:
     }
 
 
+@pytest.mark.slow  # of a small network, `tests/strategy/test_written.py` compares chunks with a truth of their own
 def test_answers_and_update_do_not_depend_on_the_chunk() -> None:
     graphdef, params = truth.model()
     fun, prompts = generator(graphdef, truth.ENDING), in_groups(truth.prompts(), GROUPS)
