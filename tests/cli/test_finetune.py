@@ -142,6 +142,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, tmp_path: Path)
     write_inputs(tmp_path)
     place: dict[str, Any] = {"cwd": tmp_path, "timeout": 900}
     command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--method", method, "--temperature", "0.7")
+    command += ("--generations", "3")
     whole = spawn(*command, "--out", "whole", **place)
     assert (whole.returncode, whole.stderr) == (0, ""), whole.stderr
     ends = []
