@@ -42,7 +42,8 @@ def _libraries() -> tuple[str, ...]:
 def is_library(file: str) -> bool:
     """Whether a file of Python is no code of the user's."""
     inside = any(file.startswith(folder) for folder in _libraries())
-    return inside or file.startswith("<frozen") or "site-packages" in file or "dist-packages" in file
+    compiled = file.startswith("<frozen") or file.endswith((".pyx", ".pxd"))  # Cython's have no folder
+    return inside or compiled or "site-packages" in file or "dist-packages" in file
 
 
 def code_of(fun: Any) -> types.CodeType | None:
@@ -145,4 +146,8 @@ def _advice(error: Exception) -> str:
         jax.errors.TracerIntegerConversionError,
         jax.errors.NonConcreteBooleanIndexError,
     )
-    return ON_THE_HOST if isinstance(error, needs_values) or "Tracer" in str(error) else WHILE_TRACED
+    return ON_THE_HOST if isinstance(error, needs_values) or _of_a_tracer(str(error)) else WHILE_TRACED
+
+
+def _of_a_tracer(text: str) -> bool:
+    return "Tracer" in text or "not available on traced array" in text

@@ -18,7 +18,7 @@ from jax import lax
 
 from eggroll.ops import remembered
 from eggroll.ops.cases import NOISE, Case, checked
-from eggroll.ops.registry import chosen, current_platform
+from eggroll.ops.registry import check_taken, chosen, current_platform
 from eggroll.ops.seeded import Seeded
 from eggroll.ops.truth import Shape
 
@@ -80,7 +80,7 @@ def trusted(operation: str, name: str, function: Callable[..., Any], *args: Any,
         return False
     key = operation, name, function, case, device.device_kind
     if key not in _FOUND:
-        _check_taken(function, args, options)
+        check_taken(function, *args, **options)
         with _ONE_AT_A_TIME:
             if key not in _FOUND:
                 _FOUND[key] = verdict = _recalled(key, device) or tried(key, device)
@@ -141,16 +141,6 @@ def _mixed(operation: str, args: tuple[Any, ...]) -> bool:
     exact = isinstance(left, Seeded) and left.distribution == "rademacher"
     each = (left, right, first) if operation == "lowrank_dot" else (left, right)  # of a sum weights are first
     return not exact and len({jnp.dtype(x.dtype) for x in each}) > 1
-
-
-def _check_taken(function: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    """Raises NotImplementedError where the kernel does; about any other error its check decides."""
-    try:
-        jax.eval_shape(lambda *args: function(*args, **options), *args)
-    except NotImplementedError:
-        raise
-    except Exception:
-        return
 
 
 def _outcome(key: Key) -> tuple[str, str, bool]:

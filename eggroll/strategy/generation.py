@@ -19,7 +19,7 @@ from eggroll.engine.factored import Program, partition
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
 from eggroll.strategy.evaluate.chunking import Arrangement, Need, arrange, keep_words, may_copy, member_need, remembered
 from eggroll.strategy.evaluate.compiled import Plans
-from eggroll.strategy.evaluate.loops import Evaluation, undifferentiated
+from eggroll.strategy.evaluate.loops import Evaluation
 from eggroll.strategy.evaluate.planning import at_sites, check_covered
 from eggroll.strategy.evaluate.tracing import Rows, make_rows
 from eggroll.strategy.members import Draw, Evaluated
@@ -28,6 +28,7 @@ from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.state import Placement, State, make_placement
 from eggroll.strategy.update.activations import Ran, sum_activations
+from eggroll.strategy.update.fitness import undifferentiated
 from eggroll.strategy.update.low_rank import descent, sum_noise, sum_on_mesh
 from eggroll.strategy.update.move import moved_if
 from eggroll.strategy.update.written import Writes, reading, sum_written

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from eggroll.engine.annotations import Chunk, Function, PyTree
+from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.engine.factored import Program
 from eggroll.engine.interpreter import Fallback
@@ -38,7 +38,7 @@ class CommonOptions(TypedDict, total=False):
     """Options of all functions here."""
 
     population: Required[int]
-    sigma: Required[float]
+    sigma: Required[Scalar]
     rank: int
     antithetic: bool
     distribution: str
@@ -108,7 +108,7 @@ def value_and_grad(
     *,
     argnums: int | Sequence[int] = 0,
     population: int,
-    sigma: float,
+    sigma: Scalar,
     rank: int = 1,
     has_aux: bool = False,
     antithetic: bool = True,
@@ -137,7 +137,8 @@ def value_and_grad(
             A function made anew is compiled anew only where something that it refers to, or a shape, is another.
         argnums: which positional argument is the parameters, or several, as in `jax.value_and_grad`. Default 0.
         population: number of members `N`, even with `antithetic`.
-        sigma: noise scale `σ` > 0, in the units of the weights.
+        sigma: noise scale `σ` > 0, in the units of the weights. A number is compiled in; let one that changes be an
+            array, `jnp.asarray(x)`.
         rank: columns of each factor, at least 1. A layer that is smaller gets dense noise.
         has_aux: whether `loss_fn` returns auxiliary output; it is averaged over members, as in `ES.step`.
         antithetic: members `2i` and `2i + 1` share noise with opposite signs.
@@ -190,10 +191,10 @@ def value_and_grad(
     who = population, antithetic, distribution, groups, chunk, mesh, fallback, sharding
     members = Population(*who, noise=noise, credit=credit, discount=discount)
     if callable(sigma):
-        raise TypeError("got a schedule as sigma; value_and_grad takes a number: make it anew for each, or use ES.")
+        raise TypeError("got a schedule as sigma; value_and_grad takes a number, jnp.asarray(x) for each; or use ES.")
     check_sigma(sigma)
     validate_shaping(shaping)
-    sigma = sigma if is_traced(sigma) else float(sigma)
+    sigma = sigma if isinstance(sigma, jax.Array) else float(sigma)  # an array is an argument of what is compiled
     estimator = _Estimator(members, check_rank(rank), as_rules(rules), shaping, has_aux)
     numbers, own = check_argnums(argnums), CompiledCache()
 
@@ -210,8 +211,9 @@ def value_and_grad(
 
         setattr(loss, "__wrapped__", loss_fn)  # noqa: B010  whose name and line messages have
         rows = make_rows(others, in_axes, members.size, members.groups).after(kwargs)
-        cache, group = _cache_for(own, estimator, None if is_traced(sigma) else sigma, numbers)
-        program = cache.program(loss, params, rows, group, loss_fn)
+        cache, group = _cache_for(own, estimator, numbers)
+        fixed = None if isinstance(sigma, jax.Array) else sigma
+        program = cache.program(loss, params, rows, group, loss_fn, (("sigma", fixed),))
         check_scalar(program.out_shape, has_aux, "loss", rows=members.noise == "activations")
         rows = rows.arrays_alone()
         run = estimator.of(program, rows.axes)

@@ -22,7 +22,7 @@ from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.errors import RunError, check_known
 from eggroll.training.folder.arrays import by_path, read_arrays, save_arrays
-from eggroll.training.folder.described import describe
+from eggroll.training.folder.described import describe, held
 from eggroll.training.folder.disk import check_own, not_writable
 from eggroll.training.folder.files import FolderLock, write_text
 from eggroll.training.folder.integrity import begin_manifest, check_run
@@ -235,7 +235,7 @@ def check_processes(es: Strategy, begun: Place, settings: Mapping[str, object]) 
 
     Args:
         es: the strategy.
-        begun: where each process begins: its arrays' shapes and its key.
+        begun: where each process begins: its arrays and its key.
         settings: what else is to be the same, as JSON by name.
 
     Raises:
@@ -257,6 +257,7 @@ def check_processes(es: Strategy, begun: Place, settings: Mapping[str, object]) 
         "generation": begun.generation,
         "key": np.asarray(jax.random.key_data(state.key)).tolist(),
         "arrays": {jax.tree_util.keystr(path): outline(leaf) for path, leaf in leaves},
+        "begun": held(leaves),
         "versions": {k: value for k, value in versions().items() if k != "platform"},  # hosts may run other kernels
     }
     processes.same(as_json(decides), "settings or versions")

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import jax
 
 from eggroll.engine.annotations import Function, PyTree
+from eggroll.engine.checks import check_callback
 from eggroll.strategy.evaluate.averages import check_carried
 from eggroll.strategy.evaluate.tracing import InAxes
 from eggroll.strategy.protocol import Metrics, Strategy
@@ -82,6 +83,7 @@ def as_source(data: Data, epochs: int | None = 1) -> Source:
             f"got epochs={epochs} with {'no data' if data is None else 'data that are a function'}, which have no end; "
             "leave epochs out, or give an iterable of batches."
         )
+    check_callback("data", data, "generation")
     return _ByGeneration(data or (lambda generation: ()))
 
 

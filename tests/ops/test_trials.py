@@ -202,6 +202,16 @@ def test_a_wrong_product_has_no_kernel(plug):
     assert lowrank_dot(jnp.ones(20), jnp.ones((20, 33)), *(_one(f) for f in (20, 33))).shape == (33,)
 
 
+def raising(x, w, left, right, **options):
+    raise RuntimeError("of another version of Pallas")
+
+
+def test_a_kernel_that_raises_while_it_is_traced_is_refused(plug):
+    plug(raising, "lowrank_dot")
+    with pytest.warns(RuntimeWarning, match="plugged .* fails: .*RuntimeError: of another version of Pallas"):
+        assert kernel_for(20, 33, 2, "rademacher", "float32") is None
+
+
 def _one(size):
     factor = seeded(1, 1, size, 2)
     return replace(factor, key=factor.key[0])

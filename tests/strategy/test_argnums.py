@@ -80,7 +80,17 @@ def of_member(p):
     return es.ask(es.init(p, KEY)).apply(jnp.sum).sum()
 
 
-@pytest.mark.parametrize("fun", [of_value, of_gradient, of_argument, of_member])
+def of_captured(x):
+    return eggroll.value_and_grad(lambda p: jnp.sum(p * x), population=2, sigma=0.1)(jnp.ones(2), key=KEY)[0]
+
+
+def of_scores(x):
+    es = eggroll.ES(population=2, sigma=0.1)
+    state = es.init(jnp.ones(2), KEY)
+    return es.tell(state, es.ask(state), x)[0].params.sum()
+
+
+@pytest.mark.parametrize("fun", [of_value, of_gradient, of_argument, of_member, of_captured, of_scores])
 def test_a_derivative_of_an_estimate_is_refused(fun):
     for derivative in (jax.grad(fun), lambda p: jax.jvp(fun, (p,), (p,))):
         with pytest.raises(NotImplementedError, match=r"got a derivative.*jax.grad\(loss_fn\)\(params, \*args\)"):

@@ -39,6 +39,7 @@ CASES = [
     (lambda p: float(jnp.sum(p["w"])), jax.errors.ConcretizationTypeError, HOST),
     (lambda p: np.sum(np.asarray(p["w"])), jax.errors.TracerArrayConversionError, HOST),
     (lambda p: len(f"{jnp.sum(p['w']):.2f}"), TypeError, HOST),
+    pytest.param(lambda p: np.random.default_rng(jnp.argmax(p["w"])).random(), TypeError, HOST, id="Cython"),
     (lambda p: [1.0, 2.0][jnp.argmax(p["w"])], jax.errors.TracerIntegerConversionError, HOST),
     (truth, jax.errors.TracerBoolConversionError, HOST),
     (lambda p: jnp.ones((4, 4)) @ p["w"], TypeError, "contracting dimensions"),

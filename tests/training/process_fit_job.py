@@ -47,6 +47,8 @@ def main(spec: dict[str, Any]) -> None:
         options["data"] = iter(list(itertools.islice(batches(), spec["batches"])))
     if "ends" in spec:
         options["data"] = itertools.islice(batches(), spec["ends"])  # of which nobody knows it
+    if "mean" in spec:
+        options["carry"] = {"mean": np.float32(spec["mean"])}
     if "every" in spec:
         options["saving"] = Saving(every=spec["every"])
     result = run(Path(spec["run"]), spec.get("generations", LAST), es=es, resume=True, show=show, **options)

@@ -180,3 +180,8 @@ def test_data_of_another_kind_are_refused() -> None:
 def test_what_is_no_data_is_named() -> None:
     with pytest.raises(RunError, match="got data of type int"):
         as_source(3)
+
+
+def test_a_function_that_takes_no_generation_is_named() -> None:
+    with pytest.raises(TypeError, match=rf"got data={__file__}:.*which takes \(\); data\(generation\) is called"):
+        as_source(lambda: iter([1, 2]))

@@ -91,7 +91,13 @@ class CompiledCache:
         return compiled(arrays)
 
     def program(
-        self, fun: Function, params: PyTree, rows: Rows, group: Hashable = None, own: Function | None = None
+        self,
+        fun: Function,
+        params: PyTree,
+        rows: Rows,
+        group: Hashable = None,
+        own: Function | None = None,
+        options: tuple[tuple[str, float | None], ...] = (),
     ) -> Program:
         """`fun(params, *args)` as one member sees it, traced: the same object for all functions that are the same.
 
@@ -104,11 +110,12 @@ class CompiledCache:
             rows: the other arguments.
             group: what else decides what is compiled, by the user's choice; a warning compares within one.
             own: the user's function, where `fun` calls it with keywords before its other arguments. Default: `fun`.
+            options: by name, numbers beside the group that what is compiled is fixed to.
         """
         arrays, merge, structure = partition((params, rows.abstract()))
         plain = jax.tree.leaves(merge([None] * len(arrays)))
         shapes = tuple((a.shape, a.dtype, a.weak_type) for a in map(abstract, arrays))
-        where = structure, shapes, jax_compat.trace_context(), group
+        where = structure, shapes, jax_compat.trace_context(), group, options
         found = described(fun, plain, structure)
         if found is not None:
             kept = self._described.used((found, where))
@@ -119,19 +126,26 @@ class CompiledCache:
             what = program_key(program.jaxpr, program.consts)
         except NotDescribed:
             if not is_traced(list(program.consts)):
-                self._note(fun, own, params, rows, group, program)
+                self._note(fun, own, params, rows, group, options, program)
             return program
         key = what, program.out_tree, where
         known = self._programs.used(key)
         if known is None or not known[1].holds():
             known = self._programs.keep(key, (program, what))
-            self._note(fun, own, params, rows, group, program)
+            self._note(fun, own, params, rows, group, options, program)
         if found is not None:
             self._described.keep((found, where), known)
         return known[0]
 
     def _note(
-        self, fun: Function, own: Function | None, params: PyTree, rows: Rows, group: Hashable, program: Program
+        self,
+        fun: Function,
+        own: Function | None,
+        params: PyTree,
+        rows: Rows,
+        group: Hashable,
+        options: tuple[tuple[str, float | None], ...],
+        program: Program,
     ) -> None:
         """Counts one more compilation of the function's code, and tells of the third what was other than before."""
         named, fun = own is not None, inspect.unwrap(fun if own is None else own)
@@ -140,7 +154,7 @@ class CompiledCache:
         if code is None or is_traced(arrays):  # what is traced around is what is compiled
             return
         count, before, holding = self._told.used(of) or (0, {}, ())
-        now = _parts(fun, rows, named)
+        now = _parts(fun, rows, named) | {f"the option `{name}`": (described(x), _shown(x)) for name, x in options}
         if program.consts:
             holding = (*holding, (weakref.ref(program), sum(getattr(x, "nbytes", 0) for x in program.consts)))
             while sum(size for _, size in holding) > HELD and len(holding) > 1:
@@ -240,7 +254,8 @@ def _again(own: Function, before: dict[str, Part], now: dict[str, Part]) -> str:
     return (
         f"{place_of(own)} is compiled for the third time, since this changed: {what}. Shapes of arrays, and what is no "
         "array among the arguments, are fixed when a function is compiled. Pass what changes as an array among the "
-        "arguments, in few shapes: fun(params, jnp.asarray(x)) instead of a captured x or a Python number."
+        "arguments, in few shapes: fun(params, jnp.asarray(x)) instead of a captured x or a Python number; as an "
+        "option, sigma=jnp.asarray(x)."
     )
 
 

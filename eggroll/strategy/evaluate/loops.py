@@ -23,21 +23,6 @@ from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.state import Placement
 
 
-@jax.custom_jvp
-def undifferentiated(arrays: list[Any]) -> list[Any]:
-    """The arrays; whoever takes a derivative by them is refused."""
-    return arrays
-
-
-@undifferentiated.defjvp
-def _refused(primals: Any, tangents: Any) -> Any:
-    raise NotImplementedError(
-        "got a derivative (jax.grad, jax.jvp, jax.linearize) of what members of a population return: evolution "
-        "strategies take none, and it would not be that of the function. Differentiate the function itself, "
-        "jax.grad(loss_fn)(params, *args), or use the gradient that eggroll.value_and_grad returns."
-    )
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """Evaluates one program on all members; see `Generation.evaluate`."""

@@ -271,7 +271,8 @@ def check_something_moves(plans: Sequence[LeafPlan]) -> None:
         raise ValueError('every parameter is "frozen" by a rule: nothing is left to perturb. Loosen a pattern.')
     raise ValueError(
         f"the function does not use its parameters ({', '.join(p.path for p in plans[:5])}): its value would be the "
-        "same for every member. Check that it reads its first argument."
+        "same for every member. Check that it reads its first argument; a reward that Python computes, of text say, is "
+        "for es.tell after members.apply, or eggroll.training.Scored."
     )
 
 

@@ -20,6 +20,21 @@ from eggroll.engine.checks import is_traced
 from eggroll.engine.lowrank import accumulator_dtype
 
 
+@jax.custom_jvp
+def undifferentiated(arrays: list[Any]) -> list[Any]:
+    """The arrays; whoever takes a derivative through them is refused."""
+    return arrays
+
+
+@undifferentiated.defjvp
+def _refused(primals: Any, tangents: Any) -> Any:
+    raise NotImplementedError(
+        "got a derivative (jax.grad, jax.jvp, jax.linearize) of what members of a population return: evolution "
+        "strategies take none, and it would not be that of the function. Differentiate the function itself, "
+        "jax.grad(loss_fn)(params, *args), or use the gradient that eggroll.value_and_grad returns."
+    )
+
+
 class Summary(NamedTuple):
     """What one pass over the valid numbers tells.
 
@@ -94,6 +109,7 @@ def spreads(fitness: jax.Array, valid: jax.Array) -> tuple[Spread, Spread]:
         fitness: `[N]`.
         valid: `[N]` bool, members that count: finite, and with pairs the other one, too.
     """
+    (fitness,) = undifferentiated([fitness])  # whatever it comes from: arguments, what a function captures, the host
     masks = jnp.stack([jnp.isfinite(fitness), valid])
     both = spread(jnp.where(masks, fitness, 0), masks)
     finite, counted = (jax.tree.map(lambda x, i=i: x[i], both) for i in range(2))

@@ -9,7 +9,7 @@ of parameters that are larger than `LARGE` together, which are cut to try them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -182,6 +182,26 @@ def _summary(array: Any) -> str:
     """A weighted mean, in which order and signs are seen, and the root of the mean square."""
     x = np.asarray(array).astype(np.float64).reshape(-1)
     return f"{(x * (0.5 + _even(x.size, 1))).sum() / max(x.size, 1):.7g} {_norm(x):.7g}"
+
+
+def held(leaves: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
+    """What arrays hold, by path, to be compared up to rounding: of those that this process has whole.
+
+    Example:
+        >>> held(jax.tree_util.tree_leaves_with_path({"w": np.zeros(3)}))
+        {'function': 'arrays', 'values': {'w': '0 0'}}
+    """
+    found = {}
+    for path, leaf in leaves:
+        if isinstance(leaf, jax.Array) and leaf.is_fully_replicated:
+            leaf = leaf.addressable_data(0)
+        elif isinstance(leaf, jax.Array):
+            continue
+        if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.number):
+            flat = np.asarray(leaf).reshape(-1)
+            flat = flat.view(flat.real.dtype) if np.iscomplexobj(flat) else flat
+            found[path_name(path)] = _summary(flat[:: max(1, flat.size // LARGE)])
+    return {FUNCTION: "arrays", VALUES: found}
 
 
 def _norm(array: Any) -> float:

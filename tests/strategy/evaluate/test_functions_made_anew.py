@@ -69,6 +69,10 @@ class Model:
         return self(p)
 
 
+def gradient(fun, sigma):
+    return eggroll.value_and_grad(fun, population=2, sigma=sigma)(TINY, key=KEY)
+
+
 def inline_gradient(i):
     f = eggroll.value_and_grad(lambda p, x, y: loss(p, x, y), population=4, sigma=0.1)
     return lambda: f(params(), X, Y, key=jax.random.fold_in(KEY, i))
@@ -91,8 +95,20 @@ def of_an_object_that_changes_elsewhere(i, model=Model()):  # noqa: B008
     return lambda: mean(model.fitness)
 
 
+def sigma_as_an_array(i):
+    return lambda: gradient(lambda p: jnp.sum(p["w"]) * 2, jnp.asarray(0.1 + i))
+
+
 @pytest.mark.parametrize(
-    "call", [inline_gradient, inline_step, inline_capture, fresh_partial, of_an_object_that_changes_elsewhere]
+    "call",
+    [
+        inline_gradient,
+        inline_step,
+        inline_capture,
+        fresh_partial,
+        of_an_object_that_changes_elsewhere,
+        sigma_as_an_array,
+    ],
 )
 def test_the_same_function_made_anew_is_compiled_once(call):
     assert compilations([call(i) for i in range(4)]) == 0
@@ -159,10 +175,11 @@ def test_precision_of_the_call_around_is_part_of_the_function():
     assert es.cache.program(fun, state.params, Rows((), (), 2)) is program
 
 
-@pytest.mark.first(3)
+@pytest.mark.first(4)
 @pytest.mark.parametrize(
     ("call", "what"),
     [
+        (lambda i: gradient(lambda p: jnp.sum(p["w"]), 0.5 + i), r"the option `sigma` \(1.5 -> 2.5\)"),
         (lambda i: mean(lambda p, c: none(p) + c, 10.0 + i), r"argument 1 \(11.0 -> 12.0\)"),
         (lambda i: (lambda n: mean(lambda p: none(p) + n))(30 + i), r"the captured `n` \(31 -> 32\)"),
         (lambda i: mean(lambda p, x: none(p) + x.sum(), jnp.ones(i + 7)), r"float32\[8\] -> float32\[9\]"),

@@ -183,6 +183,7 @@ def test_other_errors_stay_what_they_are(monkeypatch, error):
 @pytest.mark.parametrize("by_jax", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_settings_that_differ_are_named_in_every_process(by_jax, tmp_path):
     own = {"generations": 6, "evaluate_every": 5, "every": 2, "strategy": {"population": 16, "chunk": 2}, "batches": 3}
+    own["mean"] = 1.0
     for end in launch(tmp_path, 2, job=FIT, run=str(tmp_path / "run"), by_jax=by_jax, own={"1": own}):
         assert (end.status, end.log) == (1, None)
         assert "in which process 1 of 2 differ from process 0: " in end.stderr
@@ -195,6 +196,7 @@ def test_settings_that_differ_are_named_in_every_process(by_jax, tmp_path):
             'strategy.chunk: "auto" → 2',
         ):
             assert f"{said} (process 0 → process 1)" in end.stderr
+        assert "begun.values.carry/mean: 0 0 → 1." in end.stderr, "arrays that differ where a run begins"
     assert not (tmp_path / "run").exists()
 
 
