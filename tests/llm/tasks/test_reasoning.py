@@ -36,10 +36,10 @@ def test_the_verifier_scores_what_stands_in_the_last_answer_block():
 
 
 def test_silence_wins_nothing():
-    """13 of the datasets give an empty answer .01 to .1; a right answer may repeat itself."""
-    task, papers = (task_named("reasoning_gym:cryptarithm", degenerate=what) for what in ("worst", "scored"))
+    """A dozen datasets give an empty answer .01 to .1; a right answer may repeat itself."""
+    task, papers = (task_named("reasoning_gym:power_function", degenerate=what) for what in ("worst", "scored"))
     problem = task.problems("train", 1, seed=0)[0]
-    assert papers.reward("<answer></answer>", problem) == 0.1 and task.reward("<answer> </answer>", problem) == 0
+    assert papers.reward("<answer></answer>", problem) == 0.01 and task.reward("<answer> </answer>", problem) == 0
     assert task.reward("<answer>no</answer>" * 9, problem) == 0 < papers.reward("<answer>no</answer>" * 9, problem)
     assert pickle.loads(pickle.dumps(papers)).degenerate == "scored"
     grid = task_named("reasoning_gym:game_of_life", tags=False)
