@@ -272,7 +272,7 @@ def _rope(given: Mapping[str, Any], model: str) -> Rope:
         lost = {name: given[name] for name in ("type", "factor") if given.get(name) not in (None, "default", 1)}
         if lost:  # an older spelling that transformers does not read for this model, or no type
             raise RunError(
-                f"got {lost} in a description of rotary positions whose rope_type is 'default', which reads none of it; "
+                f"got {lost} in a description of rotary positions whose rope_type is 'default', which reads none; "
                 "name what is meant as rope_type (linear, llama3), or take it out."
             )
         return Rope(theta)
