@@ -16,7 +16,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
@@ -57,6 +57,7 @@ class Options(Common):
         task: name of a task.
         system: system message; default: none at all, which halves the prompts of SmolLM2.
         max_tokens: of an answer.
+        degenerate: what an answer gets that says nothing; default: what its scoring says, as in the paper.
         tokens: generated in training, stop tokens included, after which a run ends.
         seeds: runs of each method.
         first_seed: of the first run.
@@ -72,6 +73,7 @@ class Options(Common):
     task: str = "conciseness"
     system: str = ""
     max_tokens: int = 24
+    degenerate: Literal["worst", "scored"] = "scored"
     tokens: int = 40_000
     seeds: int = 3
     first_seed: int = 0
@@ -86,7 +88,7 @@ class Options(Common):
         """Small enough to see in seconds that the script works."""
         small = {"population": 4, "prompts": 2}
         tuned = {name: replace(getattr(self, name), **small) for name in ("eggroll", "full_rank", "activations")}
-        return replace(self, task="conciseness", max_tokens=4, tokens=60, seeds=2, **tuned)
+        return replace(self, task="conciseness", max_tokens=4, tokens=60, seeds=1, **tuned)
 
     def tuned(self, method: str) -> Tuned:
         """Settings of a method."""
@@ -142,7 +144,7 @@ def arguments(options: Options, method: str, seed: int, folder: pathlib.Path) ->
     given: dict[str, Any] = {"model": options.model, "task": options.task, "system": options.system} | kind
     given |= {"max-tokens": options.max_tokens, "token-budget": options.tokens, "generations": options.tokens}
     given |= {name: getattr(tuned, name) for name in ("population", "sigma", "learning_rate", "prompts", "eval_every")}
-    given |= {"seed": seed, "out": folder}
+    given |= {"degenerate": options.degenerate, "seed": seed, "out": folder}
     return [text for name, value in given.items() for text in (f"--{name.replace('_', '-')}", str(value))]
 
 
@@ -162,8 +164,8 @@ def from_run(folder: pathlib.Path, method: str, seed: int) -> Curve:
 def from_grpo(file: pathlib.Path, options: Options) -> list[Curve]:
     """The curves of a result of bench.grpo, which has to be of the same model, task and answers."""
     found = json.loads(file.read_text())
-    for name in ("model", "task", "system", "max_tokens"):
-        theirs, ours = found["settings"][name], getattr(options, name)
+    for name in ("model", "task", "system", "max_tokens", "degenerate"):
+        theirs, ours = found["settings"].get(name, "scored"), getattr(options, name)
         if theirs != ours:
             raise SystemExit(f"got {name}={theirs!r} in {file} and {ours!r} here; they have to be the same.")
     names = "tokens", "seconds", "held_out", "held_out_error"

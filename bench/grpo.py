@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import count
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -28,11 +28,11 @@ from bench.tools.options import Common
 from bench.tools.report import Report
 from bench.tools.tiny_language import tiny_language
 from eggroll.llm.answers.decoding import generator, split
-from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model
+from eggroll.llm.finetuning.answering import decoding_of, marker_of, open_model
+from eggroll.llm.finetuning.asked import Asked
 from eggroll.llm.finetuning.evaluation import Evaluator
 from eggroll.llm.finetuning.job import HELD_OUT
 from eggroll.llm.finetuning.questions import Questions, chosen, questions, task_of
-from eggroll.llm.finetuning.settings import Asked
 from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import Task
@@ -48,6 +48,7 @@ class Options(Common):
         task_options: of the task, each `name=value`, as in `eggroll finetune`.
         system: system message; default: the task's.
         max_tokens: of an answer; default: the task's.
+        degenerate: what an answer gets that says nothing; default: what its scoring says, as in the paper.
         tokens: generated in training, stop tokens included, after which a run ends.
         prompts: in a round.
         answers: drawn for each prompt.
@@ -71,6 +72,7 @@ class Options(Common):
     task_options: tuple[str, ...] = ()
     system: str | None = None
     max_tokens: int | None = None
+    degenerate: Literal["worst", "scored"] = "scored"
     tokens: int = 200_000
     prompts: int = 8
     answers: int = 8
@@ -96,7 +98,7 @@ class Options(Common):
     @property
     def asked(self) -> Asked:
         """What `eggroll finetune` calls it."""
-        names = "model", "task", "task_options", "system", "max_tokens", "workers"
+        names = "model", "task", "task_options", "system", "max_tokens", "degenerate", "workers"
         return Asked(**{name: getattr(self, name) for name in names}, dtype="float32")
 
     @property
@@ -127,7 +129,7 @@ def run(language: LanguageModel, options: Options, seed: int, say: Callable[[str
     grpo = Grpo(graphdef, params, generator(graphdef, replace(greedy, temperature=1.0)), options.recipe)
     points, found = [], {}
     with Scorers(task.reward, workers=options.workers, worst=task.worst) as scorers:
-        marker = Marker(language.tokenizer, language.stop, scorers, language.stop_strings)
+        marker = marker_of(options.asked, task, language, scorers)
         evaluator = Evaluator(generator(graphdef, greedy), test, marker)
         start, spent = time.perf_counter(), 0.0
         for n in count():
@@ -148,7 +150,7 @@ def run(language: LanguageModel, options: Options, seed: int, say: Callable[[str
             asked = train.take(chosen(len(train), options.prompts, n, seed))
             problems = [problem for problem in asked.problems for _ in range(options.answers)]
             key = jax.random.fold_in(jax.random.key(seed), n)
-            found = grpo.step(*asked.prompts, lambda a, p=problems: marker.rewards(marker.texts(a), p).values, key)
+            found = grpo.step(*asked.prompts, lambda a, p=problems: marker.rewards(a, p).values, key)
     return {"seed": seed, "points": points}
 
 

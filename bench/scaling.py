@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Literal
 
 import jax
@@ -69,11 +70,11 @@ def main(argv: list[str] | None = None) -> None:
         return
     devices = options.devices[:2] if options.quick else options.devices
     population, members = (64, 32) if options.quick else (options.population, options.members)
-    rows = []
+    rows, measured = [], cache(partial(fresh_point, options))  # weak and strong scaling can meet in a point
     for update in UPDATES:
         sizes = {"strong": lambda n: population, "weak": lambda n: members * n}
         for scaling, size in sizes.items():
-            points = [fresh_point(options, update, n, size(n)) for n in devices]
+            points = [measured(update, n, size(n)) for n in devices]
             rows += [row(scaling, update, point, points[0]) for point in points]
     Report("scaling", options, rows, notes=NOTES, summary=summary(rows)).finish(quick=options.quick, out=options.out)
 

@@ -20,6 +20,7 @@ PACKAGES = {
     "jinja2": ("jinja2", "llm"),
     "matplotlib": ("matplotlib", "train"),
     "orbax": ("orbax-checkpoint", "train"),
+    "pyarrow": ("pyarrow", "data"),
     "reasoning_gym": ("reasoning-gym", "reasoning"),
     "safetensors": ("safetensors", "llm"),
     "sklearn": ("scikit-learn", "train"),

@@ -6,6 +6,8 @@ import gc
 import os
 import signal
 import sys
+import tempfile
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -24,18 +26,42 @@ COMPILING = {
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
     "JAX_ENABLE_COMPILATION_CACHE": "true",
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
+    "JAX_TRACEBACK_IN_LOCATIONS_LIMIT": "0",  # of what is compiled, nobody reads where it was written
 }
 for name, value in COMPILING.items():
     os.environ.setdefault(name, value)
 
+# A process that is killed can leave half an entry, for ever: those of `killing` tests share a cache of this run's own,
+# which its first process makes and removes.
+OF_THIS_RUN = "EGGROLL_TEST_CACHE_OF_THIS_RUN"
+if OF_THIS_RUN not in os.environ:
+    SCRATCH = tempfile.TemporaryDirectory(prefix="eggroll-tests-", ignore_cleanup_errors=True)
+    os.environ[OF_THIS_RUN] = SCRATCH.name
+
 # The interpreter of GPU kernels blocks a thread of XLA's pool for each warpgroup that waits: two cores give it two.
 os.environ.setdefault("NPROC", "8")
 
+USUAL = os.environ["JAX_COMPILATION_CACHE_DIR"]
+
 import jax  # noqa: E402  reads the variables above
+from jax._src.interpreters import mlir  # noqa: E402
 from jax.experimental.compilation_cache.compilation_cache import reset_cache  # noqa: E402
 
 # A library that mixes dtypes implicitly fails here, not in a user's bfloat16 model.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+if not hasattr(mlir, "_thread_local_context"):
+    # To make MLIR's context takes as long as to lower a small program: JAX 0.12 lowers ten in one, an older JAX here.
+    make_ir_context, kept = mlir.make_ir_context, threading.local()
+
+    def reused_context() -> object:
+        number = getattr(kept, "number", 0)
+        if number % 10 == 0:
+            kept.context = make_ir_context()
+        kept.number = number + 1
+        return kept.context
+
+    mlir.make_ir_context = reused_context
 
 # Where tests run in the background of a shell, Ctrl-C is ignored, which processes hand on to those that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -81,24 +107,27 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for platform in ("gpu", "tpu"):
         if item.get_closest_marker(platform) and jax.default_backend() != platform:
             pytest.skip(f"needs a {platform.upper()}, JAX runs on {jax.default_backend()} here")
-    optimisations, own = compiling(item)
-    compile_with(optimisations=optimisations, cache=not own)
+    compile_with(*compiling(item))
 
 
-def compiling(item: pytest.Item) -> tuple[bool, bool]:
-    """Whether a test compiles with optimisations, and whether without the cache on disk."""
+def compiling(item: pytest.Item) -> tuple[bool, bool, bool]:
+    """Whether a test compiles with optimisations, whether without a cache on disk, and whether with this run's own."""
     marked = {mark.name for mark in item.iter_markers()}
-    return bool(marked & {"optimised", "measured"}), bool(marked & {"measured", "killing"})
+    return bool(marked & {"optimised", "measured"}), "measured" in marked, "killing" in marked
 
 
-def compile_with(*, optimisations: bool, cache: bool) -> None:
+def compile_with(optimisations: bool, measured: bool, killing: bool) -> None:
     """Sets how JAX compiles, in this process and in those that it starts; what was compiled otherwise is forgotten."""
-    wanted = {"jax_disable_most_optimizations": not optimisations, "jax_enable_compilation_cache": cache}
+    wanted = {
+        "jax_disable_most_optimizations": not optimisations,
+        "jax_enable_compilation_cache": not measured,
+        "jax_compilation_cache_dir": os.environ[OF_THIS_RUN] if killing else USUAL,
+    }
     if all(jax.config.values[name] == value for name, value in wanted.items()):
         return
     for name, value in wanted.items():
         jax.config.update(name, value)
-        os.environ[name.upper()] = str(value).lower()
+        os.environ[name.upper()] = str(value).lower() if isinstance(value, bool) else value
     reset_cache()  # whether there is one is asked once
     jax.clear_caches()  # neither setting is part of what JAX looks compiled functions up by
 

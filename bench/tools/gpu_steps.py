@@ -84,11 +84,9 @@ FULL = (
     Step("model transformer", "bench.model", ("--networks", "transformer", "--populations", "1024", *MODEL), 80),
 )
 QUICK = (
-    Step("kernels bfloat16", "bench.kernels", ("--quick",), 120),
     Step("layer bfloat16", "bench.layer", ("--quick", "--dtype", "bfloat16"), 120),
     Step("tiles bfloat16", "bench.gpu_tiles", ("--quick",), 120),
     Step("kernels float32", "bench.kernels", ("--quick", "--dtype", "float32"), 120),
-    Step("layer float32", "bench.layer", ("--quick",), 120),
     Step("roofline bfloat16", "bench.roofline", ("--quick", "--dtype", "bfloat16"), 120),
     Step("model digits", "bench.model", ("--quick", "--networks", "digits"), 120),
     Step("model transformer", "bench.model", ("--quick", "--networks", "transformer"), 120),

@@ -37,7 +37,7 @@ def settings_options(settings: type, defaults: Mapping[str, Any] | None = None) 
 
 def none_given() -> dict[str, Any]:
     """The default of such a field: tyro wants a value for options that may be given several times."""
-    return {"reward_env": ()}
+    return {"reward": (), "reward_env": ()}
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -56,6 +56,7 @@ def _options(settings: type, defaults: Mapping[str, Any]) -> Any:
         shown = tyro.conf.arg(metavar=option.metavar or _metavar(kind), help=helps[name], help_behavior_hint=hint)
         fields[name] = Annotated[kind, shown]
         if option.repeated:
+            fields[name] = Annotated[tuple[str, ...], shown]
             fields[name] = tyro.conf.UseAppendAction[fields[name]]
     made: Any = TypedDict  # what is not given is left out, so that a default is told from a value
     return made(settings.__name__, fields, total=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -40,7 +41,8 @@ def evaluate(command: Evaluate) -> int:
     from eggroll.llm.finetuning.samples import samples_of, shown
 
     settings = asked_as_in_its_run(settings)
-    measured, asked = run(settings)
+    console = Console()
+    measured, asked = run(settings, tell=(lambda line: None) if command.json else partial(say, console))
     result = {"model": settings.model, "task": settings.label, "split": settings.split}
     result |= {"system": settings.system, "max_tokens": settings.max_tokens, **measured.numbers()}
     if out is not None:
@@ -49,7 +51,6 @@ def evaluate(command: Evaluate) -> int:
     if command.json:
         print(json.dumps(result))
         return 0
-    console = Console()
     for line in shown(samples_of(asked, measured, settings.samples)):
         say(console, line)
     failed = f", {measured.failed} of {len(asked)} answers could not be scored" if measured.failed else ""

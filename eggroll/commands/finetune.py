@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Annotated, Any
 
 from rich.console import Console
@@ -47,7 +48,7 @@ def _finetune(settings: FinetuneSettings) -> int:
     budget = settings.token_budget
     shown_as = SHOWN if budget is None else replace(SHOWN, goal=("tokens", budget))
     with StopRequest() as stop, Meter(console, settings.generations, settings.label, shown_as) as meter:
-        result = run(settings, show=meter.update, asked_to_stop=stop.was_asked)
+        result = run(settings, show=meter.update, asked_to_stop=stop.was_asked, tell=partial(say, console))
     for line in shown(result.samples):
         say(console, line)
     say(

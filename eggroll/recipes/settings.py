@@ -34,7 +34,7 @@ class Settings(RunSettings):
     """The network: an ordinary Flax NNX module. The activations of sign are 1 or -1: it has no derivative."""
     population: Annotated[int, Option(least=2)] = 1024
     """Members in a generation; an even number."""
-    noise: Noise = "weights"
+    noise: Annotated[Noise, Option(absent="weights")] = "weights"
     """Where members have noise: on the weights, or on the activations: the outputs of layers, each image's own. The
     defaults of the latter are those of the model sign."""
     rank: Annotated[int, Option(least=1)] = 1

@@ -19,7 +19,7 @@ from eggroll.extras import check_installed
 from eggroll.training.errors import RunError, abridged, check_known
 from eggroll.training.folder.disk import not_writable
 from eggroll.training.folder.layout import holds_run, read_config
-from eggroll.training.folder.settings import as_json, check_same
+from eggroll.training.folder.settings import NOTHING, as_json, check_same
 
 # Where and how often a run is written, and when it pauses: not what it computes.
 UNDECIDING = frozenset(
@@ -46,6 +46,7 @@ class Option:
         least: the least that an integer may be; None: it is no count.
         positive: whether a number has to be finite and > 0.
         repeated: whether the option is given once for each of several values.
+        absent: what runs of earlier versions were, which could not choose: it is not written down. Default: they could.
     """
 
     default: str = ""
@@ -53,6 +54,7 @@ class Option:
     least: int | None = None
     positive: bool = False
     repeated: bool = False
+    absent: Any = NOTHING
 
 
 @cache
@@ -133,9 +135,9 @@ class RunSettings(Checked):
 
         Without what runs of earlier versions could not choose, where it is as then.
         """
-        plain = {f.name: getattr(self, f.name) for f in fields(self)} | {"out": self.folder}
-        if plain.get("noise") == "weights":
-            del plain["noise"]
+        options = options_of(type(self)).items()
+        plain = {n: getattr(self, n) for n, (_, option) in options if getattr(self, n) != option.absent}
+        plain["out"] = self.folder
         return {name: x.as_posix() if isinstance(x, PurePath) else x for name, x in plain.items()}
 
     def check(self) -> None:
@@ -157,8 +159,8 @@ def from_json(settings: type, options: Mapping[str, Any]) -> dict[str, Any]:
         {'out': PosixPath('runs/a'), 'keep': 3}
     """
     found = {}
-    for name, (kind, _) in options_of(settings).items():
-        value = options.get(name)
+    for name, (kind, option) in options_of(settings).items():
+        value = options.get(name, None if option.absent is NOTHING else option.absent)
         if value is not None and Path in get_args(kind):
             value = Path(value)
         if value is not None:

@@ -20,5 +20,5 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks as slow what is not a smoke test."""
     for item in items:
-        if HERE in item.path.parents and item.path.name != SMOKE:
+        if item.path.parent == HERE and item.path.name != SMOKE:
             item.add_marker(pytest.mark.slow)

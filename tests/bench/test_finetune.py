@@ -118,7 +118,7 @@ def test_all_methods_are_run_by_the_command(tmp_path: Path, capsys: pytest.Captu
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert json.loads(out.read_text()) == found and out.with_suffix(".png").exists()
     assert [(row["method"], row["seed"]) for row in found["rows"]] == [
-        (method, seed) for seed in (0, 1) for method in ("eggroll", "full-rank", "activations")
+        (method, 0) for method in ("eggroll", "full-rank", "activations")
     ]  # fmt: skip
     assert all(60 - 4 * 2 * 4 < row["tokens"] <= 60 for row in found["rows"])  # no generation more would be sure to fit
     assert len({row["held_out_before"] for row in found["rows"]}) == 1

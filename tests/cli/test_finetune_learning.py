@@ -11,7 +11,7 @@ import pytest
 from tests.cli.running import call
 from tests.cli.test_finetune import write_inputs
 
-SEEDS = 7
+SEEDS = 4
 BLIND = """
 import hashlib
 
@@ -43,7 +43,8 @@ def test_the_command_makes_a_model_better(
     """Each run has a control: the same command with a reward that tells nothing of the one that is tested.
 
     Were fitness not used, or used wrongly, a run and its control would be exchangeable, and all `SEEDS` runs end higher
-    than theirs with a probability of at most 2^-7 = 0.8 %: the chance that this test passes though nothing is learnt.
+    than theirs with a probability of at most 2^-4 = 6 %, and hardly ever by so much: `finetuning/test_learning.py`
+    compares more runs, without the command.
     """
     write_inputs(tmp_path)
     with (tmp_path / "my_rewards.py").open("a", encoding="utf-8") as file:

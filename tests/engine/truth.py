@@ -35,8 +35,8 @@ def jit(fun: Callable) -> Callable:
 
 def integers(seed: int, shape: Sequence[int], dtype: Any = jnp.float32, bound: int = 4) -> jax.Array:
     """Integers in [-bound, bound] as floating-point numbers."""
-    # Cast by NumPy: each new shape would cost JAX a compilation.
-    return jnp.asarray(np.random.default_rng(seed).integers(-bound, bound + 1, tuple(shape)).astype(dtype))
+    # Cast by NumPy and put: each new shape would cost `astype`, and `jnp.asarray` too, a compilation.
+    return jax.device_put(np.random.default_rng(seed).integers(-bound, bound + 1, tuple(shape)).astype(dtype))
 
 
 def low_rank(
@@ -79,7 +79,7 @@ def member(tree: Any, i: int) -> Any:
     """The tree with the dense parameters of member `i`."""
 
     def pick(leaf: Any) -> Any:
-        return jnp.asarray(dense(leaf)[i].astype(leaf.dtype)) if is_low_rank(leaf) else leaf
+        return jax.device_put(dense(leaf)[i].astype(leaf.dtype)) if is_low_rank(leaf) else leaf
 
     return _map(pick, tree)
 
@@ -123,11 +123,12 @@ def check(
     """
     axes = tuple(0 if i in per_member else None for i in range(len(args)))
     population = jax.vmap(factored(fun, fallback=fallback), in_axes=(member_axes(params), *axes))
-    outs = jit(population)(params, *args)
-    alone = jit(fun)
-    for i in range(members):
-        own = [_row(a, i) if axes[k] == 0 else a for k, a in enumerate(args)]
-        assert_equal(_row(outs, i), alone(member(params, i), *own), tolerance)
+    own = [[_row(a, i) if axes[k] == 0 else a for k, a in enumerate(args)] for i in range(members)]
+    alone = jax.jit(fun)  # in the same program, which is one less to compile
+    program = jit(lambda params, args, each: (population(params, *args), [alone(*one) for one in each]))
+    outs, wanted = program(params, args, [(member(params, i), *own[i]) for i in range(members)])
+    for i, want in enumerate(wanted):
+        assert_equal(_row(outs, i), want, tolerance)
 
 
 def _row(tree: Any, i: int) -> Any:

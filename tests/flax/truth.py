@@ -120,4 +120,4 @@ def sides(leaf: Any) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]
 
 def normal(seed: int, *shape: int, dtype: Any = jnp.float32) -> jax.Array:
     """Standard normal numbers made by NumPy: nothing to compile."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape).astype(np.float32), dtype)
+    return jax.device_put(np.random.default_rng(seed).normal(size=shape).astype(np.float32).astype(dtype))

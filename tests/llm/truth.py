@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -37,7 +36,7 @@ def model(kind: type[Decoder] = Decoder) -> tuple[Any, Any]:
     rng = np.random.default_rng(0)
 
     def draw(x: Any) -> jax.Array:  # a small embedding, which is the output matrix too: tokens are not just repeated
-        return jnp.asarray(rng.normal(0, 0.3 if x.shape[0] == CONFIG.vocabulary else 1.0, x.shape), x.dtype)
+        return jax.device_put(rng.normal(0, 0.3 if x.shape[0] == CONFIG.vocabulary else 1.0, x.shape).astype(x.dtype))
 
     return graphdef, jax.tree.map(draw, shapes)
 

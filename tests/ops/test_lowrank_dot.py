@@ -21,7 +21,7 @@ LAST_WITH_FIRST = (((1,), (0,)), ((), ()))
 def draw(seed: int, *shapes_and_dtypes) -> list[jax.Array]:
     """Draw normal arrays, rounded to their dtypes before anything is computed from them."""
     rng = np.random.default_rng(seed)
-    return [jnp.asarray(rng.normal(size=shape), dtype) for shape, dtype in shapes_and_dtypes]
+    return [jax.device_put(np.asarray(rng.normal(size=shape), dtype)) for shape, dtype in shapes_and_dtypes]
 
 
 def assert_matches(y, x, w, left, right) -> None:

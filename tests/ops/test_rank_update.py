@@ -20,7 +20,7 @@ def draw(seed: int, members: int, m: int, n: int, rank: int, dtype) -> list[jax.
     """Draw weights, left factors, right factors and an accumulator."""
     rng = np.random.default_rng(seed)
     shapes = [(members,), (members, m, rank), (members, n, rank), (m, n)]
-    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes]
+    return [jax.device_put(np.asarray(rng.normal(size=shape), dtype)) for shape in shapes]
 
 
 def assert_matches(update, weights, left, right, accumulator=0.0) -> None:

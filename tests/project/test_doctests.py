@@ -29,8 +29,9 @@ def modules() -> list[str]:
     return sorted(name for name in set(found) if not name.endswith("__main__"))
 
 
-# Their examples train, and what they show has tests of its own.
+# Their examples train or answer, and what they show has tests of its own.
 LONG = ("eggroll.llm.answers.generation", "eggroll.nnx.es", "eggroll.recipes.models", "eggroll.strategy.full_rank")
+LONG += ("eggroll.llm.answers.decoding", "eggroll.llm.model.decoder", "eggroll.nnx.gradient")
 
 
 @pytest.mark.parametrize("name", quickest(modules(), *(name for name in modules() if name not in LONG)))

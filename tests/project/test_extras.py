@@ -37,6 +37,8 @@ ASKED = {
     "from eggroll.training import Saving; Saving(tensorboard=True)": ("tensorboardX", "tensorboard"),
     "from eggroll.llm import task_named; task_named('reasoning_gym:chain_sum')": ("reasoning-gym", "reasoning"),
     "from pathlib import Path; from eggroll.llm import load; Path('m.gguf').touch(); load('m.gguf')": ("gguf", "gguf"),
+    "from pathlib import Path; from eggroll.llm import custom_task; Path('p.parquet').touch()\n"
+    "custom_task(reward='operator:contains', prompts='p.parquet')": ("pyarrow", "data"),
     "from eggroll.llm import load; load('owner/name')": ("huggingface-hub", "llm"),
     "import eggroll.llm; open('config.json', 'w').write('{\"model_type\": \"llama\"}'); eggroll.llm.load('.')": (
         "transformers",

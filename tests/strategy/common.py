@@ -17,14 +17,14 @@ from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.population import Population
 
 KEY = jax.random.key(0, impl="threefry2x32")
-X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32))
-Y = jnp.asarray(np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32))
+X = jax.device_put(np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32))
+Y = jax.device_put(np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32))
 
 
 def params(dtype: Any = jnp.float32) -> dict[str, jax.Array]:
     """A dense layer: a kernel that meets a product, and a bias."""
     rng = np.random.default_rng(2)
-    return {k: jnp.asarray(rng.normal(size=s).astype(dtype)) for k, s in (("kernel", (4, 3)), ("bias", (3,)))}
+    return {k: jax.device_put(rng.normal(size=s).astype(dtype)) for k, s in (("kernel", (4, 3)), ("bias", (3,)))}
 
 
 def loss(p: Any, x: Any, y: Any) -> Any:

@@ -20,7 +20,7 @@ def params():
     """Two dense layers and a bias."""
     rng = np.random.default_rng(1)
     shapes = {"first": (20, 33), "bias": (33,), "second": (33, 7)}
-    return {name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()}
+    return {name: jax.device_put(rng.normal(size=shape).astype(np.float32)) for name, shape in shapes.items()}
 
 
 def network(p, x):

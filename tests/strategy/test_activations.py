@@ -22,6 +22,7 @@ from eggroll.strategy.dependence.relations import dependence
 from eggroll.strategy.plan.sites import Site
 from eggroll.training import fit
 from eggroll.training.ledger.rebuilding import replay
+from tests.quick import quickest
 from tests.strategy.noisy_models import (
     KEY,
     SQUARE,
@@ -112,11 +113,10 @@ def test_of_a_linear_function_one_pair_is_enough():
     np.testing.assert_allclose(grads, c, rtol=1e-5)
 
 
-NETWORKS = [framed, transformer, lstm, mixed, pytest.param(convolutions, marks=pytest.mark.slow)]
-NETWORKS += [pytest.param(batch_norm, marks=pytest.mark.slow)]
+NETWORKS = [transformer, mixed, framed, lstm, convolutions, batch_norm]
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", quickest(NETWORKS, transformer, mixed))
 @pytest.mark.filterwarnings("ignore::eggroll.DenseFallbackWarning", "ignore::DeprecationWarning")
 def test_the_mean_of_estimates_is_the_gradient(network):
     """Along the gradient and 12 random directions, in standard errors of 40 estimates.

@@ -15,15 +15,20 @@ from eggroll.training.ledger.journal import Journal
 from eggroll.training.optimizers import named
 
 KEY = jax.random.key(7)
-X = jnp.asarray(np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32))
-Y = jnp.asarray(np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32))
+X = jax.device_put(np.random.default_rng(0).normal(size=(5, 6)).astype(np.float32))
+Y = jax.device_put(np.random.default_rng(1).normal(size=(5, 3)).astype(np.float32))
 
 
 def mlp(dtype: Any = jnp.float32) -> dict[str, Any]:
     """Two dense layers."""
     rng = np.random.default_rng(2)
     shapes = {"kernel": (6, 8), "bias": (8,)}, {"kernel": (8, 3), "bias": (3,)}
-    return {"layers": [{k: jnp.asarray(rng.normal(size=s) * 0.3, dtype) for k, s in layer.items()} for layer in shapes]}
+    return {
+        "layers": [
+            {k: jax.device_put(np.asarray(rng.normal(size=s) * 0.3, dtype)) for k, s in layer.items()}
+            for layer in shapes
+        ]
+    }
 
 
 def mlp_fitness(p: Any, x: Any, y: Any) -> Any:

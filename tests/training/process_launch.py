@@ -37,7 +37,8 @@ def spawn(folder: Path, processes: int, process_id: int, *, job: str = JOB, **sp
     spec = {"folder": str(folder), "processes": processes, "id": process_id, **usual, **spec}
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     environment.pop("XLA_FLAGS", None)  # it could ask for another number of devices
-    command = [sys.executable, "-W", "error", "-m", job, json.dumps(spec)]
+    half = "ignore:Error reading persistent compilation cache entry"  # of a process that was killed: compiled anew
+    command = [sys.executable, "-W", "error", "-W", half, "-m", job, json.dumps(spec)]
     pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, cwd=ROOT, text=True, env=environment, **pipes)
 

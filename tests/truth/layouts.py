@@ -25,7 +25,7 @@ KEY = jax.random.key(7, impl="threefry2x32")
 
 
 def integers(seed: int, shape: tuple[int, ...]) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32))
+    return jax.device_put(np.random.default_rng(seed).integers(-3, 4, shape).astype(np.float32))
 
 
 PARAMS = {"kernel": integers(0, (6, 5)), "bias": integers(1, (5,))}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from eggroll.llm.answers.stop_strings import cut
-from eggroll.llm.answers.templates import SHOWN, as_chats, joined
+from eggroll.llm.answers.templates import SHOWN, Said, as_chats, shown, without_template
 from eggroll.training.errors import RunError
 
 __all__ = ["Prompts", "answer_texts", "encode", "pad_left"]
@@ -29,7 +29,7 @@ class Prompts(NamedTuple):
 
 def encode(
     tokenizer: Any,
-    prompts: Sequence[str],
+    prompts: Sequence[Said],
     *,
     system: str | None = None,
     context: int | None = None,
@@ -39,6 +39,8 @@ def encode(
     template: Mapping[str, Any] | None = None,
     vocabulary: int | None = None,
     date: datetime | None = None,
+    chat: bool = True,
+    prefix: str = "",
 ) -> Prompts:
     """Prompts as rows of tokens, through the tokenizer's chat template where it has one.
 
@@ -46,9 +48,10 @@ def encode(
 
     Args:
         tokenizer: of `transformers`.
-        prompts: what the user says; at least one.
-        system: what stands before it; where a template refuses or leaves out a system message, and without a template,
-            it is put in front of the prompt. Default None: the template's own.
+        prompts: each what the user says, or a conversation: messages with "role" and "content"; at least one.
+        system: what stands before those that have no system message of their own; where a template refuses or leaves
+            out a system message, and without a template, it is put in front of the prompt. Default None: the
+            template's own.
         context: most tokens of a prompt and its answer together. Default None: no limit.
         max_tokens: of an answer, for that limit. Default 0.
         pad: token that fills the left. Default 0.
@@ -57,6 +60,8 @@ def encode(
         template: further options of the chat template, such as `{"enable_thinking": False}`.
         vocabulary: tokens that the model knows. Default None: not checked.
         date: what a template that writes a date is told. Default None: now.
+        chat: whether the tokenizer's chat template is used. Default True.
+        prefix: how every answer begins: it stands behind the prompt. Default "".
 
     Returns:
         Rows in the order of the prompts.
@@ -68,21 +73,23 @@ def encode(
     """
     if not prompts:
         raise ValueError("got no prompts; at least one is required.")
-    special = not getattr(tokenizer, "chat_template", None)  # a template writes the special tokens itself
+    special = not (chat and getattr(tokenizer, "chat_template", None))  # a template writes the special tokens itself
     if special and template:
         raise RunError(
             f"got options of the chat template, {sorted(template)}, for a model that has none; leave them out."
         )
-    texts = (
-        [joined(system, p) for p in prompts] if special else as_chats(tokenizer, prompts, system, template or {}, date)
-    )
-    for prompt, text in zip(prompts, texts, strict=True):
+    if special:
+        texts = [without_template(prompt, system) for prompt in prompts]
+    else:
+        texts = as_chats(tokenizer, prompts, system, template or {}, date)
+    names = [shown(prompt) for prompt in prompts]
+    for name, text in zip(names, texts, strict=True):
         if not text.isascii() and any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise RunError(f"got the prompt {prompt[:SHOWN]!r} with half a surrogate pair, which is no character.")
-    rows: list[list[int]] = tokenizer(texts, add_special_tokens=special)["input_ids"]
-    _check_lengths(prompts, [len(row) for row in rows], context, max_tokens)
+            raise RunError(f"got the prompt {name[:SHOWN]!r} with half a surrogate pair, which is no character.")
+    rows: list[list[int]] = tokenizer([text + prefix for text in texts], add_special_tokens=special)["input_ids"]
+    _check_lengths(names, [len(row) for row in rows], context, max_tokens)
     if vocabulary is not None:
-        _check_tokens(prompts, rows, vocabulary)
+        _check_tokens(names, rows, vocabulary)
     return pad_left(rows, pad=pad, multiple=multiple)
 
 
@@ -100,7 +107,9 @@ def pad_left(rows: Sequence[Sequence[int]], *, pad: int = 0, multiple: int = 16)
     return Prompts(tokens, np.array([time - len(row) for row in rows], np.int32))
 
 
-def answer_texts(tokenizer: Any, answers: Any, *, stop: Collection[int] = (), strings: Sequence[str] = ()) -> list[str]:
+def answer_texts(
+    tokenizer: Any, answers: Any, *, stop: Collection[int] = (), strings: Sequence[str] = (), prefix: str = ""
+) -> list[str]:
     """What was written, as text: stop tokens, special tokens, and what begins with a stop string left out.
 
     Args:
@@ -108,15 +117,24 @@ def answer_texts(tokenizer: Any, answers: Any, *, stop: Collection[int] = (), st
         answers: `Answers` with any leading axes, such as `[population, prompts]`.
         stop: the stop tokens.
         strings: the stop strings.
+        prefix: how every answer begins, which is no part of what was written; see `encode`. Default "".
 
     Returns:
-        One text per row, the last axis running fastest.
+        One text per row, the last axis running fastest; the prefix is part of it.
     """
     tokens = np.asarray(answers.tokens)
     lengths = np.asarray(answers.length).reshape(-1)
     rows = [row[:n] for row, n in zip(tokens.reshape(-1, tokens.shape[-1]).tolist(), lengths, strict=True)]
     rows = [row[:-1] if row and row[-1] in stop else row for row in rows]
-    return [cut(text, strings) for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    if not prefix:
+        return [cut(text, strings) for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    before = tokenizer(prefix, add_special_tokens=False)["input_ids"]  # some decoders drop a space at the beginning
+    whole = tokenizer.batch_decode([before + row for row in rows], skip_special_tokens=True)
+    alone = tokenizer.batch_decode(rows, skip_special_tokens=True)
+    begun = [
+        text.removeprefix(prefix) if text.startswith(prefix) else own for text, own in zip(whole, alone, strict=True)
+    ]
+    return [prefix + cut(text, strings) for text in begun]
 
 
 def _check_tokens(prompts: Sequence[str], rows: list[list[int]], vocabulary: int) -> None:

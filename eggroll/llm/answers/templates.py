@@ -10,12 +10,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from eggroll.extras import needed_for
 from eggroll.training.errors import RunError
 
-__all__ = ["as_chats", "joined"]
+__all__ = ["Said", "as_chats", "chat_of", "shown", "without_template"]
+
+Said: TypeAlias = "str | Sequence[Mapping[str, Any]]"  # what the user says, or a conversation
 
 SHOWN = 60  # characters of a prompt in a message
 # What no template writes by itself; a line's end and quotes are other characters in Python's or JSON's way to write it.
@@ -24,18 +26,18 @@ ADVICE = "Correct chat_template in the tokenizer's files, or the options of the 
 
 
 def as_chats(
-    tokenizer: Any, prompts: Sequence[str], system: str | None, options: Mapping[str, Any], date: datetime | None
+    tokenizer: Any, prompts: Sequence[Said], system: str | None, options: Mapping[str, Any], date: datetime | None
 ) -> list[str]:
-    """The prompts as the user's turns, up to where the answer begins.
+    """The prompts as the user's turns or as conversations, up to where the answer begins.
 
-    A chat whose text lacks the prompt or the system message is never taken. Tried are, in this order, a message of the
-    system and one of the user as text, as lists of parts, and one so and one so; both in the user's message, as text,
-    and as a list of parts.
+    A chat whose text lacks a message is never taken. Tried are, in this order, the system's message and the others as
+    text, as lists of parts, and one so and one so; the system's in front of the user's first, as text, and as a list of
+    parts.
 
     Args:
         tokenizer: of `transformers`, with a chat template.
-        prompts: what the user says.
-        system: what stands before it; None: the template's own.
+        prompts: each what the user says, or messages with "role" and "content".
+        system: what stands before those that have no system message of their own; None: the template's own.
         options: further variables of the template.
         date: what `strftime_now` says; None: now.
 
@@ -45,14 +47,16 @@ def as_chats(
     options = dict(options)
     template = _template(tokenizer, options)
     variables = {"tools": None, "documents": None, "add_generation_prompt": True, **_specials(tokenizer), **options}
-    said = [(None if system is None else SYSTEM, PROMPT), *((system, prompt) for prompt in prompts)]
-    own = [(False, False), (True, True), (False, True), (True, False)] if system is not None else []
-    forms: list[tuple[bool, ...]] = [*own, (False,), (True,)]  # whether each message is a list of parts
+    chats = [chat_of(prompt, system) for prompt in prompts]
+    systems = any(chat[0]["role"] == "system" for chat in chats)
+    probe = chat_of(PROMPT, SYSTEM if systems else None)
+    own = [(False, False), (True, True), (False, True), (True, False)] if systems else []
+    forms: list[tuple[bool, ...]] = [*own, (False,), (True,)]  # whether messages are lists of parts
     found = _rendered(
         template=template,
         variables=variables,
-        ways=[[_chat(s, prompt, parts) for s, prompt in said] for parts in forms],
-        marks=[PROMPT, SYSTEM][: 1 if system is None else 2],
+        ways=[[_written(chat, parts) for chat in (probe, *chats)] for parts in forms],
+        marks=[PROMPT, SYSTEM][: 2 if systems else 1],
         date=(date or datetime.now()).isoformat(),
     )
     if "texts" not in found:
@@ -61,7 +65,29 @@ def as_chats(
         raise _fails(prompts[0], "; ".join(filter(None, (lost, *whys[:1]))))
     if "why" in found:
         raise _fails(prompts[len(found["texts"])], found["why"])
-    return [_checked(text, prompt, system) for text, prompt in zip(found["texts"], prompts, strict=True)]
+    return [_checked(text, chat) for text, chat in zip(found["texts"], chats, strict=True)]
+
+
+def chat_of(prompt: Said, system: str | None) -> list[dict[str, Any]]:
+    """A prompt as messages, with the system's in front unless they have one."""
+    chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else [dict(message) for message in prompt]
+    own = system is None or chat[0]["role"] == "system"
+    return chat if own else [{"role": "system", "content": system}, *chat]
+
+
+def without_template(prompt: Said, system: str | None) -> str:
+    """The system message in front of the prompt.
+
+    Raises:
+        RunError: a conversation of more than these.
+    """
+    *first, last = chat_of(prompt, system)
+    if len(first) > 1 or any(message["role"] != "system" for message in first):
+        raise RunError(
+            f"got a conversation of {len(first) + 1} messages that ends with {last['content'][:SHOWN]!r}, and no chat "
+            "template to write it; give prompts of one message, or a model that has a template."
+        )
+    return joined(first[0]["content"] if first else None, last["content"])
 
 
 def joined(system: str | None, prompt: str) -> str:
@@ -69,11 +95,23 @@ def joined(system: str | None, prompt: str) -> str:
     return f"{system}\n\n{prompt}" if system else prompt
 
 
-def _chat(system: str | None, prompt: str, parts: tuple[bool, ...]) -> list[dict[str, Any]]:
-    """Messages: the system's by itself where there are two, or in the user's."""
-    said = [("system", system), ("user", prompt)] if len(parts) == 2 else [("user", joined(system, prompt))]
-    written = [[{"type": "text", "text": x}] if part else x for (_, x), part in zip(said, parts, strict=True)]
-    return [{"role": role, "content": x} for (role, _), x in zip(said, written, strict=True)]
+def shown(prompt: Said) -> str:
+    """What errors show of a prompt: the last that is said."""
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def _written(chat: list[dict[str, Any]], parts: tuple[bool, ...]) -> list[dict[str, Any]]:
+    """Messages: the system's by itself where there are two kinds, or in the user's first."""
+    if len(parts) == 1 and chat[0]["role"] == "system":
+        system, *chat = chat
+        first = next(i for i, message in enumerate(chat) if message["role"] == "user")
+        chat[first] = {**chat[first], "content": joined(system["content"], chat[first]["content"])}
+    listed = [parts[0 if message["role"] == "system" else -1] for message in chat]
+    texts = [
+        [{"type": "text", "text": m["content"]}] if as_list else m["content"]
+        for m, as_list in zip(chat, listed, strict=True)
+    ]
+    return [{**message, "content": text} for message, text in zip(chat, texts, strict=True)]
 
 
 def _template(tokenizer: Any, options: dict[str, Any]) -> str:
@@ -121,13 +159,19 @@ def _rendered(**asked: Any) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
-def _checked(text: str, prompt: str, system: str | None) -> str:
-    """The text of a chat, once it is known to have in it what was said; templates may strip it."""
-    for what, said in (("system message", system or ""), ("prompt", prompt)):
-        if said.strip() not in text:
+def _checked(text: str, chat: list[dict[str, Any]]) -> str:
+    """The text of a chat, once it is known to have in it what was said.
+
+    Templates may strip it, and leave out what an assistant thought.
+    """
+    for message in chat:
+        said, role = message["content"].strip(), message["role"]
+        kept = said.rpartition("</think>")[2].strip() if role == "assistant" else said
+        if said not in text and kept not in text:
+            what = {"system": "system message", "user": "prompt"}.get(role, f"message of {role!r}")
             raise RunError(f"the model's chat template leaves out or changes the {what} {said[:SHOWN]!r}. {ADVICE}")
     return text
 
 
-def _fails(prompt: str, why: str) -> RunError:
-    return RunError(f"the model's chat template fails for the prompt {prompt[:SHOWN]!r} ({why}). {ADVICE}")
+def _fails(prompt: Said, why: str) -> RunError:
+    return RunError(f"the model's chat template fails for the prompt {shown(prompt)[:SHOWN]!r} ({why}). {ADVICE}")

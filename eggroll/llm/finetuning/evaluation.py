@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -13,12 +14,11 @@ import numpy as np
 from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import Generator, generator, split
 from eggroll.llm.answers.generation import generate_plain
-from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model, scorers_of
+from eggroll.llm.finetuning.answering import Marker, decoding_of, marker_of, open_model, scorers_of
 from eggroll.llm.finetuning.model_folders import asked_as_in_its_run
-from eggroll.llm.finetuning.questions import Questions, questions, task_of
+from eggroll.llm.finetuning.questions import Questions, asking_of, questions, task_of
 from eggroll.llm.finetuning.settings import EvaluateSettings
 from eggroll.llm.rewards.scoring import settled
-from eggroll.llm.tasks.options import options_from
 from eggroll.training.errors import RunError
 
 PROMPTS = 256  # that are answered, unless the user says otherwise
@@ -38,6 +38,7 @@ class Measured:
         texts: the answers.
         rewards: theirs; None for one that could not be scored, unless the worst reward is known.
         why: why the first of them could not be scored; empty if all could.
+        parts: mean of each of several rewards over the answers that it applies to.
     """
 
     reward: float
@@ -48,6 +49,7 @@ class Measured:
     texts: tuple[str, ...]
     rewards: tuple[float | None, ...]
     why: str = ""
+    parts: Mapping[str, float | None] = field(default_factory=dict)
 
     def numbers(self) -> dict[str, Any]:
         """All but the answers, as JSON can hold it."""
@@ -58,6 +60,7 @@ class Measured:
             "answer_tokens": round(self.answer_tokens, 3),
             "tokens_per_second": round(self.tokens_per_second, 1),
             "scorer_errors": self.failed,
+            **({"rewards": dict(self.parts)} if self.parts else {}),
         }
 
     def checked(self) -> Measured:
@@ -103,9 +106,8 @@ class Evaluator:
         start = time.perf_counter()
         answers = jax.device_get(generate_plain(params, self._generator, self._asked.prompts, **self._options))
         seconds = time.perf_counter() - start
-        texts = self._marker.texts(answers)
         scorers = self._marker.scorers
-        rewards = scorers.attempt(texts, self._asked.problems)
+        texts, rewards = self._marker.attempt(answers, self._asked.problems)
         values = rewards.values if scorers.worst is None else settled(rewards, scorers.worst).values
         known = values[np.isfinite(values)]
         return Measured(
@@ -117,15 +119,23 @@ class Evaluator:
             texts=tuple(texts),
             rewards=tuple(x if math.isfinite(x) else None for x in values.tolist()),
             why=rewards.error,
+            parts={name: _mean(part[np.isfinite(part)]) for name, part in rewards.parts.items()},
         )
 
 
-def evaluate(settings: EvaluateSettings) -> tuple[Measured, Questions]:
+def _mean(known: np.ndarray) -> float | None:
+    return round(float(known.mean()), 6) if known.size else None
+
+
+def evaluate(
+    settings: EvaluateSettings, *, tell: Callable[[str], None] = lambda line: None
+) -> tuple[Measured, Questions]:
     """Scores a model at a task.
 
     Args:
         settings: which model, which task. The model of a run of that task is asked with the run's system message and
             `max_tokens`, unless others are given.
+        tell: called with each line of what the task says of its files, before the model is loaded.
 
     Returns:
         How it did, and the questions that it was asked.
@@ -135,13 +145,14 @@ def evaluate(settings: EvaluateSettings) -> tuple[Measured, Questions]:
     """
     settings.check()
     settings = asked_as_in_its_run(settings)
-    task = task_of(settings)
+    task = task_of(settings, tell)
     language = open_model(settings)
-    template = options_from(settings.template_options)
-    asked = questions(language, task, settings.split, settings.prompts, settings.seed, most=PROMPTS, template=template)
+    asking = asking_of(settings)
+    asked = questions(language, task, settings.split, settings.prompts, settings.seed, most=PROMPTS, **asking)
     graphdef, params = split(language.model)
     fun = generator(graphdef, decoding_of(settings, task, language))
     key = jax.random.key(settings.seed) if settings.temperature else None
     with scorers_of(settings, task) as scorers:
-        marker = Marker(language.tokenizer, language.stop, scorers, language.stop_strings)
-        return Evaluator(fun, asked, marker, key=key, budget=settings.budget)(params).checked(), asked
+        return Evaluator(fun, asked, marker_of(settings, task, language, scorers), key=key, budget=settings.budget)(
+            params
+        ).checked(), asked

@@ -14,10 +14,10 @@ import jax
 from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import generator, split
 from eggroll.llm.answers.writing import UNDER_NOISE
-from eggroll.llm.finetuning.answering import Marker, decoding_of, open_model, scorers_of
+from eggroll.llm.finetuning.answering import decoding_of, marker_of, open_model, scorers_of
 from eggroll.llm.finetuning.evaluation import Evaluator, Measured
 from eggroll.llm.finetuning.model_folders import FACTS, write_model
-from eggroll.llm.finetuning.questions import Questions, chosen, questions, task_of
+from eggroll.llm.finetuning.questions import Questions, asking_of, chosen, questions, task_of
 from eggroll.llm.finetuning.run_facts import digest_of, facts_of
 from eggroll.llm.finetuning.samples import Samples
 from eggroll.llm.finetuning.settings import FinetuneSettings
@@ -25,7 +25,6 @@ from eggroll.llm.finetuning.step import Answered, draw_key, no_tokens, tokens_in
 from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import Task
-from eggroll.llm.tasks.options import options_from
 from eggroll.strategy.methods import method_named
 from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.state import State
@@ -102,6 +101,7 @@ def finetune(
     *,
     show: Callable[[Record], None] = lambda record: None,
     asked_to_stop: Callable[[], bool] | None = None,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
     """Fine-tunes a model and writes the run folder, with the new model in its folder `model`.
 
@@ -109,6 +109,7 @@ def finetune(
         settings: from `eggroll.llm.finetuning.settings.settings_for`.
         show: called with every line of the metrics, and first with the generation that it starts at.
         asked_to_stop: as in `eggroll.training.fit`.
+        tell: called with each line of what the task says of its files, before the model is loaded.
 
     Returns:
         What came out. A run that is interrupted writes what there is just the same.
@@ -120,7 +121,7 @@ def finetune(
     check_kept(settings.folder, settings.model, resume=settings.resume)
     if settings.resume and not settings.force:
         first_decides(lambda: check_options(settings.folder, settings.to_json(), settings.may_change | FACTS))
-    task = task_of(settings)
+    task = task_of(settings, tell)
     language = open_model(settings)
     with scorers_of(settings, task) as scorers:
         return Run(settings, task, language, scorers).run(show, asked_to_stop)
@@ -139,7 +140,7 @@ class Run:
         self.facts["prompt_tokens"] = digest_of(self.train, self.test)
         graphdef, self.params = split(language.model)
         self.es = strategy(settings)
-        marker = Marker(language.tokenizer, language.stop, scorers, language.stop_strings)
+        marker = marker_of(settings, task, language, scorers)
         key = jax.random.key(settings.seed)
         draws = draw_key(key) if settings.temperature else None
         fun = generator(graphdef, decoding_of(settings, task, language))
@@ -174,12 +175,11 @@ class Run:
         """Questions to train and to test on."""
         settings, language = self.settings, self.language
         date = datetime.fromisoformat(self.facts["date"]) if "date" in self.facts else None
-        asking: dict[str, Any] = {"template": options_from(settings.template_options), "date": date}
+        asking: dict[str, Any] = {**asking_of(settings), "date": date}
         train = questions(language, task, "train", settings.pool, settings.seed, **asking)
         if len(train) < settings.prompts:
             raise SettingsError(f"got prompts={settings.prompts}; the task has {len(train)} to train on. Ask fewer.")
-        test = settings.eval_prompts, settings.seed
-        return train, questions(language, task, "test", *test, most=HELD_OUT, **asking)
+        return train, questions(language, task, "test", settings.eval_prompts, settings.seed, most=HELD_OUT, **asking)
 
     def run(self, show: Callable[[Record], None], asked_to_stop: Callable[[], bool] | None) -> Outcome:
         """Makes the generations and writes what came out."""

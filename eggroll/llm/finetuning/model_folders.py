@@ -11,7 +11,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eggroll.llm.finetuning.settings import Asked, FinetuneSettings
+from eggroll.llm.finetuning.asked import Asked
+from eggroll.llm.finetuning.settings import FinetuneSettings
 from eggroll.llm.model.loading import LanguageModel, load, save
 from eggroll.training.errors import RunError, check_known
 from eggroll.training.folder.disk import not_writable, open_to_read, partial_name, remove
@@ -21,7 +22,10 @@ from eggroll.training.ledger.reader import Summary
 
 WEIGHTS = "*.safetensors"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-AS_THERE = "system", "template_options", "max_tokens", "task_options", "test_prompts_file", "worst"
+AS_THERE = (
+    *("system", "template", "template_options", "answer_prefix", "max_tokens"),
+    *("task_options", "test_prompts_file", "prompt_column", "worst", "degenerate"),
+)
 FACTS = frozenset({"budget", "date", "files", "prompt_tokens"})  # that a run's options have beside its settings
 AskedT = TypeVar("AskedT", bound=Asked)
 
@@ -56,14 +60,24 @@ def asked_as_in_its_run(asked: AskedT) -> AskedT:
     """Where the model is that of a run of the same task or reward, and nothing else is said, it is asked as there."""
     folder = Path(asked.model)
     options = run_options(folder) or (run_options(folder.parent) if folder.name == MODEL else None) or {}
-    if options.get("task") != asked.task or options.get("reward") != asked.reward or not _same_prompts(asked, options):
+    if (
+        options.get("task") != asked.task
+        or as_given(options.get("reward")) != asked.reward
+        or not _same_prompts(asked, options)
+    ):
         return asked
     known = {f.name for f in fields(FinetuneSettings)} | FACTS
     check_known(f"the options of the run in '{folder}'", options, known)
+    options = {"degenerate": "scored", **options}  # of a run that could not choose
     more = {name: options.get(name) for name in AS_THERE if getattr(asked, name) in (None, ())}
     if isinstance(test := more.get("test_prompts_file"), str):
         more["test_prompts_file"] = Path(test)
-    return replace(asked, **{n: tuple(x) if isinstance(x, list) else x for n, x in more.items() if x is not None})
+    return replace(asked, **{n: as_given(x) for n, x in more.items() if x is not None})
+
+
+def as_given(value: Any) -> Any:
+    """A setting as it was before it was JSON."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _same_prompts(asked: Asked, options: Mapping[str, Any]) -> bool:
@@ -72,11 +86,15 @@ def _same_prompts(asked: Asked, options: Mapping[str, Any]) -> bool:
     if name is None or file is None:
         return name is file
     known = (options.get("files") or {}).get("prompts_file")
-    return name == file.as_posix() or (known is not None and file.is_file() and known == digest(file))
+    return name == file.as_posix() or (known is not None and file.exists() and known == digest(file))
 
 
 def digest(file: Path) -> str:
-    """SHA-256 of a file."""
+    """SHA-256 of a file, or of the names and files in a folder."""
+    if file.is_dir():
+        inner = sorted(each for each in file.rglob("*") if each.is_file())
+        lines = [f"{each.relative_to(file).as_posix()} {digest(each)}\n" for each in inner]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
     with open_to_read(file) as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from eggroll.llm.answers.prompts import Prompts, encode
-from eggroll.llm.finetuning.settings import Asked
+from eggroll.llm.finetuning.asked import Asked
 from eggroll.llm.tasks import Problem, Task, custom_task, task_named
 from eggroll.llm.tasks.base import TooFewError
 from eggroll.llm.tasks.options import options_from
@@ -45,23 +45,33 @@ class Questions:
         return Questions(tuple(self.problems[i] for i in rows), Prompts(*(x[rows] for x in self.prompts)))
 
 
-def task_of(asked: Asked) -> Task:
-    """The task that was asked for.
+def task_of(asked: Asked, tell: Callable[[str], None] = lambda line: None) -> Task:
+    """The task that was asked for; what it says of its files is told.
 
     Raises:
         RunError: there is none of that name or with these options, its package is missing, or a reward or prompts
             that cannot be read.
     """
     options: dict[str, Any] = options_from(asked.task_options)
-    options |= {name: x for name in ("system", "max_tokens") if (x := getattr(asked, name)) is not None}
+    options |= {name: x for name in ("system", "max_tokens", "degenerate") if (x := getattr(asked, name)) is not None}
     if asked.task is not None:
         return task_named(asked.task, **options)
-    assert asked.reward is not None and asked.prompts_file is not None
-    unknown = sorted(set(options) - {"system", "max_tokens"})
+    assert asked.rewards and asked.prompts_file is not None
+    unknown = sorted(set(options) - {"system", "max_tokens", "degenerate"})
     if unknown:
         raise SettingsError(f"a reward of your own has no option {unknown[0]!r}; it has system and max_tokens.")
     files: dict[str, Any] = {"prompts": asked.prompts_file, "test_prompts": asked.test_prompts_file}
-    return custom_task(reward=asked.reward, worst=asked.worst, **files, **options)
+    files["prompt_column"] = asked.prompt_column
+    task = custom_task(reward=asked.rewards, worst=asked.worst, **files, **options)
+    for line in task.said:
+        tell(line)
+    return task
+
+
+def asking_of(asked: Asked) -> dict[str, Any]:
+    """How `questions` are put to a model."""
+    template = options_from(asked.template_options)
+    return {"template": template, "chat": asked.template != "none", "prefix": asked.answer_prefix or ""}
 
 
 def questions(
@@ -74,6 +84,8 @@ def questions(
     most: int = POOL,
     template: Mapping[str, Any] | None = None,
     date: datetime | None = None,
+    chat: bool = True,
+    prefix: str = "",
 ) -> Questions:
     """Draws problems of a task and encodes them for a model.
 
@@ -86,6 +98,8 @@ def questions(
         most: see `count`. Default 1024.
         template: further options of the chat template. Default None.
         date: what a template that writes a date is told. Default None: now.
+        chat: whether the model's chat template is used. Default True.
+        prefix: how every answer begins. Default "".
 
     Raises:
         RunError: the task has fewer, or a prompt is too long.
@@ -99,7 +113,7 @@ def questions(
     try:
         prompts = encode(
             language.tokenizer,
-            [problem.prompt for problem in problems],
+            [problem.messages or problem.prompt for problem in problems],
             system=task.system,
             context=language.config.context,
             max_tokens=task.max_tokens,
@@ -108,6 +122,8 @@ def questions(
             template=template,
             vocabulary=language.config.vocabulary,
             date=date,
+            chat=chat,
+            prefix=prefix,
         )
     except ValueError as why:
         raise SettingsError(str(why)) from why

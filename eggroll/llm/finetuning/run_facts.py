@@ -27,7 +27,11 @@ def facts_of(settings: FinetuneSettings, *, dated: bool = False) -> dict[str, An
     is when the run began.
     """
     return first_decides(
-        lambda: {"budget": _budget(settings), "files": _files(settings), **(_date(settings) if dated else {})}
+        lambda: {
+            "budget": _budget(settings),
+            "files": _files(settings),
+            **(_date(settings) if dated and settings.template != "none" else {}),
+        }
     )
 
 
@@ -63,8 +67,9 @@ def _kept(settings: FinetuneSettings) -> Mapping[str, Any]:
 
 def _files(settings: FinetuneSettings) -> dict[str, str]:
     files = {"prompts_file": settings.prompts_file, "test_prompts_file": settings.test_prompts_file}
-    if settings.reward is not None:
-        found = importlib.util.find_spec(settings.reward.partition(":")[0])
-        files["reward"] = Path(found.origin) if found is not None and found.origin else None
-    known = {name: file for name, file in files.items() if file is not None and file.is_file()}
+    for number, reward in enumerate(settings.rewards):
+        found = importlib.util.find_spec(reward.partition(":")[0])
+        name = f"reward_{number + 1}" if number else "reward"
+        files[name] = Path(found.origin) if found is not None and found.origin else None
+    known = {name: file for name, file in files.items() if file is not None and file.exists()}
     return {name: digest(file) for name, file in known.items()}

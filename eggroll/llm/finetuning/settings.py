@@ -2,129 +2,26 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from eggroll.llm.rewards.environment import environment
-from eggroll.llm.tasks.options import options_from
+from eggroll.llm.finetuning.asked import Asked
 from eggroll.strategy.methods import METHODS, method_named
 from eggroll.training.options import (
     UNDECIDING,
-    Checked,
     Option,
     RunSettings,
     SettingsError,
     as_begun,
     check_pairs,
-    check_path,
     keywords_of,
 )
 
 Optimizer = Literal["sgd", "adam"]
-Dtype = Literal["float32", "bfloat16"]
 Split = Literal["test", "train"]
 ACTIVATIONS: Mapping[str, Any] = {"noise": "activations", "sigma": 0.1, "optimizer": "adam"}  # its other defaults
-MOST_SECONDS = 86400  # for scoring an answer; timers do not take any number
-OF_TEMPLATES = frozenset(
-    ["tokenize", "add_generation_prompt", "continue_final_message", "return_tensors", "return_dict", "padding"]
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked(Checked):
-    """Which model answers which prompts, and how: what fine-tuning and evaluating have in common."""
-
-    model: Annotated[str, Option("required", "MODEL")] = ""
-    """A Hugging Face folder, a .gguf file, a hub id, or a run folder of `eggroll finetune`."""
-    task: Annotated[str | None, Option("none", "NAME")] = None
-    """Ready task: countdown, conciseness, arithmetic, or reasoning_gym:NAME (extra `reasoning`)."""
-    task_options: Annotated[tuple[str, ...], Option("none", "NAME=VALUE")] = ()
-    """Options of the task, such as `largest=20`; values in JSON."""
-    reward: Annotated[str | None, Option("none", "MODULE:FUNCTION")] = None
-    """A reward of your own, `function(text, problem)` → a number, with --prompts-file."""
-    prompts_file: Annotated[Path | None, Option("none")] = None
-    """Prompts for --reward: text, one a line, or JSON lines with "prompt" and any other fields."""
-    test_prompts_file: Annotated[Path | None, Option("a fifth of the prompts")] = None
-    """Prompts to test on."""
-    system: Annotated[str | None, Option("the task's", "TEXT")] = None
-    """System message."""
-    template_options: Annotated[tuple[str, ...], Option("none", "NAME=VALUE")] = ()
-    """Options of the model's chat template, such as `enable_thinking=false`; values in JSON."""
-    max_tokens: Annotated[int | None, Option("the task's", least=1)] = None
-    """Tokens of an answer."""
-    temperature: float = 0.0
-    """0 takes the likeliest token."""
-    top_k: Annotated[int | None, Option("all", least=1)] = None
-    """Draw among this many likeliest tokens."""
-    top_p: Annotated[float | None, Option("all", positive=True)] = None
-    """Draw among the likeliest tokens of this total probability."""
-    dtype: Annotated[Dtype | None, Option("float32 on CPUs, elsewhere the model's")] = None
-    """Of the parameters."""
-    memory: Annotated[float | None, Option("a share of the device's", "GB", positive=True)] = None
-    """What caches, activations and noise may take; decides how many members answer at once."""
-    workers: Annotated[int | None, Option("one a core", least=1)] = None
-    """Processes that score answers."""
-    scorer_seconds: Annotated[float, Option(positive=True)] = 10.0
-    """An answer whose scoring takes longer has the worst reward; at most a day."""
-    worst: Annotated[float | None, Option("unknown")] = None
-    """The least that --reward can be: that of an answer whose scoring fails."""
-    reward_env: Annotated[tuple[str, ...], Option("none", "NAME", repeated=True)] = ()
-    """An environment variable that the reward is given, such as a key; once for each."""
-
-    def check(self) -> None:
-        """Raises `SettingsError` for what no model can be asked."""
-        super().check()
-        if not self.model:
-            raise SettingsError("got no model; --model is required: a folder, a .gguf file, a hub id or a run folder.")
-        check_path("model", self.model)
-        self._check_prompts()
-        self._check_answers()
-
-    def _check_prompts(self) -> None:
-        if (self.task is None) == (self.reward is None):
-            got = "neither --task nor --reward" if self.task is None else "both --task and --reward"
-            raise SettingsError(f"got {got}; one of them is required: a ready task, or a reward of your own.")
-        if (self.reward is None) != (self.prompts_file is None):
-            got = "prompts_file without a reward" if self.reward is None else "a reward without prompts_file"
-            raise SettingsError(
-                f"got {got}; a reward of your own needs both: --reward module:function --prompts-file FILE."
-            )
-        if self.test_prompts_file is not None and self.reward is None:
-            raise SettingsError("got a file of test prompts for a ready task, which has its own; leave it out.")
-        if self.worst is not None and (self.reward is None or not math.isfinite(self.worst)):
-            raise SettingsError(f"got worst={self.worst!r}; a finite number, for a --reward of your own, is required.")
-
-    def _check_answers(self) -> None:
-        if not self.temperature >= 0:
-            raise SettingsError(f"got temperature={self.temperature!r}; 0 (greedy) or more is required.")
-        for name in ("top_k", "top_p"):
-            if getattr(self, name) is not None and not self.temperature:
-                raise SettingsError(
-                    f"got {name}={getattr(self, name)!r} at temperature=0, where the likeliest token is taken; give a "
-                    "--temperature above 0, or leave it out."
-                )
-        if self.scorer_seconds > MOST_SECONDS:
-            raise SettingsError(f"got scorer_seconds={self.scorer_seconds!r}; at most {MOST_SECONDS} (a day) may pass.")
-        environment(self.reward_env)
-        options_from(self.task_options)
-        own = sorted(options_from(self.template_options).keys() & OF_TEMPLATES)
-        if own:
-            raise SettingsError(f"got the template option {own[0]!r}, which eggroll sets by itself; leave it out.")
-
-    @property
-    def budget(self) -> float | None:
-        """Bytes that answering may take; None: what is free, in part."""
-        return None if self.memory is None else 1e9 * self.memory
-
-    @property
-    def label(self) -> str:
-        """Task, or the name of the reward function, as it may stand in a file's name."""
-        name = self.task or (self.reward or "").partition(":")[2]
-        return re.sub(r"[^\w.-]+", "-", name)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +38,7 @@ class FinetuneSettings(Asked, RunSettings):
     """Members in a generation."""
     rank: Annotated[int, Option(least=1)] = 1
     """Columns of each noise factor (eggroll)."""
-    noise: Literal["weights", "activations"] = "weights"
+    noise: Annotated[Literal["weights", "activations"], Option(absent="weights")] = "weights"
     """On the weights, or on the outputs of the layers' matrices, of its own at every token (eggroll)."""
     sigma: Annotated[float, Option("eggroll 0.002, on activations 0.1, full-rank 0.001", positive=True)] = 2e-3
     """Noise scale, in the units of the weights; on activations, of each output's RMS."""

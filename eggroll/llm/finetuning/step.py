@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -65,6 +66,8 @@ class Answered(Step):
         self._generator, self._marker, self._key = generator, marker, key
         self._at_once: dict[str, Any] = {"budget": budget, "chunk": chunk}
         self._told = False  # of an error
+        self._parts = [f"reward/{name}" for name in getattr(marker.scorers, "names", ())]
+        self.recorded = (*type(self).recorded, *self._parts)
 
     def __call__(
         self, es: Strategy, state: State, carry: PyTree, batch: tuple[Questions]
@@ -74,7 +77,7 @@ class Answered(Step):
         members = es.ask(state)
         key = None if self._key is None else jax.random.fold_in(self._key, state.generation)
         answers = generate(members, self._generator, in_groups(asked.prompts, es.groups), key=key, **self._at_once)
-        fitness, failed = self._fitness(es, asked, answers, first=not int(state.generation))
+        fitness, failed, parts = self._fitness(es, asked, answers, first=not int(state.generation))
         written = int(jnp.sum(answers.length))
         with explained(f"{es.population} members were summed up", "use bfloat16 weights, or --optimizer sgd"):
             state, metrics = es.tell(state, members, fitness)
@@ -88,6 +91,7 @@ class Answered(Step):
             "tokens": tokens_in(carry),
             "tokens_per_second": written / (time.perf_counter() - start),
             "scorer_errors": failed,
+            **dict(zip(self._parts, parts, strict=True)),
         }
         return state, carry, {**metrics, **measured}
 
@@ -100,19 +104,35 @@ class Answered(Step):
         """
         return population_fit(es.ask(state), self._generator, in_groups(asked.prompts, es.groups), **self._at_once)
 
-    def _fitness(self, es: Strategy, asked: Questions, answers: Answers, *, first: bool) -> tuple[np.ndarray, int]:
-        """Mean reward of every member, and how many answers had none; each process scores the members it holds."""
+    def _fitness(
+        self, es: Strategy, asked: Questions, answers: Answers, *, first: bool
+    ) -> tuple[np.ndarray, int, list[float]]:
+        """Mean reward of every member, how many answers had none, and the mean of each of several rewards.
+
+        Each process scores the members it holds.
+        """
         own, each = len(asked) // es.groups, es.population // es.groups
         mine, here = local_members(answers)
         problems = [p for m in mine // each for p in asked.problems[m * own : (m + 1) * own]]
-        rewards = self._marker.scorers.attempt(self._marker.texts(here), problems)
+        _, rewards = self._marker.attempt(here, problems)
         values = settled_together(rewards, self._marker.scorers.worst, first=first)
         failed = int(gather(np.array(rewards.failed)).sum())
         if rewards.failed and not self._told:
             self._told = True  # later ones are in the metrics
             LOGGER.warning("%d of %d answers could not be scored; %s", rewards.failed, len(problems), rewards.error)
         found = dict(zip(mine.tolist(), values.reshape(-1, own).mean(1).tolist(), strict=True))
-        return score(answers.length, lambda _, member: found[member], numbered=True).fitness, failed
+        fitness = score(answers.length, lambda _, member: found[member], numbered=True).fitness
+        return fitness, failed, means(rewards.parts)
+
+
+def means(parts: Mapping[str, np.ndarray]) -> list[float]:
+    """The mean of each reward over the answers of all processes that it applies to; NaN where there is none."""
+    if not parts:
+        return []
+    table = np.array(list(parts.values()))
+    known = ~np.isnan(table)
+    total, count = gather(np.array([np.where(known, table, 0).sum(1), known.sum(1)])).sum(0)
+    return [float(a / b) if b else np.nan for a, b in zip(total, count, strict=True)]
 
 
 def settled_together(rewards: Rewards, worst: float | None = None, *, first: bool = True) -> np.ndarray:

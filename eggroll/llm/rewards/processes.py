@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -108,7 +109,7 @@ class Scorer:
             self.end()
             self._spawn()
             try:
-                why = self._exchange(self._reward, STARTUP)
+                why = self._exchange(self._reward, STARTUP, 0)
             except TimeoutError:
                 raise RunError(
                     f"{said} took longer than {STARTUP:g} s; see what its module does when it is imported."
@@ -126,13 +127,13 @@ class Scorer:
             "Fewer workers need less."
         )
 
-    def ask(self, payload: bytes, seconds: float) -> float | str:
-        """The reward of an answer, or in words why there is none: then the process may have been ended."""
+    def ask(self, payload: bytes, seconds: float, count: int) -> list[float] | str:
+        """The rewards of answers, `count` numbers, or in words why there are none: the process may have been ended."""
         code = None
         for _ in range(TRIES):
             self.start()
             try:
-                return self._exchange(payload, seconds)
+                return self._exchange(payload, seconds, count)
             except TimeoutError:
                 self.end()
                 return f"no reward within {seconds:g} s, and its process had to be ended"
@@ -192,18 +193,21 @@ class Scorer:
             pass
         return False
 
-    def _exchange(self, payload: bytes, seconds: float) -> float | str:
-        """Asks, and reads the one thing that may come back, whatever the process wrote: a finite number, or text."""
+    def _exchange(self, payload: bytes, seconds: float, count: int) -> list[float] | str:
+        """Asks, and reads the one thing that may come back, whatever the process wrote: so many numbers, or text."""
         assert self._channel is not None
         until = time.monotonic() + seconds
         self._channel.settimeout(seconds)
         self._channel.sendall(QUESTION.pack(len(payload)) + payload)
-        asked, value, size = REPLY.unpack(self._received(REPLY.size, until))
-        if asked != self._asked or size > MOST_BYTES or not (size or math.isfinite(value)):
+        asked, found, size = REPLY.unpack(self._received(REPLY.size, until))
+        if asked != self._asked or size > MOST_BYTES or found != (0 if size else count):
+            raise ValueError("no reply")
+        values = list(struct.unpack(f"<{found}d", self._received(8 * found, until)))
+        if any(map(math.isinf, values)) or (values and all(map(math.isnan, values))):
             raise ValueError("no reply")
         self._asked += 1
         text = self._received(size, until).decode(errors="replace")
-        return "".join(c if c.isprintable() else " " for c in text) if size else value  # nothing for a terminal to do
+        return "".join(c if c.isprintable() else " " for c in text) if size else values  # nothing for a terminal to do
 
     def _received(self, size: int, until: float) -> bytes:
         assert self._channel is not None

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import os
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from queue import SimpleQueue
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,12 +29,14 @@ class Rewards(NamedTuple):
         failed: for how many answers it failed.
         error: the first of these failures in words, with the prompt; empty if there is none.
         failures: `[n]` bool, where it failed.
+        parts: `[n]` float64 of each of several rewards by name, NaN where it does not apply or failed.
     """
 
     values: np.ndarray
     failed: int
     error: str
     failures: np.ndarray
+    parts: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
 class Scorers:
@@ -87,6 +90,12 @@ class Scorers:
         self._reward, self.worst, self._variables = reward, worst, tuple(variables)
         self._threads: ThreadPoolExecutor | None = None  # each waits for one process at a time
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the rewards, where there are several."""
+        names = tuple(getattr(self._reward, "names", ()))
+        return names if len(names) > 1 else ()
+
     def __enter__(self) -> Scorers:
         if not hasattr(os, "killpg"):
             raise RunError("rewards run in process groups, which this system lacks; Linux, macOS or WSL is required.")
@@ -121,12 +130,18 @@ class Scorers:
         finally:
             self._idle.put(scorer)
 
-    def _ask(self, payload: bytes) -> float | str:
+    def _ask(self, batch: Sequence[tuple[str, bytes]]) -> list[list[float] | str]:
+        """The parts of each answer's reward; where a batch fails, each is asked for alone, to fail alone."""
+        width = len(self.names) or 1
+        seconds = self._seconds * (1 if getattr(self._reward, "concurrent", True) else len(batch))
         scorer = self._idle.get()
         try:
-            return scorer.ask(payload, self._seconds)
+            found = scorer.ask(pickle.dumps(tuple(zip(*batch, strict=True))), seconds, width * len(batch))
         finally:
             self._idle.put(scorer)
+        if isinstance(found, str):
+            return [found] if len(batch) == 1 else [one for each in batch for one in self._ask([each])]
+        return [found[i : i + width] for i in range(0, len(found), width)]
 
     def score(self, texts: Sequence[str], problems: Sequence[Problem]) -> Rewards:
         """Scores answers; one whose reward failed gets the worst of this call, or `worst` if that is less.
@@ -164,17 +179,33 @@ class Scorers:
             raise ValueError(f"got {len(texts)} texts and {len(problems)} problems; a problem for each is required.")
         if self._threads is None:
             raise RuntimeError("the scorers are not running; use them inside `with Scorers(...) as scorers:`.")
-        said = list(self._threads.map(self._ask, _payloads(texts, problems)))
-        values = np.array([one if isinstance(one, float) else np.nan for one in said], np.float64)
+        asked = _payloads(texts, problems)
+        size = max(1, min(getattr(self._reward, "batch", 1), -(-len(asked) // self._workers)))
+        batches = [asked[i : i + size] for i in range(0, len(asked), size)]
+        said = [one for found in self._threads.map(self._ask, batches) for one in found]
+        names = self.names or ("",)
+        rows = [[np.nan] * len(names) if isinstance(one, str) else one for one in said]
+        table = np.array(rows, np.float64).reshape(len(said), len(names))
+        values = _mean(table, np.array(getattr(self._reward, "weights", (1.0,))))
         failures = np.isnan(values)
         error = ""
         if failures.any():
             first = int(np.argmax(failures))
             error = f"answer {first + 1} of {len(texts)}, to {problems[first].prompt[:60]!r}: {said[first]}"
-        return Rewards(values, int(failures.sum()), error, failures)
+        parts = dict(zip(names, table.T, strict=True)) if len(names) > 1 else {}
+        return Rewards(values, int(failures.sum()), error, failures, parts)
 
 
-def _payloads(texts: Sequence[str], problems: Sequence[Problem]) -> list[bytes]:
+def _mean(table: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weighted means `[n]` of what applies in `[n, rewards]`; NaN where nothing does."""
+    if table.shape[1] == 1:
+        return table[:, 0]
+    applies = ~np.isnan(table)
+    total = applies @ weights
+    return np.where(total > 0, np.where(applies, table, 0) @ weights / np.where(total > 0, total, 1), np.nan)
+
+
+def _payloads(texts: Sequence[str], problems: Sequence[Problem]) -> list[tuple[str, bytes]]:
     """Each answer with its problem, as a process loads them."""
     pickles: dict[int, bytes] = {}  # a population answers few problems many times
     try:
@@ -186,7 +217,7 @@ def _payloads(texts: Sequence[str], problems: Sequence[Problem]) -> list[bytes]:
             f"the problems cannot be sent to other processes ({why}); plain data, such as dicts, lists, strings and "
             "numbers, is required in Problem.data."
         ) from why
-    return [pickle.dumps((text, pickles[id(problem)])) for text, problem in zip(texts, problems, strict=True)]
+    return [(text, pickles[id(problem)]) for text, problem in zip(texts, problems, strict=True)]
 
 
 def settled(rewards: Rewards, worst: float | None = None) -> Rewards:

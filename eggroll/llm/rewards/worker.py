@@ -14,9 +14,9 @@ from collections.abc import Callable
 from typing import Any
 
 QUESTION = struct.Struct("<Q")  # before each pickle that comes: its bytes
-# What goes back, and all that can: which question (0: the reward itself), the reward, and the bytes of UTF-8 that
-# follow, which say why there is none.
-REPLY = struct.Struct("<IdH")
+# What goes back, and all that can: which question (0: the reward itself), how many numbers follow (a reward's parts of
+# each answer, NaN for one that does not apply), and how many bytes of UTF-8, which say why there are none.
+REPLY = struct.Struct("<IHH")
 LONGEST = 400  # characters of what is told of an error
 MOST_BYTES = 4 * LONGEST + 400  # with its kind and its place
 
@@ -50,12 +50,12 @@ def main() -> None:
         while size := questions.read(QUESTION.size):
             payload = questions.read(*QUESTION.unpack(size))
             if reward is None:
-                reward, why = loaded(payload)
-                value = math.nan if why else 0.0
+                values, (reward, why) = [], loaded(payload)
             else:
-                value, why = scored(reward, payload)
+                values, why = scored(reward, payload)
             text = why.encode(errors="replace")[:MOST_BYTES]
-            os.write(channel, REPLY.pack(asked, value, len(text)) + text)
+            numbers = struct.pack(f"<{len(values)}d", *values)
+            os.write(channel, REPLY.pack(asked, len(values), len(text)) + numbers + text)
             asked += 1
 
 
@@ -67,16 +67,28 @@ def loaded(payload: bytes) -> tuple[Any, str]:
         return None, described(why)
 
 
-def scored(reward: Callable[..., Any], payload: bytes) -> tuple[float, str]:
-    """The reward of one answer, or why there is none."""
-    text, data = pickle.loads(payload)
-    problem, why = loaded(data)
-    if why:
-        return math.nan, f"the problem cannot be loaded in another process: {why}"
+def scored(reward: Callable[..., Any], payload: bytes) -> tuple[list[float], str]:
+    """The reward of one answer, or its parts of several, one answer after the other; or why there is none."""
+    texts, pickles = pickle.loads(payload)
+    problems = []
+    for data in pickles:
+        problem, why = loaded(data)
+        if why:
+            return [], f"the problem cannot be loaded in another process: {why}"
+        problems.append(problem)
     try:
-        return number(reward(text, problem)), ""
+        if not hasattr(reward, "reward_each"):
+            return [number(reward(texts[0], problems[0]))], ""
+        return [value for row in reward.reward_each(texts, problems) for value in parts(row)], ""
     except BaseException as error:  # whatever a reward raises, SystemExit too
-        return math.nan, described(error)
+        return [], described(error)
+
+
+def parts(row: list[Any]) -> list[float]:
+    """What the rewards say of one answer, NaN for None; one at least has to be a number."""
+    if all(value is None for value in row):
+        raise NoNumber("returned None, which says that a reward does not apply; one that applies is required")
+    return [math.nan if value is None else number(value) for value in row]
 
 
 def number(value: Any) -> float:

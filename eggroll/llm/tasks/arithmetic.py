@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 
-from eggroll.llm.tasks.base import Generated, Problem
+from eggroll.llm.tasks.base import Degenerate, Generated, Problem, is_degenerate
 from eggroll.llm.tasks.options import check_common, is_integer
 
 LONG = 40  # characters beyond the number for which nothing but being right is rewarded
@@ -22,7 +22,7 @@ class Arithmetic(Generated):
     - `0.2 + 0.8·max(0, 1 − e/40)` if the right number stands in the text as a number of its own: 1 for the number
       alone, 0.82 for "7 + 5 = 12.";
     - 0.1 for a wrong number alone;
-    - 0 for anything else.
+    - 0 for anything else, and for an answer that repeats itself or was cut off, whatever is in it.
 
     So it has no plateau where small models start: they mostly know the sum and write around it, and every character
     left out counts the same. Being right is worth more than being short, at any length, and listing many numbers to
@@ -35,6 +35,8 @@ class Arithmetic(Generated):
         operations: of "+", "-" and "*". Default "+-". Differences are never negative.
         system: the system message. Default None.
         max_tokens: tokens that an answer may have. Default 16.
+        degenerate: what an answer gets that says nothing, as `Task.degenerate` has it. Default "worst"; "scored":
+            without the last rule, as in earlier versions.
 
     Raises:
         ValueError: an option that is none of these.
@@ -52,14 +54,21 @@ class Arithmetic(Generated):
     worst = 0.0
 
     def __init__(
-        self, *, largest: int = 20, operations: str = "+-", system: str | None = None, max_tokens: int = 16
+        self,
+        *,
+        largest: int = 20,
+        operations: str = "+-",
+        system: str | None = None,
+        max_tokens: int = 16,
+        degenerate: Degenerate = "worst",
     ) -> None:
-        check_common(system, max_tokens)
+        check_common(system, max_tokens, degenerate)
         if not is_integer(largest) or largest < 1:
             raise ValueError(f"got largest={largest!r}; an integer of at least 1 is required.")
         if not isinstance(operations, str) or not operations or set(operations) - set("+-*"):
             raise ValueError(f"got operations={operations!r}; some of '+', '-' and '*' are required, such as '+-'.")
         self.largest, self.operations, self.system, self.max_tokens = largest, operations, system, max_tokens
+        self.degenerate = degenerate
 
     def draw(self, rng: random.Random) -> Problem:
         """Makes up one problem; its data is the result."""
@@ -79,6 +88,8 @@ class Arithmetic(Generated):
     def reward(self, text: str, problem: Problem) -> float:
         """Rewards the number alone with 1, and the number within a text with less, the longer the text."""
         text, wanted = text.strip(), str(problem.data)
+        if self.degenerate == "worst" and text != wanted and is_degenerate(text):
+            return 0.0
         if re.search(rf"(?<![0-9.,-]){wanted}(?![0-9]|[.,][0-9])", text):
             excess = len(text) - len(wanted)
             return RIGHT + (1 - RIGHT) * max(0.0, 1 - excess / LONG)

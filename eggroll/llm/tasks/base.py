@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,6 +13,8 @@ from eggroll.training.errors import RunError
 
 Split = Literal["train", "test"]
 SPLITS = ("train", "test")
+Degenerate = Literal["worst", "scored"]
+REPEATS, MANY = 3.5, 16  # of the same, the last perhaps in part; digits that are no number any more
 HELD_OUT = 5  # one problem in so many is for tests
 TRIES = 200  # draws for one new problem, before there are taken to be no more
 
@@ -35,12 +37,15 @@ class Problem:
     """One question.
 
     Attributes:
-        prompt: what the model is asked, as the user's message.
+        prompt: what the model is asked, as the user's message; of a conversation, all of it as text.
         data: what the scorer needs to know, for example the right answer. Picklable.
+        messages: of a conversation, each a dict with "role" and "content", which the model is asked in place of the
+            prompt. Default (): the prompt is all.
     """
 
     prompt: str
     data: Any = None
+    messages: tuple[Mapping[str, Any], ...] = ()
 
 
 class Task(ABC):
@@ -52,12 +57,22 @@ class Task(ABC):
         max_tokens: tokens that an answer may have, unless the user says otherwise.
         worst: the least reward that there can be: that of an answer whose reward fails. None: unknown; the lowest
             reward of the other answers then.
+        degenerate: what an answer gets that says nothing, as `is_degenerate` tells, or that was cut off at
+            `max_tokens`: "worst", the least reward, or "scored", what is said of any other.
+        said: what users are told of it before it is used, a line each: which files it read, and as what.
     """
 
     name: str
     system: str | None = None
     max_tokens: int = 64
     worst: float | None = None
+    degenerate: Degenerate = "scored"
+    said: tuple[str, ...] = ()
+
+    @property
+    def scored_by(self) -> Callable[..., Any]:
+        """What scorers are given: `reward`, unless it has parts that they are to tell apart."""
+        return self.reward
 
     @abstractmethod
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
@@ -160,6 +175,33 @@ def divided(problems: list[Problem]) -> tuple[list[Problem], list[Problem]]:
     held_out = set(prompts[: max(1, len(prompts) // HELD_OUT)])
     train = [problem for problem in problems if problem.prompt not in held_out]
     return train, [problem for problem in problems if problem.prompt in held_out]
+
+
+def is_degenerate(text: str) -> bool:
+    r"""Whether an answer says nothing: it has no letter or digit, or half of it or more repeats itself to its end.
+
+    Example:
+        >>> [is_degenerate(text) for text in (" \n", "...", "no no no no", "It is 12 12 12 12 12")]
+        [True, True, True, True]
+        >>> [is_degenerate(text) for text in ("12", "No.", "100000", "2 + 2 + 2 = 6")]
+        [False, False, False, False]
+    """
+    spaced = " ".join(text.casefold().split())
+    end = max((i for i, letter in enumerate(spaced, 1) if letter.isalnum()), default=0)
+    reverse = spaced[:end][::-1]
+    # Knuth, Morris and Pratt: how much of the beginning of `reverse` each of its prefixes ends with, in linear time.
+    borders = [0]
+    for letter in reverse[1:]:
+        border = borders[-1]
+        while border and reverse[border] != letter:
+            border = borders[border - 1]
+        borders.append(border + (reverse[border] == letter))
+    for length, border in enumerate(borders, 1):
+        period = length - border
+        again = border and 2 * length >= len(reverse) and length >= REPEATS * period
+        if again and (length >= MANY or not reverse[:period].isdigit()):
+            return True
+    return not reverse
 
 
 def checked(split: str) -> Split:

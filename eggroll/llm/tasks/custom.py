@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib
-import json
-import sys
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from eggroll.llm.tasks.base import Listed, Problem, divided
+from eggroll.llm.tasks.base import Degenerate, Listed, Problem, divided, is_degenerate
+from eggroll.llm.tasks.combined import Combined, Named
 from eggroll.llm.tasks.options import check_common
+from eggroll.llm.tasks.problems import read_prompts
 from eggroll.training.errors import RunError
-
-FORM = 'reward="module:function"'
 
 
 class Custom(Listed):
@@ -22,7 +18,7 @@ class Custom(Listed):
 
     def __init__(
         self,
-        reward: str,
+        reward: Named | Sequence[Named],
         train: list[Problem],
         test: list[Problem],
         *,
@@ -30,48 +26,67 @@ class Custom(Listed):
         system: str | None,
         max_tokens: int,
         worst: float | None,
+        said: tuple[str, ...] = (),
+        degenerate: Degenerate = "scored",
     ) -> None:
         super().__init__(train, test)
-        self.name, self.system, self.max_tokens, self.worst = name, system, max_tokens, worst
-        self._named, self._reward = reward, function_named(reward)
+        self.name, self.system, self.max_tokens, self.worst, self.said = name, system, max_tokens, worst, said
+        self.degenerate = degenerate
+        self.scorer = Combined([reward] if isinstance(reward, str) or callable(reward) else reward)
+
+    @property
+    def scored_by(self) -> Combined:
+        """The rewards, which say each what it finds."""
+        return self.scorer
 
     def reward(self, text: str, problem: Problem) -> float:
         """What the user's function says."""
-        return self._reward(text, problem)
+        if self.degenerate == "worst" and self.worst is not None and is_degenerate(text):
+            return self.worst
+        return self.scorer(text, problem)
 
     def __reduce__(self) -> tuple:
         """Travels to worker processes by the function's name, without the prompts: scorers are given theirs."""
         options = {"name": self.name, "system": self.system, "max_tokens": self.max_tokens, "worst": self.worst}
-        return _rebuilt, (self._named, options)
+        options["degenerate"] = self.degenerate
+        return _rebuilt, (self.scorer, options)
 
 
 def custom_task(
     *,
-    reward: str,
+    reward: Named | Sequence[Named],
     prompts: str | Path,
     test_prompts: str | Path | None = None,
     system: str | None = None,
     max_tokens: int = 128,
     name: str | None = None,
     worst: float | None = None,
+    prompt_column: str | None = None,
+    degenerate: Degenerate = "scored",
 ) -> Custom:
     r"""A task from a reward function and a file of prompts.
 
     The function is called as `function(text, problem)`, in processes of their own without JAX: `text` is the answer as
     a string, without the prompt and special tokens; `problem.prompt` is the prompt, and `problem.data` a dict with all
-    that its line of the file holds (for a text file, the prompt alone). It returns a finite number, the more the
-    better.
+    that its row of the file holds by column (for a text file, the prompt alone). It returns a finite number, the more
+    the better.
 
     Args:
-        reward: "module:function"; the module is looked for in the current directory too.
-        prompts: a file of UTF-8. Its name ends in `.jsonl`: a JSON object a line, with a string "prompt" and any other
-            fields. Any other name: text, one prompt a line. Empty lines are skipped.
+        reward: "module:function" (the module is looked for in the current directory too), a callable, or a list of
+            these, of which the weighted mean counts: "module:function=weight". See `Combined` for what they may be.
+        prompts: a file in UTF-8 with a prompt a line (`.txt`), or a table: `.csv`, `.tsv`, `.json`, `.jsonl` (all of
+            these also as `.gz`), `.parquet`, `.arrow`, or a folder that `datasets` has saved. A prompt is a text or a
+            list of messages with "role" and "content"; of a table, the other columns are the reward's.
         test_prompts: a file of the same kinds, to test on. Default None: one prompt in five of `prompts`, at least one.
         system: the system message. Default None.
         max_tokens: tokens that an answer may have. Default 128.
         name: for logs. Default: the name of the function.
         worst: the least reward that there can be, finite, which an answer gets for which the function fails. Default
             None: unknown; the lowest reward of the other answers then.
+        prompt_column: of a table, the column of prompts. Default None: "prompt", or else the one of "messages" and
+            "question" that there is.
+        degenerate: "worst": an answer that is empty, repeats itself or was cut off gets `worst`, which is to be given
+            then. Default "scored": what the function says of it.
 
     Returns:
         The task.
@@ -92,11 +107,14 @@ def custom_task(
         >>> folder.cleanup()
     """
     try:
-        check_common(system, max_tokens)
+        check_common(system, max_tokens, degenerate)
     except ValueError as why:
         raise RunError(f"the task of {reward!r} cannot be made: {why}") from why
-    function_named(reward)
-    train = read_prompts(Path(prompts))
+    if degenerate == "worst" and worst is None:
+        raise RunError('got degenerate="worst" without worst, the least that the reward can be; give it (--worst).')
+    scorer = Combined([reward] if isinstance(reward, str) or callable(reward) else reward)
+    train, said = read_prompts(Path(prompts), prompt_column)
+    told = [said]
     if test_prompts is None:
         if len({problem.prompt for problem in train}) < 2:
             raise RunError(
@@ -104,93 +122,21 @@ def custom_task(
                 "test_prompts."
             )
         train, test = divided(train)
+        told.append(f"{len(test)} of these prompts are held out to test on")
     else:
-        test = read_prompts(Path(test_prompts))
+        test, said = read_prompts(Path(test_prompts), prompt_column)
+        told.append(f"to test on, {said}")
         _disjoint(train, test, prompts, test_prompts)
-    options: dict[str, Any] = {"system": system, "max_tokens": max_tokens, "worst": worst}
-    return Custom(reward, train, test, name=name or reward.partition(":")[2], **options)
-
-
-def function_named(name: str) -> Callable[[str, Problem], Any]:
-    """The function that "module:function" names.
-
-    Raises:
-        RunError: there is none.
-
-    Example:
-        >>> function_named("math:fsum")([0.5, 0.5])
-        1.0
-    """
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name.isidentifier():
-        raise RunError(f"got the reward {name!r}; {FORM} is required, for example my_rewards:politeness.")
-    try:
-        module = _imported(module_name)
-    except ModuleNotFoundError as why:
-        if why.name is None or not (module_name + ".").startswith(why.name + "."):
-            raise RunError(f"the module {module_name!r} of the reward {name!r} needs {why.name!r}: {why}") from why
-        raise RunError(
-            f"there is no module {module_name!r} for the reward {name!r}, neither in {Path.cwd()} nor where Python "
-            f"looks; {FORM} names a file {module_name.replace('.', '/')}.py there, without its ending."
-        ) from None
-    except KeyboardInterrupt:  # Ctrl-C while a large module is imported
-        raise
-    except BaseException as why:  # whatever a module's own code raises, SystemExit of a script among it
-        said = f"{type(why).__name__}: {why}".rstrip(": ")
-        exits = "; a module must not end the process that imports it" if isinstance(why, SystemExit) else ""
-        raise RunError(f"importing {module_name!r} for the reward {name!r} failed: {said}{exits}.") from why
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        got = "no such name" if not hasattr(module, function_name) else f"a {type(function).__name__}, not a function"
-        raise RunError(f"got the reward {name!r}, and {function_name!r} in {module.__file__ or module_name} is {got}.")
-    return function
-
-
-def _imported(name: str) -> Any:
-    """A module, looked for in the current directory first; for all other modules that comes last from now on."""
-    here = str(Path.cwd())
-    importlib.invalidate_caches()  # the file may be new
-    sys.path.insert(0, here)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # what a module prints is no part of a command's output
-            return importlib.import_module(name)
-    finally:
-        sys.path.remove(here)
-        if here not in sys.path:
-            sys.path.append(here)  # what the function imports when it is called
-
-
-def read_prompts(path: Path) -> list[Problem]:
-    """The problems of a file: JSON lines with a "prompt", or text, one prompt a line.
-
-    Raises:
-        RunError: no such file, no prompts, or a line that is not as required.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as why:
-        raise RunError(f"the prompts in {path} cannot be read: {why}; a text file in UTF-8 is required.") from None
-    numbered = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise RunError(f"{path} holds no prompts; one a line is required.")
-    if path.suffix.lower() not in (".jsonl", ".ndjson"):
-        return [Problem(line, {"prompt": line}) for _, line in numbered]
-    return [_from_json(path, number, line) for number, line in numbered]
-
-
-def _from_json(path: Path, number: int, line: str) -> Problem:
-    required = 'an object with a string "prompt" is required, such as {"prompt": "2 + 2 =", "answer": "4"}'
-    try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as why:
-        raise RunError(f"line {number} of {path} is no JSON ({why}); {required}.") from None
-    prompt = fields.get("prompt") if isinstance(fields, dict) else None
-    half = isinstance(prompt, str) and any(
-        "\ud800" <= letter <= "\udfff" for letter in prompt
-    )  # of a pair: no character
-    if not isinstance(prompt, str) or not prompt.strip() or half:
-        raise RunError(f"line {number} of {path} is {line[:80]!r}; {required}.")
-    return Problem(prompt, fields)
+    _check_system(system, [*train, *test], prompts)
+    options: dict[str, Any] = {
+        "system": system,
+        "max_tokens": max_tokens,
+        "worst": worst,
+        "degenerate": degenerate,
+        "said": tuple(told),
+    }
+    scorer.check(list(dict.fromkeys(column for problem in train for column in problem.data if column != "prompt")))
+    return Custom(scorer.given, train, test, name=name or "-".join(scorer.names), **options)
 
 
 def _disjoint(train: list[Problem], test: list[Problem], prompts: Any, test_prompts: Any) -> None:
@@ -202,5 +148,13 @@ def _disjoint(train: list[Problem], test: list[Problem], prompts: Any, test_prom
         )
 
 
-def _rebuilt(reward: str, options: dict[str, Any]) -> Custom:
-    return Custom(reward, [], [], **options)
+def _check_system(system: str | None, problems: list[Problem], prompts: Any) -> None:
+    if system is not None and all(p.messages and p.messages[0]["role"] == "system" for p in problems):
+        raise RunError(
+            f"got system={system!r}, and all conversations of {prompts} begin with a system message of their own; "
+            "leave it out."
+        )
+
+
+def _rebuilt(scorer: Combined, options: dict[str, Any]) -> Custom:
+    return Custom(scorer.given, [], [], **options)

@@ -21,8 +21,10 @@ def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def check_common(system: Any, max_tokens: Any) -> None:
-    """Raises `ValueError` for a system message that is no text, or no number of tokens."""
+def check_common(system: Any, max_tokens: Any, degenerate: Any = "scored") -> None:
+    """Raises `ValueError` for a system message that is no text, no number of tokens, or what no answer can get."""
+    if degenerate not in ("worst", "scored"):
+        raise ValueError(f'got degenerate={degenerate!r}; "worst" or "scored" is required.')
     if not isinstance(system, str | None):
         raise ValueError(f"got system={system!r}; a text is required.")
     if not is_integer(max_tokens) or max_tokens < 1:

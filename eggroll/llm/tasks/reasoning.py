@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from eggroll.extras import needed_for
-from eggroll.llm.tasks.base import Problem, Split, Task, checked, split_of, too_few
+from eggroll.llm.tasks.base import Degenerate, Problem, Split, Task, checked, is_degenerate, split_of, too_few
 from eggroll.llm.tasks.options import check_common
 from eggroll.training.errors import RunError
 
@@ -24,6 +24,7 @@ TAGGED = (
     "else, between <answer> and </answer>."
 )
 PLAIN = "Write the answer in the form that the problem asks for, and nothing else."
+RIGHT = 0.99  # the score from which on an answer is wholly right
 HALF = 2  # of all questions are for tests: some datasets take a second for each question that is thrown away
 LARGEST = 10_000  # questions of a dataset object: some are made when it is
 
@@ -33,7 +34,8 @@ class ReasoningGym(Task):
 
     The reward is what the dataset's `score_answer` says: mostly 1 for a right answer and 0 or 0.01 for a wrong one; 0
     where it raises, as some do for answers that they cannot parse. An answer without the tags that were asked for
-    scores 0, whatever it says; of several, the last counts. Half of all questions are for tests, by the hash of the
+    scores 0, whatever it says; of several, the last counts. So does an empty one, one that was cut off, and one that
+    repeats itself and is not wholly right. Half of all questions are for tests, by the hash of the
     question: no question is in both, whatever the seeds.
 
     Args:
@@ -42,6 +44,8 @@ class ReasoningGym(Task):
             the whole text is. Default True.
         system: the system message. Default: one that says how to answer.
         max_tokens: tokens that an answer may have. Default 256.
+        degenerate: what an answer gets that says nothing, as `Task.degenerate` has it. Default "worst"; "scored": what
+            the dataset says.
         **config: of the dataset, for example `max_terms=3`; see its own documentation.
 
     Raises:
@@ -62,12 +66,20 @@ class ReasoningGym(Task):
     worst = 0.0
 
     def __init__(
-        self, dataset: str, /, *, tags: bool = True, system: str | None = None, max_tokens: int = 256, **config: Any
+        self,
+        dataset: str,
+        /,
+        *,
+        tags: bool = True,
+        system: str | None = None,
+        max_tokens: int = 256,
+        degenerate: Degenerate = "worst",
+        **config: Any,
     ) -> None:
-        check_common(system, max_tokens)
+        check_common(system, max_tokens, degenerate)
         if not isinstance(tags, bool):
             raise ValueError(f"got tags={tags!r}; true or false is required.")
-        self.name, self.max_tokens = f"reasoning_gym:{dataset}", max_tokens
+        self.name, self.max_tokens, self.degenerate = f"reasoning_gym:{dataset}", max_tokens, degenerate
         self.system = (TAGGED if tags else PLAIN) if system is None else system
         self._dataset, self._tags, self._config = dataset, tags, config
         names = _package("factory").DATASETS
@@ -101,11 +113,13 @@ class ReasoningGym(Task):
     def reward(self, text: str, problem: Problem) -> float:
         """What the dataset's own verifier says of the answer."""
         answer = _tagged(text) if self._tags else text.strip()
-        if answer is None:
+        strict = self.degenerate == "worst"
+        if answer is None or (strict and not answer):
             return 0.0
         try:
             with _apart():
-                return float(self._verifier.score_answer(answer, problem.data))
+                score = float(self._verifier.score_answer(answer, problem.data))
+            return 0.0 if strict and score < RIGHT and is_degenerate(text) else score
         except ImportError:
             raise
         except Exception:  # a few verifiers raise where an answer cannot be parsed
@@ -114,6 +128,7 @@ class ReasoningGym(Task):
     def __reduce__(self) -> tuple:
         """The verifier is made again where the task arrives, then and not within the time of the first answer."""
         options = {"tags": self._tags, "system": self.system, "max_tokens": self.max_tokens, **self._config}
+        options["degenerate"] = self.degenerate
         return _rebuilt, (self._dataset, options)
 
     def _entries(self, words: str, size: int) -> Iterator[dict[str, Any]]:

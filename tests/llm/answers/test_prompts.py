@@ -51,6 +51,24 @@ def test_a_chat_template_writes_the_turns_and_the_special_tokens():
     assert words(rows.tokens[0]) == "user say one <end>"
 
 
+def test_without_the_template_and_with_a_beginning_of_the_answer():
+    said = {"system": "be short", "chat": False, "multiple": 1, "prefix": " two"}
+    rows = encode(tokenizer(TEMPLATE), ["say one", [{"role": "user", "content": "say one"}]], **said)
+    assert {words(row) for row in rows.tokens} == {"<s> be short say one two"}
+    rows = encode(tokenizer(TEMPLATE), ["say one"], multiple=1, prefix="two")
+    assert words(rows.tokens[0]) == "user say one <end> <s> two"
+    talk = [{"role": role, "content": "say"} for role in ("user", "assistant", "user")]
+    with pytest.raises(RunError, match="a conversation of 3 messages that ends with 'say', and no chat template"):
+        encode(tokenizer(), [talk])
+
+
+def test_answers_begin_with_what_was_given():
+    made = byte_tokenizer()
+    row = made("one|two", add_special_tokens=False)["input_ids"]
+    answers = Answers(np.array([row]), np.array([len(row)]))
+    assert answer_texts(made, answers, strings=["|"], prefix="It|is ") == ["It|is one"]
+
+
 def test_a_system_message_goes_in_front_where_there_is_no_place_for_it():
     rows = encode(tokenizer(STRICT), ["say one"], system="be short", multiple=1)
     assert words(rows.tokens[0]) == "user be short say one <end> <s>"

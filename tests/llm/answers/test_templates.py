@@ -45,6 +45,24 @@ def test_a_template_is_rendered_as_transformers_renders_it(template, system):
     assert chats(template, "<ä> 1+1?", "user", system=system)[0] == wanted
 
 
+def test_a_conversation_is_rendered_as_transformers_renders_it():
+    made = tokenizer()
+    turns = [("user", "Hi"), ("assistant", "<think>\nWhat?\n</think>\n\nHello!"), ("user", "And you?")]
+    talk = [{"role": role, "content": content} for role, content in turns]
+    own, given = ({"role": "system", "content": content} for content in ("Mine.", "Given."))
+    wanted = [[given, *talk], [own, *talk], [given, talk[0]]]
+    found = as_chats(made, [talk, [own, *talk], "Hi"], "Given.", {}, None)
+    assert found == [made.apply_chat_template(x, tokenize=False, add_generation_prompt=True) for x in wanted]
+    made.chat_template = TEMPLATE.replace("message['content'] }}", "message['content'].split('</think>')[-1] }}")
+    assert "And you?" in as_chats(made, [talk], None, {}, None)[0]  # what was thought may go
+    made.chat_template = NO_SYSTEM
+    with pytest.raises(RunError, match="leaves out or changes the message of 'assistant' '<think>"):
+        as_chats(made, [talk], "Given.", {}, None)
+    made.chat_template = STRICT  # which says the first message alone
+    with pytest.raises(RunError, match="leaves out or changes the message of 'assistant'"):
+        as_chats(made, [talk], "Given.", {}, None)
+
+
 @pytest.mark.parametrize(
     ("template", "system", "text"),
     [

@@ -8,12 +8,8 @@ from typing import Any
 
 import pytest
 
-from eggroll.llm.finetuning.settings import (
-    EvaluateSettings,
-    FinetuneSettings,
-    options_from,
-    settings_for,
-)
+from eggroll.llm.finetuning.settings import EvaluateSettings, FinetuneSettings, settings_for
+from eggroll.llm.tasks.options import options_from
 from eggroll.strategy.methods import METHODS
 from eggroll.training.options import SettingsError
 
@@ -21,6 +17,8 @@ ASKED: dict[str, Any] = {"model": "a folder", "task": "countdown"}
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a method that is not known": ({"method": "grpo"}, r"got method='grpo'; one of 'eggroll', 'full-rank'"),
     "no task": ({"task": None}, "neither --task nor --reward"),
+    "a column of a ready task": ({"prompt_column": "text"}, "got a column of prompts for a ready task"),
+    "options of no template": ({"template": "none", "template_options": ("a=1",)}, "template='none' with options"),
     "two tasks": ({"reward": "a:b", "prompts_file": Path("p")}, "both --task and --reward"),
     "a reward without prompts": ({"task": None, "reward": "a:b"}, "a reward without prompts_file.*--prompts-file FILE"),
     "prompts without a reward": ({"prompts_file": Path("p")}, "prompts_file without a reward"),

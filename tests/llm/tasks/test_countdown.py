@@ -10,8 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from eggroll.llm.tasks import Problem, task_named
-from eggroll.llm.tasks.countdown import Countdown, answer_reward, format_reward
-from eggroll.llm.tasks.expressions import LONGEST, Unusable, evaluate, numbers_in, parsed
+from eggroll.llm.tasks.countdown import (
+    LONGEST,
+    Countdown,
+    Unusable,
+    answer_reward,
+    evaluate,
+    format_reward,
+    numbers_in,
+    parsed,
+)
 
 TASK = Countdown(sizes=(2, 3, 4, 5, 6))
 PROBLEMS = TASK.problems("train", 400, seed=7)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import pickle
 import re
+from dataclasses import replace
 
 import pytest
 
 from eggroll.llm.tasks import Problem, Task, task_named
 from eggroll.llm.tasks.arithmetic import Arithmetic
 from eggroll.llm.tasks.base import Split
-from eggroll.llm.tasks.questions import QUESTIONS
+from eggroll.llm.tasks.conciseness import QUESTIONS
 from eggroll.training.errors import RunError
 
 SPLITS: tuple[Split, ...] = ("train", "test")
@@ -97,10 +98,34 @@ def test_the_questions_are_many_and_different():
 
 
 def test_conciseness_counts_characters_of_the_stripped_text():
-    reward = task_named("conciseness").reward
+    reward, papers = (task_named("conciseness", degenerate=what).reward for what in ("worst", "scored"))
     problem = Problem("?", "Paris")
-    answers = ("Paris", "  Lyons\n", "", "Paris.", "The capital is Paris")
-    assert [reward(text, problem) for text in answers] == [0, 0, -5, -1, -15]
+    answers = ("Paris", "  Lyons\n", "Paris.", "The capital is Paris", "", "?????", "Paris " * 4, "x y " * 999)
+    assert [papers(text, problem) for text in answers] == [0, 0, -1, -15, -5, 0, -18, -3990]
+    assert [reward(text, problem) for text in answers] == [0, 0, -1, -15, *[-320] * 4]
+
+
+SILENT = (
+    *("", " \n\t ", "\u200b", "...", "no no no no no", "12 12 12 12", "<answer>12</answer>" * 5, "So: aaaaaaaaaa"),
+    *("<think></think><answer></answer>", "<answer> ... </answer>"),
+)
+SPOKEN = {
+    "arithmetic": ("12", "111", "It is 12."),
+    "conciseness": ("100000", "Paris is the capital of France."),
+    "countdown": ("<think>a a a a a</think><answer>1 + 2</answer>", "<answer>9</answer>"),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_silence_wins_nothing(name):
+    task = task_named(name)
+    problem = task.problems("train", 1, seed=0)[0]
+    silent = SILENT if name == "countdown" else SILENT[:-2]
+    assert task.worst is not None and {task.reward(text, problem) for text in silent} == {task.worst}
+    problem = replace(problem, data=12) if name == "arithmetic" else problem
+    assert all(task.reward(text, problem) > task.worst for text in SPOKEN[name])
+    with pytest.raises(RunError, match='got degenerate=\'none\'; "worst" or "scored" is required'):
+        task_named(name, degenerate="none")
 
 
 @pytest.mark.parametrize(
@@ -110,7 +135,8 @@ def test_conciseness_counts_characters_of_the_stripped_text():
         (" 12\n", 1),
         ("12.", 1 - 0.8 / 40),
         ("7 + 5 = 12", 1 - 0.8 * 8 / 40),
-        ("12" + " so" * 100, 0.2),
+        ("12" + " so" * 100, 0),
+        ("12" + " and so on" * 3 + " to the end", 0.2),
         ("13", 0.1),
         ("-12", 0.1),
         ("112", 0.1),

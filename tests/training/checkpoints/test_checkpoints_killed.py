@@ -28,7 +28,9 @@ MOMENTS = {  # and the newest generation that has to be there then; the child di
 
 
 def child(*arguments) -> subprocess.Popen:
-    command = [sys.executable, "-W", "error", "-m", "tests.training.checkpoint_child", *map(str, arguments)]
+    half = "ignore:Error reading persistent compilation cache entry"  # of a child that was killed: compiled anew
+    module = "tests.training.checkpoint_child"
+    command = [sys.executable, "-W", "error", "-W", half, "-m", module, *map(str, arguments)]
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -60,7 +62,7 @@ def test_killed_at_a_moment(tmp_path, moment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(4))
 def test_killed_at_random(tmp_path, seed):
     process = child(tmp_path)
     told = [int(process.stdout.readline()) for _ in range(2)]

@@ -32,7 +32,9 @@ def stacked() -> dict:
     """Three layers that a scan walks, an embedding, a norm's scale."""
     rng = np.random.default_rng(3)
     shapes = {"layers": (3, 6, 6), "scale": (3, 6), "out": (6, 3)}
-    return {name: jnp.asarray(rng.normal(size=shape) * 0.4, jnp.float32) for name, shape in shapes.items()}
+    return {
+        name: jax.device_put(np.asarray(rng.normal(size=shape) * 0.4, np.float32)) for name, shape in shapes.items()
+    }
 
 
 def stacked_fitness(p, x, y):
