@@ -135,9 +135,8 @@ class _ByGeneration:
         self._data, self._generation = data, 0
 
     def next(self) -> tuple:
-        batch = self._data(self._generation)
         self._generation += 1
-        return _arguments(batch)
+        return _arguments(self._data(self._generation - 1))
 
     def position(self) -> Position:
         return self._generation

@@ -269,6 +269,12 @@ def _rope(given: Mapping[str, Any], model: str) -> Rope:
     refuse_what_rotary_positions_lack(given, model)
     theta = _number(given, "rope_theta") if given.get("rope_theta") is not None else Rope.theta
     if kind == "default":
+        lost = {name: given[name] for name in ("type", "factor") if given.get(name) not in (None, "default", 1)}
+        if lost:  # an older spelling that transformers does not read for this model, or no type
+            raise RunError(
+                f"got {lost} in a description of rotary positions whose rope_type is 'default', which reads none; "
+                "name what is meant as rope_type (linear, llama3), or take it out."
+            )
         return Rope(theta)
     if kind == "linear":
         return Rope(theta, kind, _number(given, "factor"))

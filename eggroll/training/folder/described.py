@@ -199,7 +199,7 @@ def held(leaves: Iterable[tuple[Any, Any]]) -> dict[str, Any]:
             continue
         if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.number):
             flat = np.asarray(leaf).reshape(-1)
-            flat = flat.view(flat.real.dtype) if np.iscomplexobj(flat) else flat
+            flat = np.concatenate([np.real(flat), np.imag(flat)]) if np.iscomplexobj(flat) else flat
             found[path_name(path)] = _summary(flat[:: max(1, flat.size // LARGE)])
     return {FUNCTION: "arrays", VALUES: found}
 

@@ -83,6 +83,8 @@ REFUSED = [
     ("qwen2", {"query_pre_attn_scalar": 24}, "query_pre_attn_scalar=24"),
     ("gemma3", {"hidden_act": "silu"}, "hidden_act='silu'"),
     ("gemma3", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
+    ("llama", {"rope_scaling": {"factor": 8.0}}, "{'factor': 8.0} in a description of rotary positions"),
+    ("gemma3", {"rope_scaling": {"type": "linear", "factor": 8.0}}, "name what is meant as rope_type"),
     ("qwen2", {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 1]}}, "mrope_section=[1, 1]"),
     ("gemma3", {"rope_parameters": {"full_attention": {}, "chunked_attention": {}}}, "chunked_attention={}"),
 ]

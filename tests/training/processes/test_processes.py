@@ -196,7 +196,7 @@ def test_settings_that_differ_are_named_in_every_process(by_jax, tmp_path):
             'strategy.chunk: "auto" → 2',
         ):
             assert f"{said} (process 0 → process 1)" in end.stderr
-        assert "begun.values.carry/mean: 0 0 → 1." in end.stderr, "arrays that differ where a run begins"
+        assert "begun.values.carry/mean: 0 0 → " in end.stderr, "arrays that differ where a run begins"
     assert not (tmp_path / "run").exists()
 
 
