@@ -16,7 +16,15 @@ from eggroll.extras import MissingPackageError, needed_for
 from eggroll.llm.model.config import DecoderConfig, config_from
 from eggroll.llm.model.decoder import Decoder
 from eggroll.llm.model.files import PARTS, check_ordinary, is_file, read_json, write_json
-from eggroll.llm.model.tokens import check_tokenizer, end_strings, end_tokens, load_tokenizer, pad_token, save_tokenizer
+from eggroll.llm.model.tokens import (
+    check_tokenizer,
+    end_strings,
+    end_tokens,
+    load_tokenizer,
+    pad_token,
+    save_tokenizer,
+    tell_unread,
+)
 from eggroll.llm.model.weights_hf import count_tensors, read_folder, write_file
 from eggroll.training.errors import RunError
 from eggroll.training.folder.disk import MANIFEST, partial_name, remove
@@ -95,6 +103,7 @@ def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
     stop = end_tokens(tokenizer, settings, generation, config, str(source))
     pad = pad_token(tokenizer, stop, config)
     model, strings = decoder_of(config, weights), end_strings(generation, str(source))
+    tell_unread(generation, str(source))
     return LanguageModel(model, tokenizer, config, stop, pad, str(source), settings, generation, strings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,9 @@ from eggroll.llm.model.quiet import transformers
 from eggroll.training.errors import RunError
 
 __all__ = ["ENDS", "check_tokenizer", "end_strings", "end_tokens", "load_tokenizer", "pad_token", "save_tokenizer"]
+__all__ += ["tell_unread"]
+
+LOGGER = logging.getLogger("eggroll")
 
 # What llama.cpp (src/llama-vocab.cpp) takes for the end of an answer by its text alone.
 ENDS = {
@@ -24,6 +28,13 @@ ENDS = {
     *("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>", "<|file_sep|>"),
 }
 UNUSED = 1 << 16  # numbers that no token need have
+# What changes greedy answers of transformers' `generate`, with the values that change nothing beside null.
+UNREAD: dict[str, tuple] = {
+    **{"repetition_penalty": (1,), "encoder_repetition_penalty": (1,), "guidance_scale": (1,), "num_beams": (1,)},
+    **{"no_repeat_ngram_size": (0,), "encoder_no_repeat_ngram_size": (0,), "min_length": (0,), "min_new_tokens": (0,)},
+    **{"suppress_tokens": ([],), "begin_suppress_tokens": ([],), "bad_words_ids": ([],), "sequence_bias": ({}, [])},
+    **{"forced_bos_token_id": (), "forced_eos_token_id": (), "exponential_decay_length_penalty": ()},
+}
 MOST_STRINGS = 512  # characters: the decoder has a table of so many rows
 # Of these, what ends a turn where a chat template of a Hugging Face folder writes it.
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>", "<|end|>")
@@ -146,6 +157,19 @@ def end_strings(generation: Mapping[str, Any], source: str) -> tuple[str, ...]:
             "characters together at most, is required. Correct it."
         )
     return tuple(dict.fromkeys(strings))
+
+
+def tell_unread(generation: Mapping[str, Any], source: str) -> None:
+    """Says what transformers' `generate` would do to greedy answers by these settings, and eggroll does not."""
+    given = {name: generation[name] for name in UNREAD if generation.get(name) is not None}
+    asked = [f"{name}={str(value)[:40]}" for name, value in given.items() if value not in UNREAD[name]]
+    if asked:
+        LOGGER.warning(
+            "%s: generation_config.json asks for %s, which eggroll applies neither in training nor in evaluation: its "
+            "answers follow the model's own probabilities. Generate without it to get the answers that were rewarded.",
+            source,
+            ", ".join(asked),
+        )
 
 
 def pad_token(tokenizer: Any, stop: tuple[int, ...], config: DecoderConfig) -> int:

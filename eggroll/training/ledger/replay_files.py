@@ -110,6 +110,8 @@ def verify(ledger: Path) -> Summary:
 def describe(summary: Summary) -> str:
     """A ledger in a few lines."""
     lines = [f"{summary.path}: whole, {summary.generations} generations, {summary.records} records"]
+    if not summary.records:
+        lines = [f"{summary.path}: holds nothing: its run ended before the first record, or it was emptied"]
     if summary.cut:
         lines.append(f"  {summary.cut} bytes of a record cut short at the end are left out")
     if summary.content and summary.content.get("format") != FORMAT:

@@ -29,7 +29,7 @@ def test_the_table_finds_what_a_search_finds():
             assert bool(follow.ended(state)[0]) == any(string in text for string in strings)
 
 
-def test_an_answer_ends_with_a_stop_string_over_several_tokens(tmp_path):
+def test_an_answer_ends_with_a_stop_string_over_several_tokens(tmp_path, caplog):
     tiny.folder(tmp_path)
     model = llm.load(tmp_path)
     graphdef, params = split(model.model)
@@ -40,8 +40,11 @@ def test_an_answer_ends_with_a_stop_string_over_several_tokens(tmp_path):
     assert string and "\ufffd" not in string
     tiny.edit(tmp_path / "config.json")
     (tmp_path / "generation_config.json").write_text("{}")
-    tiny.edit(tmp_path / "generation_config.json", stop_strings=[string, "never said"])
+    unread = {"repetition_penalty": 1.1, "num_beams": 1, "suppress_tokens": None, "top_p": 0.8}
+    tiny.edit(tmp_path / "generation_config.json", stop_strings=[string, "never said"], **unread)
     again = llm.load(tmp_path)
+    told = [record.getMessage() for record in caplog.records if "generation_config.json" in record.getMessage()]
+    assert len(told) == 1 and "asks for repetition_penalty=1.1, which eggroll applies neither" in told[0]
     assert again.stop_strings == (string, "never said")
     strings = stop_strings(again.tokenizer, again.stop_strings, again.config.vocabulary)
     found = generate_plain(params, generator(graphdef, Decoding(12, strings=strings)), prompts)

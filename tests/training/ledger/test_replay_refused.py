@@ -221,6 +221,8 @@ def test_verify(made, tmp_path):
     text = describe(verify(tmp_path))
     assert "3 generations" in text and "147 bytes" in text and "small" in text
     assert verify(made[0]).digest in describe(verify(made[0]))
+    (tmp_path / "ledger.bin").write_bytes(b"")
+    assert "holds nothing" in describe(verify(tmp_path)) and "whole" not in describe(verify(tmp_path))
 
 
 FRESH = """
