@@ -141,7 +141,7 @@ def run(language: LanguageModel, options: Options, seed: int, say: Callable[[str
                 points[-1] |= {
                     "held_out": now.reward,
                     "held_out_error": now.error,
-                    "held_out_tokens": now.answer_tokens,
+                    "held_out_tokens": now.answers.tokens,
                 }
                 spent += time.perf_counter() - before
                 say(f"seed {seed}: {points[-1]}")

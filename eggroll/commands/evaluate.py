@@ -57,6 +57,6 @@ def evaluate(command: Evaluate) -> int:
     say(
         console,
         f"{settings.model} on {settings.label}: reward {measured} over {len(asked)} prompts, "
-        f"{measured.answer_tokens:.1f} tokens an answer, {measured.tokens_per_second:,.0f} tokens/s{failed}",
+        f"{measured.answers.tokens:.1f} tokens an answer, {measured.tokens_per_second:,.0f} tokens/s{failed}",
     )
     return 0

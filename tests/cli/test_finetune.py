@@ -73,6 +73,9 @@ def test_what_a_run_leaves(there: Path) -> None:
     assert all(1 <= r["answer_tokens"] <= 4 and r["scorer_errors"] == 0 for r in records)
     written = [r["tokens"] for r in records]
     assert np.diff([0, *written]).tolist() == [round(8 * r["answer_tokens"]) for r in records]
+    assert all(r["answer_tokens_least"] <= r["answer_tokens"] <= r["answer_tokens_most"] <= 4 for r in records)
+    assert all(0 <= r[name] <= 1 for r in records for name in ("truncated", "empty", "distinct"))
+    assert records[-1]["test_kl"] > 0 and evaluation(run)["before"]["kl"] == 0
     assert json.loads((run / "config.json").read_text(encoding="utf-8"))["options"]["reward"] == "my_rewards:letters"
     assert (run / "curve.png").read_bytes().startswith(PNG)
 

@@ -15,6 +15,7 @@ from eggroll.llm.answers.prompts import answer_texts
 from eggroll.llm.answers.stop_strings import stop_strings
 from eggroll.llm.finetuning.asked import Asked
 from eggroll.llm.finetuning.model_folders import source_of
+from eggroll.llm.finetuning.statistics import Statistics
 from eggroll.llm.model.loading import LanguageModel, load
 from eggroll.llm.rewards.scoring import Rewards, Scorers, settled
 from eggroll.llm.tasks import Problem, Task
@@ -79,6 +80,10 @@ class Marker:
     def rewards(self, answers: Any, problems: Sequence[Problem]) -> Rewards:
         """As `attempt`, with the worst reward where it failed; see `Scorers.score`."""
         return settled(self.attempt(answers, problems)[1], self.scorers.worst)
+
+    def statistics(self, answers: Any, texts: Sequence[str]) -> Statistics:
+        """Of answers whose texts these are; see `Statistics.of`."""
+        return Statistics.of(answers.length, [text[len(self.prefix) :] for text in texts], self._cut(answers, texts))
 
     def _cut(self, answers: Any, texts: Sequence[str]) -> np.ndarray:
         """Which answers have all tokens that they may have, of which the last is no stop token."""

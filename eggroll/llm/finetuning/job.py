@@ -46,7 +46,8 @@ from eggroll.training.stopping import EarlyStopping, Result
 from eggroll.training.store import Saving
 
 SHOWN = Shown(
-    {"reward_mean": "reward {:.3f}", "reward_best": "best {:.3f}", "test_reward": "held-out {:.3f}"},
+    {"reward_mean": "reward {:.3f}", "reward_best": "best {:.3f}", "test_reward": "held-out {:.3f}"}
+    | {"test_kl": "KL {:.3f}", "test_answer_tokens": "{:.0f} tokens an answer", "test_empty": "{:.0%} empty"},
     speed="tokens_per_second",
     unit="tokens",
 )
@@ -147,7 +148,7 @@ class Run:
         self.step = Answered(fun, marker, key=draws, budget=self.facts["budget"], chunk=settings.chunk)
         self.state = self._begun(key)
         greedy = generator(graphdef, decoding_of(settings, task, language, greedy=True))
-        self.measure = Evaluator(greedy, self.test, marker, budget=self.facts["budget"])
+        self.measure = Evaluator(greedy, self.test, marker, budget=self.facts["budget"], base=self.params)
         self.samples = Samples(settings.folder, self.test, settings.samples)
         self.before: Mapping[str, Any] = {}
         self._first: Measured | None = None  # of generation 0, if it was measured in this process
@@ -258,11 +259,7 @@ class Run:
         if processes.is_main():
             self._sample(generation, measured)
             self._write_evaluation({"generation": generation, "latest": measured.numbers()})
-        return {
-            "test_reward": round(measured.reward, 6),
-            "test_reward_error": round(measured.error, 6),
-            "test_answer_tokens": round(measured.answer_tokens, 3),
-        }
+        return measured.record()
 
     def _sample(self, generation: int, measured: Measured) -> None:
         if self._first is not None:

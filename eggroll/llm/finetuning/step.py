@@ -18,6 +18,7 @@ from eggroll.llm.answers.memory import Fit
 from eggroll.llm.answers.prompts import Prompts
 from eggroll.llm.finetuning.answering import Marker
 from eggroll.llm.finetuning.questions import Questions
+from eggroll.llm.finetuning.statistics import NAMES
 from eggroll.llm.rewards.scoring import Rewards, all_failed
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
@@ -52,7 +53,8 @@ class Answered(Step):
         chunk: members that answer at once. Default None: as many as fit.
     """
 
-    recorded = ("reward_mean", "reward_best", "answer_tokens", "tokens", "tokens_per_second", "scorer_errors")
+    recorded = ("reward_mean", "reward_best", "groups_without_spread", *NAMES)
+    recorded += ("tokens", "tokens_per_second", "scorer_errors")
 
     def __init__(
         self,
@@ -77,7 +79,7 @@ class Answered(Step):
         members = es.ask(state)
         key = None if self._key is None else jax.random.fold_in(self._key, state.generation)
         answers = generate(members, self._generator, in_groups(asked.prompts, es.groups), key=key, **self._at_once)
-        fitness, failed, parts = self._fitness(es, asked, answers, first=not int(state.generation))
+        fitness, failed, told = self._fitness(es, asked, answers, first=not int(state.generation))
         written = int(jnp.sum(answers.length))
         with explained(f"{es.population} members were summed up", "use bfloat16 weights, or --optimizer sgd"):
             state, metrics = es.tell(state, members, fitness)
@@ -87,11 +89,10 @@ class Answered(Step):
         measured = {
             "reward_mean": metrics["fitness_mean"] if known else np.nan,
             "reward_best": metrics["fitness_best"] if known else np.nan,
-            "answer_tokens": written / answers.length.size,
             "tokens": tokens_in(carry),
             "tokens_per_second": written / (time.perf_counter() - start),
             "scorer_errors": failed,
-            **dict(zip(self._parts, parts, strict=True)),
+            **told,
         }
         return state, carry, {**metrics, **measured}
 
@@ -106,15 +107,15 @@ class Answered(Step):
 
     def _fitness(
         self, es: Strategy, asked: Questions, answers: Answers, *, first: bool
-    ) -> tuple[np.ndarray, int, list[float]]:
-        """Mean reward of every member, how many answers had none, and the mean of each of several rewards.
+    ) -> tuple[np.ndarray, int, dict[str, float]]:
+        """Mean reward of every member, how many answers had none, and what is recorded of them beside it.
 
         Each process scores the members it holds.
         """
         own, each = len(asked) // es.groups, es.population // es.groups
         mine, here = local_members(answers)
         problems = [p for m in mine // each for p in asked.problems[m * own : (m + 1) * own]]
-        _, rewards = self._marker.attempt(here, problems)
+        texts, rewards = self._marker.attempt(here, problems)
         values = settled_together(rewards, self._marker.scorers.worst, first=first)
         failed = int(gather(np.array(rewards.failed)).sum())
         if rewards.failed and not self._told:
@@ -122,7 +123,9 @@ class Answered(Step):
             LOGGER.warning("%d of %d answers could not be scored; %s", rewards.failed, len(problems), rewards.error)
         found = dict(zip(mine.tolist(), values.reshape(-1, own).mean(1).tolist(), strict=True))
         fitness = score(answers.length, lambda _, member: found[member], numbered=True).fitness
-        return fitness, failed, means(rewards.parts)
+        told = dict(zip(self._parts, means(rewards.parts), strict=True))
+        told["groups_without_spread"] = int((np.ptp(np.reshape(fitness, (es.groups, each)), axis=1) == 0).sum())
+        return fitness, failed, told | self._marker.statistics(here, texts).record()
 
 
 def means(parts: Mapping[str, np.ndarray]) -> list[float]:
