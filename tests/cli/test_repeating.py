@@ -97,7 +97,7 @@ def test_a_run_goes_on_without_being_told_its_options_again(
     before = contents(folder)
     for more, said in (
         (("--sigma", "0.5"), "sigma: 0.02 → 0.5"),
-        (("--population", "8", "--generations", "9"), "generations: 3 → 9; population: 4 → 8"),
+        (("--population", "8", "--generations", "9"), "population: 4 → 8; generations: 3 → 9"),
         (("--model", "cnn"), 'model: "mlp" → "cnn"'),
     ):
         assert call("train", "--resume", "--out", folder, *more) == 2

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
-from eggroll.llm.model.quiet import transformers
+from eggroll.llm.model.files import transformers
 from eggroll.training.errors import RunError
 
 __all__ = ["refuse_what_is_not_accepted", "refuse_what_rotary_positions_lack"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from eggroll.llm.model.accepted import refuse_what_is_not_accepted, refuse_what_rotary_positions_lack
-from eggroll.llm.model.quiet import silent, transformers
+from eggroll.llm.model.files import silent, transformers
 from eggroll.training.errors import RunError
 
 __all__ = ["MOST_LAYERS", "DecoderConfig", "Rope", "check_count", "config_from"]

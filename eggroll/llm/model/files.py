@@ -1,4 +1,4 @@
-"""Files of a model: only ordinary ones are read, of a size that they can have, and JSON that is an object."""
+"""Files of a model: only ordinary ones are read, of a size that they can have; and transformers, which reads some."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import json
 import math
 import os
 import stat
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+from eggroll.extras import needed_for
 from eggroll.training.errors import RunError
 from eggroll.training.folder import disk
 
-__all__ = ["check_file", "check_ordinary", "inside", "is_file", "read_json", "write_json"]
+__all__ = ["check_file", "check_ordinary", "inside", "is_file", "read_json", "silent", "transformers", "write_json"]
 
 PARTS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of a hub's repository
 MOST_BYTES = 1 << 28  # of a file that is read at once; tokenizers of 260,000 tokens have an eighth of it
 SHOWN = 80  # characters of a name in a message
+SWITCH = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
 
 
 def is_file(source: str | Path) -> bool | None:
@@ -83,3 +89,29 @@ def read_json(file: Path) -> dict[str, Any] | None:
 def write_json(file: Path, value: Any) -> None:
     """Writes a JSON file as transformers does."""
     file.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+@needed_for("language models")
+def transformers() -> ModuleType:
+    """Imports it, without its advice to install PyTorch, which nothing here needs; the environment is as before."""
+    if "transformers" not in sys.modules and SWITCH not in os.environ:
+        os.environ[SWITCH] = "1"
+        try:
+            import transformers
+        finally:
+            del os.environ[SWITCH]
+    import transformers
+
+    return transformers
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Warnings of transformers are not shown inside: it warns of keys in configurations that it wrote there itself."""
+    logging = transformers().logging
+    before = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(before)

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from eggroll.llm.model.quiet import transformers
+from eggroll.llm.model.files import transformers
 from eggroll.llm.model.tokens import ENDS
 from eggroll.training.errors import RunError
 

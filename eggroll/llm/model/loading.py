@@ -13,6 +13,7 @@ from flax import nnx
 
 from eggroll.engine.annotations import PyTree
 from eggroll.extras import MissingPackageError, needed_for
+from eggroll.llm.model.adapters import Adapter, read_adapter
 from eggroll.llm.model.config import DecoderConfig, config_from
 from eggroll.llm.model.decoder import Decoder
 from eggroll.llm.model.files import PARTS, check_ordinary, is_file, read_json, write_json
@@ -20,6 +21,7 @@ from eggroll.llm.model.tokens import (
     check_tokenizer,
     end_strings,
     end_tokens,
+    has_tokenizer,
     load_tokenizer,
     pad_token,
     save_tokenizer,
@@ -68,7 +70,8 @@ def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
 
     Args:
         source: a Hugging Face folder (`config.json`, safetensors, tokenizer), a `.gguf` file, or a hub id such as
-            "HuggingFaceTB/SmolLM2-135M-Instruct".
+            "HuggingFaceTB/SmolLM2-135M-Instruct". A LoRA adapter of PEFT in the folder is added to the weights; alone,
+            to those of the base model that it names.
         dtype: "float32", "bfloat16" or "float16" to cast the weights to; None (default) keeps the file's, float32 for a
             `.gguf` file.
 
@@ -96,9 +99,10 @@ def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
         settings, generation, tokenizer, config, weights = read_gguf(path, dtype)
     else:
         folder = _download(str(source)) if whole is None else path
-        settings, generation, config = _configured(folder)
-        tokenizer = load_tokenizer(folder)
-        weights = read_folder(folder, config, dtype)
+        adapter, base = _adapted(folder)
+        settings, generation, config = _configured(base)
+        tokenizer = load_tokenizer(folder if has_tokenizer(folder) else base)
+        weights = read_folder(base, config, dtype, adapter)
     check_tokenizer(tokenizer, config, str(source))
     stop = end_tokens(tokenizer, settings, generation, config, str(source))
     pad = pad_token(tokenizer, stop, config)
@@ -107,13 +111,37 @@ def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
     return LanguageModel(model, tokenizer, config, stop, pad, str(source), settings, generation, strings)
 
 
+def _adapted(folder: Path) -> tuple[Adapter | None, Path]:
+    """The adapter in a folder, if there is one, and the folder of the model that it, or nothing, is added to."""
+    check_ordinary(folder)
+    adapter = read_adapter(folder)
+    if adapter is None or (folder / "config.json").exists():
+        return adapter, folder
+    if adapter.base is None:
+        raise RunError(
+            f"{folder} has an adapter that names no base model; add base_model_name_or_path to its settings."
+        )
+    # A path is meant as PEFT means it, from where one stands, or else from the adapter's own place.
+    places = [Path(adapter.base), folder / adapter.base]
+    base = next((place for place in places if is_file(place) is False), None) or _download(adapter.base)
+    if (base / "adapter_config.json").exists():
+        raise RunError(f"{folder} is an adapter of {base}, which has one itself; merge that first, and save the model.")
+    return adapter, base
+
+
+def _holds_model(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("config.json", "adapter_config.json"))
+
+
 def _configured(folder: Path) -> tuple[dict[str, Any], dict[str, Any], DecoderConfig]:
     """What `config.json` and `generation_config.json` of a folder hold, and the decoder's configuration."""
     check_ordinary(folder)
     check_model(folder)
     settings = read_json(folder / "config.json")
     if settings is None:
-        raise RunError(f"{folder} has no config.json; a Hugging Face model folder is required.")
+        saved = sorted(inner.name for inner in folder.glob("checkpoint-*") if _holds_model(inner))
+        hint = f" It has {', '.join(saved[-3:])}, which a trainer saved: give one of them." if saved else ""
+        raise RunError(f"{folder} has no config.json; a Hugging Face model folder is required.{hint}")
     tensors = count_tensors(folder)
     try:
         config = config_from(settings, most_layers=tensors)

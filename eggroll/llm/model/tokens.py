@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from eggroll.llm.model.config import DecoderConfig
-from eggroll.llm.model.files import read_json
-from eggroll.llm.model.quiet import transformers
+from eggroll.llm.model.files import read_json, transformers
 from eggroll.training.errors import RunError
 
 __all__ = ["ENDS", "check_tokenizer", "end_strings", "end_tokens", "load_tokenizer", "pad_token", "save_tokenizer"]
-__all__ += ["tell_unread"]
+__all__ += ["has_tokenizer", "tell_unread"]
 
 LOGGER = logging.getLogger("eggroll")
 
@@ -40,13 +39,18 @@ MOST_STRINGS = 512  # characters: the decoder has a table of so many rows
 TURN_ENDS = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<end_of_turn>", "<|endoftext|>", "<|end|>")
 
 
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a Hugging Face folder has one."""
+    return any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+
+
 def load_tokenizer(folder: Path) -> Any:
     """The fast tokenizer that lies in a Hugging Face folder.
 
     Raises:
         RunError: there is none, it needs a library that is not installed, or it is code of its own, which is not run.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+    if not has_tokenizer(folder):
         raise RunError(
             f"{folder} has no tokenizer (tokenizer.json, with tokenizer_config.json); copy it from the model that this "
             "one was made from."

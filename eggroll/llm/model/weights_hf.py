@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, for safetensors)
 import numpy as np
 
+from eggroll.llm.model.adapters import Adapter
 from eggroll.llm.model.config import MOST_LAYERS, DecoderConfig
 from eggroll.llm.model.decoder import layer_shapes
 from eggroll.llm.model.files import check_file, inside, read_json
@@ -66,13 +67,16 @@ def hf_names(config: DecoderConfig) -> dict[tuple[str, ...], list[str]]:
     return names
 
 
-def read_folder(folder: Path, config: DecoderConfig, dtype: str | None = None) -> dict[str, Any]:
+def read_folder(
+    folder: Path, config: DecoderConfig, dtype: str | None = None, adapter: Adapter | None = None
+) -> dict[str, Any]:
     """The decoder's weights from `model.safetensors`, or from the files that its index names.
 
     Args:
         folder: a Hugging Face folder.
         config: of the decoder.
         dtype: to cast to; None keeps that of the file (float32, if it holds several).
+        adapter: what is added to the weights; None: nothing.
 
     Returns:
         Arrays by name, those of layers stacked under `"layers"`.
@@ -94,7 +98,10 @@ def read_folder(folder: Path, config: DecoderConfig, dtype: str | None = None) -
         check_shapes(str(folder), config, {name: shape for name, shape in shapes.items() if name not in ignore})
         held = {DTYPES[kind] for kind in kinds.values()}
         dtype = dtype or (held.pop() if len(held) == 1 else "float32")  # which holds what the others do
-        return assemble(config, lambda name: tensors[name][...], dtype)
+        if adapter is None:
+            return assemble(config, lambda name: tensors[name][...], dtype)
+        adapter.check({name: shapes[name] for names in hf_names(config).values() for name in names})
+        return assemble(config, lambda name: adapter.added(name, tensors[name][...]), dtype)
 
 
 def count_tensors(folder: Path) -> int:

@@ -12,7 +12,7 @@ from flax import nnx
 
 from eggroll import llm
 from eggroll.llm.finetuning.model_folders import source_of, write_model
-from eggroll.llm.model.quiet import transformers
+from eggroll.llm.model.files import transformers
 from eggroll.training import RunError
 from tests.llm import tiny
 

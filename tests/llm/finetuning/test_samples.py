@@ -12,11 +12,12 @@ from eggroll.llm.answers.prompts import Prompts
 from eggroll.llm.finetuning.evaluation import Measured
 from eggroll.llm.finetuning.questions import Questions
 from eggroll.llm.finetuning.samples import Samples
+from eggroll.llm.finetuning.statistics import Statistics
 from eggroll.llm.tasks import Problem
 
 
 def measured(text: str) -> Measured:
-    return Measured(1.0, 0.0, 1.0, 1.0, 0, (text, text), (1.0, 1.0))
+    return Measured(1.0, 0.0, Statistics(1.0, 1, 1, 0.0, 0.0, 0.5), 1.0, 0, (text, text), (1.0, 1.0))
 
 
 def record(folder: Path, *records: dict[str, Any]) -> None:
