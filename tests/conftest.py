@@ -55,6 +55,8 @@ if not hasattr(mlir, "_thread_local_context"):
     make_ir_context, kept = mlir.make_ir_context, threading.local()
 
     def reused_context() -> object:
+        if mlir.ir.Context.current is not None:  # inside another lowering, where what is made would be put into that
+            return make_ir_context()
         number = getattr(kept, "number", 0)
         if number % 10 == 0:
             kept.context = make_ir_context()

@@ -147,7 +147,10 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, tmp_path: Path)
     command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--method", method, "--temperature", "0.7")
     command += ("--generations", "3")
     whole = spawn(*command, "--out", "whole", **place)
-    assert (whole.returncode, whole.stderr) == (0, ""), whole.stderr
+    said = [
+        line for line in whole.stderr.splitlines() if "of the held-out answers are empty" not in line
+    ]  # as they are
+    assert (whole.returncode, said) == (0, []), whole.stderr
     ends = []
     for generation in (1, 2):
         ends.append(spawn(*command, "--out", "parts", "--resume", "--time-limit", "1e-6", **place))
