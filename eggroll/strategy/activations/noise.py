@@ -102,34 +102,20 @@ class Streams:
         like, at = jax.ShapeDtypeStruct(place.shape, made.value.dtype), (frame, turns)
         if DISTRIBUTIONS[self.distribution].bits > 1 or not math.prod(like.shape):
             return self._drawn(self._keys(place.number, *at, units)[..., None], like)[:, 0]
-        bits = self._crossed(place, units, self._keys(len(self.places), *at, units))
+        size = math.prod(like.shape[len(place.rows) :])
+        low, end = place.first % self.block, place.first % self.block + size
+        blocks = np.arange(place.first // self.block, (place.first + size - 1) // self.block + 1, dtype=np.uint32)
+        # Those of a block of columns are the same at every site: so numbers of two sites are orthogonal, too.
+        keys = folded(self._keys(len(self.places), *at, units)[..., None], blocks)
+        own = self._drawn(keys, jax.ShapeDtypeStruct(place.rows, like.dtype))
+        own = jnp.moveaxis(own, 1, -1)[..., None]
+        own = jnp.broadcast_to(own, (*own.shape[:-1], self.block)).reshape(*own.shape[:-2], -1)[..., low:end]
+        columns = np.arange(low, end, dtype=np.uint32) * SPREAD % np.uint32(self.block)
+        odd = lax.population_count(units.astype(jnp.uint32)[:, None] & columns) & 1
+        crossed = (1 - 2 * odd.astype(own.dtype)).reshape(len(units), 1, *[1] * len(place.rows), size)
+        crossed = own.reshape(len(units), -1, *own.shape[1:]) * crossed
         shared = self._drawn(self._keys(place.number, *at)[..., None], like)[:, 0]
-        bits = bits.reshape(len(units), -1, *like.shape)
-        return jnp.where(bits == 0, shared, -shared).reshape(-1, *like.shape)
-
-    def _crossed(self, place: Place, units: jax.Array, keys: jax.Array) -> jax.Array:
-        """Bits `[U, T, *rows, columns]` that units differ in: whole words of 32 columns are put together of few.
-
-        Args:
-            place: the site's.
-            units: `[U]`.
-            keys: `[2, U·T]`, the same at every site: so numbers of two sites are orthogonal, too.
-        """
-        size = math.prod(place.shape[len(place.rows) :])
-        low, end = place.first // 32 * 32, -(-(place.first + size) // 32) * 32
-        each = min(self.block, 32)  # columns of a block in a word
-        blocks = np.arange(low, end, each, dtype=np.uint32) // np.uint32(self.block)
-        needed = np.arange(blocks[0], blocks[-1] + 1, dtype=np.uint32)
-        own = _words(folded(keys[..., None], needed), words_for(math.prod(place.rows), "rademacher"))
-        own = (own[..., None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
-        own = own.reshape(*own.shape[:2], -1)[..., : math.prod(place.rows)]
-        own = jnp.moveaxis(own, 1, -1)[..., blocks - blocks[0]]  # [U·T, rows, parts of words]
-        own = _together(own.reshape(*own.shape[:-1], -1, 32 // each), (1 << each) - 1, each)
-        columns = np.arange(low, end, dtype=np.uint32) % np.uint32(self.block) * SPREAD % np.uint32(self.block)
-        odd = lax.population_count(units.astype(jnp.uint32)[:, None] & columns) & np.uint32(1)
-        crossed = own.reshape(len(units), -1, *own.shape[1:]) ^ _together(odd.reshape(len(units), 1, 1, -1, 32))
-        bits = (crossed[..., None] >> np.arange(32, dtype=np.uint32)) & np.uint32(1)
-        return bits.reshape(*crossed.shape[:-1], -1)[..., place.first - low : place.first - low + size]
+        return (shared * crossed.reshape(len(units), -1, *like.shape)).reshape(-1, *like.shape)
 
     def _keys(self, number: int, frame: Frame, turns: jax.Array | None, units: jax.Array | None = None) -> jax.Array:
         """`[2, U]` of the units `[U]`, `[2, U·T]` with turns; of all units together if there are none given."""
@@ -143,22 +129,12 @@ class Streams:
 
     def _drawn(self, keys: jax.Array, like: Any) -> jax.Array:
         """Numbers `[U, K, *shape]` of keys `[2, U, K]`, in float32 or wider."""
-        drawn = _words(keys, words_for(math.prod(like.shape), self.distribution))
+        _, units, count = keys.shape
+        each = words_for(math.prod(like.shape), self.distribution)
+        if not each:
+            return jnp.zeros((units, count, *like.shape), accumulator_dtype(like.dtype))
+        drawn = words(keys, np.arange(count), [each] * count).reshape(units, count, each)
         return unpack(drawn, like.shape, self.distribution, accumulator_dtype(like.dtype))
-
-
-def _words(keys: jax.Array, each: int) -> jax.Array:
-    """So many random words `[U, K, each]` of every key `[2, U, K]`."""
-    _, units, count = keys.shape
-    if not each:
-        return jnp.zeros((units, count, 0), jnp.uint32)
-    return words(keys, np.arange(count), [each] * count).reshape(units, count, each)
-
-
-def _together(bits: jax.Array, mask: int = 1, width: int = 1) -> jax.Array:
-    """Words of bits `[..., n]`, each repeated as often as `mask` has ones, `width` places beside the one before."""
-    places = np.uint32(mask) << np.arange(bits.shape[-1], dtype=np.uint32) * np.uint32(width)
-    return jnp.sum(bits * places, -1, dtype=jnp.uint32)
 
 
 def _rows(sites: Sequence[Site]) -> tuple[int, ...]:
