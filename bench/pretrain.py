@@ -33,7 +33,7 @@ import tyro
 
 import eggroll
 from bench.tools import transformer
-from bench.tools.digits_race import TUNING_SEED
+from bench.tools.digits_race import TUNING_SEED, Setting
 from bench.tools.environment import device_slug
 from bench.tools.finetune_curves import mean_and_error
 from bench.tools.options import Common
@@ -42,12 +42,11 @@ from bench.tools.report import RESULTS, Report
 
 Curve = list[tuple[int, float]]  # forward passes so far, held-out loss a byte
 GRID: dict[str, dict[str, tuple]] = {
-    "activations": {"population": (16, 64), "rate": (3e-4, 1e-3), "momentum": (0.9,)},
-    "activations, own": {"population": (16, 64), "rate": (3e-4, 1e-3), "momentum": (0.9,)},
-    "weights": {"population": (64,), "rate": (1e-3, 3e-3), "momentum": (0.9,)},
-    "AdamW": {"population": (1,), "rate": (1e-3, 3e-3), "momentum": (0.9,)},
+    "activations": {"population": (16, 64), "sigma": (0.1,), "rate": (3e-4, 1e-3)},
+    "activations, own": {"population": (16, 64), "sigma": (0.1,), "rate": (3e-4, 1e-3)},
+    "weights": {"population": (64,), "sigma": (0.01,), "rate": (1e-3, 3e-3)},
+    "AdamW": {"population": (1,), "sigma": (0.0,), "rate": (1e-3, 3e-3)},
 }
-SIGMA = {"activations": 0.1, "activations, own": 0.1, "weights": 0.01, "AdamW": 0.0}
 POINTS, HELD_OUT = 16, 32  # evaluations of a run, and windows that they are on
 
 
@@ -88,20 +87,6 @@ class Options(Common):
         return replace(self, **sizes, methods=methods, passes=64, seeds=2, pairs=(4, 16), trained=4)
 
 
-@dataclass(frozen=True)
-class Setting:
-    """How a model learns; `momentum` is Adam's first decay."""
-
-    method: str
-    population: int
-    rate: float
-    momentum: float
-
-    def __str__(self) -> str:
-        noise = "" if self.population == 1 else f"population {self.population}, "
-        return f"{noise}rate {self.rate:g}, momentum {self.momentum:g}"
-
-
 def text() -> np.ndarray:
     """Bytes of the reference, in the order of its topics' names."""
     return np.frombuffer("\n\n".join(topics[name] for name in sorted(topics)).encode(), np.uint8)
@@ -129,12 +114,12 @@ def model(options: Options, seed: int) -> Any:
     return params | {"head": params["head"] * 0.1}
 
 
-def estimator(method: str, population: int) -> Callable[..., Any]:
+def estimator(method: str, population: int, sigma: float) -> Callable[..., Any]:
     """The gradient of the mean loss as the method makes it: of parameters, windows and a key."""
     if method == "AdamW":
         exact = jax.grad(mean_loss)
         return lambda params, seen, key: exact(params, seen)
-    noise: dict[str, Any] = {"population": population, "sigma": SIGMA[method]}
+    noise: dict[str, Any] = {"population": population, "sigma": sigma}
     if method == "weights":
         return lambda params, seen, key: eggroll.grad(mean_loss, **noise)(params, seen, key=key)
     noise |= {"noise": "activations", "credit": "own" if method.endswith("own") else "dependent"}
@@ -144,7 +129,7 @@ def estimator(method: str, population: int) -> Callable[..., Any]:
 @cache
 def stepper(setting: Setting) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """One step, and a fresh optimizer's state: compiled once for all seeds."""
-    estimate, optimizer = estimator(setting.method, setting.population), optax.adamw(setting.rate, b1=setting.momentum)
+    estimate, optimizer = estimator(setting.method, setting.population, setting.sigma), optax.adamw(setting.rate)
 
     def step(params: Any, moments: Any, seen: jax.Array, key: jax.Array) -> Any:
         updates, moments = optimizer.update(estimate(params, seen, key), moments, params)
@@ -172,7 +157,7 @@ def run(setting: Setting, seed: int, options: Options) -> Curve:
 def kept(setting: Setting, seed: int, options: Options, folder: pathlib.Path) -> Curve:
     """The run, from its file if there is one."""
     sizes = "-".join(str(getattr(options, n)) for n in ("depth", "width", "batch", "tokens", "passes"))
-    name = f"{setting.method.replace(', ', '-')}-{setting.population}-{setting.rate:g}-{setting.momentum:g}-{seed}"
+    name = f"{setting.method.replace(', ', '-')}-{setting.population}-{setting.sigma:g}-{setting.rate:g}-{seed}"
     path = folder / f"runs-{sizes}" / f"{name}.json"
     if not path.exists() or options.again:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -221,7 +206,7 @@ def law(options: Options) -> Iterator[dict[str, Any]]:
         for method in (name for name in options.methods if name != "AdamW"):
             found: dict[str, list[float]] = {name: [] for name in exact}
             for pairs in options.pairs:
-                estimate = jax.jit(estimator(method, 2 * pairs))
+                estimate = jax.jit(estimator(method, 2 * pairs, GRID[method]["sigma"][0]))
                 for name, each in by_layer(estimate(params, seen, jax.random.key(pairs))).items():
                     sizes = jnp.linalg.norm(each) * jnp.linalg.norm(exact[name])
                     found[name].append(float(jnp.vdot(each, exact[name]) / sizes))
