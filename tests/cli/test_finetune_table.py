@@ -62,6 +62,7 @@ def test_a_table_of_conversations(
     assert call(*again) == 0
 
 
+@pytest.mark.slow
 def test_answers_that_are_cut_off(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -82,6 +82,7 @@ def test_a_dictionary_is_as_the_module_that_holds_them():
     assert isinstance(members.materialize(3)["b"], nnx.Sequential)
 
 
+@pytest.mark.slow
 def test_a_tuple_a_list_and_argnums_are_alike_and_feed_an_optimizer():
     models = pair()
     value, grads = eggroll.nnx.value_and_grad(of_tuple, **SETTINGS)(models, X, key=KEY)
