@@ -141,8 +141,13 @@ def test_replay_writes_arrays_too_and_refuses_another_model(there: Path, capsys:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["eggroll", "full-rank"])
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each part in a process of its own; what comes after in this one."""
     write_inputs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     place: dict[str, Any] = {"cwd": tmp_path, "timeout": 900}
     command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--method", method, "--temperature", "0.7")
     command += ("--generations", "3")
@@ -165,13 +170,11 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, tmp_path: Path)
         [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(tmp_path / n)] for n in ("whole", "parts")
     ]
     assert plain[0] == plain[1]
-    rebuilt = spawn("replay", "base", "parts", "--out", "rebuilt", **place)
-    assert rebuilt.returncode == 0, rebuilt.stderr
-    assert (tmp_path / "rebuilt/model.safetensors").read_bytes() == (
-        tmp_path / "whole/model/model.safetensors"
-    ).read_bytes()
-    scored = spawn("evaluate", "--model", "parts", *ASKED, "--json", **place)
-    assert json.loads(scored.stdout)["reward"] == evaluation(tmp_path / "whole")["after"]["reward"]
+    assert call("replay", "base", "parts", "--out", "rebuilt") == 0
+    assert (tmp_path / "rebuilt/model.safetensors").read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    capsys.readouterr()
+    assert call("evaluate", "--model", "parts", *ASKED, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["reward"] == evaluation(tmp_path / "whole")["after"]["reward"]
 
 
 def test_a_token_budget_is_kept_to(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
