@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from eggroll.llm.finetuning.model_folders import asked_as_in_its_run
-from eggroll.llm.finetuning.settings import EvaluateSettings
+from eggroll.llm.finetuning.settings import EvaluateSettings, settings_for
 from eggroll.llm.finetuning.step import Answered
 from eggroll.training import RunError, read_metrics
 from tests.cli.running import PNG, call, spawn
@@ -209,10 +209,13 @@ def test_evaluate_does_not_take_trained_prompts_for_held_out_ones(there: Path) -
     before = config.read_text(encoding="utf-8")
     options = json.loads(before)
     options["options"] |= {"test_prompts_file": "others.txt", "system": "Be brief."}
+    del options["options"]["degenerate"]
     try:
         config.write_text(json.dumps(options), encoding="utf-8")
         found = asked_as_in_its_run(asked)
         assert (found.test_prompts_file, found.system, found.max_tokens) == (Path("others.txt"), "Be brief.", 4)
+        # As all answers that were cut off before there was a choice.
+        assert {found.degenerate, settings_for(resume=True, out=there / "run").degenerate} == {"scored"}
         absolute = replace(asked, prompts_file=there / "prompts.jsonl")
         for same in (absolute, replace(absolute, model="run/model")):  # by other names
             assert asked_as_in_its_run(same).test_prompts_file == Path("others.txt")
