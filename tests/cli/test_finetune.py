@@ -152,9 +152,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--method", method, "--temperature", "0.7")
     command += ("--generations", "3")
     whole = spawn(*command, "--out", "whole", **place)
-    said = [
-        line for line in whole.stderr.splitlines() if "of the held-out answers are empty" not in line
-    ]  # as they are
+    said = [x for x in whole.stderr.splitlines() if "of the held-out answers are empty" not in x]  # as they are
     assert (whole.returncode, said) == (0, []), whole.stderr
     ends = []
     for generation in (1, 2):
