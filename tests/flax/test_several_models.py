@@ -70,6 +70,10 @@ def test_a_dictionary_is_as_the_module_that_holds_them():
     same((got, each["a"], each["b"]), (value, grads["a"], grads["b"]))
     same((nnx.state(several["a"]), nnx.state(several["b"])), (nnx.state(one.a), nnx.state(one.b)))
     assert np.abs(several["a"].norm.mean[...]).max() > 0
+
+
+@pytest.mark.slow
+def test_a_run_of_a_dictionary_is_as_of_the_module_that_holds_them():
     es = eggroll.nnx.ES(**SETTINGS)
     one, several = Both(*pair()), dict(zip("ab", pair(), strict=True))
     left, _ = es.step(es.init(one, KEY), lambda m, x: -of_both(m, x), X)
