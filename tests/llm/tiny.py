@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from eggroll.llm.model.config import DecoderConfig, config_from
 from eggroll.llm.model.decoder import Decoder
 from eggroll.llm.model.loading import LanguageModel, decoder_of, save
+from eggroll.llm.model.parts.shapes import starts_at
 from tests.llm.families import SETTINGS, VOCABULARY
 
 SPECIAL = ("<pad>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -47,10 +48,8 @@ def draw(config: DecoderConfig, seed: int, dtype: Any) -> dict[str, Any]:
     shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))))
 
     def weight(path: Any, leaf: Any) -> Any:
-        if path[-1].key.endswith("norm"):
-            return jnp.asarray(np.full(leaf.shape, 0.0 if config.gemma else 1.0), dtype)
-        if path[-1].key.endswith("bias"):
-            return jnp.asarray(np.zeros(leaf.shape), dtype)
+        if (value := starts_at(config, path[-1].key)) is not None:
+            return jnp.asarray(np.full(leaf.shape, value), dtype)
         return jnp.asarray(random.normal(0, config.width**-0.5, leaf.shape), dtype)
 
     return jax.tree_util.tree_map_with_path(weight, shapes)

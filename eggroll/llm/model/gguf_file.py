@@ -11,10 +11,11 @@ import numpy as np
 
 from eggroll.extras import MissingPackageError, check_installed
 from eggroll.llm.model.config import DecoderConfig, Rope, check_count, config_from
+from eggroll.llm.model.families.tensors import stored
 from eggroll.llm.model.gguf_header import Tensor, read_header
 from eggroll.llm.model.gguf_tokens import ends_of, special_id, tokenizer_from, vocabulary_of
-from eggroll.llm.model.rotary import frequencies
-from eggroll.llm.model.weights_hf import assemble, check_shapes, hf_names
+from eggroll.llm.model.parts.rotary import frequencies
+from eggroll.llm.model.weights_hf import assemble, check_shapes
 from eggroll.training.errors import RunError
 
 __all__ = ["read_gguf", "settings_from"]
@@ -95,7 +96,7 @@ def read_gguf(file: Path, dtype: str | None = None) -> tuple[dict[str, Any], dic
         raise RunError(f"{file}: {error}") from error
     if divisors is not None:
         _check_divisors(file, config, divisors)
-    names = {name: _gguf_name(name, config) for group in hf_names(config).values() for name in group}
+    names = {one.name: _gguf_name(one.name, config) for one in stored(config)}
     _check(file, config, names, tensors)
 
     def read(name: str) -> np.ndarray:
@@ -213,7 +214,7 @@ def _gguf_name(name: str, config: DecoderConfig) -> str:
     if stem in OUTER:
         return f"{OUTER[stem]}.{kind}"
     _, _, layer, part = stem.split(".", 3)
-    table = PARTS | (GEMMA_PARTS if config.gemma else {})
+    table = PARTS | (GEMMA_PARTS if config.norm_offset else {})
     return f"blk.{layer}.{table[part]}.{kind}"
 
 
@@ -248,6 +249,6 @@ def _as_hf(name: str, weight: np.ndarray, settings: Mapping[str, Any], config: D
     if settings["model_type"] == "llama" and heads:
         # It rotates neighbours, where Hugging Face rotates features half a head apart.
         return weight.reshape(heads, config.head_width // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
-    if config.gemma and name.endswith("norm.weight"):
+    if config.norm_offset and name.endswith("norm.weight"):
         return weight - np.float32(1)  # it stores 1 + weight
     return weight

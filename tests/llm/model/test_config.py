@@ -131,7 +131,7 @@ def test_a_family_that_is_only_named_does_not_lose_its_window(monkeypatch):
 
 
 def test_llama3s_frequencies_are_kept_scaled_or_between():
-    from eggroll.llm.model.rotary import frequencies
+    from eggroll.llm.model.parts.rotary import frequencies
 
     rope = config_from(SETTINGS["llama3"]).rope
     plain, scaled = frequencies(Rope(rope.theta), 16), frequencies(rope, 16)
