@@ -51,7 +51,7 @@ GEMMA = {"head_dim": 8, "query_pre_attn_scalar": 24, "sliding_window": 4}
 CAPS = {"attn_logit_softcapping": 1.5, "final_logit_softcapping": 2.0}
 
 
-def _of(kind: str, base: dict[str, Any] = RMS, **changes: Any) -> dict[str, Any]:
+def _of(kind: str, base: Any = RMS, **changes: Any) -> dict[str, Any]:
     return {"model_type": kind, **base, **changes}
 
 
@@ -99,7 +99,7 @@ CASES: dict[str, dict[str, Any]] = {
     "phi4-mini": _of(
         "phi3",
         rope_scaling={**LONG, "short_factor": [1.0, 1.2, 1.3], "long_factor": [1.0, 3.0, 5.0]},
-        original_max_position_embeddings=6,
+        original_max_position_embeddings=14,  # which answers cross
         partial_rotary_factor=0.75,
         tie_word_embeddings=True,
     ),
@@ -108,7 +108,9 @@ CASES: dict[str, dict[str, Any]] = {
     "olmo3": _of("olmo3", sliding_window=4, layer_types=TWO, rope_scaling=YARN, rope_theta=500000.0),
     "smollm3": _of("smollm3", no_rope_layers=[1, 0], tie_word_embeddings=True),
     "granite": _of("granite", **MULTIPLIED, tie_word_embeddings=True),
-    "stablelm": _of("stablelm", LAYER, use_qkv_bias=True, partial_rotary_factor=0.25, num_key_value_heads=4, head_dim=8),
+    "stablelm": _of(
+        "stablelm", LAYER, use_qkv_bias=True, partial_rotary_factor=0.25, num_key_value_heads=4, head_dim=8
+    ),
     "stablelm-parallel": _of(
         "stablelm", LAYER, use_parallel_residual=True, qk_layernorm=True, partial_rotary_factor=0.5
     ),
@@ -123,7 +125,14 @@ CASES: dict[str, dict[str, Any]] = {
     "gpt_neox-serial": _of("gpt_neox", NEOX, use_parallel_residual=False, rotary_pct=1.0, attention_bias=False),
     "gptj": _of("gptj", GPT, rotary_dim=4, n_inner=24, tie_word_embeddings=False),
     "phi": _of("phi", LAYER, partial_rotary_factor=0.5, hidden_act="gelu_new"),
-    "starcoder2": _of("starcoder2", BASE, sliding_window=4, hidden_act="gelu_pytorch_tanh", norm_epsilon=1e-5, tie_word_embeddings=False),
+    "starcoder2": _of(
+        "starcoder2",
+        BASE,
+        sliding_window=4,
+        hidden_act="gelu_pytorch_tanh",
+        norm_epsilon=1e-5,
+        tie_word_embeddings=False,
+    ),
     "nemotron": _of("nemotron", BASE, hidden_act="relu2", partial_rotary_factor=0.5, head_dim=8, norm_eps=1e-5),
     "arcee": _of("arcee", hidden_act="relu2", rope_scaling=YARN),
     "cohere": _of("cohere", LAYER, logit_scale=0.3, use_qk_norm=True),

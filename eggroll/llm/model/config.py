@@ -27,8 +27,7 @@ __all__ = [
 MOST_LAYERS = 4096  # where there are no weights to say it
 
 ARCHITECTURES = {name: family.about for name, family in FAMILIES.items()}
-# What has a part that reads pictures: only the text's is read, and what is written is a model of text alone, of the class
-# that reads such a part.
+# What has a part that reads pictures: only the text's is read, and what is written is a model of text alone.
 WRAPPERS = {"gemma3": "gemma3_text", "mistral3": "mistral"}
 TEXT_CLASSES = {
     "gemma3_text": "Gemma3ForCausalLM",

@@ -21,7 +21,11 @@ __all__ = ["Cache", "Decoder", "empty_cache"]
 
 
 class Cache(NamedTuple):
-    """Keys and values of the columns so far, each `[layers, batch, key_value_heads, length, head_width]`."""
+    """Keys and values of the columns so far, each `[layers, batch, key_value_heads, length, head_width]`.
+
+    Where a text may outgrow what longrope's first divisors are for, layers stand there twice: as they see a short text
+    and as they see a long one, since all keys change with its length.
+    """
 
     keys: jax.Array
     values: jax.Array
@@ -29,7 +33,7 @@ class Cache(NamedTuple):
 
 def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
     """A cache with room for `length` columns; `dtype` is the weights'."""
-    shape = (config.layers, batch, config.key_value_heads, length, config.head_width)
+    shape = (len(_readings(config, length)) * config.layers, batch, config.key_value_heads, length, config.head_width)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
@@ -45,9 +49,9 @@ class Decoder(nnx.Module):
     """A causal language model of the features that a configuration names.
 
     Every weight is an `nnx.Param`, and layers are stacked on a leading axis, so that one layer is compiled however many
-    there are. No family has a branch of its own. Prompts of different lengths are padded on the left: `start` is the number of pad columns of each row,
-    and what stands there is never looked at. Norms, softmax and rotation are in float32, all else in the weights'
-    dtype.
+    there are. No family has a branch of its own. Prompts of different lengths are padded on the left: `start` is the
+    number of pad columns of each row, and what stands there is never looked at. Norms, softmax and rotation are in
+    float32, all else in the weights' dtype.
 
     Args:
         config: sizes and switches.
@@ -67,6 +71,13 @@ class Decoder(nnx.Module):
         Touvron et al., "Llama 2", arXiv 2307.09288. Yang et al., "Qwen2.5", arXiv 2412.15115, and "Qwen3", arXiv
         2505.09388. Gemma Team, "Gemma 3", arXiv 2503.19786.
     """
+
+    # Weights that some configurations have.
+    norm: nnx.Param
+    norm_bias: nnx.Param
+    positions: nnx.Param
+    head: nnx.Param
+    head_bias: nnx.Param
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
         self.config = config
@@ -103,11 +114,22 @@ class Decoder(nnx.Module):
         Returns:
             Logits `[batch, vocabulary]` float32, and the cache with the new columns written.
         """
-        x, cache = self._hidden(tokens, cache, offset, start)
-        return self._logits(x[:, -1]), cache
+        readings = _readings(self.config, cache.keys.shape[3])
+        if len(readings) == 1:
+            x, cache = self._hidden(tokens, cache, offset, start)
+            return self._logits(x[:, -1]), cache
+        split = [Cache(*halves) for halves in zip(*(jnp.split(part, 2) for part in cache), strict=True)]
+        (short, first), (long, second) = (
+            self._hidden(tokens, half, offset, start, reach) for half, reach in zip(split, readings, strict=True)
+        )
+        reach = offset + tokens.shape[1] - (0 if start is None else start.min())
+        x = jnp.where(reach > readings[0], long[:, -1], short[:, -1])
+        return self._logits(x), Cache(*(jnp.concatenate(parts) for parts in zip(first, second, strict=True)))
 
-    def _hidden(self, tokens: jax.Array, cache: Any, offset: jax.Array | int, start: jax.Array | None) -> Any:
-        """The last layer's output `[batch, time, width]`, normed, and the cache."""
+    def _hidden(
+        self, tokens: jax.Array, cache: Any, offset: jax.Array | int, start: jax.Array | None, reach: int | None = None
+    ) -> Any:
+        """The last layer's output `[batch, time, width]`, normed, and the cache; `reach`: as of a text so long."""
         config = self.config
         start = jnp.zeros(len(tokens), jnp.int32) if start is None else start
         columns = offset + jnp.arange(tokens.shape[1])
@@ -115,7 +137,7 @@ class Decoder(nnx.Module):
         x = _scaled(self.embed[...][tokens], config.embed_scale)
         x = x + self.positions[...][positions] if config.positions else x
         length = _seen_length(tokens, cache, offset)
-        choose = views(config, columns, length, start, positions)
+        choose = views(config, columns, length, start, positions, reach)
         weights = {name: getattr(self.layers, name)[...] for name in layer_shapes(config)}
         flags = (
             np.array(config.sliding or (False,) * config.layers),
@@ -154,6 +176,14 @@ def _drawn(config: DecoderConfig, rngs: nnx.Rngs, name: str, shape: tuple[int, .
         return jnp.full(shape, value, dtype)
     inputs = shape[-1] if name in ("embed", "positions") else shape[-2]
     return (jax.random.normal(rngs.params(), shape) * inputs**-0.5).astype(dtype)
+
+
+def _readings(config: DecoderConfig, length: int) -> tuple[int, ...]:
+    """Lengths of text, one of each kind that rotary positions tell apart and that a cache of this length may hold."""
+    ropes = [rope for rope in (config.rope, config.sliding_rope) if rope is not None and rope.kind == "longrope"]
+    if not ropes or length <= ropes[0].original:
+        return (length,)
+    return ropes[0].original, ropes[0].original + 1
 
 
 def _scaled(x: jax.Array, scale: float) -> jax.Array:

@@ -229,7 +229,8 @@ def _divisors(tensors: Mapping[str, Tensor]) -> np.ndarray | None:
 
 
 def _check_divisors(file: Path, config: DecoderConfig, divisors: np.ndarray) -> None:
-    plain, scaled = (frequencies(rope, config.head_width) for rope in (Rope(config.rope.theta), config.rope))
+    rope = config.rope or Rope()
+    plain, scaled = (frequencies(one, config.head_width) for one in (Rope(rope.theta), rope))
     if divisors.shape != plain.shape or not np.allclose(scaled * divisors, plain, rtol=1e-5, atol=0):
         raise RunError(
             f"{file} scales rotary positions by its tensor {DIVISORS} in another way than Llama 3.1 to 3.3; load that "

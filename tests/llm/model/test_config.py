@@ -28,11 +28,16 @@ def test_old_and_new_styles_of_rotary_positions_agree():
 
 def test_each_family_has_its_ways():
     read = {family: config_from(settings) for family, settings in SETTINGS.items()}
-    assert [family for family, config in read.items() if config.biases] == ["qwen2", "qwen2-window"]
-    assert [family for family, config in read.items() if config.head_norms] == ["qwen3", "gemma3"]
+    assert [family for family, config in read.items() if config.biases == ("query", "key", "value")] == [
+        "qwen2",
+        "qwen2-window",
+    ]
+    assert [family for family, config in read.items() if config.query_key_norm == "head"] == ["qwen3", "gemma3"]
     assert [family for family, config in read.items() if not config.tied] == ["llama", "llama3", "qwen2-window"]
     gemma = read["gemma3"]
-    assert gemma.gemma and gemma.sliding == (True, False, True) and gemma.window == 4
+    assert (
+        gemma.norm_offset == 1 and len(gemma.norms) == 4 and gemma.sliding == (True, False, True) and gemma.window == 4
+    )
     assert gemma.attention_scale == 24**-0.5 and gemma.activation == "gelu_pytorch_tanh"
     assert gemma.rope == Rope(1e6, "linear", 8.0) and gemma.sliding_rope == Rope(10.0)
     assert read["llama3"].rope == Rope(500.0, "llama3", 8.0, 1.0, 4.0, 16) and read["llama3"].head_width == 8
@@ -57,16 +62,13 @@ def test_qwens_window_counts_only_where_it_is_used():
 REFUSED = [
     ("llama", {"model_type": "mamba"}, "'mamba'; known are: llama"),
     ("llama", {"model_type": None}, "architecture None"),
-    ("gemma3", {"model_type": "gemma3"}, "only checkpoints of the text part"),
-    ("llama", {"attention_bias": True}, "attention_bias=True"),
-    ("qwen3", {"attention_bias": True}, "attention_bias=True"),
-    ("llama", {"mlp_bias": True}, "mlp_bias=True"),
+    ("gemma3", {"model_type": "gemma3"}, "the part for text is read, by its text_config"),
     ("gemma3", {"final_logit_softcapping": 30.0}, "final_logit_softcapping=30.0"),
     ("gemma3", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
     ("gemma3", {"use_bidirectional_attention": True}, "use_bidirectional_attention=True"),
-    ("llama", {"hidden_act": "relu"}, "activation 'relu'; known are silu"),
-    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "type 'yarn'"),
-    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "type 'dynamic'"),
+    ("llama", {"hidden_act": "tanh"}, "activation 'tanh'; known are silu"),
+    ("llama", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "finetuned": True}}, "finetuned=True"),
+    ("llama", {"rope_scaling": {"rope_type": "ntk", "factor": 4.0}}, "type 'ntk'"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
     ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
     ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),

@@ -86,7 +86,7 @@ def refuse_what_is_not_accepted(given: Mapping[str, Any], full: Mapping[str, Any
     kind = full["model_type"]
     read = _read_of(family)
     every = {**given, **full}
-    for name, taken in (OFF | family.only).items():
+    for name, taken in {**OFF, **family.only}.items():
         if name not in read and every.get(name, taken[0]) not in taken:
             raise RunError(
                 f"got {name}={every[name]!r} in the configuration of this {kind} model; the decoder does "

@@ -1,4 +1,4 @@
-"""Where the decoder's weights lie in the tensors of a checkpoint, both ways: some hold several weights, or one's transpose."""
+"""Where the decoder's weights lie in the tensors of a checkpoint, both ways: some hold several, or a transpose."""
 
 from __future__ import annotations
 
@@ -85,19 +85,19 @@ def stored(config: DecoderConfig) -> Iterator[Stored]:
     done: set[str] = set()
     for name in shapes:
         if name not in done:
-            stem, place, together, kind = _placed(family.places, name, shapes)
+            place, together, kind = _placed(family.places, name, shapes)
             done |= set(together)
             yield from _of_layers(config, family.layers, place, together, kind, shapes)
 
 
-def _placed(places: dict[Any, Place], name: str, shapes: Mapping[str, Any]) -> tuple[str, Place, tuple[str, ...], int]:
-    """Of a weight: its matrix's or norm's name, its place, the weights that lie there, and 0 or, of a bias, 1."""
+def _placed(places: Mapping[Any, Place], name: str, shapes: Mapping[str, Any]) -> tuple[Place, tuple[str, ...], int]:
+    """Of a weight: its place, the weights that lie there, and 0 or, of a bias, 1."""
     stem = name.removesuffix("_bias")
     kind = int(stem != name)
-    for key, place in reversed(places.items()):  # what a family adds comes before what all have
+    for key, place in reversed(tuple(places.items())):  # what a family adds comes before what all have
         stems = (key,) if isinstance(key, str) else key
         if stem in stems:
-            return stem, place, tuple(f"{one}_bias" if kind else one for one in stems), kind
+            return place, tuple(f"{one}_bias" if kind else one for one in stems), kind
     raise KeyError(name)
 
 

@@ -34,7 +34,7 @@ class View(NamedTuple):
 
 
 def views(
-    config: DecoderConfig, columns: jax.Array, length: int, start: jax.Array, positions: jax.Array
+    config: DecoderConfig, columns: jax.Array, length: int, start: jax.Array, positions: jax.Array, reach: int | None
 ) -> Callable[[Any, Any], View]:
     """A function of a layer's flags (sliding, rotated) that gives its view.
 
@@ -44,6 +44,7 @@ def views(
         length: how many columns are looked at.
         start: `[batch]` pad columns on the left of each row.
         positions: `[batch, time]`, of the columns that look.
+        reach: length of the text that rotary positions are for; None: as far as these reach.
     """
     others = jnp.arange(length)
     seen = ((others <= columns[:, None]) & (others >= start[:, None, None]))[:, None, None]
@@ -52,7 +53,7 @@ def views(
         if rope is None:
             return None, None
         growth = 1 + rope.growth * jnp.log1p(positions // rope.original) if rope.growth else None
-        return *angles(rope, config.head_width, positions), growth
+        return *angles(rope, config.head_width, positions, reach), growth
 
     full = View(seen, *turns(config.rope))
     local = full

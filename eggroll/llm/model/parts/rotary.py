@@ -29,8 +29,8 @@ def frequencies(rope: Rope, head_width: int, reach: Any = 0) -> Any:
         [1.0, 0.1, 0.01, 0.001]
 
     References:
-        Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", arXiv 2104.09864. Peng et al., "YaRN:
-        Efficient Context Window Extension of Large Language Models", arXiv 2309.00071. Ding et al., "LongRoPE:
+        Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", arXiv 2104.09864. Peng et al.,
+        "YaRN: Efficient Context Window Extension of Large Language Models", arXiv 2309.00071. Ding et al., "LongRoPE:
         Extending LLM Context Window Beyond 2 Million Tokens", arXiv 2402.13753.
     """
     width = rope.width(head_width)
@@ -71,9 +71,13 @@ def _of_yarn(rope: Rope, width: int) -> np.ndarray:
     return 1 - (np.arange(width // 2) - first) / (last - first)
 
 
-def angles(rope: Rope, head_width: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Sine and cosine, each `[batch, time, rotated / 2]` float32, of positions `[batch, time]`."""
-    angle = positions[..., None].astype(jnp.float32) * frequencies(rope, head_width, positions.max() + 1)
+def angles(rope: Rope, head_width: int, positions: jax.Array, reach: int | None = None) -> tuple[jax.Array, jax.Array]:
+    """Sine and cosine, each `[batch, time, rotated / 2]` float32, of positions `[batch, time]`.
+
+    They are those of a text of length `reach`; None: one as long as these positions reach.
+    """
+    reached = positions.max() + 1 if reach is None else reach
+    angle = positions[..., None].astype(jnp.float32) * frequencies(rope, head_width, reached)
     sin, cos = jnp.sin(angle), jnp.cos(angle)
     return (sin, cos) if rope.magnitude == 1 else (sin * rope.magnitude, cos * rope.magnitude)
 
