@@ -80,7 +80,6 @@ CASES: dict[str, dict[str, Any]] = {
     ),
     "gemma": _of("gemma", head_dim=16, hidden_act="gelu_pytorch_tanh"),
     "gemma2": _of("gemma2", layer_types=TWO, **GEMMA, **CAPS),
-    "gemma3": _of("gemma3_text", layer_types=TWO, **GEMMA, rope_local_base_freq=10.0, rope_theta=1000.0),
     "gemma3-wrapper": {
         "model_type": "gemma3",
         "architectures": ["Gemma3ForConditionalGeneration"],

@@ -8,7 +8,10 @@ from typing import Any
 import pytest
 
 from eggroll.llm.model.config import ARCHITECTURES, DecoderConfig, Rope, config_from
+from eggroll.llm.model.families.rms import PHI3_CODE
+from eggroll.llm.model.families.table import FAMILIES, Family
 from eggroll.training.errors import RunError
+from tests.llm.decoders import CASES, LONG
 from tests.llm.families import LLAMA3, SETTINGS
 
 
@@ -88,6 +91,14 @@ REFUSED = [
     ("llama", {"rope_scaling": {"factor": 8.0}}, "{'factor': 8.0} in a description of rotary positions"),
     ("gemma3", {"rope_scaling": {"type": "linear", "factor": 8.0}}, "name what is meant as rope_type"),
     ("qwen2", {"rope_scaling": {"rope_type": "default", "mrope_section": [1, 1]}}, "mrope_section=[1, 1]"),
+    ("qwen3_moe", {"mlp_only_layers": [0]}, "mlp_only_layers=[0]"),
+    ("qwen3_moe", {"decoder_sparse_step": 2}, "decoder_sparse_step=2"),
+    ("mixtral", {"num_experts_per_tok": 6}, "experts of a token=6; a whole number from 1 to 5"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
+    ("phi", {"qk_layernorm": True}, "qk_layernorm=True"),
+    ("phi3", {"auto_map": {"AutoModelForCausalLM": "mine.Phi3ForCausalLM"}}, "auto_map="),
+    ("phi3-longrope", {"rope_scaling": {**LONG, "long_factor": [1.0]}}, "1 numbers in long_factor"),
+    ("gemma3-wrapper", {"architectures": ["Gemma3ForQuestionAnswering"], "answers": 1}, "answers=1"),
     ("gemma3", {"rope_parameters": {"full_attention": {}, "chunked_attention": {}}}, "chunked_attention={}"),
 ]
 
@@ -95,13 +106,13 @@ REFUSED = [
 @pytest.mark.parametrize(("family", "change", "message"), REFUSED)
 def test_what_the_decoder_lacks_is_refused_by_name(family, change, message):
     with pytest.raises(RunError, match=message.replace("[", r"\[")):
-        config_from(SETTINGS[family] | change)
+        config_from({**CASES, **SETTINGS}[family] | change)
 
 
-@pytest.mark.parametrize("family", SETTINGS)
+@pytest.mark.parametrize("family", [*SETTINGS, *CASES])
 def test_a_setting_that_nobody_knows_is_refused_by_name(family):
-    with pytest.raises(RunError, match="got qk_norm=True in the configuration of this"):
-        config_from(SETTINGS[family] | {"qk_norm": True})
+    with pytest.raises(RunError, match="got qk_normed=True in the configuration of this"):
+        config_from({**SETTINGS, **CASES}[family] | {"qk_normed": True})
 
 
 # What the families' own files have besides what transformers writes for all models.
@@ -110,6 +121,16 @@ OF_FILES: dict[str, dict[str, Any]] = {
     "qwen2": {"use_mrope": False, "max_window_layers": 28, "use_sliding_window": False, "sliding_window": 131072},
     "qwen3": {"attention_bias": False, "max_window_layers": 28, "sliding_window": None},
     "gemma3_text": {"cache_implementation": "hybrid", "sliding_window_pattern": 6, "_sliding_window_pattern": 6},
+    "gemma": {"hidden_activation": "gelu_pytorch_tanh", "attention_bias": False},
+    "phi3": {"embd_pdrop": 0.0, "auto_map": {**PHI3_CODE, "AutoTokenizer": "Xenova/gpt-4o"}},
+    "smollm3": {"max_window_layers": 28, "use_sliding_window": False, "_name_or_path": "x"},
+    "gpt2": {"n_ctx": 1024, "summary_type": "cls_index", "attn_pdrop": 0.2, "task_specific_params": {}},
+    "gptj": {"n_ctx": 2048, "rotary": True, "scale_attn_weights": True, "gradient_checkpointing": False},
+    "gpt_neox": {"rotary_pct": 0.25, "hidden_dropout": 0.1, "classifier_dropout": 0.1},
+    "starcoder2": {"mlp_type": "default", "norm_type": "layer_norm", "residual_dropout": 0.1},
+    "mixtral": {"router_aux_loss_coef": 0.1, "output_router_logits": True},
+    "qwen3_moe": {"router_aux_loss_coef": 0.1, "mlp_only_layers": [], "max_window_layers": 48},
+    "gpt_oss": {"experts_per_token": 4, "initial_context_length": 4096, "router_aux_loss_coef": 0.9},
 }
 OF_ALL = {"torch_dtype": "bfloat16", "use_cache": True, "attention_dropout": 0.1, "temperature": 0.7, "num_labels": 3}
 
@@ -121,12 +142,12 @@ def test_defaults_and_what_changes_nothing_are_accepted(kind):
     plain = config_from({"model_type": kind})
     assert config_from({"model_type": kind, "num_hidden_layers": 2}).layers == 2  # no full layer in Gemma's
     assert config_from(AutoConfig.for_model(kind).to_dict()) == plain
-    assert config_from({"model_type": kind, **OF_FILES[kind], **OF_ALL}) == plain
+    assert config_from({"model_type": kind, **OF_FILES.get(kind, {}), **OF_ALL}) == plain
 
 
 def test_a_family_that_is_only_named_does_not_lose_its_window(monkeypatch):
     """Its default has one, in no file: the decoder reads windows of the families that it knows to have them."""
-    monkeypatch.setitem(ARCHITECTURES, "mistral", "Mistral")
+    monkeypatch.setitem(FAMILIES, "mistral", Family("Mistral"))
     for given in ({}, {"sliding_window": 8}):
         with pytest.raises(RunError, match="got sliding_window="):
             config_from({"model_type": "mistral", **given})

@@ -68,7 +68,7 @@ NEUTRAL = {
     *("attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout", "residual_dropout", "embedding_dropout"),
     *("classifier_dropout", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "eod_token_id"),
     *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
-    *("gradient_checkpointing", "reorder_and_upcast_attn"),
+    *("gradient_checkpointing", "reorder_and_upcast_attn", "n_ctx"),
 }
 
 
@@ -98,8 +98,8 @@ def refuse_what_is_not_accepted(given: Mapping[str, Any], full: Mapping[str, Any
 
 
 def _read_of(family: Family) -> set[str]:
-    """The settings that are read of a family: its own names in place of the usual ones."""
-    usual = READ - set(family.sizes.values()) | (set(family.sizes) - READ)
+    """The settings that are read of a family: its own names, and the usual ones that transformers takes for them."""
+    usual = READ - ({"rms_norm_eps", "hidden_act"} & set(family.sizes.values())) | set(family.sizes)
     windows = {"all": {"sliding_window"}, "layer_types": {"sliding_window", "layer_types"}}.get(family.windows, set())
     return usual | windows | {*family.numbers, *family.switches, *family.reads}
 

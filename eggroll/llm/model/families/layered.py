@@ -80,6 +80,7 @@ FAMILIES: dict[str, Family] = {
         sizes=GPT_SIZES,
         more=_gptj,
         reads=("rotary_dim",),
+        only={"rotary": (True,), "scale_attn_weights": (True,)},
         places=places.GPTJ,
         layers="transformer.h",
         outer=places.GPT_OUTER,
