@@ -175,7 +175,12 @@ def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
     # As llama.cpp has it: linear where no type is said, by the older name where the newer is missing, 0 meaning 1.
     scaling = value("rope.scaling.type", "linear")
     factor = value("rope.scaling.factor", value("rope.scale_linear", 1.0)) or 1.0
-    if scaling not in ("none", "linear") or (scaling == "linear" and factor != 1):
+    if scaling not in ("none", "linear"):
+        raise RunError(
+            f"got rotary positions of the type {scaling!r}; of a GGUF file none and linear are read: load that model from "
+            "its Hugging Face folder."
+        )
+    if scaling == "linear" and factor != 1:
         settings["rope_scaling"] = {"rope_type": scaling, "factor": factor}
     for ours, theirs in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
         if (index := special_id(fields, theirs)) is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ def read_folder(
         check_shapes(str(folder), config, {name: shape for name, shape in shapes.items() if name not in ignore})
         held = {DTYPES[kind] for kind in kinds.values()}
         dtype = dtype or (held.pop() if len(held) == 1 else "float32")  # which holds what the others do
+        if adapter is not None and wrapped:
+            factors, scales = _of_text(adapter.factors), _of_text(adapter.scales)
+            adapter = replace(adapter, factors=factors, scales=scales)
         if adapter is None:
             return assemble(config, lambda name: tensors[name][...], dtype)
         adapter.check({one.name: shapes[one.name] for one in stored(config)})
@@ -82,7 +86,7 @@ def count_tensors(folder: Path) -> int:
 
 
 def _of_text(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The tensors of the part for text, under the names that it would have alone."""
+    """What belongs to the part for text, by the names that its tensors would have alone."""
     found = {}
     for name, tensor in tensors.items():
         if not name.startswith(PICTURES):
@@ -193,7 +197,7 @@ def _to_ignore(folder: Path, config: DecoderConfig, tensors: Mapping[str, Any]) 
 
 def check_shapes(source: str, config: DecoderConfig, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raises for the first tensors that are missing, unexpected or of the wrong shape."""
-    wanted = {one.name: one.shape for one in stored(config)}
+    wanted = dict(expected_shapes(config))
     missing = [name for name in wanted if name not in shapes]
     unexpected = [name for name in shapes if name not in wanted]
     if missing or unexpected:
@@ -207,6 +211,11 @@ def check_shapes(source: str, config: DecoderConfig, shapes: Mapping[str, tuple[
                 f"{source}: {name} has the shape {list(shapes[name])}; the configuration requires {list(shape)}. Do "
                 "config.json and the weights belong together?"
             )
+
+
+def expected_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of the tensors that a Hugging Face checkpoint of this configuration has."""
+    yield from ((one.name, one.shape) for one in stored(config))
 
 
 def _some(names: list[str]) -> str:

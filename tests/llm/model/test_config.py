@@ -97,7 +97,11 @@ REFUSED = [
     ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx=True"),
     ("phi", {"qk_layernorm": True}, "qk_layernorm=True"),
     ("phi3", {"auto_map": {"AutoModelForCausalLM": "mine.Phi3ForCausalLM"}}, "auto_map="),
-    ("phi3-longrope", {"rope_scaling": {**LONG, "long_factor": [1.0]}}, "1 numbers in long_factor"),
+    (
+        "phi3-longrope",
+        {"rope_scaling": {**LONG, "long_factor": [1.0]}},
+        "long_factor",
+    ),
     ("gemma3-wrapper", {"architectures": ["Gemma3ForQuestionAnswering"], "answers": 1}, "answers=1"),
     ("gemma3", {"rope_parameters": {"full_attention": {}, "chunked_attention": {}}}, "chunked_attention={}"),
 ]
