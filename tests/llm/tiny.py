@@ -17,6 +17,7 @@ from eggroll.llm.model.config import DecoderConfig, config_from
 from eggroll.llm.model.decoder import Decoder
 from eggroll.llm.model.loading import LanguageModel, decoder_of, save
 from eggroll.llm.model.parts.shapes import starts_at
+from tests.llm.decoders import CASES
 from tests.llm.families import SETTINGS, VOCABULARY
 
 SPECIAL = ("<pad>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -59,7 +60,7 @@ def language_model(
     family: str = "smollm2", *, dtype: Any = jnp.float32, seed: int = 0, **changes: Any
 ) -> LanguageModel:
     """A random model of a family, with `changes` to its settings."""
-    settings = SETTINGS[family] | changes
+    settings = {**CASES, **SETTINGS}[family] | changes
     config = config_from(settings)
     model = decoder_of(config, draw(config, seed, dtype))
     return LanguageModel(model, tokenizer(), config, stop=(1, 3), pad=0, source=family, settings=settings)

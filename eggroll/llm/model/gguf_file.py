@@ -177,8 +177,8 @@ def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
     factor = value("rope.scaling.factor", value("rope.scale_linear", 1.0)) or 1.0
     if scaling not in ("none", "linear"):
         raise RunError(
-            f"got rotary positions of the type {scaling!r}; of a GGUF file none and linear are read: load that model from "
-            "its Hugging Face folder."
+            f"got rotary positions of the type {scaling!r}; of a GGUF file none and linear are read: load that "
+            "model from its Hugging Face folder."
         )
     if scaling == "linear" and factor != 1:
         settings["rope_scaling"] = {"rope_type": scaling, "factor": factor}
