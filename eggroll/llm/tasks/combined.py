@@ -7,11 +7,12 @@ import contextlib
 import importlib
 import inspect
 import math
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from eggroll.llm.tasks.base import Problem
 from eggroll.training.errors import RunError
@@ -159,13 +160,21 @@ def function_named(name: str) -> Callable[..., Any]:
 
 def _imported(name: str) -> Any:
     """A module, looked for in the current directory first; for all other modules that comes last from now on."""
-    here = str(Path.cwd())
+    here, real, importing = str(Path.cwd()), os._exit, os.getpid()
+
+    def exits(status: int) -> NoReturn:
+        if os.getpid() != importing:  # a child that the module forked
+            real(status)
+        raise SystemExit(status)
+
     importlib.invalidate_caches()  # the file may be new
     sys.path.insert(0, here)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a module prints is no part of a command's output
+            os._exit = exits  # else a command would end here, by the module's status and without a word
             return importlib.import_module(name)
     finally:
+        os._exit = real
         sys.path.remove(here)
         if here not in sys.path:
             sys.path.append(here)  # what the function imports when it is called
