@@ -100,7 +100,7 @@ def config_from(hf: Mapping[str, Any], *, most_layers: int = MOST_LAYERS) -> Dec
 def _family(hf: Mapping[str, Any]) -> Family:
     kind = hf.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
-        known = "; ".join(f"{name} ({what})" for name, what in ARCHITECTURES.items())
+        known = ", ".join(ARCHITECTURES)
         hint = " Of this one the part for text is read, by its text_config." * (kind in WRAPPERS)
         raise RunError(f"got a model of the architecture {kind!r}; known are: {known}. Choose one of these.{hint}")
     return FAMILIES[kind]

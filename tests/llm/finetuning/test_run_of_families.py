@@ -30,7 +30,7 @@ def test_a_run_writes_a_model_of_its_architecture(family, method, tmp_path):
     assert {name for name in before if "proj" in name} <= changed  # of every expert, too
     files = (tmp_path / place / "config.json" for place in ("base", "run/model"))
     kinds = {json.loads(file.read_text())["model_type"] for file in files}
-    assert kinds == {family} and llm.load(tmp_path / "run").config == llm.load(tmp_path / "base").config
+    assert kinds == {family} and llm.load(tmp_path / "run" / "model").config == llm.load(tmp_path / "base").config
 
 
 def test_noise_on_activations_is_refused_for_experts(tmp_path):

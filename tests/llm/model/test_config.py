@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -147,6 +148,12 @@ def test_defaults_and_what_changes_nothing_are_accepted(kind):
     assert config_from({"model_type": kind, "num_hidden_layers": 2}).layers == 2  # no full layer in Gemma's
     assert config_from(AutoConfig.for_model(kind).to_dict()) == plain
     assert config_from({"model_type": kind, **OF_FILES.get(kind, {}), **OF_ALL}) == plain
+
+
+def test_the_docs_name_every_architecture_that_is_read():
+    page = (Path(__file__).parents[3] / "docs" / "llm.md").read_text(encoding="utf-8")
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert {kind for kind in ARCHITECTURES if not any(f"`{kind}`" in row for row in rows)} == set()
 
 
 def test_a_family_that_is_only_named_does_not_lose_its_window(monkeypatch):

@@ -19,7 +19,7 @@ class Family:
     """What is read of one `model_type`.
 
     Attributes:
-        about: its models, for messages.
+        about: its models.
         fixed: features that it has, whatever its configuration says.
         numbers: settings whose value is a feature's.
         switches: settings that are true or false, and the features where they are true; biases add up.
