@@ -28,6 +28,7 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
 # What a model's part for text has its names after, where there is one for pictures, too; and what belongs to that.
 TEXT = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
+TABLES = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
 PICTURES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 
@@ -55,7 +56,7 @@ def read_folder(
         RunError: no weights, tensors that are missing, unexpected or of the wrong shape (by name), quantised ones.
     """
     with ExitStack() as stack:
-        tensors = _of_text(_open(folder, stack)) if wrapped else _open(folder, stack)
+        tensors = _of_text(_open(folder, stack)) if wrapped else _of_whole(_open(folder, stack), config)
         kinds = {name: tensor.get_dtype() for name, tensor in tensors.items()}
         quantised = sorted(name for name, kind in kinds.items() if kind not in DTYPES)
         if quantised:
@@ -93,6 +94,14 @@ def _of_text(tensors: Mapping[str, Any]) -> dict[str, Any]:
             start = next((start for start in TEXT if name.startswith(start)), "")
             found[TEXT.get(start, "") + name.removeprefix(start)] = tensor
     return found
+
+
+def _of_whole(tensors: dict[str, Any], config: DecoderConfig) -> dict[str, Any]:
+    """The tensors of a model that was saved without its output matrix, as GPT-2 was, under their names beside one."""
+    base, _, embed = FAMILIES[config.family].outer["embed"].partition(".")
+    if embed not in tensors:
+        return tensors
+    return {name if name.startswith("lm_head.") else f"{base}.{name}": one for name, one in tensors.items()}
 
 
 def assemble(config: DecoderConfig, read: Any, dtype: str) -> dict[str, Any]:
@@ -182,7 +191,7 @@ def _shards(index: Path) -> list[str]:
 
 def _to_ignore(folder: Path, config: DecoderConfig, tensors: Mapping[str, Any]) -> set[str]:
     """Tensors that say nothing new: tables of rotary positions, masks, and an output matrix that is the embedding."""
-    ignore = {name for name in tensors if name.endswith(("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias"))}
+    ignore = {name for name in tensors if name.endswith(TABLES)}
     outer = FAMILIES[config.family].outer
     head, embed = outer["head"], outer["embed"]
     if config.tied and head in tensors and embed in tensors:

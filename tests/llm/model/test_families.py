@@ -126,6 +126,17 @@ def test_of_a_model_that_sees_the_part_for_text_is_read_and_saved_alone(tmp_path
         llm.load(folder)
 
 
+def test_gpt2_as_it_was_published_is_read(tmp_path):
+    """Without the output matrix, and so without the name of what is beside it; with tables of masks."""
+    config, tensors = config_from(CASES["gpt2"]), checkpoint("gpt2")
+    bare = {name.removeprefix("transformer."): one for name, one in tensors.items()}
+    masks = {f"h.{i}.attn.bias": np.ones((1, 1, 4, 4), np.float32) for i in range(2)}
+    save_file(bare | masks, tmp_path / "model.safetensors")
+    weights = read_folder(tmp_path, config)
+    np.testing.assert_array_equal(weights["layers"]["up"][1], tensors["transformer.h.1.mlp.c_fc.weight"])
+    np.testing.assert_array_equal(weights["positions"], tensors["transformer.wpe.weight"])
+
+
 def test_a_tensor_that_a_family_has_not_is_named(tmp_path):
     config, tensors = config_from(CASES["qwen3_moe"]), checkpoint("qwen3_moe")
     lost = "model.layers.1.mlp.experts.3.up_proj.weight"

@@ -87,9 +87,3 @@ def chosen_experts(full: Settings) -> Settings:
 
 def granite(full: Settings) -> Settings:
     return {"logits_scale": 1 / full["logits_scaling"], **(chosen_experts(full) if "num_experts" in full else {})}
-
-
-def rotated_where_sliding(full: Settings) -> Settings:
-    if full.get("sliding_window") is None:
-        return {}
-    return {"rotated": tuple(kind == "sliding_attention" for kind in full["layer_types"])}

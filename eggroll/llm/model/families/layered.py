@@ -14,7 +14,6 @@ from eggroll.llm.model.families.family import (
     QKV,
     Family,
     Settings,
-    rotated_where_sliding,
 )
 from eggroll.llm.model.features import Rope
 
@@ -29,6 +28,11 @@ def _stablelm(full: Settings) -> Settings:
 def _gpt2(full: Settings) -> Settings:
     scale = None if full["scale_attn_weights"] else 1.0
     return {"rope": None, "positions": full["max_position_embeddings"], "attention_scale": scale}
+
+
+def _cohere2(full: Settings) -> Settings:
+    window = full.get("sliding_window")
+    return {"rotated": tuple(kind == "sliding_attention" and window is not None for kind in full["layer_types"])}
 
 
 def _gptj(full: Settings) -> Settings:
@@ -127,7 +131,7 @@ FAMILIES: dict[str, Family] = {
         switches=BIASED,
         sizes=EPS,
         windows="layer_types",
-        more=rotated_where_sliding,
+        more=_cohere2,
         reads=("sliding_window_pattern",),
     ),
 }

@@ -21,7 +21,6 @@ from eggroll.llm.model.families.family import (
     Family,
     Settings,
     granite,
-    rotated_where_sliding,
 )
 from eggroll.llm.model.features import Rope
 
@@ -39,6 +38,12 @@ def _gemma(full: Settings) -> Settings:
 
 def _smollm3(full: Settings) -> Settings:
     return {"rotated": tuple(bool(one) for one in full["no_rope_layers"])}
+
+
+def _exaone4(full: Settings) -> Settings:
+    if full.get("sliding_window") is None:
+        return {}
+    return {"rotated": tuple(kind == "sliding_attention" for kind in full["layer_types"])}
 
 
 def _olmo3(full: Settings) -> Settings:
@@ -120,7 +125,7 @@ FAMILIES: dict[str, Family] = {
         "EXAONE 4",
         fixed={"norms": AFTER, "query_key_norm": "head"},
         windows="layer_types",
-        more=rotated_where_sliding,
+        more=_exaone4,
         reads=("sliding_window_pattern",),
         places=places.PLACES | places.AFTER,
     ),
