@@ -123,7 +123,7 @@ CASES: dict[str, dict[str, Any]] = {
     "gpt_neox": _of("gpt_neox", NEOX, hidden_act="gelu", rotary_pct=0.25, rotary_emb_base=10000),
     "gpt_neox-serial": _of("gpt_neox", NEOX, use_parallel_residual=False, rotary_pct=1.0, attention_bias=False),
     "gptj": _of("gptj", GPT, rotary_dim=4, n_inner=24, tie_word_embeddings=False),
-    "phi": _of("phi", LAYER, partial_rotary_factor=0.5, hidden_act="gelu_new"),
+    "phi": _of("phi", LAYER, partial_rotary_factor=0.5, hidden_act="gelu_new", num_hidden_layers=3),
     "starcoder2": _of(
         "starcoder2",
         BASE,
@@ -156,6 +156,7 @@ CASES: dict[str, dict[str, Any]] = {
     "granitemoe": _of("granitemoe", **LOCAL, **MULTIPLIED),
 }
 AROUND_0 = ("gemma", "gemma2", "gemma3_text", "gemma3", "nemotron")  # families whose norms scale by 1 + weight
+QUIET = (*AROUND_0, "gpt2")
 
 
 def draw(kind: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -164,8 +165,8 @@ def draw(kind: str, name: str, shape: tuple[int, ...]) -> np.ndarray:
     normal = random.normal(size=shape).astype(np.float32)
     if len(shape) == 1 or "embed" in name or "wte" in name or "wpe" in name:
         centre = float(len(shape) == 1 and name.endswith("weight") and kind not in AROUND_0)
-        # Of Gemma's, which grow by √width, less: answers would only repeat the last token.
-        return np.float32(centre) + np.float32(0.1 if kind in AROUND_0 and len(shape) > 1 else 0.3) * normal
+        # Of some less, such as Gemma's, which grow by √width: answers would only repeat the last token.
+        return np.float32(centre) + np.float32(0.1 if kind in QUIET and len(shape) > 1 else 0.3) * normal
     return np.float32(1.5 * shape[-1] ** -0.5) * normal
 
 

@@ -60,7 +60,7 @@ def test_logits_and_greedy_answers_are_those_of_transformers(case):
     for row, first in enumerate(start):
         np.testing.assert_allclose(logits[row, first:], wanted[row, first:], atol=1e-4, rtol=0)
     answers = GOLDEN[f"{case}/answer"]
-    assert all(len(set(answer)) > 2 for answer in answers.tolist())
+    assert len(set(answers.ravel().tolist())) > 3
     assert np.array_equal(greedy(model, jnp.asarray(tokens), jnp.asarray(start), ANSWER), answers)
 
 
