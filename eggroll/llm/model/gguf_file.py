@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -172,7 +172,15 @@ def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
         # The file does not say it: head_dim, but for the 27B model.
         scale = width // heads if settings["num_hidden_layers"] == GEMMA_27B_LAYERS else settings["head_dim"]
         settings |= {"query_pre_attn_scalar": scale, "hidden_activation": "gelu_pytorch_tanh"}
-    # As llama.cpp has it: linear where no type is said, by the older name where the newer is missing, 0 meaning 1.
+    settings |= _scaled_positions(value)
+    for ours, theirs in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
+        if (index := special_id(fields, theirs)) is not None:
+            settings[f"{ours}_token_id"] = index
+    return settings
+
+
+def _scaled_positions(value: Callable[..., Any]) -> dict[str, Any]:
+    """As llama.cpp has it: linear where no type is said, by the older name where the newer is missing, 0 meaning 1."""
     scaling = value("rope.scaling.type", "linear")
     factor = value("rope.scaling.factor", value("rope.scale_linear", 1.0)) or 1.0
     if scaling not in ("none", "linear"):
@@ -180,12 +188,7 @@ def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
             f"got rotary positions of the type {scaling!r}; of a GGUF file none and linear are read: load that "
             "model from its Hugging Face folder."
         )
-    if scaling == "linear" and factor != 1:
-        settings["rope_scaling"] = {"rope_type": scaling, "factor": factor}
-    for ours, theirs in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
-        if (index := special_id(fields, theirs)) is not None:
-            settings[f"{ours}_token_id"] = index
-    return settings
+    return {"rope_scaling": {"rope_type": scaling, "factor": factor}} if scaling == "linear" and factor != 1 else {}
 
 
 def _refuse_what_is_not_read(fields: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
