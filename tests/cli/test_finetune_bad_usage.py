@@ -123,7 +123,7 @@ def test_other_settings_are_refused_before_the_model_is_loaded(
     (tmp_path / "metrics.jsonl").write_text("{}\n", encoding="utf-8")
     command = ("finetune", *(x for name in options for x in (f"--{name}", options[name])), "--resume")
     for more, said in (
-        (("--sigma", "0.5"), "sigma: 0.002 → 0.5"),
+        (("--sigma", "0.5"), 'sigma: "auto" → 0.5'),
         (("--sigma", "0.5", "--force"), "the model was opened"),
         (("--generations", "999", "--token-budget", "5"), "the model was opened"),  # where it ends may change
     ):

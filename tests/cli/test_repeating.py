@@ -96,7 +96,7 @@ def test_a_run_goes_on_without_being_told_its_options_again(
     assert without_times(folder) == without_times(finished)
     before = contents(folder)
     for more, said in (
-        (("--sigma", "0.5"), "sigma: 0.02 → 0.5"),
+        (("--sigma", "0.5"), 'sigma: "auto" → 0.5'),
         (("--population", "8", "--generations", "9"), "population: 4 → 8; generations: 3 → 9"),
         (("--model", "cnn"), 'model: "mlp" → "cnn"'),
     ):

@@ -150,7 +150,7 @@ class Run:
         """The state of generation 0; says now, and not after compiling, what does not fit the model."""
         try:
             state = self.es.init(self.params, key)
-            self.step.check(self.es, state, self._batch(0)[0])
+            self.step.check(self.es.settled(), state, self._batch(0)[0])
         except (TypeError, ValueError) as why:
             raise SettingsError(str(why)) from why
         return state

@@ -66,7 +66,7 @@ def choose(
     answers = generate_plain(params, greedy, prompts, budget=budget)
 
     def moved(member: PyTree, *given: Any) -> jax.Array:
-        return divergences(greedy.graphdef)(member, *given).sum() / given[-1].sum()
+        return divergences(greedy.graphdef)(member, *given).sum() / given[-1].sum().astype(jnp.float32)
 
     given = params, *map(jnp.asarray, (*prompts, *answers))
     rate = SIZE if es.settings.noise == "weights" else None

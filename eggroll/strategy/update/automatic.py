@@ -257,9 +257,9 @@ class Automatic(Configured):
 
         size = self.population if members is None else min(members, self.population)
         who = replace(self.settings, size=size, groups=1 if members else self.groups)
-        trial, tried = copy(self), [0.0]
+        tried = [0.0]
         changed = {"settings": who, "population": size, "groups": who.groups}
-        trial._take({**changed, "sigma": lambda _: jnp.float32(tried[0])})
+        trial = self._with(**changed, sigma=lambda _: jnp.float32(tried[0]))
 
         def fitness(sigma: float) -> np.ndarray:
             tried[0] = sigma
@@ -270,6 +270,15 @@ class Automatic(Configured):
         by_size = rate is None and who.noise == "activations"
         chosen = RATE_BY_SIZE * size_of(state.params) if by_size else (RATE if rate is None else rate) * sigma
         self._take({name: {"sigma": sigma, "learning_rate": chosen}[name] for name in self.undecided})
+
+    def settled(self) -> Self:
+        """Itself, or a copy with a small sigma, where none is chosen: for what does not depend on it."""
+        return self._with(sigma=1e-3) if "sigma" in self.undecided else self
+
+    def _with(self, **settings: Any) -> Self:
+        other = copy(self)
+        other._take(settings)
+        return other
 
     def _take(self, settings: Mapping[str, Any]) -> None:
         """Settings that are other ones than those that it was made with, before anything is compiled for it."""

@@ -109,7 +109,7 @@ def test_a_run_in_a_folder_resumes_and_replays_with_what_was_chosen(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, whole.state.params, again.state.params)
     config = json.loads((tmp_path / "whole" / "config.json").read_text())["strategy"]
     assert config["optimizer"]["arguments"]["learning_rate"] == pytest.approx(0.3 * config["sigma"])
-    replayed = replay(tmp_path / "whole", start())
+    replayed = replay(start(), tmp_path / "whole" / "ledger.bin")
     jax.tree.map(np.testing.assert_array_equal, replayed.params, whole.state.params)
 
 
