@@ -42,6 +42,7 @@ FLOW = (
     "eggroll.training.checkpoints",
     "eggroll.training.ledger",
     "eggroll.training",
+    "eggroll.rl",
     "eggroll.llm.model",
     "eggroll.llm.answers",
     "eggroll.llm.tasks",
