@@ -15,7 +15,7 @@ import importlib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeVar
@@ -129,6 +129,11 @@ def candidates(operation: str) -> dict[str, Callable[..., Any]]:
     """Every kernel of the current platform by its name, whatever `kernels` leaves out."""
     platform = current_platform()
     return {name: found.function for name, found in _known(operation, platform).items() if platform in found.platforms}
+
+
+def state() -> Hashable:
+    """What decides, beside arguments, which implementation is taken: equal where the same one is."""
+    return os.environ.get(SWITCH, ""), _within.unchecked, tuple((n, *_OPERATIONS[n].values()) for n in _OPERATIONS)
 
 
 class _Within(threading.local):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import jax
@@ -18,7 +19,7 @@ from eggroll.engine.checks import check_function
 from eggroll.engine.interpreter import Fallback
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.argnums import ByName
-from eggroll.strategy.evaluate.compiled import Plans
+from eggroll.strategy.evaluate.planning import Plans
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
 from eggroll.strategy.generation import Generation, LowRankDraw, replayed_at_sites
 from eggroll.strategy.members import Evaluated, Members, applied_last
@@ -121,7 +122,9 @@ class ES(Strategy):
         super().__init__(settings, sigma=sigma, shaping=shaping, rules=rules, noise_reuse=noise_reuse)
         self.rank = check_rank(rank)
         self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
-        self.small_layers = small_layers
+        self.small_layers: Small = small_layers
+        if small_layers not in get_args(Small):
+            raise ValueError(f"got small_layers={small_layers!r}; use one of {', '.join(map(repr, get_args(Small)))}.")
 
     def init(self, params: PyTree, key: jax.Array) -> State:
         """A fresh state.
@@ -165,16 +168,9 @@ class ES(Strategy):
         """The layout of the update on a mesh: `"members"`, `"weights"`, or `"auto"` before parameters were seen."""
         return self.settings.update
 
-    @property
-    def small_layers(self) -> Small:
-        """The noise of layers whose factors would be no fewer numbers than their weight."""
-        return self._plans.small_layers
-
-    @small_layers.setter
-    def small_layers(self, small_layers: Small) -> None:
-        if small_layers not in get_args(Small):
-            raise ValueError(f"got small_layers={small_layers!r}; use one of {', '.join(map(repr, get_args(Small)))}.")
-        self._plans = Plans(self.settings, self.rank, self.rules, self.cache, small_layers)
+    @cached_property
+    def _plans(self) -> Plans:
+        return Plans(self.settings, self.rank, self.rules, self.cache, self.small_layers)
 
     def options(self) -> dict[str, Any]:
         """See `Strategy.options`; without what runs of earlier versions did not choose, where it is as then."""
@@ -187,7 +183,8 @@ class ES(Strategy):
     def go_on(self, options: Mapping[str, Any]) -> None:
         """See `Strategy.go_on`."""
         if "small_layers" not in options and self.small_layers != "low_rank":
-            self.small_layers = "low_rank"
+            vars(self)["small_layers"] = "low_rank"
+            vars(self).pop("_plans", None)
             LOGGER.info("small_layers='low_rank', as in the run that goes on: it was begun by an earlier version")
 
     def draw(self, state: State) -> LowRankDraw:

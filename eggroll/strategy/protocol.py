@@ -10,6 +10,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, ClassVar, Self
 
 import jax
@@ -20,7 +21,7 @@ from eggroll.engine.annotations import Flag, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.strategy.evaluate.argnums import ByName, axes_after_shared
 from eggroll.strategy.evaluate.averages import averaged_output
-from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key
+from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key, shared
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows
 from eggroll.strategy.members import Draw, Evaluated, Members, check_members
 from eggroll.strategy.noise.fixed import noise_key
@@ -63,7 +64,7 @@ class Strategy(ABC):
         generation_key(as_threefry(jax.random.key(0)), 0, noise_reuse)  # checks noise_reuse
         self.settings, self.population, self.groups = settings, settings.size, settings.groups
         self.sigma, self.shaping, self.rules, self.noise_reuse = sigma, shaping, as_rules(rules), noise_reuse
-        self.cache, self.standstill = CompiledCache(), Standstill(settings.size)
+        self.standstill = Standstill(settings.size)
         self.plan: Plan | None = None
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -73,6 +74,12 @@ class Strategy(ABC):
                 f"{type(self).__name__}({name}=...), which goes on with the same state. Sigma may be a schedule."
             )
         super().__setattr__(name, value)
+
+    @cached_property
+    def cache(self) -> CompiledCache:
+        """Of compiled functions: that of all with the same settings, or its own on a mesh, where shapes decide."""
+        settings = {name: x for name, x in vars(self).items() if name not in ("plan", "standstill")}
+        return CompiledCache() if self.settings.mesh is not None else shared(type(self), settings)
 
     @abstractmethod
     def init(self, params: PyTree, key: jax.Array) -> State:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from eggroll.training.errors import RunError
 
@@ -55,13 +56,21 @@ def function_named(name: str, what: str, form: str, example: str) -> Callable[..
 
 def _imported(name: str) -> Any:
     """A module, looked for in the current directory first; for all other modules that comes last from now on."""
-    here = str(Path.cwd())
+    here, real, importing = str(Path.cwd()), os._exit, os.getpid()
+
+    def exits(status: int) -> NoReturn:
+        if os.getpid() != importing:  # a child that the module forked
+            real(status)
+        raise SystemExit(status)
+
     importlib.invalidate_caches()  # the file may be new
     sys.path.insert(0, here)
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a module prints is no part of a command's output
+            os._exit = exits  # else a command would end here, by the module's status and without a word
             return importlib.import_module(name)
     finally:
+        os._exit = real
         sys.path.remove(here)
         if here not in sys.path:
             sys.path.append(here)  # what the function imports when it is called

@@ -23,14 +23,12 @@ from eggroll.engine.paths import path_name
 from eggroll.engine.same_program import NotDescribed, array_key, program_key
 from eggroll.engine.sameness import Described, described, filled
 from eggroll.engine.user_code import code_of, is_library, place_of, warn_user
-from eggroll.strategy.evaluate.planning import plan_for
+from eggroll.ops import registry
 from eggroll.strategy.evaluate.tracing import Rows, trace_member
-from eggroll.strategy.plan.leaves import Plan, Small, make_plan
-from eggroll.strategy.plan.rules import Rules
-from eggroll.strategy.population import Population
 
 KEPT = 64  # entries; a function made anew at every call must not fill the memory
 HELD = 1 << 28  # bytes of captured arrays that all programs of one line of code may hold
+STRATEGIES = 8  # whose compiled functions are kept for others that are made with the same settings
 TOLD_AT = 3  # compilations
 
 
@@ -39,11 +37,11 @@ class RecompilationWarning(UserWarning):
 
 
 class Recent(OrderedDict[Hashable, Any]):
-    """The entries that were used last, `KEPT` at most."""
+    """The entries that were used last, `most` at most (default: `KEPT`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, most: int | None = None) -> None:
         super().__init__()
-        self._lock = threading.RLock()
+        self._most, self._lock = KEPT if most is None else most, threading.RLock()
 
     def used(self, key: Hashable) -> Any | None:
         """The entry, which counts as used, or None."""
@@ -58,7 +56,7 @@ class Recent(OrderedDict[Hashable, Any]):
         with self._lock:
             self[key] = value
             self.move_to_end(key)
-            if len(self) > KEPT:
+            if len(self) > self._most:
                 self.popitem(last=False)
         return value
 
@@ -87,7 +85,10 @@ class CompiledCache:
             hash(key)
         except TypeError:  # an unhashable leaf: right, but compiled at every call
             return jax.jit(lambda a: fun(*merge(a)))(arrays)
-        compiled = self._variants.used(key) or self._variants.keep(key, jax.jit(lambda a: fun(*merge(a))))
+        compiled = self._variants.used(key)
+        if compiled is None:
+            _leave_if_changed(self)
+            compiled = self._variants.keep(key, jax.jit(lambda a: fun(*merge(a))))
         return compiled(arrays)
 
     def program(
@@ -170,6 +171,27 @@ class CompiledCache:
         self._variants.drop(lambda key, _: isinstance(key, tuple) and isinstance(key[0], tuple) and program in key[0])
 
 
+_SHARED = Recent(STRATEGIES)
+
+
+def shared(kind: type, settings: dict[str, Any]) -> CompiledCache:
+    """The cache of all objects of a class with the same settings, so that one made anew compiles nothing again.
+
+    One of its own where they cannot be compared.
+    """
+    found = described(kind, settings)
+    if found is None:
+        return CompiledCache()
+    key = found, registry.state()  # which kernels there are is read when a function is traced
+    entry = _SHARED.used(key) or _SHARED.keep(key, (CompiledCache(), lambda: described(kind, settings) == found))
+    return entry[0]
+
+
+def _leave_if_changed(cache: CompiledCache) -> None:
+    """Before something is compiled: nobody else gets what comes of settings that changed behind their description."""
+    _SHARED.drop(lambda _, entry: entry[0] is cache and not entry[1]())
+
+
 def settings_key(shaping: Any, sigma: Any, population: int) -> Hashable:
     """What tells a shaping and a sigma apart, which may be functions, by what they compute today.
 
@@ -187,48 +209,6 @@ def settings_key(shaping: Any, sigma: Any, population: int) -> Hashable:
         )
     except (NotDescribed, jax.errors.TracerArrayConversionError):
         return object()  # another at every call
-
-
-class Plans:
-    """One plan for each function, however often it is made anew, and each shape of its arguments."""
-
-    def __init__(
-        self, settings: Population, rank: int, rules: Rules, cache: CompiledCache, small_layers: Small
-    ) -> None:
-        self._settings, self._rank, self._rules, self._cache = settings, rank, rules, cache
-        self.small_layers: Small = small_layers
-        self._of_shapes = Recent()
-        self._of_program: weakref.WeakKeyDictionary[Program, Plan] = weakref.WeakKeyDictionary()
-
-    def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
-        """The plan for a function; without one that of the last function of such parameters, else one by shapes."""
-        if (fun is None or rows is None) and self._settings.noise == "activations":
-            raise ValueError(
-                'got no function for noise="activations", which is on the outputs that a function makes: apply one to '
-                "the members first."
-            )
-        if fun is None or rows is None:
-            last = self._of_shapes.used(_shapes(params))
-            if last is not None:
-                return last
-            return make_plan(params, None, rank=self._rank, rules=self._rules, small_layers=self.small_layers)
-        return self.of(self._cache.program(fun, params, rows), params, rows)
-
-    def of(self, program: Program, params: PyTree, rows: Rows) -> Plan:
-        """The plan for a program of such parameters."""
-        shapes = _shapes(params)
-        last: Plan | None = self._of_shapes.used(shapes)
-        plan = self._of_program.get(program)
-        if plan is None:
-            of_shapes = jax.tree.map(abstract, params)
-            plan = plan_for(program, of_shapes, rows, self._settings, self._rank, self._rules, self.small_layers)
-            plan = self._of_program[program] = last if last is not None and plan == last else plan
-        return self._of_shapes.keep(shapes, plan)
-
-
-def _shapes(params: PyTree) -> Hashable:
-    leaves, tree = jax.tree.flatten(params)
-    return tree, tuple((tuple(x.shape), str(x.dtype)) for x in leaves)
 
 
 Part = tuple[Described | None, str]

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -11,13 +12,14 @@ import jax
 import jax.numpy as jnp
 
 from eggroll.engine import jax_compat
-from eggroll.engine.annotations import Index, PyTree, Scalar
+from eggroll.engine.annotations import Function, Index, PyTree, Scalar
 from eggroll.engine.factored import Program, Use, abstract, discover, partition
 from eggroll.engine.interpreter import DenseFallback, Interpreter, Policy
 from eggroll.engine.paths import leaf_paths
 from eggroll.ops import Choice
 from eggroll.strategy.activations.noise import Seen, Streams
 from eggroll.strategy.activations.sites import find_sites, walked
+from eggroll.strategy.evaluate.compiled import CompiledCache, Recent
 from eggroll.strategy.evaluate.tracing import Rows, all_at_once
 from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign
 from eggroll.strategy.plan.leaves import LeafPlan, Plan, Small, make_plan
@@ -214,3 +216,45 @@ def dry_run(program: Program, plan: Plan, params: PyTree, rows: Rows, distributi
     words, key = jax.ShapeDtypeStruct((UNITS, sampler.streams.words), jnp.uint32), abstract_key()
     found = map(Choice.in_scope, jax_compat.name_stacks(jax.make_jaxpr(run)(words, params, own, key)))
     return DryRun(policy.records, [choice for choice in found if choice and choice.name])
+
+
+class Plans:
+    """One plan for each function, however often it is made anew, and each shape of its arguments."""
+
+    def __init__(
+        self, settings: Population, rank: int, rules: Rules, cache: CompiledCache, small_layers: Small
+    ) -> None:
+        self._settings, self._rank, self._rules, self._cache = settings, rank, rules, cache
+        self._small_layers: Small = small_layers
+        self._of_shapes = Recent()
+        self._of_program: weakref.WeakKeyDictionary[Program, Plan] = weakref.WeakKeyDictionary()
+
+    def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
+        """The plan for a function; without one that of the last function of such parameters, else one by shapes."""
+        if (fun is None or rows is None) and self._settings.noise == "activations":
+            raise ValueError(
+                'got no function for noise="activations", which is on the outputs that a function makes: apply one to '
+                "the members first."
+            )
+        if fun is None or rows is None:
+            last = self._of_shapes.used(_shapes(params))
+            if last is not None:
+                return last
+            return make_plan(params, None, rank=self._rank, rules=self._rules, small_layers=self._small_layers)
+        return self.of(self._cache.program(fun, params, rows), params, rows)
+
+    def of(self, program: Program, params: PyTree, rows: Rows) -> Plan:
+        """The plan for a program of such parameters."""
+        shapes = _shapes(params)
+        last: Plan | None = self._of_shapes.used(shapes)
+        plan = self._of_program.get(program)
+        if plan is None:
+            of_shapes = jax.tree.map(abstract, params)
+            plan = plan_for(program, of_shapes, rows, self._settings, self._rank, self._rules, self._small_layers)
+            plan = self._of_program[program] = last if last is not None and plan == last else plan
+        return self._of_shapes.keep(shapes, plan)
+
+
+def _shapes(params: PyTree) -> Hashable:
+    leaves, tree = jax.tree.flatten(params)
+    return tree, tuple((tuple(x.shape), str(x.dtype)) for x in leaves)

@@ -13,6 +13,7 @@ import weakref
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from numpy.random import default_rng
 
@@ -210,3 +211,40 @@ def test_captured_arrays_of_earlier_calls_are_let_go(monkeypatch):
     call(3), call(4)
     gc.collect()
     assert sum(ref() is not None for ref in refs) <= 3
+
+
+def test_a_strategy_made_anew_compiles_nothing_again_and_takes_what_its_settings_are_today():
+    factor = 1.0
+
+    def updated(population=2, fitness=lambda p, x: jnp.sum(p["w"] * x), **settings):
+        scaled = optax.stateless(lambda grads, _: jax.tree.map(lambda g: g * factor, grads))
+        es = eggroll.ES(population=population, sigma=0.1, optimizer=scaled, shaping="none", **settings)
+        state, _ = es.step(es.init(TINY, KEY), fitness, jnp.arange(2.0))
+        members = es.ask(state)
+        es.tell(state, members, members.apply(fitness, jnp.ones(2)))
+        return np.asarray(state.params["w"] - 1)
+
+    assert compilations([updated] * 3) == 0
+    once = updated()
+    assert (once != 0).any()
+    factor = 3.0
+    np.testing.assert_allclose(updated(), 3 * once, rtol=1e-5)
+    factor = 1.0
+    np.testing.assert_allclose(updated(), once, rtol=1e-6)
+    assert (updated(rules=[("w", eggroll.LowRankRule(sigma_scale=2.0))]) != once).any()
+
+
+def test_settings_that_change_behind_a_strategy_are_not_another_ones():
+    factor = 1.0
+    scaled = optax.stateless(lambda grads, _: jax.tree.map(lambda g: g * factor, grads))
+    made = [eggroll.ES(population=2, sigma=0.2, optimizer=scaled, shaping="none") for _ in range(2)]
+
+    def updated(es):
+        state, _ = es.step(es.init(TINY, KEY), lambda p: jnp.sum(p["w"] * jnp.arange(2.0)))
+        return np.asarray(state.params["w"] - 1)
+
+    once, factor = made[0].cache, 3.0
+    thrice = updated(made[0])
+    factor = 1.0
+    assert made[1].cache is not once
+    np.testing.assert_allclose(3 * updated(made[1]), thrice, rtol=1e-5)
