@@ -148,8 +148,7 @@ class Jumanji:
         """See `Environment.step`."""
         own = jnp.stack(jnp.unravel_index(action, self._choices)) if self._choices else action
         new, made = self._own.step(state[0], own)
-        ended = made.last()
-        return (_strong(new), _kept(made)), _seen(made.observation), made.reward, ended, jnp.zeros((), bool)
+        return (_strong(new), _kept(made)), _seen(made.observation), made.reward, made.last(), jnp.zeros((), bool)
 
 
 def _kept(made: Any) -> Any:
@@ -178,11 +177,9 @@ def gymnasium(name: str, options: dict[str, Any]) -> HostEnvironment:
         )
     actions = space_of(tried.action_space, name)
     tried.close()
+    seen = np.zeros(space.shape, space.dtype)
     return HostEnvironment(
-        lambda drawn=False: make(render_mode="rgb_array") if drawn else make(),
-        actions,
-        np.zeros(space.shape, space.dtype),
-        limit,
+        lambda drawn=False: make(**{"render_mode": "rgb_array"} if drawn else {}), actions, seen, limit
     )
 
 
@@ -203,7 +200,6 @@ class Family(NamedTuple):
     Attributes:
         make: `make(name, options)`.
         names: all that there are.
-        package: what is installed.
     """
 
     make: Callable[[str, dict[str, Any]], Any]
@@ -246,8 +242,7 @@ def make(name: str, **options: Any) -> Environment | HostEnvironment:
     if one not in known and family != "python" and not (family == "gymnasium" and one.startswith("ALE/")):
         near = [f"{family}:{each}" for each in get_close_matches(one, known, 3, 0.4) or known[:3]]
         raise SettingsError(
-            f"got {name!r}, which {family} does not have; near it are {', '.join(near)}. `eggroll rl list` tells of "
-            "all."
+            f"got {name!r}, which {family} does not have; near it are {', '.join(near)}; all: `eggroll rl list`."
         )
     try:
         with needed_for(f"environments of {family}"):

@@ -54,10 +54,12 @@ def test_import_does_without_jax_until_a_name_needs_it(tmp_path, pyproject):
     python(tmp_path, "-c", code + "import eggroll.kernels; eggroll.kernels.rank_update")
 
 
-@pytest.mark.parametrize("name", ["eggroll", "eggroll.kernels", "eggroll.llm", "eggroll.nnx", "eggroll.training"])
+@pytest.mark.parametrize(
+    "name", ["eggroll", "eggroll.kernels", "eggroll.llm", "eggroll.nnx", "eggroll.rl", "eggroll.training"]
+)
 def test_dir_lists_what_is_for_users_and_no_helper(name):
     module = importlib.import_module(name)
-    rooms = {"engine", "kernels", "llm", "nnx", "strategy", "training"} if name == "eggroll" else set()
+    rooms = {"engine", "kernels", "llm", "nnx", "rl", "strategy", "training"} if name == "eggroll" else set()
     assert {each for each in dir(module) if not each.startswith("__")} == {*module.__all__, *rooms}
 
 

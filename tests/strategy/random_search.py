@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -45,8 +46,8 @@ class Smoothed(Draw):
             return fun(self.member(plan, params, i), *rows.merged(own))
 
         def applied(args: tuple) -> Any:
-            own = replace(rows, args=args).of_members(0, self.settings.size)
-            return jax.jit(jax.vmap(one))(jnp.arange(self.settings.size), own)
+            mine = replace(rows, args=args).of_members(0, self.settings.size)
+            return jax.jit(jax.vmap(one))(jnp.arange(self.settings.size), mine)
 
         return applied
 
