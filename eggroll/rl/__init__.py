@@ -19,7 +19,7 @@ Example:
     >>> rollouts = eggroll.rl.Rollouts(walk, policy)
     >>> es = eggroll.ES(population=16, sigma=0.3, optimizer=optax.adam(0.1))
     >>> state = es.init(policy.params, jax.random.key(0))
-    >>> result = eggroll.training.fit(es, state, rollouts, generations=30, carry=rollouts.begin())
+    >>> result = eggroll.training.fit(es, state, rollouts, generations=8, carry=rollouts.begin())
     >>> rollouts.greedy(result.state.params, result.carry, jax.random.key(1), 2).tolist()
     [36.0, 36.0]
 """

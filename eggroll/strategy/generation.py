@@ -224,10 +224,10 @@ class LowRankDraw(Draw):
         """See `Draw.ready`; noise is kept by plan."""
         who, program, axes = self.settings, self.cache.program(fun, params, rows), rows.axes  # not self: see `member`
         settings = who if chunk is None else replace(who, chunk=chunk)
-        keeps = held is not None and not plan.sites and who.mesh is None
-        if keeps and plan not in held:
+        kept: dict[Plan, Any] | None = None if plan.sites or who.mesh is not None else held
+        if kept is not None and plan not in kept:
             draw = Sampler(plan, who.distribution, who.size).all_noise
-            held[plan] = self.cache(draw, ("hold", plan), self.key, who.units)
+            kept[plan] = self.cache(draw, ("hold", plan), self.key, who.units)
 
         def run(params: PyTree, args: tuple, key: jax.Array, sigma: Scalar, noise: Any) -> Any:
             rows = Rows(args, axes, settings.size)
@@ -236,7 +236,7 @@ class LowRankDraw(Draw):
             return generation.evaluate(program, params, rows, lambda out: (out, ()), words=noise)[0]
 
         static = "apply", program, plan, axes, settings.chunk
-        noise = held[plan] if keeps else None
+        noise = None if kept is None else kept[plan]
         return lambda args: self.cache(run, static, params, args, self.key, self.sigma, noise)
 
     def member(self, plan: Plan, params: PyTree, i: Index) -> PyTree:
