@@ -34,7 +34,6 @@ MOVED = {
     "eggroll.strategy.shaping": "eggroll.strategy.update.shaping",
     "eggroll.strategy.sharding": "eggroll.strategy.population",
     "eggroll.training.arrays": "eggroll.training.folder.arrays",
-    "eggroll.training.data": "eggroll.training.steps",
     "eggroll.training.folder.lock": "eggroll.training.folder.files",
     "eggroll.training.journal": "eggroll.training.ledger.journal",
     "eggroll.training.ledger_base": "eggroll.training.ledger.base",

@@ -21,13 +21,13 @@ from eggroll.strategy import es as arrays
 from eggroll.strategy.evaluate.averages import averaged, check_shared
 from eggroll.strategy.evaluate.tracing import InAxes
 from eggroll.strategy.members import Draw, Members, check_members
-from eggroll.strategy.plan.leaves import Plan, Small
-from eggroll.strategy.plan.rules import Rules
+from eggroll.strategy.plan.leaves import Plan
+from eggroll.strategy.plan.rules import Rules, Small
 from eggroll.strategy.population import Sharding
 from eggroll.strategy.protocol import Metrics
 from eggroll.strategy.serialization import serializable
 from eggroll.strategy.state import State
-from eggroll.strategy.update.optimizer import Sigma
+from eggroll.strategy.update.optimizer import Factory, Rate, Sigma
 from eggroll.strategy.update.shaping import Shaping
 
 
@@ -37,7 +37,8 @@ class Options(TypedDict, total=False):
     population: int
     sigma: Sigma
     rank: int
-    optimizer: optax.GradientTransformation | None
+    optimizer: optax.GradientTransformation | Factory | None
+    learning_rate: Rate
     shaping: Shaping
     antithetic: bool
     distribution: str

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -25,14 +25,22 @@ from eggroll.strategy.generation import Generation, LowRankDraw, replayed_at_sit
 from eggroll.strategy.members import Evaluated, Members, applied_last
 from eggroll.strategy.noise.fixed import noise_key
 from eggroll.strategy.noise.keys import as_threefry
-from eggroll.strategy.plan.leaves import Plan, Small, check_params
-from eggroll.strategy.plan.rules import FrozenRule, Rules, check_rank
+from eggroll.strategy.plan.leaves import Plan, check_params
+from eggroll.strategy.plan.rules import FrozenRule, Rules, Small, check_rank, check_small
 from eggroll.strategy.population import Population, Sharding, layout
 from eggroll.strategy.protocol import Metrics, Norms, Strategy
 from eggroll.strategy.state import State, check_state, on_mesh
 from eggroll.strategy.update.activations import Ran
-from eggroll.strategy.update.fitness import as_float, raise_if_lost
-from eggroll.strategy.update.optimizer import Sigma, check_optimizer, initial_state
+from eggroll.strategy.update.fitness import as_float
+from eggroll.strategy.update.optimizer import (
+    Factory,
+    Rate,
+    Sigma,
+    check_optimizer,
+    check_rate,
+    initial_state,
+    optimizer_of,
+)
 from eggroll.strategy.update.shaping import Shaping
 from eggroll.strategy.update.told import is_wide, narrowed
 
@@ -47,15 +55,19 @@ class ES(Strategy):
 
     Args:
         population: number of members `N`, even with `antithetic`. Default 1024.
-        sigma: noise scale `σ` > 0 in the units of the weights, or an optax schedule over generations. Default 0.05.
+        sigma: noise scale `σ` > 0 in the units of the weights, or an optax schedule over generations; or `"auto"`: the
+            first `step` chooses it, see `choose`. Default 0.05.
         rank: columns of each factor, at least 1. Default 1. A layer that is smaller gets dense noise.
         optimizer: an optax optimizer (its learning rate may be a schedule); one that watches the loss is given the
             negative mean fitness. Default `optax.adam(1e-2)`. Line searches need a function and are not supported:
-            `optax.lbfgs(0.1, linesearch=None)` works, with a large `noise_reuse`, as it compares gradients.
+            `optax.lbfgs(0.1, linesearch=None)` works, with a large `noise_reuse`, as it compares gradients. With a
+            `learning_rate`, what makes one of it: `optax.adam` (then the default), `lambda rate: optax.sgd(2 * rate)`.
+        learning_rate: None (default): the optimizer's own. Or a number, a schedule, or `"auto"`: 0.3 of the sigma that
+            `choose` finds, for optimizers whose updates are of the size of Adam's.
         shaping: `"zscore"` (default), `"none"`, `"group"`, `"centered_rank"`, `"sign"`, or a callable `[N] -> [N]`.
         antithetic: members `2i` and `2i + 1` share noise with opposite signs. Default True.
         distribution: `"rademacher"` (±1, default) or `"normal"`.
-        rules: `(pattern, rule)` pairs that decide by path how a parameter is perturbed; see `LowRankRule`.
+        rules: `(pattern, rule)` pairs, by path; see `LowRankRule`.
         small_layers: noise of layers whose factors would be no fewer numbers than the weight, rank·(m+n) ≥ m·n, unless
             a rule decides: `"dense"` (default), or `"low_rank"`, as in earlier versions.
         groups: number of equal groups of members, for arguments with a row per group and for `shaping="group"`.
@@ -65,17 +77,14 @@ class ES(Strategy):
         mesh: a mesh with an axis `"population"` over whose devices, of all processes, the members are split.
         sharding: how parameters are split over other axes of the mesh: a pytree as the parameters of `PartitionSpec` or
             `NamedSharding`, or `(pattern, PartitionSpec)` pairs by path. Default None: whole on every device.
-        update: on a mesh, whether devices sum up their `"members"` or their part of all `"weights"`; `"auto"` (default)
-            takes members, or weights where that does not fit a device: see the attribute `update`.
+        update: on a mesh, whether devices sum up their `"members"` or their part of all `"weights"`, which is what
+            `"auto"` (default) takes where members do not fit a device.
         fallback: `"warn"` (default), `"allow"` or `"error"` where a weight has to be made dense.
         noise: on the `"weights"` (default), or on `"activations"`, the outputs of the layers that they enter: a fitness
             function may then return an array of fitness, one per row or token. See `eggroll.value_and_grad`.
         credit: of `noise="activations"`, see there; `"dependent"` (default) or `"own"`.
         discount: likewise, from 0 to 1. Default 1.
         relative: of `noise="activations"`: sigma is in units of each output's RMS over its last axis. Default False.
-
-    Raises:
-        ValueError: settings that do not fit together.
 
     Example:
         >>> import jax, jax.numpy as jnp, optax, eggroll
@@ -99,7 +108,8 @@ class ES(Strategy):
         population: int = 1024,
         sigma: Sigma = 0.05,
         rank: int = 1,
-        optimizer: optax.GradientTransformation | None = None,
+        optimizer: optax.GradientTransformation | Factory | None = None,
+        learning_rate: Rate = None,
         shaping: Shaping = "zscore",
         antithetic: bool = True,
         distribution: str = "rademacher",
@@ -121,10 +131,9 @@ class ES(Strategy):
         settings = Population(*who, noise=noise, credit=credit, discount=discount, relative=relative)
         super().__init__(settings, sigma=sigma, shaping=shaping, rules=rules, noise_reuse=noise_reuse)
         self.rank = check_rank(rank)
-        self.optimizer = check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer)
-        self.small_layers: Small = small_layers
-        if small_layers not in get_args(Small):
-            raise ValueError(f"got small_layers={small_layers!r}; use one of {', '.join(map(repr, get_args(Small)))}.")
+        self.learning_rate: Rate = check_rate(learning_rate, "None for an optimizer that has its own")
+        self.optimizer, self._optimizer_of = optimizer_of(optimizer, self.learning_rate)
+        self.small_layers: Small = check_small(small_layers)
 
     def init(self, params: PyTree, key: jax.Array) -> State:
         """A fresh state.
@@ -153,10 +162,7 @@ class ES(Strategy):
         return initial_state(on_mesh(params, self.settings), frozen, self.optimizer, key, self.settings)
 
     def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
-        """The plan for a function of parameters of these shapes.
-
-        Without a function that of the last one; before the first, a plan by shapes alone.
-        """
+        """The plan for a function; without one that of the last, before the first a plan by shapes alone."""
         return self._plans.plan_for(params, fun, rows)
 
     def _choose_update(self, params: PyTree) -> None:
@@ -175,9 +181,6 @@ class ES(Strategy):
     def options(self) -> dict[str, Any]:
         """See `Strategy.options`; without what runs of earlier versions did not choose, where it is as then."""
         chosen: dict[str, Any] = {"small_layers": self.small_layers} if self.small_layers == "dense" else {}
-        if (who := self.settings).noise != "weights":
-            chosen |= {"noise": who.noise, "credit": who.credit, "discount": float(who.discount)}
-            chosen |= {"relative": True} if who.relative else {}
         return {**super().options(), "rank": self.rank, "optimizer": self.optimizer, **chosen}
 
     def go_on(self, options: Mapping[str, Any]) -> None:
@@ -186,6 +189,11 @@ class ES(Strategy):
             vars(self)["small_layers"] = "low_rank"
             vars(self).pop("_plans", None)
             LOGGER.info("small_layers='low_rank', as in the run that goes on: it was begun by an earlier version")
+
+    def _take(self, settings: Mapping[str, Any]) -> None:
+        super()._take(settings)
+        if isinstance(rate := settings.get("learning_rate"), float) and self._optimizer_of is not None:
+            vars(self)["optimizer"] = check_optimizer(self._optimizer_of(rate))
 
     def draw(self, state: State) -> LowRankDraw:
         """See `Strategy.draw`."""
@@ -224,7 +232,7 @@ class ES(Strategy):
         what = ran and (ran.program, ran.wrote)
 
         def run(state: State, given: Any, args: tuple) -> tuple[State, Metrics]:
-            generation = self._generation(plan, state)
+            generation = Generation(self.settings, plan, self._key(state), self._sigma(state))
             if what is not None:
                 rows = Rows(args, axes, self.population)
                 generation = replace(generation, ran=Ran(what[0], rows, True, what[1]))
@@ -233,9 +241,7 @@ class ES(Strategy):
         static = "tell", plan, bool(wide), what, axes, self._functions()
         state, metrics = self.cache(run, static, state, given, args)
         metrics |= wide
-        raise_if_lost(metrics, self.population)
-        self.standstill.watch(metrics)
-        return state, metrics
+        return state, self._noted(metrics)
 
     def step(
         self,
@@ -248,12 +254,12 @@ class ES(Strategy):
     ) -> tuple[State, Metrics]:
         """Ask, apply and tell in one compiled call; see `Strategy.step` for arguments, metrics and errors.
 
-        A `fitness_fn` made anew, by the same line with the same captured values, is compiled once. Each function has a
-        plan of its own: one after another may use other parameters, or in another way.
+        A `fitness_fn` made anew by the same line, with the same captured values, is compiled once; each has its plan.
         """
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         rows = make_rows(args, in_axes, self.population, self.groups)
+        self._choose_by(fitness_fn, state, args, kwargs, in_axes, has_aux)
         key = noise_key("es.step", state.key, state.generation, params=state.params, beside=(args, kwargs))
         state = replace(state, key=key)
         self._choose_update(state.params)
@@ -265,7 +271,7 @@ class ES(Strategy):
 
         def run(state: State, args: tuple) -> tuple[State, Metrics]:
             rows = Rows(args, axes, self.population)
-            generation = replace(self._generation(plan, state), ran=Ran(program, rows))
+            generation = Generation(self.settings, plan, self._key(state), self._sigma(state), Ran(program, rows))
             arrangement = generation.arrangement(program, state.params, rows)
             words = generation.words()
             fitness, aux = generation.evaluate(program, state.params, rows, split_aux(has_aux), arrangement, words)
@@ -274,12 +280,7 @@ class ES(Strategy):
             return state, {**metrics, "aux": aux} if has_aux else metrics
 
         state, metrics = self.cache(run, ("step", program, plan, axes, has_aux, self._functions()), state, rows.args)
-        raise_if_lost(metrics, self.population)
-        self.standstill.watch(metrics)
-        return state, metrics
-
-    def _generation(self, plan: Plan, state: State) -> Generation:
-        return Generation(self.settings, plan, self._key(state), self._sigma(state))
+        return state, self._noted(metrics)
 
     def _update(
         self, generation: Generation, state: State, fitness: jax.Array, words: jax.Array | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -38,8 +39,9 @@ class FullRankES(Strategy):
 
     Args:
         population: number of members `N`, at least 2. Default 30.
-        sigma: noise scale `σ` > 0 in the units of the weights, or an optax schedule over generations. Default 0.001.
-        learning_rate: `α` > 0, or an optax schedule. Default None: `σ/2`.
+        sigma: as in `ES`, `"auto"` too. Default 0.001.
+        learning_rate: `α` > 0, or an optax schedule; or `"auto"`: `0.3·σ·√N`, of the sigma that `choose` finds, whose
+            updates are as large as those of `ES`. Default None: `σ/2`.
         shaping: as in `ES`. Default `"zscore"`.
         antithetic: whether members `2i` and `2i + 1` share noise with opposite signs. Default False.
         distribution: `"normal"` (default) or `"rademacher"`.
@@ -83,7 +85,7 @@ class FullRankES(Strategy):
     ) -> None:
         settings = Population(population, antithetic, distribution, groups)
         super().__init__(settings, sigma=sigma, shaping=shaping, rules=rules, noise_reuse=noise_reuse)
-        self.learning_rate = check_rate(learning_rate)
+        self.learning_rate: Rate = check_rate(learning_rate)
 
     def init(self, params: PyTree, key: jax.Array) -> State:
         """A fresh state, without master copies or an optimizer's state.
@@ -114,6 +116,11 @@ class FullRankES(Strategy):
         """See `Strategy.options`; no factors, and no optimizer."""
         more = {"rank": 0, "optimizer": None, "method": self.method, "learning_rate": self.learning_rate}
         return {**super().options(), **more}
+
+    def _take(self, settings: Mapping[str, Any]) -> None:
+        rate = settings.get("learning_rate")  # of the size of an update, which is this one's over √N
+        own = {"learning_rate": rate * self.population**0.5} if isinstance(rate, float) else {}
+        super()._take({**settings, **own})
 
     def draw(self, state: State) -> FullRankDraw:
         """See `Strategy.draw`."""

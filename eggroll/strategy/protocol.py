@@ -6,12 +6,11 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +29,7 @@ from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State, check_state
+from eggroll.strategy.update.automatic import MEMBERS, Automatic
 from eggroll.strategy.update.fitness import as_float, of_members, raise_if_lost, summary
 from eggroll.strategy.update.optimizer import Sigma, check_sigma, sigma_at
 from eggroll.strategy.update.shaping import Shaping, shape_rows, validate_shaping
@@ -40,7 +40,7 @@ Metrics = dict[str, Any]
 Norms = dict[str, jax.Array]  # "gradient_norm" and "update_norm"
 
 
-class Strategy(ABC):
+class Strategy(Automatic, ABC):
     """An evolution strategy: ask / apply / tell, and `step`, the three in one.
 
     Args:
@@ -63,17 +63,10 @@ class Strategy(ABC):
         validate_shaping(shaping)
         generation_key(as_threefry(jax.random.key(0)), 0, noise_reuse)  # checks noise_reuse
         self.settings, self.population, self.groups = settings, settings.size, settings.groups
-        self.sigma, self.shaping, self.rules, self.noise_reuse = sigma, shaping, as_rules(rules), noise_reuse
+        self.sigma: Sigma = sigma
+        self.shaping, self.rules, self.noise_reuse = shaping, as_rules(rules), noise_reuse
         self.standstill = Standstill(settings.size)
         self.plan: Plan | None = None
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name != "plan" and name in vars(self) and self.takes(name):
-            raise AttributeError(
-                f"got {name}={_short(value)} for a strategy that is compiled as it was made; make another one with it, "
-                f"{type(self).__name__}({name}=...), which goes on with the same state. Sigma may be a schedule."
-            )
-        super().__setattr__(name, value)
 
     @cached_property
     def cache(self) -> CompiledCache:
@@ -118,32 +111,12 @@ class Strategy(ABC):
         numbers = {"population": who.size, "sigma": self.sigma, "distribution": who.distribution}
         pairs = {"shaping": self.shaping, "antithetic": who.antithetic, "groups": who.groups}
         more = {"noise_reuse": int(self.noise_reuse), "chunk": who.chunk}  # sums over other parts round otherwise
-        return {**numbers, **pairs, **more, "rules": self.rules}
+        sites = {"noise": who.noise, "credit": who.credit, "discount": float(who.discount)}
+        sites = (sites | ({"relative": True} if who.relative else {})) if who.noise != "weights" else {}
+        return {**numbers, **pairs, **more, "rules": self.rules, **sites}
 
-    def go_on(self, options: Mapping[str, Any]) -> None:  # noqa: B027  nothing, where all was always written down
+    def go_on(self, options: Mapping[str, Any]) -> None:
         """Takes over from the `options` that a run wrote down what was not to be chosen when it was begun."""
-
-    def __repr__(self) -> str:
-        """Its class with population, sigma, rank, and what else is not as it would be by default."""
-        default = {name: each.default for name, each in self.parameters().items()}
-        found = {name: value for name, value in self.options().items() if name in default and name != "optimizer"}
-        kept = [n for n, value in found.items() if n in ("population", "sigma", "rank") or value != default[n]]
-        return f"{type(self).__name__}({', '.join(f'{name}={_short(found[name])}' for name in kept)})"
-
-    @classmethod
-    def parameters(cls) -> Mapping[str, inspect.Parameter]:
-        """Its settings, by the names that `__init__` has for them."""
-        return inspect.signature(cls).parameters
-
-    @classmethod
-    def takes(cls, name: str) -> bool:
-        """Whether there is a setting of that name."""
-        return name in cls.parameters()
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> Self:
-        """A strategy of those settings that it takes."""
-        return cls(**{name: value for name, value in options.items() if cls.takes(name)})
 
     def replayed(
         self, plan: Plan, sigma: float | None, evaluated: Evaluated | None = None
@@ -244,6 +217,7 @@ class Strategy(ABC):
         """
         check_state(state)
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
+        self._choose_by(fitness_fn, state, args, kwargs, in_axes, has_aux)
         members = self.ask(state)
         if kwargs:
             args, in_axes = (kwargs, *args), axes_after_shared(in_axes, len(args))
@@ -259,6 +233,20 @@ class Strategy(ABC):
             metrics["aux"] = averaged_output(self.cache, fitness_fn, *who, rows, outputs[1], fitness)
         return state, metrics
 
+    def _choose_by(
+        self, fun: Function, state: State, args: tuple, kwargs: dict[str, Any], in_axes: InAxes, has_aux: bool
+    ) -> None:
+        """Chooses what is `"auto"` by a fitness function; with few members where none has a row of its own."""
+
+        def evaluate(members: Members) -> jax.Array:
+            named, axes = ((kwargs, *args), axes_after_shared(in_axes, len(args))) if kwargs else (args, in_axes)
+            outputs = Members.apply(members, ByName(fun) if kwargs else fun, *named, in_axes=axes)
+            return outputs[0] if has_aux else outputs
+
+        if self.undecided:
+            few = MEMBERS if in_axes is None and self.groups == 1 and self.settings.mesh is None else self.population
+            self._choose(state, evaluate, few, Strategy.ask)
+
     def _told(self, state: State, members: Members, fitness: Any) -> tuple[Plan, Any]:
         """The plan of the members and their fitness, once both are known to belong to the state."""
         check_state(state)
@@ -266,6 +254,12 @@ class Strategy(ABC):
         members.check_asked_from(self.draw(state), state)
         self.plan = members.plan
         return self.plan, check_fitness(fitness, self.population, rows=bool(self.plan.sites))
+
+    def _noted(self, metrics: Metrics) -> Metrics:
+        """The metrics of a generation, unless they tell that it is lost."""
+        raise_if_lost(metrics, self.population)
+        self.standstill.watch(metrics)
+        return metrics
 
     def _weights_of(self, fitness: Any) -> Metrics:
         return self.cache(self._weigh, ("weigh", self._functions()), fitness)
@@ -294,7 +288,3 @@ class Strategy(ABC):
 
     def _sigma(self, state: State) -> Any:
         return sigma_at(self.sigma, state.generation)
-
-
-def _short(value: Any) -> str:  # a function by its name: its address says nothing
-    return str(getattr(value, "__qualname__", None) or type(value).__qualname__) if callable(value) else repr(value)

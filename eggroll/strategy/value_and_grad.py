@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, Required, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Literal, Required, TypedDict, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +14,17 @@ from eggroll.engine.annotations import Chunk, Function, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
 from eggroll.engine.factored import Program
 from eggroll.engine.interpreter import Fallback
-from eggroll.strategy.evaluate.argnums import check_argnums, taken_out
-from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key
+from eggroll.strategy.es import ES
+from eggroll.strategy.evaluate.argnums import (
+    Grad,
+    GradAux,
+    ValueAndGrad,
+    ValueAuxAndGrad,
+    axes_after_shared,
+    check_argnums,
+    taken_out,
+)
+from eggroll.strategy.evaluate.compiled import CompiledCache, Recent, settings_key
 from eggroll.strategy.evaluate.planning import plan_for
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows, split_aux
 from eggroll.strategy.generation import Generation
@@ -26,19 +35,17 @@ from eggroll.strategy.plan.rules import Rules, as_rules, check_rank
 from eggroll.strategy.population import Population, Sharding
 from eggroll.strategy.state import on_mesh
 from eggroll.strategy.update.activations import Ran
+from eggroll.strategy.update.automatic import AUTO, Auto
 from eggroll.strategy.update.fitness import as_float, mean_loss, nothing_finite
 from eggroll.strategy.update.optimizer import check_sigma
 from eggroll.strategy.update.shaping import Shaping, shape_rows, validate_shaping
-
-# What the functions here and their namesakes for models take and return, for those who pass options on.
-Params = TypeVar("Params")
 
 
 class CommonOptions(TypedDict, total=False):
     """Options of all functions here."""
 
     population: Required[int]
-    sigma: Required[Scalar]
+    sigma: Required[Scalar | Auto]
     rank: int
     antithetic: bool
     distribution: str
@@ -61,40 +68,6 @@ class GradientOptions(CommonOptions, total=False):
     argnums: int | Sequence[int]
 
 
-class ValueAndGrad(Protocol):
-    """What `value_and_grad` returns."""
-
-    def __call__(self, params: Params, *args: Any, key: jax.Array, **kwargs: Any) -> tuple[jax.Array, Params]:
-        """Loss and gradient."""
-        ...
-
-
-class ValueAuxAndGrad(Protocol):
-    """What `value_and_grad` returns with `has_aux`."""
-
-    def __call__(
-        self, params: Params, *args: Any, key: jax.Array, **kwargs: Any
-    ) -> tuple[tuple[jax.Array, PyTree], Params]:
-        """Loss with auxiliary output, and gradient."""
-        ...
-
-
-class Grad(Protocol):
-    """What `grad` returns."""
-
-    def __call__(self, params: Params, *args: Any, key: jax.Array, **kwargs: Any) -> Params:
-        """The gradient."""
-        ...
-
-
-class GradAux(Protocol):
-    """What `grad` returns with `has_aux`."""
-
-    def __call__(self, params: Params, *args: Any, key: jax.Array, **kwargs: Any) -> tuple[Params, PyTree]:
-        """Gradient and auxiliary output."""
-        ...
-
-
 @overload
 def value_and_grad(
     loss_fn: Function, *, has_aux: Literal[False] = False, **options: Unpack[GradientOptions]
@@ -108,7 +81,7 @@ def value_and_grad(
     *,
     argnums: int | Sequence[int] = 0,
     population: int,
-    sigma: Scalar,
+    sigma: Scalar | Auto,
     rank: int = 1,
     has_aux: bool = False,
     antithetic: bool = True,
@@ -138,7 +111,8 @@ def value_and_grad(
         argnums: which positional argument is the parameters, or several, as in `jax.value_and_grad`. Default 0.
         population: number of members `N`, even with `antithetic`.
         sigma: noise scale `σ` > 0, in the units of the weights. A number is compiled in; let one that changes be an
-            array, `jnp.asarray(x)`.
+            array, `jnp.asarray(x)`. `"auto"`: the first call, outside jit, chooses it for this function; see
+            `ES.choose`.
         rank: columns of each factor, at least 1. A layer that is smaller gets dense noise.
         has_aux: whether `loss_fn` returns auxiliary output; it is averaged over members, as in `ES.step`.
         antithetic: members `2i` and `2i + 1` share noise with opposite signs.
@@ -194,7 +168,7 @@ def value_and_grad(
         raise TypeError("got a schedule as sigma; value_and_grad takes a number, jnp.asarray(x) for each; or use ES.")
     check_sigma(sigma)
     validate_shaping(shaping)
-    sigma = sigma if isinstance(sigma, jax.Array) else float(sigma)  # an array is an argument of what is compiled
+    sigma = sigma if isinstance(sigma, jax.Array | str) else float(sigma)  # an array is an argument of what is compiled
     estimator = _Estimator(members, check_rank(rank), as_rules(rules), shaping, has_aux)
     numbers, own = check_argnums(argnums), CompiledCache()
 
@@ -212,12 +186,18 @@ def value_and_grad(
         setattr(loss, "__wrapped__", loss_fn)  # noqa: B010  whose name and line messages have
         rows = make_rows(others, in_axes, members.size, members.groups).after(kwargs)
         cache, group = _cache_for(own, estimator, numbers)
-        fixed = None if isinstance(sigma, jax.Array) else sigma
+        fixed = None if isinstance(sigma, jax.Array | str) else sigma
         program = cache.program(loss, params, rows, group, loss_fn, (("sigma", fixed),))
         check_scalar(program.out_shape, has_aux, "loss", rows=members.noise == "activations")
+        scale = sigma
+        if isinstance(scale, str):
+            name, axes = (group, program), axes_after_shared(in_axes, len(others))
+            scale = _SIGMAS.used(name) or _SIGMAS.keep(
+                name, estimator.sigma(loss, params, (kwargs, *others), axes, key)
+            )
         rows = rows.arrays_alone()
         run = estimator.of(program, rows.axes)
-        value, some, aux, grads = cache(run, (group, program, rows.axes), params, rows.args, key, sigma)
+        value, some, aux, grads = cache(run, (group, program, rows.axes), params, rows.args, key, scale)
         if not is_traced(some) and not some:
             raise nothing_finite("loss", members.size)
         return ((value, aux) if has_aux else value), grads
@@ -234,6 +214,22 @@ class _Estimator:
     rules: Any
     shaping: Shaping = field(compare=False)  # its description is compared
     has_aux: bool
+
+    def sigma(self, loss: Function, params: PyTree, args: tuple, in_axes: InAxes, key: jax.Array) -> float:
+        """The sigma that `ES` would choose."""
+        if is_traced(params, args, key):
+            raise ValueError(
+                'got sigma="auto" under jit before anything has chosen it: call what value_and_grad returned once outside '
+                "jit, which chooses for all later calls, or give sigma as a number."
+            )
+        es = ES(population=2, sigma=AUTO, rank=self.rank, rules=self.rules)
+        es._take({"settings": self.members, "population": self.members.size, "groups": self.members.groups})
+
+        def fitness(*all_args: Any) -> Any:
+            return -(loss(*all_args)[0] if self.has_aux else loss(*all_args))
+
+        es._choose_by(fitness, es.init(params, key), args, {}, in_axes, has_aux=False)
+        return float(es.sigma)  # type: ignore[arg-type]
 
     def of(self, program: Program, axes: tuple) -> Function:
         """`(params, args, key, sigma)` → `(mean loss, whether there is one, aux, gradient)`."""
@@ -257,6 +253,7 @@ class _Estimator:
         return estimate
 
 
+_SIGMAS = Recent()  # chosen, by estimator and function
 _CACHE = CompiledCache()  # of all: value_and_grad written inside a loop is the same in every turn
 
 

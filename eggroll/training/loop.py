@@ -19,12 +19,13 @@ from eggroll.ops.registry import SWITCH, chosen
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
 from eggroll.training import processes
+from eggroll.training.data import Data, Source, as_source, length
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
 from eggroll.training.opening import Opening, check_given, check_made, check_processes
-from eggroll.training.processes.talk import gather
+from eggroll.training.processes.talk import gather, outline
 from eggroll.training.progress import Meter
-from eggroll.training.steps import Compiled, Data, Source, Step, as_source, length, outline
+from eggroll.training.steps import Compiled, Step, decided
 from eggroll.training.stopping import EarlyStopping, Place, Result, StopRequest, check_measured, measured, plain
 from eggroll.training.store import Saving, Store
 
@@ -73,7 +74,7 @@ def fit(
         fitness: `fitness(params, *batch)` → a scalar in JAX, maximised; or a `Step`: `Compiled` for models with state
             of their own, `Scored` for a fitness in Python.
         data: None, an iterable of batches (Grain's data sets and loaders among them), or a function of the generation's
-            number; see `eggroll.training.steps.as_source`.
+            number; see `eggroll.training.data.as_source`.
         generations: updates in all, at least 1.
         epochs: passes over an iterable, at least 1; None: as many as the generations need. Default 1: the run ends with
             its data, and a warning says so. A generator has one pass, and more are refused.
@@ -124,6 +125,7 @@ def fit(
     generations, evaluate_every = as_count("generations", generations), as_count("evaluate_every", evaluate_every)
     epochs = None if epochs is None else as_count("epochs", epochs, hint=" Or None: as many as the generations need.")
     step = fitness if isinstance(fitness, Step) else Compiled(fitness)
+    data = decided(es, step, state, carry, data)
     source, begun = as_source(data, epochs), Place(state, jax.tree.map(_canonical, carry))
     saving = saving or Saving()
     with ExitStack() as stack:

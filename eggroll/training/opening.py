@@ -40,7 +40,7 @@ from eggroll.training.folder.layout import (
 from eggroll.training.folder.settings import as_json, check_same, differences
 from eggroll.training.metrics import count_lines
 from eggroll.training.processes.deciding import first_decides
-from eggroll.training.steps import outline
+from eggroll.training.processes.talk import outline
 from eggroll.training.stopping import Place, Seen
 from eggroll.training.store import RECORD, Saving, Store
 

@@ -17,9 +17,9 @@ import numpy as np
 from eggroll.engine.annotations import PyTree
 from eggroll.engine.checks import as_number
 from eggroll.strategy.state import State
+from eggroll.training.data import Position
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
-from eggroll.training.steps import Position
 
 LOGGER = logging.getLogger("eggroll")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)

@@ -11,8 +11,8 @@ import grain
 import numpy as np
 import pytest
 
+from eggroll.training.data import as_source
 from eggroll.training.errors import RunError
-from eggroll.training.steps import as_source
 
 READ = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
 

@@ -4,10 +4,49 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
+
+import jax
 
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import as_index
+
+# What the functions here and their namesakes for models take and return, for those who pass options on.
+Params = TypeVar("Params")
+
+
+class ValueAndGrad(Protocol):
+    """What `value_and_grad` returns."""
+
+    def __call__(self, params: Params, *args: Any, key: jax.Array, **kwargs: Any) -> tuple[jax.Array, Params]:
+        """Loss and gradient."""
+        ...
+
+
+class ValueAuxAndGrad(Protocol):
+    """What `value_and_grad` returns with `has_aux`."""
+
+    def __call__(
+        self, params: Params, *args: Any, key: jax.Array, **kwargs: Any
+    ) -> tuple[tuple[jax.Array, PyTree], Params]:
+        """Loss with auxiliary output, and gradient."""
+        ...
+
+
+class Grad(Protocol):
+    """What `grad` returns."""
+
+    def __call__(self, params: Params, *args: Any, key: jax.Array, **kwargs: Any) -> Params:
+        """The gradient."""
+        ...
+
+
+class GradAux(Protocol):
+    """What `grad` returns with `has_aux`."""
+
+    def __call__(self, params: Params, *args: Any, key: jax.Array, **kwargs: Any) -> tuple[Params, PyTree]:
+        """Gradient and auxiliary output."""
+        ...
 
 
 def check_argnums(argnums: int | Sequence[int]) -> int | tuple[int, ...]:

@@ -22,8 +22,8 @@ from eggroll.strategy.activations.sites import find_sites, walked
 from eggroll.strategy.evaluate.compiled import CompiledCache, Recent
 from eggroll.strategy.evaluate.tracing import Rows, all_at_once
 from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign
-from eggroll.strategy.plan.leaves import LeafPlan, Plan, Small, make_plan
-from eggroll.strategy.plan.rules import DenseRule, Rules, match_rules
+from eggroll.strategy.plan.leaves import LeafPlan, Plan, make_plan
+from eggroll.strategy.plan.rules import DenseRule, Rules, Small, match_rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import for_mesh
 

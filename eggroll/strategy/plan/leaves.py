@@ -20,6 +20,7 @@ from eggroll.strategy.plan.rules import (
     LowRankRule,
     Rule,
     Rules,
+    Small,
     WeightRule,
     check_rank,
     match_rules,
@@ -27,7 +28,6 @@ from eggroll.strategy.plan.rules import (
 from eggroll.strategy.plan.sites import Site
 
 Kind = Literal["low_rank", "dense", "activations", "frozen", "unused"]
-Small = Literal["dense", "low_rank"]  # noise of layers whose factors would be no fewer numbers than their weight
 
 
 @dataclass(frozen=True)

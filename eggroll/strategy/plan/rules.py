@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from eggroll.engine.checks import as_count
 
@@ -14,6 +14,16 @@ _RANK_HINT = (
     " 1 is a sensible start: the noise of a large population adds up to full rank. To keep a parameter still, give it "
     'the rule "frozen".'
 )
+
+
+Small = Literal["dense", "low_rank"]  # noise of layers whose factors would be no fewer numbers than their weight
+
+
+def check_small(small_layers: Small) -> Small:
+    """The noise of small layers, if it is one that there is."""
+    if small_layers not in get_args(Small):
+        raise ValueError(f"got small_layers={small_layers!r}; use one of {', '.join(map(repr, get_args(Small)))}.")
+    return small_layers
 
 
 def check_rank(rank: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -19,6 +19,7 @@ from eggroll.strategy.plan.leaves import LeafPlan
 from eggroll.strategy.plan.parameters import full, master_copies, without
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import Placement, State, make_placement, place
+from eggroll.strategy.update.automatic import AUTO, Auto
 from eggroll.strategy.update.fitness import as_float
 
 
@@ -108,18 +109,21 @@ def _placement(params: PyTree, still: Sequence[bool], settings: Population) -> P
     return make_placement(settings.mesh, settings.sharding, settings.update, leaves)
 
 
-Sigma = float | Schedule  # a number > 0, or one for every generation
+Sigma = float | Schedule | Auto  # a number > 0, or one for every generation; or it chooses itself
+Factory = Callable[[Any], optax.GradientTransformation]  # learning rate → optimizer
 
 
 def check_sigma(sigma: object) -> None:
-    """Raises unless sigma is a positive number (its value at generation 0, for a schedule)."""
+    """Raises unless sigma is a positive number (its value at generation 0, for a schedule), or `"auto"`."""
+    if isinstance(sigma, str) and sigma == AUTO:
+        return
     value: Any = sigma(0) if callable(sigma) else sigma
     if isinstance(value, Tracer):
         return
     if not _is_positive(value):
         raise ValueError(
-            f"got sigma={value!r}; a finite number > 0, or an optax schedule of such numbers, is required. 0.01 to 0.1 "
-            "times the size of a weight is sensible."
+            f"got sigma={value!r}; a finite number > 0, an optax schedule of such numbers, or 'auto' is required. 0.01 "
+            "to 0.1 times the size of a weight is sensible."
         )
 
 
@@ -135,32 +139,51 @@ def sigma_at(sigma: Sigma, generation: Index) -> Any:
     The barrier keeps the schedule's arithmetic apart from the update's: whoever knows only the value, as a ledger does,
     gets the same bits.
     """
+    if isinstance(sigma, str):
+        raise ValueError(
+            'got sigma="auto", which nothing has chosen yet: es.step outside jit does, and fit, by the fitness; with '
+            "ask and tell, call es.choose(state, lambda members: ...their fitness...) before the first generation."
+        )
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats
         value: Any = sigma(generation) if callable(sigma) else float(sigma)
     return jax.lax.optimization_barrier(as_float(value)) if isinstance(value, jax.Array) else float(value)
 
 
-Rate = float | Schedule | None
+Rate = float | Schedule | Auto | None
 
 
-def check_rate(rate: Any) -> Rate:
-    """Raises unless the learning rate is None, a positive number, or a schedule that is not negative at first."""
-    if rate is None:
-        return None
+def check_rate(rate: Any, without: str = "None for half of sigma") -> Rate:
+    """Raises unless the learning rate is None, `"auto"`, a positive number, or a schedule."""
+    if rate is None or (isinstance(rate, str) and rate == AUTO):
+        return rate
     if callable(rate):
         return cast(Schedule, rate)
     if not _is_positive(rate):
         raise ValueError(
-            f"got learning_rate={rate!r}; a finite number > 0, an optax schedule, or None for half of sigma is "
-            "required."
+            f"got learning_rate={rate!r}; a finite number > 0, an optax schedule, 'auto', or {without} is required."
         )
     return float(rate)
+
+
+def optimizer_of(optimizer: Any, rate: Rate) -> tuple[optax.GradientTransformationExtraArgs, Any]:
+    """The optimizer, and what makes it of a learning rate that is not chosen yet, else None."""
+    if rate is None:
+        return check_optimizer(optax.adam(1e-2) if optimizer is None else optimizer), None
+    factory: Any = optax.adam if optimizer is None else optimizer
+    if isinstance(optimizer, optax.GradientTransformation | optax.MultiSteps) or not callable(factory):
+        raise TypeError(
+            f"got learning_rate={rate!r} with {type(optimizer).__name__} as the optimizer, which has a rate already; "
+            "give optimizer=optax.adam, or another function from a learning rate to an optimizer, or no learning_rate."
+        )
+    auto = isinstance(rate, str)  # a state is of the same kind, whatever the rate
+    return check_optimizer(factory(1.0 if auto else rate)), factory if auto else None
 
 
 def rate_at(rate: Rate, sigma: Scalar, generation: Index) -> Any:
     """The learning rate α of a generation: a Python float unless something is traced."""
     if rate is None:
         return sigma / 2
+    assert not isinstance(rate, str), "learning_rate is not chosen yet"  # nor is sigma then, which says so
     if not callable(rate):
         return float(rate)
     with jax.numpy_dtype_promotion("standard"):  # optax mixes int32 counts with floats

@@ -20,6 +20,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from eggroll.engine import jax_compat
+from eggroll.engine.annotations import PyTree
 from eggroll.training.errors import RunError
 
 # What gloo, gRPC, the coordination service and NCCL say when the other end is gone.
@@ -178,3 +179,14 @@ def _at_exit() -> None:
     if lost() or (error is not None and not getattr(error, "everywhere", False)):
         jax_compat.forget_distributed()
     last_words("")
+
+
+def outline(tree: PyTree) -> str:
+    """The dtypes and shapes of a tree's arrays, and the types of its other leaves, in a line.
+
+    Example:
+        >>> outline((jax.numpy.zeros((5, 4)), "text"))
+        'float32[5, 4], str'
+    """
+    leaves = jax.tree.leaves(tree)
+    return ", ".join(f"{x.dtype}{list(x.shape)}" if hasattr(x, "shape") else type(x).__name__ for x in leaves)
