@@ -21,6 +21,7 @@ import numpy as np
 
 from eggroll.engine.annotations import PyTree
 from eggroll.extras import needed_for
+from eggroll.importing import function_named
 from eggroll.rl.environments import (
     Box,
     Discrete,
@@ -30,7 +31,6 @@ from eggroll.rl.environments import (
     Space,
     check_environment,
 )
-from eggroll.training.importing import function_named
 from eggroll.training.options import SettingsError
 
 BOUNDS = (("low", "minimum"), ("high", "maximum"))  # Gymnasium's names, and Jumanji's

@@ -20,7 +20,7 @@ from eggroll.training.options import (
 Kind = Literal["mlp", "cnn", "gru"]
 Seeds = Literal["shared", "pair", "own"]
 Optimizer = Literal["adam", "adamw", "sgd"]
-Shaping = Literal["centered_rank", "zscore", "sign", "none"]
+Shaping = Literal["zscore", "centered_rank", "sign", "none"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,11 @@ class Settings(RunSettings):
     """Units of each hidden layer."""
     layers: Annotated[int, Option(least=1)] = 2
     """Hidden layers, of an mlp."""
-    population: Annotated[int, Option(least=2)] = 256
+    population: Annotated[int, Option(least=2)] = 64
     """Members in a generation; an even number."""
     episodes: Annotated[int, Option(least=1)] = 1
     """Episodes of a member in a generation; its fitness is their mean return."""
-    seeds: Seeds = "pair"
+    seeds: Seeds = "own"
     """Whether all members play the same episodes of a generation, both of each pair do, or none."""
     cap: Annotated[int | None, Option("the environment's limit", least=1)] = None
     """Steps of an episode at most."""
@@ -57,14 +57,14 @@ class Settings(RunSettings):
     """Columns of each noise factor."""
     sigma: Annotated[float, Option(positive=True)] = 0.1
     """Noise scale, in the units of the weights."""
-    learning_rate: Annotated[float, Option(positive=True)] = 0.03
+    learning_rate: Annotated[float, Option(positive=True)] = 0.1
     """Of the optimizer, in the first generation."""
     decay: Annotated[float, Option(positive=True)] = 1.0
     """Sigma and learning rate are multiplied by this in every generation."""
     optimizer: Optimizer = "adam"
     """Of optax."""
-    shaping: Shaping = "centered_rank"
-    """How fitness becomes the weight of a member."""
+    shaping: Shaping = "zscore"
+    """How fitness becomes the weight of a member. Ranks forget how much better the few are that found something."""
     generations: Annotated[int, Option(least=1)] = 200
     """Number of updates, at most."""
     target: Annotated[float | None, Option("none")] = None
@@ -102,11 +102,13 @@ class PlaySettings(Checked):
     """Decides them."""
 
 
-CARTPOLE: dict[str, Any] = {"population": 32, "sigma": 0.2, "learning_rate": 0.15, "shaping": "zscore"}
+CARTPOLE: dict[str, Any] = {"population": 32, "sigma": 0.2, "learning_rate": 0.15, "seeds": "pair"}
 CARTPOLE |= {"evaluate_every": 1, "evaluation_episodes": 64, "target": 500.0}
+PENDULUM: dict[str, Any] = {"evaluate_every": 2, "evaluation_episodes": 64, "target": -200.0}
 # What learns, by environment: measured with `bench.rl`.
 DEFAULTS: dict[str, Settings] = {
     "gymnax:CartPole-v1": Settings(**CARTPOLE),
+    "gymnax:Pendulum-v1": Settings(env="gymnax:Pendulum-v1", **PENDULUM),
 }
 
 

@@ -21,6 +21,7 @@ FLOW = (
     "eggroll.moved",
     "eggroll.training.errors",
     "eggroll.extras",
+    "eggroll.importing",
     "eggroll.ops",
     "eggroll.kernels",
     "eggroll.engine",

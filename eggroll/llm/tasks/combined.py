@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, TypeAlias
 
+from eggroll.importing import function_named
 from eggroll.llm.tasks.base import Problem
 from eggroll.training.errors import RunError
-from eggroll.training.importing import function_named
 
 FORM = 'reward="module:function"'
 Named: TypeAlias = "str | Callable[..., Any]"  # a reward by its name, or itself
