@@ -46,7 +46,7 @@ MOVED = {
 
 # Of modules that are packages now: names that were in them.
 NAMES = {
-    "eggroll.llm.finetuning": {"finetune": "eggroll.llm.finetuning.job", "strategy": "eggroll.llm.finetuning.job"},
+    "eggroll.llm.finetuning": {"finetune": "eggroll.llm.finetuning.job"},
     "eggroll.strategy.plan": dict.fromkeys(("LeafPlan", "Plan", "make_plan"), "eggroll.strategy.plan.leaves"),
     "eggroll.training.checkpoints": dict.fromkeys(
         ("Checkpoint", "Checkpoints"), "eggroll.training.checkpoints.manager"

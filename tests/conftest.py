@@ -19,6 +19,7 @@ from hypothesis import settings
 # Compiling is what the tests cost. What one run has compiled the next one reads, and so do the processes that tests
 # start. Optimisations make results no truer, and are half of what compiling takes: `optimised` tests have them.
 VERSIONS = f"python-{sys.version_info[0]}.{sys.version_info[1]}-jax-{version('jax')}-jaxlib-{version('jaxlib')}"
+TESTS = Path(__file__).parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "eggroll-tests" / VERSIONS
 COMPILING = {
     "JAX_COMPILATION_CACHE_DIR": str(CACHE),
@@ -76,6 +77,15 @@ settings.register_profile("eggroll", deadline=None, max_examples=EXAMPLES, deran
 settings.load_profile("eggroll")
 
 
+# What takes a minute or more: begun first, so that no process is left with it at the end.
+LONG = (
+    *("training/processes/test_processes_fit.py", "cli/test_killing.py", "cli/test_finetune.py"),
+    *("training/processes/test_processes_runs.py", "cli/test_main_job.py", "strategy/mesh/test_sharded_runs.py"),
+    *("cli/test_finetune_learning.py", "llm/finetuning/test_learning.py", "llm/answers/test_writing.py"),
+    *("bench/test_gpu_check.py", "bench/test_finetune.py", "bench/test_memory.py", "bench/test_scaling.py"),
+)
+
+
 # Importing makes millions of objects that live to the end: nothing is garbage yet, and later nobody need look there.
 gc.disable()
 
@@ -91,9 +101,11 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks as slow what of a test's cases comes after the first ones that its mark `first` asks for.
 
-    Tests that compile in the same way come one after the other, for what was compiled is forgotten in between.
+    Long files come first, then tests that compile in the same way one after the other, for what was compiled is
+    forgotten in between.
     """
-    items.sort(key=compiling)
+    files = {TESTS / file: number for number, file in enumerate(LONG)}
+    items.sort(key=lambda item: (files.get(item.path, len(LONG)), compiling(item)))
     seen: Counter[str] = Counter()
     for item in items:
         first = item.get_closest_marker("first")

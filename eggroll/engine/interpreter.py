@@ -197,7 +197,8 @@ class Interpreter:
             return args[:1]  # judged when the function was traced
         if jax_compat.draws(eqn) or (jax_compat.draws_inside(eqn) and eqn.primitive.name not in WALKED):
             return jax_compat.bind_alone(eqn, args)
-        if jax_compat.draws_inside(eqn) or eqn.primitive.name in BATCHED:
+        walked = eqn.primitive.name in WALKED and jax_compat.holds(eqn, BATCHED)
+        if walked or jax_compat.draws_inside(eqn) or eqn.primitive.name in BATCHED:
             with jax_compat.source_context(eqn):
                 return RULES[eqn.primitive.name](self, eqn, args)
         outs = jax_compat.bind(eqn, args)

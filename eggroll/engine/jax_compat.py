@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import sys
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -259,6 +259,11 @@ def draws(eqn: Any) -> bool:
 def draws_inside(eqn: JaxprEqn) -> bool:
     """Whether a jaxpr that the equation calls draws such bits."""
     return any(draws(e) for jaxpr in inner_jaxprs(eqn) for e in equations(jaxpr))
+
+
+def holds(eqn: JaxprEqn, names: Collection[str]) -> bool:
+    """Whether a jaxpr that the equation calls has one of these primitives."""
+    return any(e.primitive.name in names for jaxpr in inner_jaxprs(eqn) for e in equations(jaxpr))
 
 
 def bind_alone(eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:

@@ -24,7 +24,7 @@ from eggroll.training.folder.arrays import save_arrays
 from eggroll.training.folder.layout import CURVE, PARAMETERS
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, read_metrics
-from eggroll.training.optimizers import named, schedule
+from eggroll.training.optimizers import NamedOptimizer, named, schedule
 from eggroll.training.progress import Shown
 from eggroll.training.steps import Compiled
 from eggroll.training.stopping import EarlyStopping
@@ -36,17 +36,18 @@ SHOWN = Shown({"fitness_mean": "fitness {:.3f}", "test_accuracy": "accuracy {:.1
 
 def strategy(settings: Settings) -> ES:
     """The evolution strategy of a run: Adam, its learning rate falling along a cosine."""
-    rate = schedule(
-        "cosine_decay_schedule",
-        init_value=settings.learning_rate,
-        decay_steps=settings.generations,
-        alpha=LAST_RATE,
-    )
+
+    def adam(first: float) -> NamedOptimizer:
+        steps = {"decay_steps": settings.generations, "alpha": LAST_RATE}
+        return named("adam", learning_rate=schedule("cosine_decay_schedule", init_value=first, **steps), b2=0.99)
+
+    rate = settings.learning_rate
     return ES(
         population=settings.population,
         sigma=settings.sigma,
         rank=settings.rank,
-        optimizer=named("adam", learning_rate=rate, b2=0.99),
+        optimizer=(lambda rate: adam(2 * rate)) if isinstance(rate, str) else adam(rate),  # as it falls
+        learning_rate=rate if isinstance(rate, str) else None,
         shaping=settings.shaping,
         distribution=settings.distribution,
         noise=settings.noise,

@@ -39,12 +39,14 @@ class Settings(RunSettings):
     defaults of the latter are those of the model sign."""
     rank: Annotated[int, Option(least=1)] = 1
     """Columns of each noise factor."""
-    sigma: Annotated[float, Option(positive=True)] = 0.02
-    """Noise scale, in the units of what it is on."""
+    sigma: Annotated[float | Literal["auto"], Option(positive=True)] = "auto"
+    """Noise scale, in the units of what it is on. auto: where the spread of fitness that noise makes, less the fitness
+    that it costs, is largest."""
     generations: Annotated[int, Option(least=1)] = 150
     """Number of updates."""
-    learning_rate: Annotated[float, Option(positive=True)] = 0.015
-    """Adam's learning rate at the start; it falls along a cosine."""
+    learning_rate: Annotated[float | Literal["auto"], Option(positive=True)] = "auto"
+    """Adam's learning rate at the start; it falls along a cosine. auto: from 0.6 of sigma; on activations, 0.06 of the
+    weights' RMS."""
     batch_size: Annotated[int, Option(least=1)] = 64
     """Images in a generation's minibatch, the same for all members."""
     distribution: Distribution = "rademacher"
@@ -67,12 +69,11 @@ class Settings(RunSettings):
         check_pairs(self.population)
 
 
-OF_ACTIVATIONS: dict[str, Any] = {"noise": "activations", "population": 16, "sigma": 0.3}
-OF_ACTIVATIONS |= {"learning_rate": 0.003, "batch_size": 128}
+OF_ACTIVATIONS: dict[str, Any] = {"noise": "activations", "population": 16, "batch_size": 128}
 DEFAULTS: dict[str, Settings] = {
     "mlp": Settings(),
-    "cnn": Settings("cnn", population=512, learning_rate=0.02),
-    "transformer": Settings("transformer", population=512, generations=200, learning_rate=0.02),
+    "cnn": Settings("cnn", population=512),
+    "transformer": Settings("transformer", population=512, generations=200),
     "sign": Settings("sign", generations=300, **OF_ACTIVATIONS),
 }
 

@@ -1,13 +1,11 @@
-"""Strategies and their settings by name, and what rewards start them with. Without JAX: a refusal does not wait."""
+"""Strategies by name: where each lies, and what it is started with on rewards. Without JAX: a refusal does not wait."""
 
 from __future__ import annotations
 
 import importlib
-import inspect
-from abc import abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -82,45 +80,3 @@ def method_named(name: str) -> Method:
     if name not in METHODS:
         raise ValueError(f"got method={name!r}; one of {', '.join(map(repr, METHODS))} is required.")
     return METHODS[name]
-
-
-class Configured:
-    """What is made of settings that it can be asked for by their names."""
-
-    @abstractmethod
-    def options(self) -> dict[str, Any]:
-        """Every setting that decides numbers, by its name in `__init__`: what runs compare and ledgers keep."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name != "plan" and name in vars(self) and self.takes(name):
-            raise AttributeError(
-                f"got {name}={_short(value)} for a strategy that is compiled as it was made; make another one with it, "
-                f"{type(self).__name__}({name}=...), which goes on with the same state. Sigma may be a schedule."
-            )
-        super().__setattr__(name, value)
-
-    def __repr__(self) -> str:
-        """Its class with population, sigma, rank, and what else is not as it would be by default."""
-        default = {name: each.default for name, each in self.parameters().items()}
-        found = {name: value for name, value in self.options().items() if name in default and name != "optimizer"}
-        kept = [n for n, value in found.items() if n in ("population", "sigma", "rank") or value != default[n]]
-        return f"{type(self).__name__}({', '.join(f'{name}={_short(found[name])}' for name in kept)})"
-
-    @classmethod
-    def parameters(cls) -> Mapping[str, inspect.Parameter]:
-        """Its settings, by the names that `__init__` has for them."""
-        return inspect.signature(cls).parameters
-
-    @classmethod
-    def takes(cls, name: str) -> bool:
-        """Whether there is a setting of that name."""
-        return name in cls.parameters()
-
-    @classmethod
-    def from_options(cls, options: Mapping[str, Any]) -> Self:
-        """A strategy of those settings that it takes."""
-        return cls(**{name: value for name, value in options.items() if cls.takes(name)})
-
-
-def _short(value: Any) -> str:  # a function by its name: its address says nothing
-    return str(getattr(value, "__qualname__", None) or type(value).__qualname__) if callable(value) else repr(value)

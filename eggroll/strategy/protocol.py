@@ -244,7 +244,7 @@ class Strategy(Automatic, ABC):
             return outputs[0] if has_aux else outputs
 
         if self.undecided:
-            few = MEMBERS if in_axes is None and self.groups == 1 and self.settings.mesh is None else self.population
+            few = MEMBERS if in_axes is None and self.groups == 1 and self.settings.mesh is None else None
             self._choose(state, evaluate, few, Strategy.ask)
 
     def _told(self, state: State, members: Members, fitness: Any) -> tuple[Plan, Any]:

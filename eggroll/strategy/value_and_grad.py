@@ -189,12 +189,8 @@ def value_and_grad(
         fixed = None if isinstance(sigma, jax.Array | str) else sigma
         program = cache.program(loss, params, rows, group, loss_fn, (("sigma", fixed),))
         check_scalar(program.out_shape, has_aux, "loss", rows=members.noise == "activations")
-        scale = sigma
-        if isinstance(scale, str):
-            name, axes = (group, program), axes_after_shared(in_axes, len(others))
-            scale = _SIGMAS.used(name) or _SIGMAS.keep(
-                name, estimator.sigma(loss, params, (kwargs, *others), axes, key)
-            )
+        asked = loss, params, (kwargs, *others), axes_after_shared(in_axes, len(others)), key
+        scale = _chosen((group, program), estimator, asked) if isinstance(sigma, str) else sigma
         rows = rows.arrays_alone()
         run = estimator.of(program, rows.axes)
         value, some, aux, grads = cache(run, (group, program, rows.axes), params, rows.args, key, scale)
@@ -219,8 +215,8 @@ class _Estimator:
         """The sigma that `ES` would choose."""
         if is_traced(params, args, key):
             raise ValueError(
-                'got sigma="auto" under jit before anything has chosen it: call what value_and_grad returned once outside '
-                "jit, which chooses for all later calls, or give sigma as a number."
+                'got sigma="auto" under jit before anything has chosen it: call what value_and_grad returned once '
+                "outside jit, which chooses for all later calls, or give sigma as a number."
             )
         es = ES(population=2, sigma=AUTO, rank=self.rank, rules=self.rules)
         es._take({"settings": self.members, "population": self.members.size, "groups": self.members.groups})
@@ -254,6 +250,12 @@ class _Estimator:
 
 
 _SIGMAS = Recent()  # chosen, by estimator and function
+
+
+def _chosen(name: Hashable, estimator: _Estimator, asked: tuple) -> float:
+    return _SIGMAS.used(name) or _SIGMAS.keep(name, estimator.sigma(*asked))
+
+
 _CACHE = CompiledCache()  # of all: value_and_grad written inside a loop is the same in every turn
 
 

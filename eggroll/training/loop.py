@@ -84,9 +84,8 @@ def fit(
             False.
         overwrite: replace a run in `folder`. Default False.
         force: resume although settings changed. Default False: they are named, and refused.
-        settings: what else decides the run (model, data, schedules, seed), as JSON can hold it: recorded, and compared
-            on resumption. Default: none.
-        may_change: names of `settings` that are recorded and not compared: how often is written. Default: none.
+        settings: what else decides the run (model, data, seed), as JSON; compared on resumption. Default: none.
+        may_change: names of `settings` that are recorded and not compared. Default: none.
         saving: what is written, and how often. Default `Saving()`.
         evaluate: `evaluate(state, carry)` → numbers by name, added to the record of some generations.
         evaluate_every: generations between two evaluations; the first and the last one have one, too. Default 10.
@@ -125,9 +124,8 @@ def fit(
     generations, evaluate_every = as_count("generations", generations), as_count("evaluate_every", evaluate_every)
     epochs = None if epochs is None else as_count("epochs", epochs, hint=" Or None: as many as the generations need.")
     step = fitness if isinstance(fitness, Step) else Compiled(fitness)
-    data = decided(es, step, state, carry, data)
-    source, begun = as_source(data, epochs), Place(state, jax.tree.map(_canonical, carry))
-    saving = saving or Saving()
+    source = as_source(decided(es, step, state, carry, data), epochs)
+    begun, saving = Place(state, jax.tree.map(_canonical, carry)), saving or Saving()
     with ExitStack() as stack:
         stack.enter_context(processes.watching())  # while the folder is opened, and the last save is made, too
         decides = {"generations": generations, "epochs": epochs, "evaluate_every": evaluate_every}

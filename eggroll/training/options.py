@@ -76,12 +76,13 @@ class Checked:
             value: Any = getattr(self, name)
             if value is None and type(None) in get_args(kind):
                 continue
+            number = isinstance(value, float | int) and float in get_args(kind)  # where a word may stand for one
             for choices in (kind, *get_args(kind)):
-                if get_origin(choices) is Literal:
+                if get_origin(choices) is Literal and not number:
                     check_choice(name, value, choices)
             if option.least is not None:
                 check_count(name, value, option.least)
-            if option.positive:
+            if option.positive and (number or not isinstance(value, str) or kind is float):
                 check_positive(name, value)
             if isinstance(value, PurePath):
                 check_path(name, value)

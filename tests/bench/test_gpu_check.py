@@ -68,7 +68,9 @@ def script(tmp_path, *options: str) -> tuple[int, dict]:
 @pytest.mark.slow
 def test_the_script_tells_of_wrong_numbers_and_goes_on(module, tmp_path):
     plugin = module("wrong_kernels", WRONG)
-    status, result = script(tmp_path, f"--plugin={plugin}", "--out", "kept.json", "--steps", "check")
+    status, result = script(
+        tmp_path, f"--plugin={plugin}", "--out", "kept.json", "--steps", "check", "kernels", "tiles"
+    )
     assert result == json.loads((tmp_path / "kept.json").read_text())  # relative to where it was called
     assert status == result["exit_status"] == gpu_check.WRONG
     check = result["steps"]["check"]["result"]
@@ -76,14 +78,18 @@ def test_the_script_tells_of_wrong_numbers_and_goes_on(module, tmp_path):
     assert [counts.keys() for counts in right] == [{"ok"}, {"ok"}]
     assert check["summary"]["rank_update one_off"].keys() == {"wrong"}
     assert len(result["wrong"]) == check["summary"]["rank_update one_off"]["wrong"]
+    assert list(result["steps"]) == ["environment", "check", "tiles bfloat16", "kernels float32"]
+    assert {step["status"] for name, step in result["steps"].items() if name != "check"} == {"ok"}
 
 
 @pytest.mark.slow
-def test_the_script_runs_every_step(tmp_path):
-    status, result = script(tmp_path)
-    assert status == 0 and not result["wrong"]
-    assert list(result["steps"]) == ["environment", "check", *(step.name for step in QUICK)]
-    assert {step["status"] for step in result["steps"].values()} == {"ok"}
+@pytest.mark.parametrize("step", QUICK, ids=lambda step: step.name)
+def test_every_step_runs(step, capsys):
+    """In this process, where the script starts one for each."""
+    importlib.import_module(step.module).main([*step.arguments, "--out", os.devnull])
+    assert json.loads(capsys.readouterr().out.strip().splitlines()[-1])["question"] == step.module.removeprefix(
+        "bench."
+    )
 
 
 @pytest.mark.parametrize(

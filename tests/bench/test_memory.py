@@ -5,8 +5,6 @@ import pytest
 from bench import memory
 from bench.tools.fresh import run_fresh
 
-pytestmark = pytest.mark.measured
-
 SMALL = ["--rows", "4", "--populations", "8"]
 
 

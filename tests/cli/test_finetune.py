@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from eggroll.llm.finetuning.model_folders import asked_as_in_its_run
-from eggroll.llm.finetuning.settings import EvaluateSettings
+from eggroll.llm.finetuning.settings import EvaluateSettings, settings_for
 from eggroll.llm.finetuning.step import Answered
 from eggroll.training import RunError, read_metrics
 from tests.cli.running import PNG, call, spawn
@@ -141,15 +141,18 @@ def test_replay_writes_arrays_too_and_refuses_another_model(there: Path, capsys:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["eggroll", "full-rank"])
-def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, tmp_path: Path) -> None:
+def test_a_run_that_was_stopped_goes_on_bit_for_bit(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each part in a process of its own; what comes after in this one."""
     write_inputs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     place: dict[str, Any] = {"cwd": tmp_path, "timeout": 900}
     command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--method", method, "--temperature", "0.7")
     command += ("--generations", "3")
     whole = spawn(*command, "--out", "whole", **place)
-    said = [
-        line for line in whole.stderr.splitlines() if "of the held-out answers are empty" not in line
-    ]  # as they are
+    said = [x for x in whole.stderr.splitlines() if "of the held-out answers are empty" not in x]  # as they are
     assert (whole.returncode, said) == (0, []), whole.stderr
     ends = []
     for generation in (1, 2):
@@ -165,13 +168,11 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, tmp_path: Path)
         [{k: v for k, v in r.items() if k not in TIMES} for r in read_metrics(tmp_path / n)] for n in ("whole", "parts")
     ]
     assert plain[0] == plain[1]
-    rebuilt = spawn("replay", "base", "parts", "--out", "rebuilt", **place)
-    assert rebuilt.returncode == 0, rebuilt.stderr
-    assert (tmp_path / "rebuilt/model.safetensors").read_bytes() == (
-        tmp_path / "whole/model/model.safetensors"
-    ).read_bytes()
-    scored = spawn("evaluate", "--model", "parts", *ASKED, "--json", **place)
-    assert json.loads(scored.stdout)["reward"] == evaluation(tmp_path / "whole")["after"]["reward"]
+    assert call("replay", "base", "parts", "--out", "rebuilt") == 0
+    assert (tmp_path / "rebuilt/model.safetensors").read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
+    capsys.readouterr()
+    assert call("evaluate", "--model", "parts", *ASKED, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["reward"] == evaluation(tmp_path / "whole")["after"]["reward"]
 
 
 def test_a_token_budget_is_kept_to(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -206,10 +207,13 @@ def test_evaluate_does_not_take_trained_prompts_for_held_out_ones(there: Path) -
     before = config.read_text(encoding="utf-8")
     options = json.loads(before)
     options["options"] |= {"test_prompts_file": "others.txt", "system": "Be brief."}
+    del options["options"]["degenerate"]
     try:
         config.write_text(json.dumps(options), encoding="utf-8")
         found = asked_as_in_its_run(asked)
         assert (found.test_prompts_file, found.system, found.max_tokens) == (Path("others.txt"), "Be brief.", 4)
+        # As all answers that were cut off before there was a choice.
+        assert {found.degenerate, settings_for(resume=True, out=there / "run").degenerate} == {"scored"}
         absolute = replace(asked, prompts_file=there / "prompts.jsonl")
         for same in (absolute, replace(absolute, model="run/model")):  # by other names
             assert asked_as_in_its_run(same).test_prompts_file == Path("others.txt")

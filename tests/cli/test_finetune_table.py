@@ -62,21 +62,28 @@ def test_a_table_of_conversations(
     assert call(*again) == 0
 
 
+CONCISE = ("--task", "conciseness", "--max-tokens", "4", "--workers", "1")
+
+
 def test_answers_that_are_cut_off(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """They have the least reward, unless a run is as before there was a choice, which its folder does not mention."""
-    monkeypatch.chdir(tmp_path)
+    """They have the least reward."""
     tiny.folder(tmp_path / "base", **SIZES, num_key_value_heads=1)
-    asked = ("--task", "conciseness", "--max-tokens", "4", "--workers", "1")
-    assert call("evaluate", "--model", "base", *asked, "--prompts", "4", "--json") == 0
+    assert call("evaluate", "--model", tmp_path / "base", *CONCISE, "--prompts", "4", "--json") == 0
     assert json.loads(capsys.readouterr().out)["reward"] == -20
     assert "4 of 4 answers were cut off at --max-tokens or say nothing, and have the least reward, -20" in caplog.text
+
+
+@pytest.mark.slow
+def test_answers_that_are_cut_off_in_a_run_that_could_not_choose(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are scored as they are in a run as before there was a choice, which its folder does not mention."""
+    monkeypatch.chdir(tmp_path)
+    tiny.folder(tmp_path / "base", **SIZES, num_key_value_heads=1)
     run = ("--population", "2", "--prompts", "1", "--generations", "1", "--sigma", "0.1", "--eval-prompts", "4")
-    assert call("finetune", "--model", "base", *asked, *run, "--degenerate", "scored", "--out", "run") == 0
+    assert call("finetune", "--model", "base", *CONCISE, *run, "--degenerate", "scored", "--out", "run") == 0
     assert -20 < json.loads(Path("run/evaluation.json").read_text(encoding="utf-8"))["before"]["reward"] < 0
     assert "degenerate" not in json.loads(Path("run/config.json").read_text(encoding="utf-8"))["options"]
     assert settings_for(resume=True, out=Path("run")).degenerate == "scored"

@@ -100,6 +100,12 @@ def test_the_bytes_are_those_of_the_value_made_dense():
     pair = [named(W, "a", 10), named(W, "b", 20)]
     found = records(lambda p: jnp.sin(p[0] + p[1]), pair)
     assert [(r.path, r.bytes) for r in found] == [("a", 10 * 192), ("b", 20 * 192)]
+    thin = [
+        named(low_rank(i, shape, (0,), (1,), members=None), p, None)
+        for i, shape, p in ((1, (2, 9), "a"), (2, (9, 2), "b"))
+    ]
+    found = records(lambda p: integers(3, (4, 2)) @ (p[0] @ p[1]), thin)
+    assert {(r.path, r.reason) for r in found} == {(p, "a product of weights, after which all is dense") for p in "ab"}
 
 
 def test_a_returned_parameter():

@@ -108,6 +108,9 @@ def test_rows_by_group():
     check(few_rows, (STACK, ROUTER), x[:3, :4])
     check(lambda p, x: routed((jnp.sin(p[0]), p[1]), x), (STACK, ROUTER), x, fallback="allow", tolerance=1e-5)
     check_never_dense(lambda w, x: routed((w, ROUTER.base), x), STACK, integers(3, (2, 4)))
+    square, back, sizes = integers(5, (3, 4, 4)), integers(6, (3, 4)), jnp.array([2, 0, 5])
+    step = lambda y, _: (lax.ragged_dot(y, square, sizes), None)  # noqa: E731
+    check(lambda w, x: lax.scan(step, x @ w @ back, length=2)[0], ROUTER, x)  # a loop with nothing perturbed inside
 
 
 def test_two_axes_of_members():

@@ -84,6 +84,7 @@ def test_biases_and_scales_get_dense_noise(checked):
         assert leaf.kind == ("dense" if name in ("bias", "scale") else "low_rank"), leaf.path
 
 
+@pytest.mark.slow  # as of Linen's transformer
 def test_explain_shows_the_plan_that_the_members_follow(checked):
     shown = eggroll.nnx.explain(lambda model, ids: model(ids), Transformer(rngs=nnx.Rngs(0)), IDS, population=6)
     assert shown.plan == checked.members.plan

@@ -70,6 +70,10 @@ def test_a_dictionary_is_as_the_module_that_holds_them():
     same((got, each["a"], each["b"]), (value, grads["a"], grads["b"]))
     same((nnx.state(several["a"]), nnx.state(several["b"])), (nnx.state(one.a), nnx.state(one.b)))
     assert np.abs(several["a"].norm.mean[...]).max() > 0
+
+
+@pytest.mark.slow
+def test_a_run_of_a_dictionary_is_as_of_the_module_that_holds_them():
     es = eggroll.nnx.ES(**SETTINGS)
     one, several = Both(*pair()), dict(zip("ab", pair(), strict=True))
     left, _ = es.step(es.init(one, KEY), lambda m, x: -of_both(m, x), X)
@@ -82,6 +86,7 @@ def test_a_dictionary_is_as_the_module_that_holds_them():
     assert isinstance(members.materialize(3)["b"], nnx.Sequential)
 
 
+@pytest.mark.slow
 def test_a_tuple_a_list_and_argnums_are_alike_and_feed_an_optimizer():
     models = pair()
     value, grads = eggroll.nnx.value_and_grad(of_tuple, **SETTINGS)(models, X, key=KEY)

@@ -83,6 +83,7 @@ def test_a_recurrent_network_learns_to_remember():
     assert fitness(model, x, target) > -0.4
 
 
+@pytest.mark.slow
 def test_an_adapter_learns_and_its_base_stays():
     model = nnx.LoRALinear(8, 4, lora_rank=2, rngs=nnx.Rngs(0))
     x = normal(0, 32, 8)

@@ -16,6 +16,8 @@ from transformers import PreTrainedTokenizerFast
 from eggroll.llm.model.config import DecoderConfig, config_from
 from eggroll.llm.model.decoder import Decoder
 from eggroll.llm.model.loading import LanguageModel, decoder_of, save
+from eggroll.llm.model.parts.shapes import starts_at
+from tests.llm.decoders import CASES
 from tests.llm.families import SETTINGS, VOCABULARY
 
 SPECIAL = ("<pad>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -47,10 +49,8 @@ def draw(config: DecoderConfig, seed: int, dtype: Any) -> dict[str, Any]:
     shapes = nnx.to_pure_dict(nnx.state(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0), dtype=dtype))))
 
     def weight(path: Any, leaf: Any) -> Any:
-        if path[-1].key.endswith("norm"):
-            return jnp.asarray(np.full(leaf.shape, 0.0 if config.gemma else 1.0), dtype)
-        if path[-1].key.endswith("bias"):
-            return jnp.asarray(np.zeros(leaf.shape), dtype)
+        if (value := starts_at(config, path[-1].key)) is not None:
+            return jnp.asarray(np.full(leaf.shape, value), dtype)
         return jnp.asarray(random.normal(0, config.width**-0.5, leaf.shape), dtype)
 
     return jax.tree_util.tree_map_with_path(weight, shapes)
@@ -60,7 +60,7 @@ def language_model(
     family: str = "smollm2", *, dtype: Any = jnp.float32, seed: int = 0, **changes: Any
 ) -> LanguageModel:
     """A random model of a family, with `changes` to its settings."""
-    settings = SETTINGS[family] | changes
+    settings = {**CASES, **SETTINGS}[family] | changes
     config = config_from(settings)
     model = decoder_of(config, draw(config, seed, dtype))
     return LanguageModel(model, tokenizer(), config, stop=(1, 3), pad=0, source=family, settings=settings)

@@ -116,7 +116,7 @@ def test_of_a_linear_function_one_pair_is_enough():
 NETWORKS = [transformer, mixed, framed, lstm, convolutions, batch_norm]
 
 
-@pytest.mark.parametrize("network", quickest(NETWORKS, transformer, mixed))
+@pytest.mark.parametrize("network", quickest(NETWORKS, mixed))
 @pytest.mark.filterwarnings("ignore::eggroll.DenseFallbackWarning", "ignore::DeprecationWarning")
 def test_the_mean_of_estimates_is_the_gradient(network):
     """Along the gradient and 12 random directions, in standard errors of 40 estimates.

@@ -51,8 +51,7 @@ def shared(p, x):
 AWKWARD = {fused: False, transposed: False, precise: True, high: False, either: False, shared: False}
 
 
-@pytest.mark.first(1)
-@pytest.mark.parametrize("fun", quickest(AWKWARD, precise, shared), ids=lambda fun: fun.__name__)
+@pytest.mark.parametrize("fun", quickest(AWKWARD, shared), ids=lambda fun: fun.__name__)
 def test_what_a_kernel_cannot_serve_altogether_keeps_its_factors(fun, request):
     """Else they would be drawn anew at every use; so it is with a precision that the kernel does not know."""
 

@@ -12,6 +12,7 @@ import jax
 
 from eggroll.llm.answers.decoding import Decoding
 from eggroll.llm.model.config import DecoderConfig
+from eggroll.llm.model.decoder import empty_cache
 from eggroll.strategy.evaluate.chunking import ENOUGH_ROWS, near_divisor
 from eggroll.training.errors import RunError
 
@@ -84,7 +85,7 @@ def answer_need(config: DecoderConfig, decoding: Decoding, time: int, *, itemsiz
         itemsize = max(itemsize, 4)  # half precision is computed in float32, of which copies are kept
     length = time + decoding.max_tokens - 1
     shared = config.key_value_heads * config.head_width
-    cache = 2 * config.layers * shared * length * itemsize
+    cache = sum(part.size for part in jax.eval_shape(lambda: empty_cache(config, 1, length))) * itemsize
     drawing = 0 if decoding.temperature == 0 else 1 + (decoding.top_k is not None) + 2 * (decoding.top_p is not None)
     logits = (2 + drawing) * config.vocabulary * 4
 
@@ -94,7 +95,16 @@ def answer_need(config: DecoderConfig, decoding: Decoding, time: int, *, itemsiz
         heads = config.heads * config.head_width
         attention = (3 * rows * heads + 2 * seen * shared) * itemsize + 2 * config.heads * rows * seen * 4
         wide = 5 if noise else 3  # gate, up and their product; with members what noise adds to the first two
-        return stream + max(attention, wide * rows * config.hidden * itemsize)
+        return stream + max(attention, rows * mlp(wide) * itemsize)
+
+    def mlp(wide: int) -> int:
+        """What a token takes inside."""
+        experts = config.experts
+        if experts is None:
+            return wide * config.hidden
+        # A CPU multiplies by every expert's matrix, the rows of the others being 0.
+        copies = experts.count if jax.default_backend() == "cpu" else 1
+        return experts.chosen * (wide * config.hidden + (1 + copies) * max(config.width, config.hidden))
 
     return Need(cache, logits, max(layer(time, time), layer(1, length)), noise)
 

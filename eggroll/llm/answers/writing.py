@@ -12,6 +12,7 @@ from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import Answers, Decoding, Generator, first_row, rest_of, row_keys
 from eggroll.llm.model.decoder import Cache, Decoder, empty_cache
 from eggroll.strategy.activations.walk import noiseless
+from eggroll.training.errors import RunError
 
 __all__ = ["UNDER_NOISE", "Writer", "writer"]
 
@@ -91,7 +92,14 @@ class Writer:
         return Cache(*(jnp.take(x, which, axis=1) for x in cache)), start[which]
 
     def _model(self, params: PyTree) -> Decoder:
-        return nnx.merge(self.graphdef, params)
+        model = nnx.merge(self.graphdef, params)
+        if model.config.experts is not None:
+            # Rows of an expert's products are in another order when an answer is read at once than when it was written.
+            raise RunError(
+                "got noise on activations for a mixture of experts, whose products have no row for each token; it "
+                "needs noise='weights', which keeps every expert's matrix factored: leave --noise out."
+            )
+        return model
 
 
 @lru_cache(maxsize=64)

@@ -13,7 +13,6 @@ import jax
 
 from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import generator, split
-from eggroll.llm.answers.writing import UNDER_NOISE
 from eggroll.llm.finetuning.answering import decoding_of, marker_of, open_model, scorers_of
 from eggroll.llm.finetuning.evaluation import Evaluator, Measured
 from eggroll.llm.finetuning.model_folders import FACTS, write_model
@@ -22,11 +21,10 @@ from eggroll.llm.finetuning.run_facts import digest_of, facts_of
 from eggroll.llm.finetuning.samples import Samples
 from eggroll.llm.finetuning.settings import FinetuneSettings
 from eggroll.llm.finetuning.step import Answered, draw_key
+from eggroll.llm.finetuning.strategy import ASKED, choose, strategy
 from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import Task
-from eggroll.strategy.methods import method_named
-from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.state import State
 from eggroll.training import processes
 from eggroll.training.curve import Drawn, draw_curve
@@ -38,7 +36,6 @@ from eggroll.training.folder.layout import CURVE, EVALUATION, MODEL, check_kept,
 from eggroll.training.folder.settings import check_options
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, counted, not_counted, read_metrics
-from eggroll.training.optimizers import named
 from eggroll.training.options import SettingsError
 from eggroll.training.processes.deciding import first_decides
 from eggroll.training.progress import Shown
@@ -81,20 +78,6 @@ class Outcome:
     ended: str
     samples: list[dict[str, Any]]
     failed: int = 0
-
-
-def strategy(settings: FinetuneSettings) -> Strategy:
-    """The evolution strategy of a run."""
-    made = method_named(settings.method).strategy()
-    options: dict[str, Any] = {"population": settings.population, "sigma": settings.sigma, "groups": settings.parts}
-    options |= {"rank": settings.rank, "learning_rate": settings.rate, "fallback": "error"}
-    options |= {"shaping": "group" if settings.parts > 1 else "zscore"} | UNDER_NOISE[settings.noise]
-    if made.takes("optimizer"):
-        options["optimizer"] = named(settings.optimizer, learning_rate=settings.rate)
-    try:
-        return made.from_options(options)
-    except ValueError as why:
-        raise SettingsError(str(why)) from why
 
 
 def finetune(
@@ -147,7 +130,7 @@ class Run:
         fun = generator(graphdef, decoding_of(settings, task, language))
         self.step = Answered(fun, marker, key=draws, budget=self.facts["budget"], chunk=settings.chunk)
         self.state = self._begun(key)
-        greedy = generator(graphdef, decoding_of(settings, task, language, greedy=True))
+        self.greedy = greedy = generator(graphdef, decoding_of(settings, task, language, greedy=True))
         self.measure = Evaluator(greedy, self.test, marker, budget=self.facts["budget"], base=self.params)
         self.samples = Samples(settings.folder, self.test, settings.samples)
         self.before: Mapping[str, Any] = {}
@@ -185,6 +168,9 @@ class Run:
     def run(self, show: Callable[[Record], None], asked_to_stop: Callable[[], bool] | None) -> Outcome:
         """Makes the generations and writes what came out."""
         settings = self.settings
+        if self.es.undecided:
+            prompts = self.train.take(range(min(ASKED, len(self.train)))).prompts
+            choose(self.es, self.state, self.params, self.greedy, prompts, self.facts["budget"])
         self._measure_before()
         try:
             result = self._fit(show, asked_to_stop)

@@ -21,7 +21,7 @@ from eggroll.training.options import (
 
 Optimizer = Literal["sgd", "adam"]
 Split = Literal["test", "train"]
-ACTIVATIONS: Mapping[str, Any] = {"noise": "activations", "sigma": 0.1, "optimizer": "adam"}  # its other defaults
+ACTIVATIONS: Mapping[str, Any] = {"noise": "activations", "optimizer": "adam"}  # its other defaults
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,13 +40,12 @@ class FinetuneSettings(Asked, RunSettings):
     """Columns of each noise factor (eggroll)."""
     noise: Annotated[Literal["weights", "activations"], Option(absent="weights")] = "weights"
     """On the weights, or on the outputs of the layers' matrices, of its own at every token (eggroll)."""
-    sigma: Annotated[float, Option("eggroll 0.002, on activations 0.1, full-rank 0.001", positive=True)] = 2e-3
-    """Noise scale, in the units of the weights; on activations, of each output's RMS."""
-    learning_rate: Annotated[
-        float | None,
-        Option("sgd sigma²·√population/6, adam sigma/20, on activations 3e-4, full-rank sigma/2", positive=True),
-    ] = None
-    """The optimizer's; for full-rank the α of its paper."""
+    sigma: Annotated[float | Literal["auto"], Option(positive=True)] = "auto"
+    """Noise scale, in the units of the weights; on activations, of each output's RMS. auto: such that noise moves the
+    next token's distribution by 0.2 nats, measured on answers of the model at the start."""
+    learning_rate: Annotated[float | Literal["auto"] | None, Option(positive=True)] = "auto"
+    """The optimizer's; for full-rank the α of its paper. auto: updates of half the noise's size; on activations
+    3e-4."""
     optimizer: Annotated[Optimizer, Option("sgd, on activations adam")] = "sgd"
     """Of eggroll."""
     prompts: Annotated[int, Option(least=1)] = 8
@@ -80,12 +79,14 @@ class FinetuneSettings(Asked, RunSettings):
         return f"{self.label}-{self.method}" + ("-activations" if self.noise == "activations" else "")
 
     @property
-    def rate(self) -> float:
-        """The learning rate: as given, or the method's own."""
-        if self.learning_rate is not None:
+    def rate(self) -> float | Literal["auto"]:
+        """The learning rate: as given, or as runs of earlier versions had it where it is None."""
+        if isinstance(self.learning_rate, float | int):
             return self.learning_rate
         if self.noise == "activations":
             return 3e-4
+        if self.learning_rate is not None or isinstance(self.sigma, str):
+            return "auto"
         return method_named(self.method).rate(self.sigma, self.population, self.optimizer)
 
     @property
@@ -104,7 +105,7 @@ class FinetuneSettings(Asked, RunSettings):
                 f"got groups={groups} for prompts={prompts} with noise='activations', where each member writes one "
                 "answer; as many groups as prompts are required. Leave --groups out."
             )
-        if self.noise == "activations" and self.optimizer == "sgd" and self.learning_rate is None:
+        if self.noise == "activations" and self.optimizer == "sgd" and not isinstance(self.learning_rate, float):
             raise SettingsError(
                 "got optimizer='sgd' with noise='activations' and no learning_rate: what size its gradient has depends "
                 "on the model. Give --learning-rate, or use --optimizer adam."
@@ -147,7 +148,7 @@ def defaults(method: str, noise: str = "weights") -> FinetuneSettings:
     """What a method is started with; raises `SettingsError` for one that is not known."""
     if method not in METHODS:
         raise SettingsError(f"got method={method!r}; one of {', '.join(map(repr, METHODS))} is required.")
-    own: Mapping[str, Any] = {"sigma": METHODS[method].sigma} if noise != "activations" else ACTIVATIONS
+    own = ACTIVATIONS if noise == "activations" else {}
     return FinetuneSettings(method=method, population=METHODS[method].population, **own)
 
 

@@ -80,7 +80,15 @@ def divergence(graphdef: nnx.GraphDef, params: PyTree, base: PyTree, prompts: Pr
 
 @lru_cache(maxsize=8)
 def _divergences(graphdef: nnx.GraphDef) -> Callable[..., jax.Array]:
-    """Sums over every row's answer; row by row, as logits of a whole batch would not fit."""
+    return jax.jit(divergences(graphdef))
+
+
+@lru_cache(maxsize=8)
+def divergences(graphdef: nnx.GraphDef) -> Callable[..., jax.Array]:
+    """`(params, base, tokens, start, said, length)` → sums over every row's answer, `[rows]`; see `divergence`.
+
+    Row by row, as logits of a whole batch would not fit.
+    """
 
     def run(
         params: PyTree, base: PyTree, tokens: jax.Array, start: jax.Array, said: jax.Array, length: jax.Array
@@ -97,4 +105,4 @@ def _divergences(graphdef: nnx.GraphDef) -> Callable[..., jax.Array]:
 
         return lax.map(row, (read, jnp.asarray(start), length))
 
-    return jax.jit(run)
+    return run

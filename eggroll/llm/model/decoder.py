@@ -1,4 +1,4 @@
-"""One Flax decoder for Llama, Qwen 2, Qwen 3 and Gemma 3, with a scan over stacked layers."""
+"""One Flax decoder whose features a configuration says, with a scan over stacked layers."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import nnx
 from jax import lax
 
 from eggroll.engine.annotations import PyTree
-from eggroll.llm.model.config import DecoderConfig
-from eggroll.llm.model.rotary import angles, rotate
+from eggroll.llm.model.features import DecoderConfig
+from eggroll.llm.model.parts.attention import attend, project, softcapped, views
+from eggroll.llm.model.parts.mlp import linear, mlp
+from eggroll.llm.model.parts.norms import norm
+from eggroll.llm.model.parts.shapes import layer_shapes, outer_shapes, starts_at
 
-__all__ = ["Cache", "Decoder", "empty_cache", "layer_shapes"]
-
-ACTIVATIONS = {
-    "silu": jax.nn.silu,
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
-    "gelu_pytorch_tanh": jax.nn.gelu,
-}
+__all__ = ["Cache", "Decoder", "empty_cache"]
 
 
 class Cache(NamedTuple):
-    """Keys and values of the columns so far, each `[layers, batch, key_value_heads, length, head_width]`."""
+    """Keys and values of the columns so far, each `[layers, batch, key_value_heads, length, head_width]`.
+
+    Where a text may outgrow what longrope's first divisors are for, layers stand there twice: as they see a short text
+    and as they see a long one, since all keys change with its length.
+    """
 
     keys: jax.Array
     values: jax.Array
@@ -33,32 +33,8 @@ class Cache(NamedTuple):
 
 def empty_cache(config: DecoderConfig, batch: int, length: int, dtype: Any = jnp.float32) -> Cache:
     """A cache with room for `length` columns; `dtype` is the weights'."""
-    shape = (config.layers, batch, config.key_value_heads, length, config.head_width)
+    shape = (len(_readings(config, length)) * config.layers, batch, config.key_value_heads, length, config.head_width)
     return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-
-def layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    """The weights of a layer by name; a matrix is `[inputs, outputs]`."""
-    width, hidden = config.width, config.hidden
-    inner, shared = config.heads * config.head_width, config.key_value_heads * config.head_width
-    shapes: dict[str, tuple[int, ...]] = {
-        "attention_norm": (width,),
-        "query": (width, inner),
-        "key": (width, shared),
-        "value": (width, shared),
-        "out": (inner, width),
-        "mlp_norm": (width,),
-        "gate": (width, hidden),
-        "up": (width, hidden),
-        "down": (hidden, width),
-    }
-    if config.biases:
-        shapes |= {"query_bias": (inner,), "key_bias": (shared,), "value_bias": (shared,)}
-    if config.head_norms:
-        shapes |= {"query_norm": (config.head_width,), "key_norm": (config.head_width,)}
-    if config.gemma:
-        shapes |= {"attention_post_norm": (width,), "mlp_post_norm": (width,)}
-    return shapes
 
 
 class Layers(nnx.Module):
@@ -66,27 +42,20 @@ class Layers(nnx.Module):
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: Any) -> None:
         for name, shape in layer_shapes(config).items():
-            shape = (config.layers, *shape)
-            if name.endswith("norm"):
-                weight = jnp.full(shape, 0.0 if config.gemma else 1.0, dtype)
-            elif name.endswith("bias"):
-                weight = jnp.zeros(shape, dtype)
-            else:
-                weight = _draw(rngs, shape, shape[1], dtype)
-            setattr(self, name, nnx.Param(weight))
+            setattr(self, name, nnx.Param(_drawn(config, rngs, name, (config.layers, *shape), dtype)))
 
 
 class Decoder(nnx.Module):
-    """A causal language model: RMS norms, rotary positions, grouped queries, gated MLP.
+    """A causal language model of the features that a configuration names.
 
     Every weight is an `nnx.Param`, and layers are stacked on a leading axis, so that one layer is compiled however many
-    there are. Prompts of different lengths are padded on the left: `start` is the number of pad columns of each row,
-    and what stands there is never looked at. Norms, softmax and rotation are in float32, all else in the weights'
-    dtype.
+    there are. No family has a branch of its own. Prompts of different lengths are padded on the left: `start` is the
+    number of pad columns of each row, and what stands there is never looked at. Norms, softmax and rotation are in
+    float32, all else in the weights' dtype.
 
     Args:
         config: sizes and switches.
-        rngs: draws matrices of variance 1/inputs; norms are 1, biases 0.
+        rngs: draws matrices of variance 1/inputs; norms scale by 1, biases are 0.
         dtype: of the weights. Default float32.
 
     Example:
@@ -103,13 +72,20 @@ class Decoder(nnx.Module):
         2505.09388. Gemma Team, "Gemma 3", arXiv 2503.19786.
     """
 
+    # Weights that some configurations have.
+    norm: nnx.Param
+    norm_bias: nnx.Param
+    positions: nnx.Param
+    head: nnx.Param
+    head_bias: nnx.Param
+
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: Any = jnp.float32) -> None:
         self.config = config
-        self.embed = nnx.Param(_draw(rngs, (config.vocabulary, config.width), config.width, dtype))
+        shapes = outer_shapes(config)
+        self.embed = nnx.Param(_drawn(config, rngs, "embed", shapes.pop("embed"), dtype))
         self.layers = Layers(config, rngs=rngs, dtype=dtype)
-        self.norm = nnx.Param(jnp.full(config.width, 0.0 if config.gemma else 1.0, dtype))
-        if not config.tied:
-            self.head = nnx.Param(_draw(rngs, (config.width, config.vocabulary), config.width, dtype))
+        for name, shape in shapes.items():
+            setattr(self, name, nnx.Param(_drawn(config, rngs, name, shape, dtype)))
 
     def __call__(self, tokens: jax.Array, start: jax.Array | None = None) -> jax.Array:
         """Logits of the token after each.
@@ -138,48 +114,81 @@ class Decoder(nnx.Module):
         Returns:
             Logits `[batch, vocabulary]` float32, and the cache with the new columns written.
         """
-        x, cache = self._hidden(tokens, cache, offset, start)
-        return self._logits(x[:, -1]), cache
+        readings = _readings(self.config, cache.keys.shape[3])
+        if len(readings) == 1:
+            x, cache = self._hidden(tokens, cache, offset, start)
+            return self._logits(x[:, -1]), cache
+        split = [Cache(*halves) for halves in zip(*(jnp.split(part, 2) for part in cache), strict=True)]
+        (short, first), (long, second) = (
+            self._hidden(tokens, half, offset, start, reach) for half, reach in zip(split, readings, strict=True)
+        )
+        reach = offset + tokens.shape[1] - (0 if start is None else start.min())
+        x = jnp.where(reach > readings[0], long[:, -1], short[:, -1])
+        return self._logits(x), Cache(*(jnp.concatenate(parts) for parts in zip(first, second, strict=True)))
 
-    def _hidden(self, tokens: jax.Array, cache: Any, offset: jax.Array | int, start: jax.Array | None) -> Any:
-        """The last layer's output `[batch, time, width]`, normed, and the cache."""
+    def _hidden(
+        self, tokens: jax.Array, cache: Any, offset: jax.Array | int, start: jax.Array | None, reach: int | None = None
+    ) -> Any:
+        """The last layer's output `[batch, time, width]`, normed, and the cache; `reach`: as of a text so long."""
         config = self.config
-        embed = self.embed[...]
-        x = embed[tokens]
-        if config.gemma:
-            x = x * jnp.asarray(config.width**0.5, x.dtype)
+        start = jnp.zeros(len(tokens), jnp.int32) if start is None else start
+        columns = offset + jnp.arange(tokens.shape[1])
+        positions = jnp.maximum(columns - start[:, None], 0)
+        x = _scaled(self.embed[...][tokens], config.embed_scale)
+        x = x + self.positions[...][positions] if config.positions else x
         length = _seen_length(tokens, cache, offset)
-        choose = _views(config, tokens.shape, length, offset, start)
+        choose = views(config, columns, length, start, positions, reach)
         weights = {name: getattr(self.layers, name)[...] for name in layer_shapes(config)}
-        layers = (np.arange(config.layers), np.array(config.sliding or (False,) * config.layers))
+        flags = (
+            np.array(config.sliding or (False,) * config.layers),
+            np.array(config.rotated or (True,) * config.layers),
+        )
 
         def layer(carry: PyTree, inputs: Any) -> tuple[Any, None]:
-            (x, cache), (index, sliding, block) = carry, inputs
-            seen, sin, cos = choose(sliding)
-            query, key, value = _project(config, block, x, sin, cos)
-            if cache is not None:
-                # Carried, not scanned over, so that a token writes its own entry and not the whole cache.
-                where = (index, 0, 0, offset, 0)
-                cache = Cache(
-                    *(
-                        lax.dynamic_update_slice(old, new[None], where)
-                        for old, new in zip(cache, (key, value), strict=True)
-                    )
-                )
-                key, value = (lax.dynamic_index_in_dim(kept, index, keepdims=False)[:, :, :length] for kept in cache)
-            return (_finish(config, block, x, _attend(config, query, key, value, seen)), cache), None
+            (x, cache), (index, sliding, rotated, block) = carry, inputs
+            view = choose(sliding, rotated)
 
-        (x, cache), _ = lax.scan(layer, (x, cache), (*layers, weights))
-        return _norm(config, x, self.norm[...]), cache
+            def attention(x: jax.Array) -> tuple[jax.Array, Any]:
+                query, key, value = project(config, block, x, view)
+                key, value, kept = _looked_up(cache, (key, value), index, offset, length)
+                return linear(block, "out", attend(config, block, query, key, value, view.seen)), kept
+
+            return _layer(config, block, x, attention), None
+
+        (x, cache), _ = lax.scan(layer, (x, cache), (np.arange(config.layers), *flags, weights))
+        last = [getattr(self, name)[...] for name in ("norm", "norm_bias") if hasattr(self, name)]
+        return norm(config, x, *last), cache
 
     def _logits(self, x: jax.Array) -> jax.Array:
-        if self.config.tied:
-            return jnp.einsum("...d,vd->...v", x, self.embed[...], preferred_element_type=jnp.float32)
-        return jnp.einsum("...d,dv->...v", x, self.head[...], preferred_element_type=jnp.float32)
+        config = self.config
+        if config.tied:
+            y = jnp.einsum("...d,vd->...v", x, self.embed[...], preferred_element_type=jnp.float32)
+        else:
+            y = jnp.einsum("...d,dv->...v", x, self.head[...], preferred_element_type=jnp.float32)
+        y = y + self.head_bias[...] if "head" in config.biases else y
+        return softcapped(y if config.logits_scale == 1 else y * config.logits_scale, config.logits_softcap)
 
 
-def _draw(rngs: nnx.Rngs, shape: tuple[int, ...], inputs: int, dtype: Any) -> jax.Array:
+def _drawn(config: DecoderConfig, rngs: nnx.Rngs, name: str, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """A weight's first value."""
+    value = starts_at(config, name)
+    if value is not None:
+        return jnp.full(shape, value, dtype)
+    inputs = shape[-1] if name in ("embed", "positions") else shape[-2]
     return (jax.random.normal(rngs.params(), shape) * inputs**-0.5).astype(dtype)
+
+
+def _readings(config: DecoderConfig, length: int) -> tuple[int, ...]:
+    """Lengths of text, one of each kind that rotary positions tell apart and that a cache of this length may hold."""
+    ropes = [rope for rope in (config.rope, config.sliding_rope) if rope is not None and rope.kind == "longrope"]
+    if not ropes or length <= ropes[0].original:
+        return (length,)
+    return ropes[0].original, ropes[0].original + 1
+
+
+def _scaled(x: jax.Array, scale: float) -> jax.Array:
+    """A product that is rounded as often as the families round it: the scale, too."""
+    return x if scale == 1 else x * jnp.asarray(scale, x.dtype)
 
 
 def _seen_length(tokens: jax.Array, cache: Any, offset: jax.Array | int) -> int:
@@ -189,61 +198,33 @@ def _seen_length(tokens: jax.Array, cache: Any, offset: jax.Array | int) -> int:
     return offset + tokens.shape[1] if isinstance(offset, int) else cache.keys.shape[3]
 
 
-def _views(config: DecoderConfig, shape: tuple[int, ...], length: int, offset: Any, start: Any) -> Any:
-    """A function of a layer's `sliding` → what it sees `[batch, 1, 1, time, length]`, sine and cosine of positions."""
-    start = jnp.zeros(shape[0], jnp.int32) if start is None else start
-    columns, others = offset + jnp.arange(shape[1]), jnp.arange(length)
-    positions = jnp.maximum(columns - start[:, None], 0)
-    seen = (others <= columns[:, None]) & (others >= start[:, None, None])
-    full = (seen[:, None, None], *angles(config.rope, config.head_width, positions))
-    if not config.sliding:
-        return lambda sliding: full
-    assert config.window is not None
-    near = seen & (others > columns[:, None] - config.window)
-    rope = config.sliding_rope or config.rope
-    local = (near[:, None, None], *angles(rope, config.head_width, positions))
-    return lambda sliding: tuple(jnp.where(sliding, a, b) for a, b in zip(local, full, strict=True))
+def _looked_up(
+    cache: Any, new: tuple[jax.Array, jax.Array], index: Any, offset: Any, length: int
+) -> tuple[Any, Any, Any]:
+    """Keys and values of the columns that a layer looks at, and the cache with the new ones written."""
+    if cache is None:
+        return *new, None
+    # Carried, not scanned over, so that a token writes its own entry and not the whole cache.
+    where = (index, 0, 0, offset, 0)
+    cache = Cache(*(lax.dynamic_update_slice(old, own[None], where) for old, own in zip(cache, new, strict=True)))
+    key, value = (lax.dynamic_index_in_dim(kept, index, keepdims=False)[:, :, :length] for kept in cache)
+    return key, value, cache
 
 
-def _project(config: DecoderConfig, block: Any, x: jax.Array, sin: Any, cos: Any) -> tuple[jax.Array, ...]:
-    """Query, key and value `[batch, heads, time, head_width]`, the first two rotated."""
-    x = _norm(config, x, block["attention_norm"])
+def _layer(config: DecoderConfig, block: Any, x: jax.Array, attention: Any) -> tuple[jax.Array, Any]:
+    """The stream after a layer, and what attention gives beside its output."""
 
-    def heads(name: str) -> jax.Array:
-        y = x @ block[name]
-        y = y + block[f"{name}_bias"] if config.biases else y
-        y = rearrange(y, "batch time (heads width) -> batch heads time width", width=config.head_width)
-        return _norm(config, y, block[f"{name}_norm"]) if config.head_norms and name != "value" else y
+    def before(x: jax.Array, name: str) -> jax.Array:
+        return norm(config, x, block.get(name), block.get(f"{name}_bias")) if name in config.norms else x
 
-    return rotate(heads("query"), sin, cos), rotate(heads("key"), sin, cos), heads("value")
+    def after(y: jax.Array, name: str) -> jax.Array:
+        return _scaled(before(y, name), config.residual_scale)
 
-
-def _attend(config: DecoderConfig, query: jax.Array, key: jax.Array, value: jax.Array, seen: jax.Array) -> jax.Array:
-    """Attention `[batch, time, heads · head_width]`, with softmax in float32; keys are not repeated per query head."""
-    query = rearrange(query, "batch (n g) time width -> batch n g time width", n=config.key_value_heads)
-    scale = config.head_width**-0.5 if config.attention_scale is None else config.attention_scale
-    scores = jnp.einsum("bngtk,bnsk->bngts", query, key, preferred_element_type=jnp.float32) * scale
-    # Not −∞: a pad column sees nothing, and must not become NaN.
-    shares = jax.nn.softmax(jnp.where(seen, scores, jnp.finfo(jnp.float32).min), axis=-1).astype(value.dtype)
-    return rearrange(jnp.einsum("bngts,bnsk->btngk", shares, value), "batch time n g width -> batch time (n g width)")
-
-
-def _finish(config: DecoderConfig, block: Any, x: jax.Array, attended: jax.Array) -> jax.Array:
-    """What a layer makes of its attention: added to the input, then the gated MLP."""
-
-    def add(x: jax.Array, y: jax.Array, name: str) -> jax.Array:
-        return x + (_norm(config, y, block[name]) if config.gemma else y)
-
-    x = add(x, attended @ block["out"], "attention_post_norm")
-    y = _norm(config, x, block["mlp_norm"])
-    y = ACTIVATIONS[config.activation](y @ block["gate"]) * (y @ block["up"])
-    return add(x, y @ block["down"], "mlp_post_norm")
-
-
-def _norm(config: DecoderConfig, x: jax.Array, scale: jax.Array) -> jax.Array:
-    """RMS norm over the last axis, in float32; Gemma scales by 1 + weight before it rounds, the others after."""
-    wide = x.astype(jnp.float32)
-    wide = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + config.epsilon)
-    if config.gemma:
-        return (wide * (1.0 + scale.astype(jnp.float32))).astype(x.dtype)
-    return wide.astype(x.dtype) * scale
+    normed = before(x, "attention_norm")
+    attended, kept = attention(normed)
+    attended = after(attended, "attention_post_norm")
+    if config.parallel:
+        read = before(x, "mlp_norm") if "mlp_norm" in config.norms else normed
+        return x + attended + after(mlp(config, block, read), "mlp_post_norm"), kept
+    x = x + attended
+    return x + after(mlp(config, block, before(x, "mlp_norm")), "mlp_post_norm"), kept

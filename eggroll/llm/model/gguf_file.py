@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import numpy as np
 
 from eggroll.extras import MissingPackageError, check_installed
 from eggroll.llm.model.config import DecoderConfig, Rope, check_count, config_from
+from eggroll.llm.model.families.tensors import stored
 from eggroll.llm.model.gguf_header import Tensor, read_header
 from eggroll.llm.model.gguf_tokens import ends_of, special_id, tokenizer_from, vocabulary_of
-from eggroll.llm.model.rotary import frequencies
-from eggroll.llm.model.weights_hf import assemble, check_shapes, hf_names
+from eggroll.llm.model.parts.rotary import frequencies
+from eggroll.llm.model.weights_hf import assemble, check_shapes
 from eggroll.training.errors import RunError
 
 __all__ = ["read_gguf", "settings_from"]
@@ -95,7 +96,7 @@ def read_gguf(file: Path, dtype: str | None = None) -> tuple[dict[str, Any], dic
         raise RunError(f"{file}: {error}") from error
     if divisors is not None:
         _check_divisors(file, config, divisors)
-    names = {name: _gguf_name(name, config) for group in hf_names(config).values() for name in group}
+    names = {one.name: _gguf_name(one.name, config) for one in stored(config)}
     _check(file, config, names, tensors)
 
     def read(name: str) -> np.ndarray:
@@ -171,15 +172,23 @@ def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:
         # The file does not say it: head_dim, but for the 27B model.
         scale = width // heads if settings["num_hidden_layers"] == GEMMA_27B_LAYERS else settings["head_dim"]
         settings |= {"query_pre_attn_scalar": scale, "hidden_activation": "gelu_pytorch_tanh"}
-    # As llama.cpp has it: linear where no type is said, by the older name where the newer is missing, 0 meaning 1.
-    scaling = value("rope.scaling.type", "linear")
-    factor = value("rope.scaling.factor", value("rope.scale_linear", 1.0)) or 1.0
-    if scaling not in ("none", "linear") or (scaling == "linear" and factor != 1):
-        settings["rope_scaling"] = {"rope_type": scaling, "factor": factor}
+    settings |= _scaled_positions(value)
     for ours, theirs in {"bos": "bos", "eos": "eos", "pad": "padding"}.items():
         if (index := special_id(fields, theirs)) is not None:
             settings[f"{ours}_token_id"] = index
     return settings
+
+
+def _scaled_positions(value: Callable[..., Any]) -> dict[str, Any]:
+    """As llama.cpp has it: linear where no type is said, by the older name where the newer is missing, 0 meaning 1."""
+    scaling = value("rope.scaling.type", "linear")
+    factor = value("rope.scaling.factor", value("rope.scale_linear", 1.0)) or 1.0
+    if scaling not in ("none", "linear"):
+        raise RunError(
+            f"got rotary positions of the type {scaling!r}; of a GGUF file none and linear are read: load that "
+            "model from its Hugging Face folder."
+        )
+    return {"rope_scaling": {"rope_type": scaling, "factor": factor}} if scaling == "linear" and factor != 1 else {}
 
 
 def _refuse_what_is_not_read(fields: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
@@ -213,7 +222,7 @@ def _gguf_name(name: str, config: DecoderConfig) -> str:
     if stem in OUTER:
         return f"{OUTER[stem]}.{kind}"
     _, _, layer, part = stem.split(".", 3)
-    table = PARTS | (GEMMA_PARTS if config.gemma else {})
+    table = PARTS | (GEMMA_PARTS if config.norm_offset else {})
     return f"blk.{layer}.{table[part]}.{kind}"
 
 
@@ -228,7 +237,8 @@ def _divisors(tensors: Mapping[str, Tensor]) -> np.ndarray | None:
 
 
 def _check_divisors(file: Path, config: DecoderConfig, divisors: np.ndarray) -> None:
-    plain, scaled = (frequencies(rope, config.head_width) for rope in (Rope(config.rope.theta), config.rope))
+    rope = config.rope or Rope()
+    plain, scaled = (frequencies(one, config.head_width) for one in (Rope(rope.theta), rope))
     if divisors.shape != plain.shape or not np.allclose(scaled * divisors, plain, rtol=1e-5, atol=0):
         raise RunError(
             f"{file} scales rotary positions by its tensor {DIVISORS} in another way than Llama 3.1 to 3.3; load that "
@@ -248,6 +258,6 @@ def _as_hf(name: str, weight: np.ndarray, settings: Mapping[str, Any], config: D
     if settings["model_type"] == "llama" and heads:
         # It rotates neighbours, where Hugging Face rotates features half a head apart.
         return weight.reshape(heads, config.head_width // 2, 2, -1).swapaxes(1, 2).reshape(weight.shape)
-    if config.gemma and name.endswith("norm.weight"):
+    if config.norm_offset and name.endswith("norm.weight"):
         return weight - np.float32(1)  # it stores 1 + weight
     return weight

@@ -14,7 +14,7 @@ from flax import nnx
 from eggroll.engine.annotations import PyTree
 from eggroll.extras import MissingPackageError, needed_for
 from eggroll.llm.model.adapters import Adapter, read_adapter
-from eggroll.llm.model.config import DecoderConfig, config_from
+from eggroll.llm.model.config import WRAPPERS, DecoderConfig, config_from, text_part
 from eggroll.llm.model.decoder import Decoder
 from eggroll.llm.model.files import PARTS, check_ordinary, is_file, read_json, write_json
 from eggroll.llm.model.tokens import (
@@ -102,7 +102,8 @@ def load(source: str | Path, *, dtype: str | None = None) -> LanguageModel:
         adapter, base = _adapted(folder)
         settings, generation, config = _configured(base)
         tokenizer = load_tokenizer(folder if has_tokenizer(folder) else base)
-        weights = read_folder(base, config, dtype, adapter)
+        weights = read_folder(base, config, dtype, adapter, wrapped=settings.get("model_type") in WRAPPERS)
+        settings = text_part(settings)
     check_tokenizer(tokenizer, config, str(source))
     stop = end_tokens(tokenizer, settings, generation, config, str(source))
     pad = pad_token(tokenizer, stop, config)

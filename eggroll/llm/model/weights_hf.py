@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,61 +15,30 @@ import numpy as np
 
 from eggroll.llm.model.adapters import Adapter
 from eggroll.llm.model.config import MOST_LAYERS, DecoderConfig
-from eggroll.llm.model.decoder import layer_shapes
+from eggroll.llm.model.families.table import FAMILIES
+from eggroll.llm.model.families.tensors import stored
 from eggroll.llm.model.files import check_file, inside, read_json
+from eggroll.llm.model.parts.shapes import layer_shapes, outer_shapes
 from eggroll.training.errors import RunError
 
-__all__ = ["assemble", "check_shapes", "count_tensors", "hf_names", "read_folder", "write_file"]
+__all__ = ["assemble", "check_shapes", "count_tensors", "read_folder", "write_file"]
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 
-PROJECTIONS = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "out": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-    "query_norm": "self_attn.q_norm",
-    "key_norm": "self_attn.k_norm",
-    "attention_norm": "input_layernorm",
-}
-NORMS = {"mlp_norm": "post_attention_layernorm"}
-GEMMA_NORMS = {
-    "attention_post_norm": "post_attention_layernorm",
-    "mlp_norm": "pre_feedforward_layernorm",
-    "mlp_post_norm": "post_feedforward_layernorm",
-}
-
-
-def hf_names(config: DecoderConfig) -> dict[tuple[str, ...], list[str]]:
-    """Hugging Face's tensor names for each weight of the decoder: one for each layer, or one.
-
-    Example:
-        >>> from eggroll.llm.model.config import DecoderConfig
-        >>> from eggroll.llm.model.weights_hf import hf_names
-        >>> config = DecoderConfig(64, 16, 32, layers=1, heads=4, key_value_heads=2, head_width=4)
-        >>> hf_names(config)["layers", "query"]
-        ['model.layers.0.self_attn.q_proj.weight']
-    """
-    names: dict[tuple[str, ...], list[str]] = {
-        ("embed",): ["model.embed_tokens.weight"],
-        ("norm",): ["model.norm.weight"],
-    }
-    if not config.tied:
-        names[("head",)] = ["lm_head.weight"]
-    table = PROJECTIONS | (GEMMA_NORMS if config.gemma else NORMS)
-    for name in layer_shapes(config):
-        stem = name.removesuffix("_bias")
-        kind = "bias" if stem != name else "weight"
-        names["layers", name] = [f"model.layers.{i}.{table[stem]}.{kind}" for i in range(config.layers)]
-    return names
+# What a model's part for text has its names after, where there is one for pictures, too; and what belongs to that.
+TEXT = {"language_model.model.": "model.", "model.language_model.": "model.", "language_model.lm_head.": "lm_head."}
+TABLES = ("rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias")
+PICTURES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
 
 
 def read_folder(
-    folder: Path, config: DecoderConfig, dtype: str | None = None, adapter: Adapter | None = None
+    folder: Path,
+    config: DecoderConfig,
+    dtype: str | None = None,
+    adapter: Adapter | None = None,
+    *,
+    wrapped: bool = False,
 ) -> dict[str, Any]:
     """The decoder's weights from `model.safetensors`, or from the files that its index names.
 
@@ -77,6 +47,7 @@ def read_folder(
         config: of the decoder.
         dtype: to cast to; None keeps that of the file (float32, if it holds several).
         adapter: what is added to the weights; None: nothing.
+        wrapped: True if only a part of the folder's model is this decoder.
 
     Returns:
         Arrays by name, those of layers stacked under `"layers"`.
@@ -85,7 +56,7 @@ def read_folder(
         RunError: no weights, tensors that are missing, unexpected or of the wrong shape (by name), quantised ones.
     """
     with ExitStack() as stack:
-        tensors = _open(folder, stack)
+        tensors = _of_text(_open(folder, stack)) if wrapped else _of_whole(_open(folder, stack), config)
         kinds = {name: tensor.get_dtype() for name, tensor in tensors.items()}
         quantised = sorted(name for name, kind in kinds.items() if kind not in DTYPES)
         if quantised:
@@ -98,9 +69,12 @@ def read_folder(
         check_shapes(str(folder), config, {name: shape for name, shape in shapes.items() if name not in ignore})
         held = {DTYPES[kind] for kind in kinds.values()}
         dtype = dtype or (held.pop() if len(held) == 1 else "float32")  # which holds what the others do
+        if adapter is not None and wrapped:
+            factors, scales = _of_text(adapter.factors), _of_text(adapter.scales)
+            adapter = replace(adapter, factors=factors, scales=scales)
         if adapter is None:
             return assemble(config, lambda name: tensors[name][...], dtype)
-        adapter.check({name: shapes[name] for names in hf_names(config).values() for name in names})
+        adapter.check({one.name: shapes[one.name] for one in stored(config)})
         return assemble(config, lambda name: adapter.added(name, tensors[name][...]), dtype)
 
 
@@ -112,14 +86,37 @@ def count_tensors(folder: Path) -> int:
         return len(_open(folder, stack))
 
 
+def _of_text(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """What belongs to the part for text, by the names that its tensors would have alone."""
+    found = {}
+    for name, tensor in tensors.items():
+        if not name.startswith(PICTURES):
+            start = next((start for start in TEXT if name.startswith(start)), "")
+            found[TEXT.get(start, "") + name.removeprefix(start)] = tensor
+    return found
+
+
+def _of_whole(tensors: dict[str, Any], config: DecoderConfig) -> dict[str, Any]:
+    """The tensors of a model that was saved without its output matrix, as GPT-2 was, under their names beside one."""
+    base, _, embed = FAMILIES[config.family].outer["embed"].partition(".")
+    if embed not in tensors:
+        return tensors
+    return {name if name.startswith("lm_head.") else f"{base}.{name}": one for name, one in tensors.items()}
+
+
 def assemble(config: DecoderConfig, read: Any, dtype: str) -> dict[str, Any]:
     """The decoder's weights from a function of Hugging Face's tensor names; matrices become `[inputs, outputs]`."""
+    shapes = {("layers", name): (config.layers, *shape) for name, shape in layer_shapes(config).items()}
+    shapes |= {(name,): shape for name, shape in outer_shapes(config).items()}
     weights: dict[str, Any] = {"layers": {}}
-    for path, names in hf_names(config).items():
-        parts = [np.asarray(read(name)) for name in names]
-        parts = [part.T if part.ndim == 2 and path != ("embed",) else part for part in parts]
-        array = jnp.asarray(np.stack(parts) if path[0] == "layers" else parts[0], dtype)
-        (weights["layers"] if path[0] == "layers" else weights)[path[-1]] = array
+    parts: dict[tuple[str, ...], np.ndarray] = {}
+    for one in stored(config):
+        for name, part in zip(one.weights, one.parts(np.asarray(read(one.name))), strict=True):
+            path = ("layers", name) if one.index else (name,)
+            whole = parts.setdefault(path, np.empty(shapes[path], part.dtype))
+            whole[one.index] = part
+    for path, whole in parts.items():
+        (weights["layers"] if path[0] == "layers" else weights)[path[-1]] = jnp.asarray(whole, dtype)
     return weights
 
 
@@ -143,10 +140,12 @@ def write_file(file: Path, config: DecoderConfig, weights: Mapping[str, Any]) ->
 
 
 def _tensors(config: DecoderConfig, weights: Mapping[str, Any]) -> Iterator[tuple[str, np.ndarray]]:
-    for path, names in hf_names(config).items():
-        parts = np.asarray(weights["layers"][path[1]]) if path[0] == "layers" else [np.asarray(weights[path[0]])]
-        for name, part in zip(names, parts, strict=True):
-            yield name, part.T if part.ndim == 2 and path != ("embed",) else part
+    layers = {name: np.asarray(array) for name, array in weights["layers"].items()}
+    for one in stored(config):
+        if one.index:
+            yield one.name, one.tensor([layers[name][one.index] for name in one.weights])
+        else:
+            yield one.name, one.tensor([np.asarray(weights[name]) for name in one.weights])
 
 
 def _open(folder: Path, stack: ExitStack) -> dict[str, Any]:
@@ -191,15 +190,17 @@ def _shards(index: Path) -> list[str]:
 
 
 def _to_ignore(folder: Path, config: DecoderConfig, tensors: Mapping[str, Any]) -> set[str]:
-    """Tensors that say nothing new: tables of rotary positions, and an output matrix that is the embedding."""
-    ignore = {name for name in tensors if name.endswith("rotary_emb.inv_freq")}
-    if config.tied and "lm_head.weight" in tensors and "model.embed_tokens.weight" in tensors:
-        if not np.array_equal(tensors["lm_head.weight"][...], tensors["model.embed_tokens.weight"][...]):
+    """Tensors that say nothing new: tables of rotary positions, masks, and an output matrix that is the embedding."""
+    ignore = {name for name in tensors if name.endswith(TABLES)}
+    outer = FAMILIES[config.family].outer
+    head, embed = outer["head"], outer["embed"]
+    if config.tied and head in tensors and embed in tensors:
+        if not np.array_equal(tensors[head][...], tensors[embed][...]):
             raise RunError(
-                f"{folder}: lm_head.weight differs from model.embed_tokens.weight, but config.json has "
+                f"{folder}: {head} differs from {embed}, but config.json has "
                 "tie_word_embeddings true (or leaves it out where that is the default); set it to false there."
             )
-        ignore.add("lm_head.weight")
+        ignore.add(head)
     return ignore
 
 
@@ -223,15 +224,7 @@ def check_shapes(source: str, config: DecoderConfig, shapes: Mapping[str, tuple[
 
 def expected_shapes(config: DecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of the tensors that a Hugging Face checkpoint of this configuration has."""
-    layers = layer_shapes(config)
-    flat = {
-        "embed": (config.width, config.vocabulary),
-        "norm": (config.width,),
-        "head": (config.width, config.vocabulary),
-    }
-    for path, names in hf_names(config).items():
-        shape = layers[path[1]] if path[0] == "layers" else flat[path[0]]
-        yield from ((name, shape[::-1]) for name in names)
+    yield from ((one.name, one.shape) for one in stored(config))
 
 
 def _some(names: list[str]) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import replace
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, Self, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,6 @@ from jax.experimental import multihost_utils
 
 from eggroll.engine.annotations import Numbers, PyTree
 from eggroll.engine.checks import is_traced
-from eggroll.strategy.methods import Configured
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State, check_state
 
@@ -24,18 +24,19 @@ Auto: TypeAlias = Literal["auto"]
 AUTO: Final = "auto"
 CHOSEN = "sigma", "learning_rate"  # settings that may be that
 # Of sigma: a learning rate that stays. Measured (`bench.tuning`): .2 to .5 of sigma is near the best, twice that where
-# it falls to zero, whatever the size of the weights.
-RATE = 0.3
+# it falls to zero, whatever the size of the weights. Noise on activations tells so much more that the rate is as for
+# backpropagation: this part of the weights' RMS.
+RATE, RATE_BY_SIZE = 0.3, 0.03
 MEMBERS = 64  # evaluated with each sigma that is tried, of a larger population
-START, LEAST, MOST = 0.05, 1e-3, 40  # of the weights' RMS; where that is zero; steps by two
+START, MOST = 0.05, 40  # of the weights' RMS; steps by two
+MORE = 1.25  # times the worth, for four times the noise: less is the plain of what is as random already
 STILL = 2.0**-12  # of that, as no noise at all: a sigma of zero would be refused
 
 
-def started_from(params: PyTree) -> float:
-    """A sigma that is surely small, in units of the parameters."""
-    leaves = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(jax.device_get(params))]
-    size = math.sqrt(np.mean(np.square(np.concatenate(leaves)))) if leaves else 0.0
-    return START * size or LEAST
+def size_of(params: PyTree) -> float:
+    """The RMS of all parameters; 0.02 where they are zero."""
+    leaves = [np.asarray(x, np.complex128).ravel() for x in jax.tree.leaves(jax.device_get(params))]
+    return math.sqrt(np.mean(np.abs(np.concatenate(leaves)) ** 2)) or 0.02
 
 
 def on_host(fitness: Numbers) -> np.ndarray:
@@ -112,9 +113,74 @@ def widest(tried: Callable[[float], np.ndarray], start: float, pairs: bool) -> f
             "cannot choose: does it depend on the parameters? Else give sigma as a number."
         )
     for way in (2, -2):
-        while of(best + way) > of(best) and abs(best) < MOST:
+        while of(best + way) > MORE * of(best) and abs(best) < MOST:
             best += way
-    return start * 2.0 ** max((best - 1, best, best + 1), key=of)
+    around = sorted((best - 1, best, best + 1))
+    enough = max(map(of, around)) / MORE**0.5
+    return start * 2.0 ** next(step for step in around if of(step) >= enough)
+
+
+def costing(tried: Callable[[float], np.ndarray], start: float, cost: float) -> float:
+    """The sigma whose noise costs so much on average, where that grows with its square.
+
+    Args:
+        tried: sigma → cost of members with noise of that scale, the same noise each time.
+        start: where to begin.
+        cost: what noise is to cost, > 0.
+
+    Raises:
+        ValueError: noise of no scale costs so much.
+
+    Example:
+        >>> round(costing(lambda sigma: np.array([90.0, 110.0]) * sigma**2, start=1.0, cost=0.25), 3)
+        0.05
+    """
+    sigma = start
+    for _ in range(12):
+        found = float(tried(sigma).mean())
+        step = math.sqrt(cost / found) if 0 < found < math.inf else 16.0 if found <= 0 else 1 / 16
+        sigma *= min(max(step, 1 / 16), 16)
+        if 0.9 < step < 1.1:
+            return float(f"{sigma:.3g}")
+    raise ValueError(f"got a function that noise of no scale changes by {cost:.3g}; give sigma as a number.")
+
+
+class Configured:
+    """What is made of settings that it can be asked for by their names."""
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """Every setting that decides numbers, by its name in `__init__`: what runs compare and ledgers keep."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "plan" and name in vars(self) and self.takes(name):
+            raise AttributeError(
+                f"got {name}={_short(value)} for a strategy that is compiled as it was made; make another one with it, "
+                f"{type(self).__name__}({name}=...), which goes on with the same state. Sigma may be a schedule."
+            )
+        super().__setattr__(name, value)
+
+    def __repr__(self) -> str:
+        """Its class with population, sigma, rank, and what else is not as it would be by default."""
+        default = {name: each.default for name, each in self.parameters().items()}
+        found = {name: value for name, value in self.options().items() if name in default and name != "optimizer"}
+        kept = [n for n, value in found.items() if n in ("population", "sigma", "rank") or value != default[n]]
+        return f"{type(self).__name__}({', '.join(f'{name}={_short(found[name])}' for name in kept)})"
+
+    @classmethod
+    def parameters(cls) -> Mapping[str, inspect.Parameter]:
+        """Its settings, by the names that `__init__` has for them."""
+        return inspect.signature(cls).parameters
+
+    @classmethod
+    def takes(cls, name: str) -> bool:
+        """Whether there is a setting of that name."""
+        return name in cls.parameters()
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """A strategy of those settings that it takes."""
+        return cls(**{name: value for name, value in options.items() if cls.takes(name)})
 
 
 class Automatic(Configured):
@@ -122,6 +188,7 @@ class Automatic(Configured):
 
     settings: Population
     population: int
+    groups: int
 
     @abstractmethod
     def ask(self, state: State) -> Any:
@@ -132,17 +199,29 @@ class Automatic(Configured):
         """The settings that are `"auto"` and not chosen yet."""
         return tuple(name for name in CHOSEN if getattr(self, name, None) == AUTO)
 
-    def choose(self, state: State, evaluate: Callable[[Any], Numbers], *, members: int | None = None) -> None:
+    def choose(
+        self,
+        state: State,
+        evaluate: Callable[[Any], Numbers],
+        *,
+        members: int | None = None,
+        cost: float | None = None,
+        rate: float | None = None,
+    ) -> None:
         """Chooses the settings that are `"auto"`, once; `step` and `fit` do it by themselves.
 
         Sigma is the one, of powers of two, at which the spread of fitness that noise makes, less the fitness that it
-        costs, is largest; the learning rate is 0.3 of it. With noise on activations, the rate goes by noise on weights.
+        costs, is largest; the learning rate is 0.3 of it. With noise on activations, which tells as much as a gradient,
+        it is 0.03 of the weights' RMS.
 
         Args:
             state: of generation 0.
             evaluate: `evaluate(members)` → fitness `[N]`, or `[N, ...]` with a number per row; asked some 6 to 12
                 times, with the same noise at different scales.
-            members: how many there are each time, at most the population. Default None: all.
+            members: how many there are each time, at most the population, in one group. Default None: all.
+            cost: for an `evaluate` that returns what noise does to each member in numbers of its own, such as the
+                divergence of its outputs from those without noise: what it is to be on average. Default None: fitness.
+            rate: the learning rate, in units of sigma. Default None: as above.
 
         Raises:
             ValueError: a state of a later generation, or a fitness that tells nothing.
@@ -156,9 +235,17 @@ class Automatic(Configured):
             ((), 0.8)
         """
         check_state(state)
-        self._choose(state, evaluate, members or self.population, type(self).ask)
+        self._choose(state, evaluate, members, type(self).ask, cost, rate)
 
-    def _choose(self, state: State, evaluate: Callable[[Any], Numbers], size: int, ask: Callable[..., Any]) -> None:
+    def _choose(
+        self,
+        state: State,
+        evaluate: Callable[[Any], Numbers],
+        members: int | None,
+        ask: Callable[..., Any],
+        cost: float | None = None,
+        rate: float | None = None,
+    ) -> None:
         if not self.undecided:
             return
         if is_traced(state) or state.generation:
@@ -168,24 +255,28 @@ class Automatic(Configured):
                 "the state of es.init. To go on with a run, give the numbers that it had: its metrics have sigma."
             )
 
-        def found(noise: Any) -> float:
-            who, tried = replace(self.settings, size=min(size, self.population), noise=noise), [0.0]
-            trial = copy(self)
-            trial._take({"settings": who, "population": who.size, "sigma": lambda _: jnp.float32(tried[0])})
+        size = self.population if members is None else min(members, self.population)
+        who = replace(self.settings, size=size, groups=1 if members else self.groups)
+        trial, tried = copy(self), [0.0]
+        changed = {"settings": who, "population": size, "groups": who.groups}
+        trial._take({**changed, "sigma": lambda _: jnp.float32(tried[0])})
 
-            def fitness(sigma: float) -> np.ndarray:
-                tried[0] = sigma
-                return on_host(evaluate(ask(trial, state)))
+        def fitness(sigma: float) -> np.ndarray:
+            tried[0] = sigma
+            return on_host(evaluate(ask(trial, state)))
 
-            return widest(fitness, started_from(state.params), who.antithetic)
-
-        sigma = found(self.settings.noise)
-        rate = RATE * (sigma if self.settings.noise == "weights" else found("weights"))
-        chosen = {"sigma": sigma, "learning_rate": rate}
-        self._take({name: chosen[name] for name in self.undecided})
+        start = START * size_of(state.params)
+        sigma = widest(fitness, start, who.antithetic) if cost is None else costing(fitness, start, cost)
+        by_size = rate is None and who.noise == "activations"
+        chosen = RATE_BY_SIZE * size_of(state.params) if by_size else (RATE if rate is None else rate) * sigma
+        self._take({name: {"sigma": sigma, "learning_rate": chosen}[name] for name in self.undecided})
 
     def _take(self, settings: Mapping[str, Any]) -> None:
         """Settings that are other ones than those that it was made with, before anything is compiled for it."""
         vars(self).update(settings)
         for each in ("cache", "_plans"):
             vars(self).pop(each, None)
+
+
+def _short(value: Any) -> str:  # a function by its name: its address says nothing
+    return str(getattr(value, "__qualname__", None) or type(value).__qualname__) if callable(value) else repr(value)

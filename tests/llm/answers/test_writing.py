@@ -61,6 +61,7 @@ def test_the_noise_that_is_read_with_is_that_of_writing() -> None:
     written = members.plan.sites
     streams = as_written(Streams.of(generation_key(state.key, 0, 1), written, "rademacher", N), written, sites)
 
+    @jax.jit
     def logits(sigma: float) -> jax.Array:
         credit = jnp.ones((N, truth.MAX_TOKENS))
         axes = _turn_axes(members.plan.sites, sites, N, truth.MAX_TOKENS)

@@ -4,23 +4,32 @@ Run by hand, from the repository's root, in an environment of its own (`pip inst
 `pip install transformers`; eggroll need not be there):
 
     python -m tests.llm.golden.make                   # writes tests/llm/golden/<family>/
+    python -m tests.llm.golden.make --decoders        # writes tests/llm/golden/decoders.npz, or some cases of it
     python -m tests.llm.golden.make --real FOLDER     # writes tests/llm/golden/smollm2.json from converted weights
     python -m tests.llm.golden.make --check FOLDER    # FOLDER/<family>, saved by eggroll, give the same logits here
+    python -m tests.llm.golden.make --check-decoders FOLDER  # FOLDER/<case>, saved by eggroll, do, too
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 
+import numpy as np
 import torch
 import transformers
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 
+from tests.llm.decoders import ANSWER as DECODED
+from tests.llm.decoders import CASES, draw, prompts
 from tests.llm.families import SETTINGS, VOCABULARY
 
 HERE = Path(__file__).parent
+DECODERS = HERE / "decoders.npz"
 TIME, ANSWER, STARTS = 9, 12, (0, 3, 6)  # columns of a prompt, tokens of an answer, pad columns of each row
 QUESTIONS = (
     "What is the capital of France?",
@@ -67,6 +76,61 @@ def golden(model: transformers.PreTrainedModel) -> dict[str, torch.Tensor]:
     }
 
 
+def make_decoders(names: list[str]) -> None:
+    """Names and shapes of checkpoints' tensors, logits and answers of every case, in one file: weights have none."""
+    kept = dict(np.load(DECODERS)) if DECODERS.exists() else {}
+    for case in names or CASES:
+        with tempfile.TemporaryDirectory() as place:
+            tensors = untrained(case, Path(place))
+            found = of_decoder(Path(place))
+        made = {"tensors": json.dumps({name: list(tensor.shape) for name, tensor in tensors.items()}), **found}
+        kept |= {f"{case}/{name}": np.asarray(value) for name, value in made.items()}
+        print(case, {name: float(np.std(value)) for name, value in found.items()})
+    np.savez_compressed(DECODERS, **{name: kept[name] for name in sorted(kept)})
+
+
+def untrained(case: str, folder: Path) -> dict[str, np.ndarray]:
+    """A checkpoint of a case as transformers writes it, with the weights that are drawn from their names."""
+    settings = CASES[case]
+    config = transformers.AutoConfig.for_model(**settings)
+    kind = transformers.AutoModelForImageTextToText if "text_config" in settings else transformers.AutoModelForCausalLM
+    kind.from_config(config).float().save_pretrained(folder)
+    shapes = {name: tensor.shape for name, tensor in load_arrays(folder / "model.safetensors").items()}
+    tensors = {name: draw(settings["model_type"], name, shape) for name, shape in shapes.items()}
+    save_arrays(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return tensors
+
+
+def of_decoder(folder: Path) -> dict[str, np.ndarray]:
+    """Logits of every column, and the likeliest answers, each of a model of its own: rotary positions may remember."""
+    tokens, start = (torch.tensor(one) for one in prompts())
+    tokens, mask = tokens.long(), (torch.arange(tokens.shape[1]) >= start[:, None]).long()
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    wrapped = "text_config" in json.loads((folder / "config.json").read_text())
+    kind = transformers.AutoModelForImageTextToText if wrapped else transformers.AutoModelForCausalLM
+
+    def loaded() -> transformers.PreTrainedModel:
+        model, said = kind.from_pretrained(folder, output_loading_info=True, attn_implementation="eager")
+        assert not any(said.values()), said
+        return model.eval()
+
+    options = {"do_sample": False, "max_new_tokens": DECODED, "min_new_tokens": DECODED, "pad_token_id": 0}
+    with torch.no_grad():
+        logits = loaded()(input_ids=tokens, attention_mask=mask, position_ids=positions).logits
+        answer = loaded().generate(input_ids=tokens, attention_mask=mask, eos_token_id=None, **options)
+    return {"logits": logits.numpy(), "answer": answer[:, tokens.shape[1] :].int().numpy()}
+
+
+def check_decoders(folder: Path) -> None:
+    """Raises unless folders of the cases saved by eggroll load without complaint and give the golden values."""
+    wanted = np.load(DECODERS)
+    for case in CASES:
+        found = of_decoder(folder / case)
+        assert np.array_equal(found["answer"], wanted[f"{case}/answer"]), case
+        assert np.array_equal(found["logits"], wanted[f"{case}/logits"]), case
+        print(f"{case}: equal to the bit")
+
+
 def check(folder: Path) -> None:
     """Raises unless a folder saved by eggroll loads without complaint and gives the golden values to the bit."""
     for family in SETTINGS:
@@ -101,11 +165,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--real", type=Path, metavar="FOLDER")
     parser.add_argument("--check", type=Path, metavar="FOLDER")
+    parser.add_argument("--decoders", nargs="*", metavar="CASE")
+    parser.add_argument("--check-decoders", type=Path, metavar="FOLDER")
     given = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     if given.real:
         real(given.real)
     elif given.check:
         check(given.check)
+    elif given.check_decoders:
+        check_decoders(given.check_decoders)
+    elif given.decoders is not None:
+        make_decoders(given.decoders)
     else:
         for family in SETTINGS:
             make(family)

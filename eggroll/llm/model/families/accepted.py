@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
+from eggroll.llm.model.families.table import Family
 from eggroll.llm.model.files import transformers
 from eggroll.training.errors import RunError
 
@@ -25,6 +26,7 @@ READ = {
     "num_attention_heads",
     "num_key_value_heads",
     "head_dim",
+    "hidden_act",
     "max_position_embeddings",
     "rms_norm_eps",
     "tie_word_embeddings",
@@ -32,11 +34,6 @@ READ = {
     "rope_scaling",  # transformers moves this and the next into rope_parameters
     "rope_theta",
 }
-WINDOWS = {"layer_types", "sliding_window"}
-QWEN = {"hidden_act", "use_sliding_window", "max_window_layers"} | WINDOWS
-GEMMA = {"hidden_activation", "query_pre_attn_scalar", "sliding_window_pattern", "rope_local_base_freq"} | WINDOWS
-# What the decoder reads of one family and not of all: a new family reads nothing more until it is said here.
-READ_OF: dict[str, set[str]] = {"llama": {"hidden_act"}, "qwen2": QWEN, "qwen3": QWEN, "gemma3_text": GEMMA}
 
 # Settings that change what a model computes and that the decoder lacks; each with the values that mean "off".
 OFF: dict[str, tuple[Any, ...]] = {
@@ -68,47 +65,46 @@ NEUTRAL = {
     *("attn_implementation", "is_llama_config", "transformers.js_config", "unsloth_fixed", "unsloth_version"),
     *("finetuning_task", "is_decoder", "prefix", "sep_token_id", "task_specific_params", "tokenizer_class"),
     *("tf_legacy_loss", "torchscript", "use_bfloat16"),
-}
-
-ROTARY = {
-    "rope_type",
-    "type",
-    "rope_theta",
-    "partial_rotary_factor",
-    "factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "original_max_position_embeddings",
+    *("attn_pdrop", "embd_pdrop", "resid_pdrop", "hidden_dropout", "residual_dropout", "embedding_dropout"),
+    *("classifier_dropout", "output_router_logits", "router_aux_loss_coef", "router_jitter_noise", "eod_token_id"),
+    *("summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels", "summary_first_dropout"),
+    *("gradient_checkpointing", "reorder_and_upcast_attn", "n_ctx"),
 }
 
 
-def refuse_what_is_not_accepted(given: Mapping[str, Any], full: Mapping[str, Any]) -> None:
+def refuse_what_is_not_accepted(given: Mapping[str, Any], full: Mapping[str, Any], family: Family) -> None:
     """Refuses, by name, settings that the decoder does not read and that are not known to change nothing.
 
     Args:
         given: the contents of `config.json`.
         full: the configuration with the defaults of its architecture.
+        family: what is read of it.
 
     Raises:
         RunError: a setting that the decoder lacks, or that is in no list.
     """
     kind = full["model_type"]
-    read = READ | READ_OF.get(kind, set())
+    read = _read_of(family)
     every = {**given, **full}
-    for name, off in OFF.items():
-        if name not in read and every.get(name, off[0]) not in off:
+    for name, taken in {**OFF, **family.only}.items():
+        if name not in read and every.get(name, taken[0]) not in taken:
             raise RunError(
                 f"got {name}={every[name]!r} in the configuration of this {kind} model; the decoder does "
-                f"not compute that, only {name}={off[0]!r}. Choose another model, or add it to "
-                "eggroll/llm/model/decoder.py."
+                f"not compute that, only {name}={taken[0]!r}. Choose another model, or add it to "
+                "eggroll/llm/model/parts."
             )
-    known = read | OFF.keys() | NEUTRAL | _of_all_models()
+    known = read | OFF.keys() | family.only.keys() | NEUTRAL | _of_all_models()
     _refuse(every, {name for name in every if name not in known and not name.startswith("_")}, kind)
 
 
-def refuse_what_rotary_positions_lack(
-    rope: Mapping[str, Any], kind: str, known: Collection[str] = frozenset(ROTARY)
-) -> None:
+def _read_of(family: Family) -> set[str]:
+    """The settings that are read of a family: its own names, and the usual ones that transformers takes for them."""
+    usual = READ - ({"rms_norm_eps", "hidden_act"} & set(family.sizes.values())) | set(family.sizes)
+    windows = {"all": {"sliding_window"}, "layer_types": {"sliding_window", "layer_types"}}.get(family.windows, set())
+    return usual | windows | {*family.numbers, *family.switches, *family.reads}
+
+
+def refuse_what_rotary_positions_lack(rope: Mapping[str, Any], kind: str, known: Collection[str]) -> None:
     """Refuses, by name, what a description of rotary positions says beyond what is `known`.
 
     Raises:
@@ -128,6 +124,6 @@ def _refuse(settings: Mapping[str, Any], unknown: Collection[str], kind: str, pl
         found = ", ".join(f"{name}={settings[name]!r}" for name in sorted(unknown))
         raise RunError(
             f"got {found} in the {place} of this {kind} model; only settings that the decoder computes, or that are "
-            "known to change nothing, are taken. Choose another model, or say in eggroll/llm/model/accepted.py what "
+            "known to change nothing, are taken. Choose another model, or say in eggroll/llm/model/families what "
             "the setting means."
         )
