@@ -26,6 +26,7 @@ QUESTIONS = (
     "pod",
     "finetune",
     "grpo",
+    "rl",
     "activations",
     "nondifferentiable",
     "decode",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from eggroll import kernels as kernels
     from eggroll import llm as llm
     from eggroll import nnx as nnx
+    from eggroll import rl as rl
     from eggroll import strategy as strategy
     from eggroll import training as training
     from eggroll.engine.factored import factored
@@ -80,6 +81,7 @@ _PACKAGES = (
     "eggroll.kernels",
     "eggroll.llm",
     "eggroll.nnx",
+    "eggroll.rl",
     "eggroll.strategy",
     "eggroll.training",
 )

@@ -1,10 +1,10 @@
-"""The command line: `eggroll train`, `finetune`, `evaluate`, `explain`, `replay`, `ledger` and `doctor`."""
+"""The command line: `eggroll train`, `finetune`, `rl`, `evaluate`, `explain`, `replay`, `ledger` and `doctor`."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -14,6 +14,8 @@ from eggroll.commands.evaluate import Evaluate, evaluate
 from eggroll.commands.explain import Explain, explain
 from eggroll.commands.finetune import Finetune, finetune
 from eggroll.commands.replay import Ledger, Replay, ledger, replay
+from eggroll.commands.rl import Rl, RlEvaluate, RlList, RlRender, listed, render, rl
+from eggroll.commands.rl import evaluate as rl_evaluate
 from eggroll.commands.train import Train, train
 from eggroll.training.errors import RunError, abridged, mended
 
@@ -26,7 +28,15 @@ RUN: dict[type, Callable[[Any], int]] = {
     Replay: replay,
     Ledger: ledger,
     Doctor: doctor,
+    Rl: rl,
+    RlEvaluate: rl_evaluate,
+    RlRender: render,
+    RlList: listed,
 }
+PARTS = {"rl": Rl, "rl evaluate": RlEvaluate, "rl render": RlRender, "rl list": RlList}
+ALL: Any = Train | Finetune | Evaluate | Explain | Replay | Ledger | Doctor
+for name, part in PARTS.items():
+    ALL |= Annotated[part, tyro.conf.subcommand(name)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,8 +54,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         print(f"eggroll {__version__}")
         return 0
+    if " ".join(arguments[:2]) in PARTS and len(arguments) > 1:
+        arguments[:2] = [" ".join(arguments[:2])]
     command = tyro.cli(
-        Train | Finetune | Evaluate | Explain | Replay | Ledger | Doctor,
+        ALL,
         prog="eggroll",
         description=DESCRIPTION,
         args=arguments or ["--help"],

@@ -13,13 +13,21 @@ from eggroll.training.errors import RunError
 from eggroll.version import __version__
 
 # What is imported -> the distribution that has it, and the extra of pyproject.toml that brings it.
+# Without an extra: gymnax, which would take JAX below 0.12 with it.
 PACKAGES = {
+    "ale_py": ("ale-py", "atari"),
+    "brax": ("brax", "brax"),
     "cloudpickle": ("cloudpickle", "llm"),
     "gguf": ("gguf", "gguf"),
+    "gymnasium": ("gymnasium", "rl"),
+    "gymnax": ("gymnax", ""),
     "huggingface_hub": ("huggingface-hub", "llm"),  # of transformers, as tokenizers
     "jinja2": ("jinja2", "llm"),
+    "jumanji": ("jumanji", "jumanji"),
     "matplotlib": ("matplotlib", "train"),
+    "navix": ("navix", "navix"),
     "orbax": ("orbax-checkpoint", "train"),
+    "PIL": ("pillow", "rl"),
     "pyarrow": ("pyarrow", "data"),
     "reasoning_gym": ("reasoning-gym", "reasoning"),
     "safetensors": ("safetensors", "llm"),
@@ -70,7 +78,8 @@ def check_installed(module: str, what: str) -> None:
 
 def _missing(module: str, what: str) -> MissingPackageError:
     package, extra = PACKAGES[module]
-    error = MissingPackageError(f'got no package {package}, which {what} need: pip install "eggroll-jax[{extra}]"')
+    install = f'"eggroll-jax[{extra}]"' if extra else f"{package} (no extra brings it: it asks for an older JAX)"
+    error = MissingPackageError(f"got no package {package}, which {what} need: pip install {install}")
     error.name = module
     return error
 

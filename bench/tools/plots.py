@@ -21,6 +21,8 @@ LABELS = {
     "tokens": "tokens generated in training",
     "evaluations": "forward passes of a minibatch",
     "held_out": "held-out reward",
+    "steps": "live steps",
+    "return": "greedy return",
 }
 
 

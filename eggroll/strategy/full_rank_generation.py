@@ -188,12 +188,10 @@ class FullRankDraw(Draw):
         """See `Draw.plan_for`."""
         return full_rank_plan(params, self.rules)
 
-    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> PyTree:
-        """See `Draw.apply`: one compiled call after the other, of any function of dense parameters."""
+    def ready(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None, held: Any) -> Function:
+        """See `Draw.ready`: one compiled call after the other, of any function of dense parameters; nothing is kept."""
         generation, size = self._of(plan), self.settings.size
-        program = self.cache.program(fun, params, rows)
-        rows = rows.arrays_alone()
-        axes = rows.axes
+        program, axes = self.cache.program(fun, params, rows), rows.axes
 
         def run(params: PyTree, args: tuple, i: Index) -> Any:
             rows = Rows(args, axes, size)
@@ -201,14 +199,17 @@ class FullRankDraw(Draw):
             out = program.evaluate(Interpreter(Policy("allow")), seen)
             return jax.tree.map(lambda x: jnp.expand_dims(x, 0), out)  # never the parameters' own memory
 
-        outputs, buffers = [], generation.buffers(params)
-        for i in range(size):
-            own, buffers = generation.member(params, i, buffers)
-            outputs.append(self.cache(run, ("apply", program, axes), own, rows.args, np.int32(i)))
-        return _joined(outputs)
+        def all_of_them(args: tuple) -> PyTree:
+            outputs, buffers = [], generation.buffers(params)
+            for i in range(size):
+                own, buffers = generation.member(params, i, buffers)
+                outputs.append(self.cache(run, ("apply", program, axes), own, args, np.int32(i)))
+            return _joined(outputs)
+
+        return all_of_them
 
     def member(self, plan: Plan, params: PyTree, i: Index) -> PyTree:
-        """See `Draw.member`: what `apply` evaluates, bit for bit."""
+        """See `Draw.member`: what `ready` evaluates, bit for bit."""
         generation = self._of(plan)
         return generation.member(params, i, generation.buffers(params))[0]
 

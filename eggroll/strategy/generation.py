@@ -77,13 +77,11 @@ class Generation:
         """`params` as member `member` sees them, with `LowRank` leaves."""
         signs = self.population.signs
         words = self.sampler.streams.draw(self.key, jnp.reshape(member // signs, 1))
-        noise = self.sampler.draw_one(words)
-        return self.sampler.perturb(params, noise, member_sign(member % signs), self.sigma)
+        return self.sampler.perturb(params, self.sampler.draw_one(words), member_sign(member % signs), self.sigma)
 
     def words(self) -> jax.Array | None:
         """The random words of all units, to be made once for evaluation and update; None where they are too many."""
-        pop = self.population
-        streams = self.sampler.streams
+        pop, streams = self.population, self.sampler.streams
         if not keep_words(4 * streams.words * pop.units // self._devices):
             return None
         units = np.arange(pop.units, dtype=np.uint32)  # a constant: nothing to compile
@@ -117,7 +115,7 @@ class Generation:
         rows: Rows,
         split: Callable[[Any], tuple[Any, Any]],
         arrangement: Arrangement | None = None,
-        words: jax.Array | None = None,
+        words: Any = None,
     ) -> tuple[Any, Any]:
         """Evaluates `program` on every member.
 
@@ -127,7 +125,7 @@ class Generation:
             rows: the other arguments.
             split: parts an output into (kept for every member, averaged over members).
             arrangement: how many at once; by default `arrangement(...)`.
-            words: from `words()`; by default drawn anew, chunk by chunk.
+            words: from `words()`, or noise that is kept, of all units; by default drawn anew, chunk by chunk.
 
         Returns:
             (outputs with a leading axis `population`, outputs averaged over the members whose kept outputs are
@@ -222,20 +220,24 @@ class LowRankDraw(Draw):
         """See `Draw.plan_for`."""
         return self.plans.plan_for(params, fun, rows)
 
-    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> PyTree:
-        """See `Draw.apply`."""
-        settings = self.settings if chunk is None else replace(self.settings, chunk=chunk)
-        program = self.cache.program(fun, params, rows)
-        rows = rows.arrays_alone()
-        axes = rows.axes
+    def ready(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None, held: Any) -> Function:
+        """See `Draw.ready`; noise is kept by plan."""
+        who, program, axes = self.settings, self.cache.program(fun, params, rows), rows.axes  # not self: see `member`
+        settings = who if chunk is None else replace(who, chunk=chunk)
+        kept: dict[Plan, Any] | None = None if plan.sites or who.mesh is not None else held
+        if kept is not None and plan not in kept:
+            draw = Sampler(plan, who.distribution, who.size).all_noise
+            kept[plan] = self.cache(draw, ("hold", plan), self.key, who.units)
 
-        def run(params: PyTree, args: tuple, key: jax.Array, sigma: Scalar) -> Any:
+        def run(params: PyTree, args: tuple, key: jax.Array, sigma: Scalar, noise: Any) -> Any:
             rows = Rows(args, axes, settings.size)
             check_covered(plan, program, params, rows)
             generation = Generation(settings, plan, key, sigma)
-            return generation.evaluate(program, params, rows, lambda out: (out, ()))[0]
+            return generation.evaluate(program, params, rows, lambda out: (out, ()), words=noise)[0]
 
-        return self.cache(run, ("apply", program, plan, axes, settings.chunk), params, rows.args, self.key, self.sigma)
+        static = "apply", program, plan, axes, settings.chunk
+        noise = None if kept is None else kept[plan]
+        return lambda args: self.cache(run, static, params, args, self.key, self.sigma, noise)
 
     def member(self, plan: Plan, params: PyTree, i: Index) -> PyTree:
         """See `Draw.member`."""
@@ -277,7 +279,7 @@ def replayed_at_sites(
         losses = shape if weights.size == len(weights) * math.prod(shape) else ()
         if isinstance(fun, Writes):  # what was written is written again
             made = replace(draw(state), sigma=recorded if sigma is None else sigma)
-            outputs = made.apply(own, state.params, fun, rows, None)
+            outputs = made.ready(own, state.params, fun, rows, None, None)(rows.arrays_alone().args)
             program, rows = reading(cache, fun, own, state.params, rows, outputs, settings.signs)
             losses, wrote = (), fun.wrote
         rows = rows.arrays_alone()

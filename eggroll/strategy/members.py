@@ -5,12 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 
 from eggroll.engine.annotations import Chunk, Function, Index, PyTree, Scalar
 from eggroll.engine.checks import as_index, check_function, is_traced
+from eggroll.engine.factored import is_array
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, make_rows
@@ -48,8 +49,11 @@ class Draw(ABC):
         """As `Strategy.plan_for`."""
 
     @abstractmethod
-    def apply(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None) -> PyTree:
-        """The output of `fun` for every member; see `Members.apply`."""
+    def ready(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None, held: Any) -> Function:
+        """What makes of arguments like those of `rows`, whose other leaves are 0, the output of `fun` for each member.
+
+        `held` is a dictionary for what is drawn once for all functions, or None.
+        """
 
     @abstractmethod
     def member(self, plan: Plan, params: PyTree, i: Index) -> PyTree:
@@ -74,6 +78,7 @@ class Members:
         self._draw = draw
         self._plan: Plan | None = None
         self._ran: tuple[Function, Rows, PyTree] | None = None
+        self._held: dict[Any, Any] | None = None
 
     def __len__(self) -> int:
         return self._draw.settings.size
@@ -178,9 +183,32 @@ class Members:
         """
         check_function("fun", fun, "members.apply(fun, *args)")
         rows = self._rows(args, in_axes)
-        outputs = self._draw.apply(self._plan_of(fun, rows), self.params, fun, rows, chunk)
+        like = None if self._held is None else (fun, rows.axes, chunk, _shapes(args))
+        if self._held is None or (ready := self._held.get(like)) is None:
+            ready = self._draw.ready(self._plan_of(fun, rows), self.params, fun, rows, chunk, self._held)
+            if self._held is not None:
+                self._held[like] = ready
+        outputs = ready(rows.arrays_alone().args)
         self._ran = fun, rows, outputs if isinstance(fun, Writes) else None
         return outputs
+
+    def hold(self) -> Self:
+        """These members, which from now on keep the noise that they draw: for many calls of `apply`, on few rows each.
+
+        Each call draws it anew otherwise, and looks whether its function is still what it was: now that is what it was
+        at its first call. Noise takes the memory of rank·(m+n) numbers for every pair and layer m × n; full-rank
+        members, and those on a mesh, keep none.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, eggroll
+            >>> es = eggroll.ES(population=8, sigma=0.1)
+            >>> members = es.ask(es.init({"w": jnp.zeros((4, 3))}, jax.random.key(0))).hold()
+            >>> act = lambda params, x: x @ params["w"]
+            >>> [members.apply(act, jnp.full(4, step), in_axes=None).shape for step in (1.0, 2.0)]
+            [(8, 3), (8, 3)]
+        """
+        self._held = {}
+        return self
 
     def __getitem__(self, i: Any) -> Any:
         """The dense parameters of member `i`, counted from the end if it is negative; of a slice, a list of them."""
@@ -254,6 +282,13 @@ def _other_noise(name: str, mine: object, other: Any) -> ValueError:
         f"got members of an ES with {name}={mine!r} for one with {name}={other!r}: their noise is not what would be "
         "summed up. Tell the ES that you asked."
     )
+
+
+def _shapes(args: tuple) -> Any:
+    """What a compiled function is fixed to of its arguments."""
+    leaves, tree = jax.tree.flatten(args)
+    shapes = ((x.shape, x.dtype, getattr(x, "weak_type", False)) if is_array(x) else (type(x), x) for x in leaves)
+    return tree, tuple(shapes)
 
 
 def _layout(params: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -269,7 +269,7 @@ class _Loop:
         score = score if score is not None and math.isfinite(score) else place.score
         reached = Place(state, carry, self.source.position(), place.seconds + spent, seen, score)
         if self.store is not None:
-            self.store.log(record, metrics)
+            self.store.log(record, metrics, carry)
         self.place = reached  # only now: what a failing disk has no record of must not be saved as made
         for show in self.shows:
             show(record)

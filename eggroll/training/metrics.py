@@ -18,6 +18,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
+import numpy as np
+
 from eggroll.training.errors import RunError
 from eggroll.training.folder.disk import not_writable, open_to_read, own_folder, own_handle, parse_json
 from eggroll.training.folder.files import write_text
@@ -27,6 +29,28 @@ from eggroll.training.options import check_tensorboard
 
 Record = dict[str, Any]
 LOGGER = logging.getLogger("eggroll")
+BASE = 1 << 30  # what a run counts is in two numbers, as JAX has no 64-bit integers by itself
+
+
+def not_counted() -> np.ndarray:
+    """What a step carries from generation to generation to count in, at the start."""
+    return np.zeros(2, np.int32)
+
+
+def counted_on(count: Any, more: int) -> np.ndarray:
+    """The count after `more`."""
+    return np.array(divmod(counted(count) + more, BASE), np.int32)
+
+
+def counted(count: Any) -> int:
+    """How many that is.
+
+    Example:
+        >>> counted(counted_on(counted_on(not_counted(), 2**31), 5)) - 2**31
+        5
+    """
+    high, low = (int(x) for x in np.asarray(count))
+    return high * BASE + low
 
 
 class MetricsFile:

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from eggroll.engine.annotations import PyTree
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.training import processes
 from eggroll.training.checkpoints.manager import Checkpoints
@@ -34,6 +35,8 @@ class Saving:
         score: name of a number in the record, higher is better. Default `"fitness_mean"`. A checkpoint takes the newest
             value that there is.
         ledger: whether the ledger is written, from which `eggroll replay` rebuilds the parameters. Default True.
+        carry: whether the ledger has what the model carries along, too, so that a replay gives it: its numbers, for
+            every generation. Default False.
         base: the name of the model that the run starts from, for the ledger. Default None.
         initial: whether the initial parameters are written to `initial.npz`, so that folder and ledger suffice.
             Default False.
@@ -49,6 +52,7 @@ class Saving:
     best: int = 0
     score: str = "fitness_mean"
     ledger: bool = True
+    carry: bool = False
     base: str | None = None
     initial: bool = False
     tensorboard: bool = False
@@ -134,10 +138,10 @@ class Store:
                 raise LedgerError(f"{why} To go on without a ledger: --force (force=True).") from why
             return _set_aside(path, why)
 
-    def log(self, record: Record, metrics: Metrics) -> None:
+    def log(self, record: Record, metrics: Metrics, carry: PyTree) -> None:
         """Writes down a generation."""
         if self._journal is not None:
-            self._journal.append(metrics)
+            self._journal.append(metrics, carry if self._saving.carry else ())
         for log in self._logs:
             log.log(record)
 

@@ -53,10 +53,12 @@ def test_import_needs_no_jax_until_a_name_does_changes_no_setting_and_prints_not
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize("name", ["eggroll", "eggroll.kernels", "eggroll.llm", "eggroll.nnx", "eggroll.training"])
+@pytest.mark.parametrize(
+    "name", ["eggroll", "eggroll.kernels", "eggroll.llm", "eggroll.nnx", "eggroll.rl", "eggroll.training"]
+)
 def test_dir_lists_what_is_for_users_and_no_helper(name):
     module = importlib.import_module(name)
-    rooms = {"engine", "kernels", "llm", "nnx", "strategy", "training"} if name == "eggroll" else set()
+    rooms = {"engine", "kernels", "llm", "nnx", "rl", "strategy", "training"} if name == "eggroll" else set()
     assert {each for each in dir(module) if not each.startswith("__")} == {*module.__all__, *rooms}
 
 

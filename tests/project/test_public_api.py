@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-MODULES = ("eggroll", "eggroll.kernels", "eggroll.llm", "eggroll.nnx", "eggroll.training")
+MODULES = ("eggroll", "eggroll.kernels", "eggroll.llm", "eggroll.nnx", "eggroll.rl", "eggroll.training")
 SNAPSHOT = Path(__file__).with_name("public_api.txt")
 UPDATE = "EGGROLL_UPDATE_API"
 

@@ -7,6 +7,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -40,11 +41,15 @@ class Smoothed(Draw):
     def member(self, plan: Any, params: Any, i: Any) -> Any:
         return jax.tree.map(lambda x, u: x + self.sigma * u, params, direction(self.key, i, params))
 
-    def apply(self, plan: Any, params: Any, fun: Callable[..., Any], rows: Rows, chunk: Any) -> Any:
+    def ready(self, plan: Any, params: Any, fun: Callable[..., Any], rows: Rows, chunk: Any, held: Any) -> Any:
         def one(i: Any, own: list[Any]) -> Any:
             return fun(self.member(plan, params, i), *rows.merged(own))
 
-        return jax.jit(jax.vmap(one))(jnp.arange(self.settings.size), rows.of_members(0, self.settings.size))
+        def applied(args: tuple) -> Any:
+            mine = replace(rows, args=args).of_members(0, self.settings.size)
+            return jax.jit(jax.vmap(one))(jnp.arange(self.settings.size), mine)
+
+        return applied
 
     def gradient(self, plan: Any, params: Any, weights: jax.Array) -> Any:
         each = jax.vmap(lambda i, w: jax.tree.map(lambda u: -w * u, direction(self.key, i, params)))

@@ -195,3 +195,28 @@ def test_compiled_functions_keep_no_parameters_alive():
     del asked, state
     gc.collect()
     assert gone() is None
+
+
+@pytest.mark.parametrize(("rank", "antithetic"), [(1, True), (3, False)])
+def test_held_members_draw_once(rank, antithetic, monkeypatch):
+    es = eggroll.ES(population=12, sigma=0.1, rank=rank, antithetic=antithetic, chunk=4)
+    params = {"w": jnp.ones((9, 7)), "b": jnp.zeros(7)}
+    state = es.init(params, jax.random.key(5))
+
+    def act(params, x, power):
+        return (x @ params["w"] + params["b"]) ** power
+
+    x, axes = np.arange(12 * 9, dtype=np.float32).reshape(12, 9) / 100, (0, None)
+    drawn, held = es.ask(state), es.ask(state).hold()
+    expected = [drawn.apply(act, x + i, power, in_axes=axes) for i, power in ((0, 1), (1, 1), (1, 2))]
+    first = held.apply(act, x, 1, in_axes=axes)
+    monkeypatch.setattr("eggroll.strategy.noise.streams.Streams.draw", lambda *_: pytest.fail("drawn again"))
+    again = [held.apply(act, x + 1, power, in_axes=axes) for power in (1, 2)]
+    monkeypatch.undo()
+    for one, other in zip(expected, [first, *again], strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    fitness = np.arange(12.0)
+    for one, other in zip(
+        *(es.tell(state, members, fitness)[0].params.values() for members in (drawn, held)), strict=True
+    ):
+        np.testing.assert_array_equal(one, other)

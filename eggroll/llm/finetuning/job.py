@@ -20,7 +20,7 @@ from eggroll.llm.finetuning.questions import Questions, asking_of, chosen, quest
 from eggroll.llm.finetuning.run_facts import digest_of, facts_of
 from eggroll.llm.finetuning.samples import Samples
 from eggroll.llm.finetuning.settings import FinetuneSettings
-from eggroll.llm.finetuning.step import Answered, draw_key, no_tokens, tokens_in
+from eggroll.llm.finetuning.step import Answered, draw_key
 from eggroll.llm.finetuning.strategy import ASKED, choose, strategy
 from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.rewards.scoring import Scorers
@@ -35,7 +35,7 @@ from eggroll.training.folder.integrity import is_as_written
 from eggroll.training.folder.layout import CURVE, EVALUATION, MODEL, check_kept, holds_run
 from eggroll.training.folder.settings import check_options
 from eggroll.training.loop import fit
-from eggroll.training.metrics import Record, read_metrics
+from eggroll.training.metrics import Record, counted, not_counted, read_metrics
 from eggroll.training.options import SettingsError
 from eggroll.training.processes.deciding import first_decides
 from eggroll.training.progress import Shown
@@ -181,7 +181,7 @@ class Run:
             raise
         done, after = result.generation, self._last
         measured = after[1] if after is not None and after[0] == done else self.measure(result.state.params)
-        tokens = tokens_in(result.carry)
+        tokens = counted(result.carry)
         if processes.is_main():
             self._write(result.state.params, measured, done, tokens, result.ended)
         numbers = result.resumed, tokens, result.seconds, result.ended
@@ -197,7 +197,7 @@ class Run:
             self.step,
             self._batch,
             generations=settings.generations,
-            carry=no_tokens(),
+            carry=not_counted(),
             folder=settings.folder,
             resume=settings.resume,
             overwrite=settings.overwrite,
@@ -222,7 +222,7 @@ class Run:
     def _enough(self, state: State, carry: PyTree) -> bool:
         """Whether the next generation might exceed the budget: how long answers get is known only afterwards."""
         budget = self.settings.token_budget
-        return budget is not None and tokens_in(carry) + self.most > budget
+        return budget is not None and counted(carry) + self.most > budget
 
     def _measure_before(self) -> None:
         """How the model did at the start; a run that goes on need not find out again."""

@@ -22,13 +22,13 @@ from eggroll.llm.finetuning.statistics import NAMES
 from eggroll.llm.rewards.scoring import Rewards, all_failed
 from eggroll.strategy.protocol import Metrics, Strategy
 from eggroll.strategy.state import State
+from eggroll.training.metrics import counted, counted_on
 from eggroll.training.processes.scoring import local_members, score
 from eggroll.training.processes.talk import gather
 from eggroll.training.steps import Step
 
 LOGGER = logging.getLogger("eggroll")
 DRAWS = 0x64726177  # the draws' branch of the key; the noise of generation g has the branch g
-BASE = 1 << 30  # tokens are counted in two numbers, as JAX has no 64-bit integers by itself
 
 
 def draw_key(key: jax.Array) -> jax.Array:
@@ -74,7 +74,7 @@ class Answered(Step):
     def __call__(
         self, es: Strategy, state: State, carry: PyTree, batch: tuple[Questions]
     ) -> tuple[State, Any, Metrics]:
-        """One generation; `carry` is from `no_tokens`."""
+        """One generation; `carry` is from `eggroll.training.metrics.not_counted`."""
         start, (asked,) = time.perf_counter(), batch
         members = es.ask(state)
         key = None if self._key is None else jax.random.fold_in(self._key, state.generation)
@@ -84,12 +84,12 @@ class Answered(Step):
         with explained(f"{es.population} members were summed up", "use bfloat16 weights, or --optimizer sgd"):
             state, metrics = es.tell(state, members, fitness)
             jax.block_until_ready(state)
-        carry = with_tokens(carry, written)
+        carry = counted_on(carry, written)
         known = failed < answers.length.size or self._marker.scorers.worst is not None
         measured = {
             "reward_mean": metrics["fitness_mean"] if known else np.nan,
             "reward_best": metrics["fitness_best"] if known else np.nan,
-            "tokens": tokens_in(carry),
+            "tokens": counted(carry),
             "tokens_per_second": written / (time.perf_counter() - start),
             "scorer_errors": failed,
             **told,
@@ -163,24 +163,3 @@ def in_groups(prompts: Prompts, groups: int) -> Prompts:
         return prompts
     tokens, start = (x.reshape(groups, len(x) // groups, *x.shape[1:]) for x in prompts)
     return Prompts(tokens, start)
-
-
-def no_tokens() -> np.ndarray:
-    """What `Answered` carries from generation to generation, at the start."""
-    return np.zeros(2, np.int32)
-
-
-def with_tokens(carry: PyTree, more: int) -> np.ndarray:
-    """The carry after `more` tokens."""
-    return np.array(divmod(tokens_in(carry) + more, BASE), np.int32)
-
-
-def tokens_in(carry: PyTree) -> int:
-    """Tokens of generated answers so far, stop tokens included.
-
-    Example:
-        >>> tokens_in(with_tokens(with_tokens(no_tokens(), 2**31), 5)) - 2**31
-        5
-    """
-    high, low = (int(x) for x in np.asarray(carry))
-    return high * BASE + low

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import importlib
 import inspect
 import math
-import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
-from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
+from eggroll.importing import function_named
 from eggroll.llm.tasks.base import Problem
 from eggroll.training.errors import RunError
 
@@ -49,7 +45,7 @@ class Combined:
     def __init__(self, rewards: Sequence[Named]) -> None:
         self.given = tuple(rewards)
         parsed = [weighted(reward) for reward in rewards]
-        self.functions = [_made(function_named(each)) if isinstance(each, str) else _made(each) for each, _ in parsed]
+        self.functions = [_made(_named(each)) if isinstance(each, str) else _made(each) for each, _ in parsed]
         self.weights = [weight for _, weight in parsed]
         short = [_name(each) for each, _ in parsed]
         self.names = [n if short[:i].count(n) == 0 else f"{n}_{short[: i + 1].count(n)}" for i, n in enumerate(short)]
@@ -123,61 +119,8 @@ def weighted(reward: Named) -> tuple[Named, float]:
     return name, weight
 
 
-def function_named(name: str) -> Callable[..., Any]:
-    """The function that "module:function" names.
-
-    Raises:
-        RunError: there is none.
-
-    Example:
-        >>> function_named("math:fsum")([0.5, 0.5])
-        1.0
-    """
-    module_name, _, function_name = name.partition(":")
-    if not module_name or not function_name.isidentifier():
-        raise RunError(f"got the reward {name!r}; {FORM} is required, for example my_rewards:politeness.")
-    try:
-        module = _imported(module_name)
-    except ModuleNotFoundError as why:
-        if why.name is None or not (module_name + ".").startswith(why.name + "."):
-            raise RunError(f"the module {module_name!r} of the reward {name!r} needs {why.name!r}: {why}") from why
-        raise RunError(
-            f"there is no module {module_name!r} for the reward {name!r}, neither in {Path.cwd()} nor where Python "
-            f"looks; {FORM} names a file {module_name.replace('.', '/')}.py there, without its ending."
-        ) from None
-    except KeyboardInterrupt:  # Ctrl-C while a large module is imported
-        raise
-    except BaseException as why:  # whatever a module's own code raises, SystemExit of a script among it
-        said = f"{type(why).__name__}: {why}".rstrip(": ")
-        exits = "; a module must not end the process that imports it" if isinstance(why, SystemExit) else ""
-        raise RunError(f"importing {module_name!r} for the reward {name!r} failed: {said}{exits}.") from why
-    function = getattr(module, function_name, None)
-    if not callable(function):
-        got = "no such name" if not hasattr(module, function_name) else f"a {type(function).__name__}, not a function"
-        raise RunError(f"got the reward {name!r}, and {function_name!r} in {module.__file__ or module_name} is {got}.")
-    return function
-
-
-def _imported(name: str) -> Any:
-    """A module, looked for in the current directory first; for all other modules that comes last from now on."""
-    here, real, importing = str(Path.cwd()), os._exit, os.getpid()
-
-    def exits(status: int) -> NoReturn:
-        if os.getpid() != importing:  # a child that the module forked
-            real(status)
-        raise SystemExit(status)
-
-    importlib.invalidate_caches()  # the file may be new
-    sys.path.insert(0, here)
-    try:
-        with contextlib.redirect_stdout(sys.stderr):  # what a module prints is no part of a command's output
-            os._exit = exits  # else a command would end here, by the module's status and without a word
-            return importlib.import_module(name)
-    finally:
-        os._exit = real
-        sys.path.remove(here)
-        if here not in sys.path:
-            sys.path.append(here)  # what the function imports when it is called
+def _named(name: str) -> Callable[..., Any]:
+    return function_named(name, "the reward", FORM, "my_rewards:politeness")
 
 
 async def _gathered(awaited: Sequence[Any]) -> list[Any]:

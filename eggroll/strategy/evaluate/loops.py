@@ -18,7 +18,7 @@ from eggroll.strategy.evaluate.averages import Averages, Totals
 from eggroll.strategy.evaluate.chunking import Arrangement
 from eggroll.strategy.evaluate.planning import Member
 from eggroll.strategy.evaluate.tracing import Rows
-from eggroll.strategy.noise.sampler import Noise, Sampler
+from eggroll.strategy.noise.sampler import Noise, Sampler, repeated
 from eggroll.strategy.population import AXIS, Population
 from eggroll.strategy.state import Placement
 
@@ -34,7 +34,7 @@ class Evaluation:
     arrangement: Arrangement
 
     def everywhere(
-        self, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: jax.Array | None
+        self, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: Any
     ) -> tuple[PyTree, PyTree]:
         """All members on the current device."""
         averages = self._averages(params, rows)
@@ -42,7 +42,7 @@ class Evaluation:
         return kept, averages.mean(totals)
 
     def on_mesh(
-        self, placement: Placement, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: jax.Array | None
+        self, placement: Placement, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, words: Any
     ) -> tuple[PyTree, PyTree]:
         """Each device evaluates its share of the units; of the outputs only averages cross `"population"`."""
         mesh = placement.mesh
@@ -51,7 +51,7 @@ class Evaluation:
         arrays, merge, _ = partition((params, rows.args, key, sigma))
         averages = self._averages(params, rows)
 
-        def local(arrays: list[Any], words: jax.Array | None) -> tuple[Any, Totals]:
+        def local(arrays: list[Any], words: Any) -> tuple[Any, Totals]:
             params, args, key, sigma = merge(arrays)
             start = lax.axis_index(AXIS) * share
             rows_here = Rows(args, rows.axes, rows.population)
@@ -80,7 +80,7 @@ class Evaluation:
         rows: Rows,
         key: jax.Array,
         sigma: Scalar,
-        words: jax.Array | None,
+        words: Any,
         start: Index,
         n: int,
     ) -> tuple[Any, Totals]:
@@ -93,20 +93,28 @@ class Evaluation:
             return self.split(who.evaluate(self.program, self.sampler, policy, params, rows.merged(own)))
 
         def chunk(first: Index, count: int) -> tuple[Any, Totals]:
-            drawn = self.sampler.words(key, words, start, first, count)
+            shared = self._shared(key, words, start, first, count)
             own = rows.of_members((start + first) * signs, count * signs)
             units = start + first + jnp.arange(count)
             if self.arrangement.copies:
-                noise, who = self.sampler.draw(drawn, signs=signs), jnp.arange(count * signs) % signs
+                noise, who = shared, jnp.arange(count * signs) % signs
                 kept, averaged = jax.vmap(member, in_axes=(0, None, 0, 0))(noise, start, who, own)
             else:
                 own = [x.reshape(count, signs, *x.shape[1:]) for x in own]
-                unit, noise = jax.vmap(member, in_axes=(None, None, 0, 0)), self.sampler.draw(drawn)
-                outs = jax.vmap(unit, in_axes=(0, 0, None, 0))(noise, units, jnp.arange(signs), own)
+                unit = jax.vmap(member, in_axes=(None, None, 0, 0))
+                outs = jax.vmap(unit, in_axes=(0, 0, None, 0))(shared, units, jnp.arange(signs), own)
                 kept, averaged = jax.tree.map(lambda x: x.reshape(count * signs, *x.shape[2:]), outs)
             return kept, averages.totals(averaged, _all_finite(kept, count * signs))
 
         return _in_chunks(chunk, n, min(self.arrangement.units, n))
+
+    def _shared(self, key: jax.Array, words: Any, start: Index, first: Index, count: int) -> Noise:
+        """Noise of a chunk's units, or of their members where each has a copy: of words, or a part of what is kept."""
+        if words is None or isinstance(words, jax.Array):
+            drawn = self.sampler.words(key, words, start, first, count)
+            return self.sampler.draw(drawn, signs=self.population.signs if self.arrangement.copies else 0)
+        chosen = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, count), words)
+        return repeated(chosen, self.population.signs) if self.arrangement.copies else chosen
 
 
 def _in_chunks(chunk: Callable[[Any, int], tuple[Any, Totals]], n: int, size: int) -> tuple[Any, Totals]:

@@ -77,6 +77,10 @@ class Sampler:
             return self.streams.draw(key, start + first + jnp.arange(count))
         return jax.lax.dynamic_slice_in_dim(kept, first, count)
 
+    def all_noise(self, key: jax.Array, units: int) -> Noise:
+        """Noise of units 0 to `units − 1`, as `draw` makes it."""
+        return self.draw(self.streams.draw(key, np.arange(units, dtype=np.uint32)))
+
     def draw(self, words: jax.Array, *, for_update: bool = False, signs: int = 0) -> Noise:
         """Noise of several units, unscaled, in each parameter's dtype.
 
@@ -201,10 +205,14 @@ def _drawn_apart(
 
 def _numbers(side: Side, words: jax.Array, for_update: bool, signs: int) -> Any:
     drawn = side.draw_for_update(words) if for_update else side.draw(words)
-    return _repeated(drawn, signs) if signs else drawn
+    return repeated(drawn, signs) if signs else drawn
 
 
-def _repeated(x: jax.Array, times: int) -> jax.Array:
-    """Every row of `x`, `times` in a row; a gather, as `jnp.repeat` makes it, would take longer than drawing."""
-    copies = jnp.broadcast_to(x[:, None], (len(x), times, *x.shape[1:]))
-    return copies.reshape(len(x) * times, *x.shape[1:])
+def repeated(noise: PyTree, times: int) -> Any:
+    """Every row, `times` in a row; a gather, as `jnp.repeat` makes it, would take longer than drawing."""
+
+    def one(x: jax.Array) -> jax.Array:
+        copies = jnp.broadcast_to(x[:, None], (len(x), times, *x.shape[1:]))
+        return copies.reshape(len(x) * times, *x.shape[1:])
+
+    return jax.tree.map(one, noise)

@@ -2,7 +2,7 @@
 
 A file is `MAGIC`, then records. A record of a payload of `n` bytes takes `32 + n`:
 
-    4   kind, `SETT` or `GENE`
+    4   kind, `SETT`, `CARR` or `GENE`
     4   n, unsigned
     8   BLAKE2b of (digest of the record before, the 8 bytes above): a flipped bit in n is not taken for a cut
     n   payload
@@ -11,8 +11,9 @@ A file is `MAGIC`, then records. A record of a payload of `n` bytes takes `32 + 
 In front of the first record the digest is that of `MAGIC`. The chain makes a record that was altered, moved, removed or
 taken from another ledger fail, and every one after it.
 
-`SETT` has JSON in UTF-8. `GENE`, one generation of N members, takes `56 + 8·N` bytes in float32, so `88 + 8·N` as a
-record: 8280 for 1024 members.
+`SETT` has JSON in UTF-8. `CARR`, which may stand in front of a generation, has what the model carries along after it: 8
+bytes of the generation's number, a line of JSON, `{path: [dtype, shape]}`, and the bytes of these arrays. `GENE`, one
+generation of N members, takes `56 + 8·N` bytes in float32, so `88 + 8·N` as a record: 8280 for 1024 members.
 
     8   generation, the number of updates before it
     8   digest of the settings: BLAKE2b of the payload of the last `SETT`
@@ -45,7 +46,7 @@ from eggroll.training.folder.disk import parse_json
 from eggroll.training.folder.layout import MAGIC
 
 FORMAT = 1  # of the settings' content
-SETTINGS, GENERATION = b"SETT", b"GENE"
+SETTINGS, CARRIED, GENERATION = b"SETT", b"CARR", b"GENE"
 
 HEAD = struct.Struct("<4sI8s")
 DIGEST = 16

@@ -17,7 +17,9 @@ from eggroll.strategy.update.told import narrowed
 from eggroll.training.errors import RunError, abridged, mended
 from eggroll.training.folder.disk import own_handle
 from eggroll.training.folder.layout import holds_records
+from eggroll.training.ledger.carried import Carried
 from eggroll.training.ledger.format import (
+    CARRIED,
     GENERATION,
     MAGIC,
     SETTINGS,
@@ -125,7 +127,7 @@ class Journal:
         end, digest = 0, b""
         try:
             for entry in reader:
-                if isinstance(entry, Generation) and entry.generation >= self.generation:
+                if not isinstance(entry, Settings) and entry.generation >= self.generation:
                     break
                 end, digest, self._written = reader.position, reader.digest, reader.settings
         except RunError:
@@ -164,11 +166,12 @@ class Journal:
                 "the run, or say that they have changed."
             )
 
-    def append(self, metrics: Mapping[str, Any]) -> None:
+    def append(self, metrics: Mapping[str, Any], carry: Any = ()) -> None:
         """Adds a generation; the operating system has it when this returns. One that moved nothing leaves no record.
 
         Args:
             metrics: of `es.step` or `es.tell`, generation by generation.
+            carry: a pytree of numbers that the model carries on, for a replay. Default: none.
 
         Raises:
             RunError: metrics of another generation than the next, or without fitness and weights; a disk that is full.
@@ -192,6 +195,9 @@ class Journal:
             if self._written is not None:
                 self._check_same(self._written, settings)
             data, digest = pack(SETTINGS, settings.payload, digest)
+        if jax.tree.leaves(carry):
+            more, digest = pack(CARRIED, Carried.of(self.generation, carry).pack(), digest)
+            data += more
         record, digest = pack(GENERATION, self._record(found, settings).pack(), digest)
         self._write(data + record)
         self._digest, self._written, self._changed = digest, settings, True

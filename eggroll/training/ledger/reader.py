@@ -11,7 +11,9 @@ from typing import BinaryIO, NoReturn
 from eggroll.training.errors import RunError
 from eggroll.training.folder.disk import open_to_read
 from eggroll.training.folder.layout import LEDGER
+from eggroll.training.ledger.carried import Carried
 from eggroll.training.ledger.format import (
+    CARRIED,
     DIGEST,
     GENERATION,
     HEAD,
@@ -24,7 +26,7 @@ from eggroll.training.ledger.format import (
     record_digest,
 )
 
-__all__ = ["LEDGER", "Generation", "LedgerError", "Reader", "Settings", "Summary", "summarize"]
+__all__ = ["LEDGER", "Carried", "Generation", "LedgerError", "Reader", "Settings", "Summary", "summarize"]
 
 
 class LedgerError(RunError):
@@ -61,7 +63,7 @@ class Reader:
         self.digest = first_digest()
         self.settings: Settings | None = None
 
-    def __iter__(self) -> Iterator[Settings | Generation]:
+    def __iter__(self) -> Iterator[Settings | Carried | Generation]:
         self._start()
         try:
             with open_to_read(self.path) as file:
@@ -69,7 +71,7 @@ class Reader:
         except OSError as why:
             raise RunError(f"cannot read the ledger '{self.path}' ({why.strerror or why}).") from why
 
-    def _entries(self, file: BinaryIO) -> Iterator[Settings | Generation]:
+    def _entries(self, file: BinaryIO) -> Iterator[Settings | Carried | Generation]:
         magic = file.read(len(MAGIC))
         if magic != MAGIC[: len(magic)]:
             raise LedgerError(_no_ledger(self.path, magic))
@@ -80,7 +82,7 @@ class Reader:
         while (entry := self._read(file)) is not None:
             yield entry
 
-    def _read(self, file: BinaryIO) -> Settings | Generation | None:
+    def _read(self, file: BinaryIO) -> Settings | Carried | Generation | None:
         """The next record; None at the end of what is whole."""
         head = file.read(HEAD.size)
         if len(head) < HEAD.size:
@@ -113,21 +115,22 @@ class Reader:
             self.cut += len(head)
             head = file.read(1 << 16)
 
-    def _entry(self, kind: bytes, payload: bytes) -> Settings | Generation:
+    def _entry(self, kind: bytes, payload: bytes) -> Settings | Carried | Generation:
         try:
             if kind == SETTINGS:
                 self.settings = Settings.unpack(payload)
                 return self.settings
-            if kind != GENERATION:
+            if kind not in (CARRIED, GENERATION):
                 raise ValueError(f"a kind {kind!r} that this version does not know")
-            entry = Generation.unpack(payload)
+            entry = (Carried if kind == CARRIED else Generation).unpack(payload)
         except ValueError as why:  # JSON and UTF-8 errors are ValueErrors too
             self._refuse(f"it has {why}")
-        if self.settings is None or entry.settings != self.settings.digest:
+        other = isinstance(entry, Generation) and self.settings is not None and entry.settings != self.settings.digest
+        if self.settings is None or other:
             self._refuse("its settings are not those that stand before it")
         if entry.generation != self.next:
             self._refuse(f"it is of generation {entry.generation}")
-        self.next += 1
+        self.next += isinstance(entry, Generation)
         return entry
 
     def _refuse(self, why: str) -> NoReturn:

@@ -28,7 +28,7 @@ from eggroll.training.errors import RunError
 from eggroll.training.ledger.base import check_base, check_plan, in_order, load_arrays
 from eggroll.training.ledger.format import Generation as Record
 from eggroll.training.ledger.mesh import mesh_like
-from eggroll.training.ledger.reader import Reader, Settings
+from eggroll.training.ledger.reader import Carried, Reader, Settings
 from eggroll.training.ledger.settings import check_format, elsewhere, plan_from_json, strategy_of
 from eggroll.training.optimizers import NamedOptimizer, from_spec
 
@@ -98,6 +98,7 @@ class Replay:
         generations: updates made.
         inexact: updates of which a norm differs from the run's in some bit: none on the same platform.
         elsewhere: what is not as it was in the run, so that bits may differ: versions, platform, mesh.
+        carried: what the run's model carried along after these updates, by path, where the ledger has it.
         state: after these updates; None before the ledger's settings were read.
         update: `(state, record)` → `(state, norms)`, compiled, for the settings that were read last.
     """
@@ -118,6 +119,7 @@ class Replay:
         self.elsewhere: list[str] = []
         self._base, self._reader, self._given = base, Reader(ledger), optimizer
         self._mesh, self._sharding, self._evaluated = mesh, sharding, evaluated
+        self.carried: Mapping[str, np.ndarray] = {}
         self.state: State | None = None
         self._plan: Plan | None = None
         self.update: Update
@@ -126,13 +128,18 @@ class Replay:
         """The state after `generation` updates, or after all of them; see `replay`."""
         if generation is not None and generation < 0:
             raise RunError(f"got generation={generation}; a number of updates, at least 0, is required.")
+        coming: Mapping[str, np.ndarray] = {}
         for entry in self._reader:
             if isinstance(entry, Settings):
                 self._take(entry)
                 continue
             if entry.generation == generation:
                 break
+            if isinstance(entry, Carried):
+                coming = entry.arrays  # of the generation behind it, which may have been cut off
+                continue
             self._move(entry)
+            self.carried, coming = coming, {}
             if on_generation is not None:
                 on_generation(self.state)  # type: ignore[arg-type]
         if self.state is None:

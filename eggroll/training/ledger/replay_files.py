@@ -19,6 +19,8 @@ from eggroll.training.ledger.format import FORMAT, digests, joint_digest
 from eggroll.training.ledger.reader import Summary, summarize
 from eggroll.training.ledger.rebuilding import RUN, Replay
 
+CARRY = "carry"  # the paths of what a model carries along begin with it, in a file beside parameters
+
 
 @dataclass(frozen=True)
 class Replayed:
@@ -69,7 +71,8 @@ def replay_files(
         out: where the parameters go.
         generation: number of updates; None (default): all.
         overwrite: whether `out` may be replaced.
-        write: `write(out, params)`. None (default): an `.npz` file by path, whole or not at all.
+        write: `write(out, params)`. None (default): an `.npz` file by path, whole or not at all, with what the model
+            carries along where the ledger has that.
 
     Returns:
         What there is to print.
@@ -86,7 +89,7 @@ def replay_files(
     made = Replay(base, _ledger(ledger), mesh=RUN)
     params = made.run(generation).params
     if write is None:
-        save_arrays(out, by_path(params))
+        save_arrays(out, by_path(params) | {f"{CARRY}/{path}": x for path, x in made.carried.items()})
     else:
         write(out, params)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))

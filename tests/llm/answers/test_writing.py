@@ -16,7 +16,7 @@ from eggroll.llm.answers.decoding import Decoding, generator, split
 from eggroll.llm.answers.generation import generate
 from eggroll.llm.answers.prompts import Prompts
 from eggroll.llm.answers.writing import UNDER_NOISE, writer
-from eggroll.llm.finetuning.step import Answered, in_groups, no_tokens
+from eggroll.llm.finetuning.step import Answered, in_groups
 from eggroll.strategy.activations.noise import Retold, Streams
 from eggroll.strategy.activations.sites import find_sites, walked
 from eggroll.strategy.evaluate.compiled import CompiledCache
@@ -24,6 +24,7 @@ from eggroll.strategy.evaluate.tracing import make_rows
 from eggroll.strategy.noise.keys import generation_key
 from eggroll.strategy.update.written import _turn_axes, as_written, reading
 from eggroll.training import fit, named, replay
+from eggroll.training.metrics import not_counted
 from tests.llm import truth
 from tests.llm.climbing import asked, language, marker
 
@@ -128,7 +129,7 @@ def test_a_run_is_resumed_and_replayed_bit_for_bit(tmp_path: Path) -> None:
         es = strategy()
         state = es.init(params, jax.random.key(1))
         step = Answered(fun, marker(model), key=draws)
-        options = {"carry": no_tokens(), "folder": folder, "resume": resume}
+        options = {"carry": not_counted(), "folder": folder, "resume": resume}
         return fit(es, state, step, batch, generations=generations, **options).state
 
     whole = run(tmp_path / "whole", 3)

@@ -13,8 +13,9 @@ import eggroll
 from eggroll.llm.answers.decoding import Decoding, generator, split
 from eggroll.llm.answers.writing import UNDER_NOISE
 from eggroll.llm.finetuning.evaluation import Evaluator
-from eggroll.llm.finetuning.step import Answered, no_tokens
+from eggroll.llm.finetuning.step import Answered
 from eggroll.training import fit, named
+from eggroll.training.metrics import not_counted
 from tests.llm.climbing import asked, language, letters, marker
 from tests.quick import quickest
 
@@ -69,7 +70,7 @@ def test_a_held_out_reward_rises_and_without_information_it_does_not(method: str
             Answered(fun, marker(model, reward)),
             lambda generation: (questions.take(np.arange(4) + 4 * (generation % 3)),),
             generations=GENERATIONS,
-            carry=no_tokens(),
+            carry=not_counted(),
         )
         return held_out(result.state.params).reward
 

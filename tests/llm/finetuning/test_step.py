@@ -12,10 +12,11 @@ import pytest
 import eggroll
 from eggroll.llm.answers.decoding import Decoding, generator, split
 from eggroll.llm.finetuning.evaluation import Evaluator
-from eggroll.llm.finetuning.step import Answered, draw_key, no_tokens, settled_together, tokens_in, with_tokens
+from eggroll.llm.finetuning.step import Answered, draw_key, settled_together
 from eggroll.llm.rewards.scoring import Rewards
 from eggroll.llm.tasks import Problem
 from eggroll.training import RunError, named
+from eggroll.training.metrics import counted, counted_on, not_counted
 from tests.llm.climbing import InProcess, asked, language, letters, marker
 
 MAX_TOKENS, N = 4, 8
@@ -54,7 +55,7 @@ def test_a_members_fitness_is_the_mean_reward_of_its_own_prompts(groups: int) ->
     model, params, fun = parts()
     es, marks = strategy(groups), marker(model, numbered)
     state, questions = es.init(params, jax.random.key(1)), asked(model, 4)
-    moved, carry, metrics = Answered(fun, marks)(es, state, no_tokens(), (questions,))
+    moved, carry, metrics = Answered(fun, marks)(es, state, not_counted(), (questions,))
     members, own = es.ask(state), 4 // groups
     expected, written = [], 0
     for i in range(N):
@@ -66,7 +67,7 @@ def test_a_members_fitness_is_the_mean_reward_of_its_own_prompts(groups: int) ->
         written += int(answers.length.sum())
     np.testing.assert_allclose(metrics["fitness"], expected, rtol=1e-6)
     assert len(set(expected)) > 2, "members should differ"
-    assert metrics["tokens"] == written == tokens_in(carry)
+    assert metrics["tokens"] == written == counted(carry)
     assert metrics["answer_tokens"] == pytest.approx(written / (N * own))
     assert (metrics["reward_mean"], metrics["reward_best"]) == (metrics["fitness_mean"], metrics["fitness_best"])
     assert metrics["scorer_errors"] == 0 and metrics["tokens_per_second"] > 0
@@ -82,7 +83,7 @@ def test_answers_that_cannot_be_scored_are_counted_and_told_once(caplog: pytest.
         return letters(text, problem)
 
     es, step = strategy(), Answered(fun, marker(model, reward))
-    state, carry = es.init(params, jax.random.key(1)), no_tokens()
+    state, carry = es.init(params, jax.random.key(1)), not_counted()
     for _ in range(2):
         state, carry, metrics = step(es, state, carry, (asked(model, 4),))
         assert metrics["scorer_errors"] == N // 2  # one of the two answers of each member of the first group
@@ -120,7 +121,7 @@ def test_a_later_generation_none_of_whose_answers_can_be_scored_changes_nothing(
 
     es, step = strategy(), Answered(fun, marker(model, reward))
     start, batch = es.init(params, jax.random.key(1)), (asked(model, 4),)
-    first, carry, _ = step(es, start, no_tokens(), batch)
+    first, carry, _ = step(es, start, not_counted(), batch)
     working[0] = False
     second, carry, metrics = step(es, first, carry, batch)
     assert metrics["scorer_errors"] == 16 and np.isnan(metrics["reward_mean"]) and np.isnan(metrics["reward_best"])
@@ -128,9 +129,9 @@ def test_a_later_generation_none_of_whose_answers_can_be_scored_changes_nothing(
     assert int(second.generation) == 2
     jax.tree.map(np.testing.assert_array_equal, second.params, first.params)
     with pytest.raises(RunError, match="failed for all 16 answers"):
-        step(es, start, no_tokens(), batch)
+        step(es, start, not_counted(), batch)
     known = Answered(fun, marker(model, reward, worst=-3.0))
-    assert known(es, start, no_tokens(), batch)[2]["reward_mean"] == -3
+    assert known(es, start, not_counted(), batch)[2]["reward_mean"] == -3
 
 
 def test_failed_answers_do_not_raise_a_held_out_reward() -> None:
@@ -164,7 +165,7 @@ def test_draws_follow_the_key_and_the_generation() -> None:
         marks, state = marker(model), start
         step = Answered(fun, marks, key=jax.random.key(seed))
         for _ in range(generations):
-            state, _, _ = step(es, state, no_tokens(), (asked(model, 4),))
+            state, _, _ = step(es, state, not_counted(), (asked(model, 4),))
         assert isinstance(marks.scorers, InProcess)
         return [call[0] for call in marks.scorers.calls]
 
@@ -181,8 +182,8 @@ def test_draws_have_a_key_of_their_own() -> None:
 
 
 def test_tokens_are_counted_beyond_32_bits() -> None:
-    carry = no_tokens()
+    carry = not_counted()
     for _ in range(5):
-        carry = with_tokens(carry, 2**31 - 1)
-    assert tokens_in(carry) == 5 * (2**31 - 1)
+        carry = counted_on(carry, 2**31 - 1)
+    assert counted(carry) == 5 * (2**31 - 1)
     assert carry.dtype == np.int32

@@ -1,0 +1,20 @@
+"""The bench of policies, on an environment that needs no other package."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bench import rl
+
+
+@pytest.mark.slow
+def test_arms_are_measured_at_equal_steps(tmp_path):
+    out = tmp_path / "rl.json"
+    options = ["--envs", "python:tests.rl.worlds:Line", "--steps", "4000", "--seeds", "2", "--points", "2"]
+    rl.main([*options, "--episodes", "4", "--out", str(out)])
+    found = json.loads(out.read_text())
+    assert [row["arm"] for row in found["rows"]] == ["rank 1", "rank 4", "full rank"]
+    assert all(curve["steps"] == [2000, 4000] for curve in found["series"])
+    assert all(len(curve["return"]) == 2 for curve in found["series"])
