@@ -171,8 +171,8 @@ def settings_for(method: str | None = None, **given: Any) -> FinetuneSettings:
         SettingsError: an unknown method or setting, or a value that no run can use.
 
     Example:
-        >>> settings_for("full-rank", model="folder", task="conciseness").rate
-        0.0005
+        >>> settings_for("full-rank", model="folder", task="conciseness").sigma
+        'auto'
     """
     asked = as_begun(FinetuneSettings, given if method is None else {"method": method, **given})
     settings = replace(defaults(asked.get("method", FinetuneSettings.method), asked.get("noise", "weights")), **asked)

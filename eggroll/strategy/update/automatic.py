@@ -60,8 +60,8 @@ def worth(fitness: np.ndarray, still: np.ndarray, pairs: bool) -> float:
         The worth in units of fitness; −inf if some fitness is not finite.
 
     Example:
-        >>> worth(np.array([1.5, 0.5, 2.5, -0.5]), np.ones(4), pairs=True)
-        1.1180339887498949
+        >>> worth(np.array([3.0, 1.0, 3.0, 1.0]), np.full(4, 2.5), pairs=True)
+        0.5
     """
     if not np.isfinite(fitness).all():
         return -math.inf
@@ -87,7 +87,7 @@ def widest(tried: Callable[[float], np.ndarray], start: float, pairs: bool) -> f
     Example:
         >>> noise = np.array([1.0, -1.0, 0.5, -0.5])
         >>> widest(lambda sigma: -((1 + sigma * noise) ** 2), start=0.01, pairs=True)
-        0.64
+        1.28
     """
     still = tried(start * STILL)
     if not np.isfinite(still).all():
@@ -194,6 +194,10 @@ class Automatic(Configured):
     def ask(self, state: State) -> Any:
         """Members; see `Strategy.ask`."""
 
+    @abstractmethod
+    def _sigma(self, state: State) -> Any:
+        """Of the state's generation."""
+
     @property
     def undecided(self) -> tuple[str, ...]:
         """The settings that are `"auto"` and not chosen yet."""
@@ -211,8 +215,8 @@ class Automatic(Configured):
         """Chooses the settings that are `"auto"`, once; `step` and `fit` do it by themselves.
 
         Sigma is the one, of powers of two, at which the spread of fitness that noise makes, less the fitness that it
-        costs, is largest; the learning rate is 0.3 of it. With noise on activations, which tells as much as a gradient,
-        it is 0.03 of the weights' RMS.
+        costs, is largest; the learning rate is 0.3 of sigma. With noise on activations, which tells as much as a
+        gradient, it is 0.03 of the weights' RMS.
 
         Args:
             state: of generation 0.
@@ -232,7 +236,7 @@ class Automatic(Configured):
             >>> state = es.init({"w": jnp.ones(3)}, jax.random.key(0))
             >>> es.choose(state, lambda members: members.apply(lambda p: -jnp.sum(p["w"] ** 2)))
             >>> es.undecided, es.sigma
-            ((), 0.8)
+            ((), 0.4)
         """
         check_state(state)
         self._choose(state, evaluate, members, type(self).ask, cost, rate)
@@ -266,7 +270,10 @@ class Automatic(Configured):
             return on_host(evaluate(ask(trial, state)))
 
         start = START * size_of(state.params)
-        sigma = widest(fitness, start, who.antithetic) if cost is None else costing(fitness, start, cost)
+        if "sigma" not in self.undecided:
+            sigma = float(self._sigma(state))
+        else:
+            sigma = widest(fitness, start, who.antithetic) if cost is None else costing(fitness, start, cost)
         by_size = rate is None and who.noise == "activations"
         chosen = RATE_BY_SIZE * size_of(state.params) if by_size else (RATE if rate is None else rate) * sigma
         self._take({name: {"sigma": sigma, "learning_rate": chosen}[name] for name in self.undecided})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -89,10 +90,12 @@ def test_groups_follow_the_method_unless_given() -> None:
 
 
 def test_the_learning_rate_follows_sigma() -> None:
-    assert settings_for("full-rank", **ASKED, sigma=0.01).rate == 0.005  # arXiv 2509.24372: α = σ/2
+    assert settings_for("full-rank", **ASKED, sigma=0.01).rate == settings_for(**ASKED).rate == "auto"
+    # What runs were begun with that could not choose so.
+    assert replace(settings_for("full-rank", **ASKED), sigma=0.01, learning_rate=None).rate == 0.005  # α = σ/2
     assert settings_for("eggroll", **ASKED, learning_rate=0.1).rate == 0.1
     # Weights of variance 1 without information: the mean of N products has the size 1/√N of one.
-    wanted = settings_for("eggroll", **ASKED, sigma=0.01, population=64)
+    wanted = replace(settings_for("eggroll", **ASKED, sigma=0.01, population=64), learning_rate=None)
     assert wanted.rate / (wanted.sigma * 64**0.5) == pytest.approx(wanted.sigma / 6)
 
 
@@ -103,7 +106,7 @@ def test_settings_are_json() -> None:
     assert settings.name == "politeness-eggroll" and "noise" not in found, "earlier runs have no such setting"
     activations = settings_for(**ASKED, noise="activations")
     assert activations.to_json()["noise"] == "activations" and activations.name == "countdown-eggroll-activations"
-    assert (activations.sigma, activations.optimizer, activations.parts) == (0.1, "adam", activations.prompts)
+    assert (activations.rate, activations.optimizer, activations.parts) == (3e-4, "adam", activations.prompts)
 
 
 def test_options_of_a_task() -> None:
