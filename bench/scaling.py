@@ -34,6 +34,7 @@ from bench.tools.options import Common
 from bench.tools.report import Report
 from bench.tools.timing import interleave
 from bench.tools.update_costs import RATES, update_cost
+from eggroll.strategy.generation import Generation
 
 SIGMA, LEARNING_RATE = 0.02, 1e-2
 UPDATES = "members", "weights"
@@ -118,7 +119,7 @@ def parts(found: list[Collective], population: int) -> dict[str, int]:
 def theory(es: eggroll.ES, state: eggroll.State) -> dict[str, float]:
     """What has to cross where there is more than one device."""
     plan = es.ask(state).plan  # of the step that was compiled: plans are remembered by the parameters' shapes
-    placement = es._generation(plan, state).placement
+    placement = Generation(es.settings, plan, es._key(state), es._sigma(state)).placement
     assert placement is not None
     apart = placement.mesh.size > 1
     cost = update_cost(placement, plan, es.settings, RATES["cpu"])

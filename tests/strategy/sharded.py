@@ -20,6 +20,7 @@ from jax.sharding import PartitionSpec as P
 
 import eggroll
 from bench.tools.collectives import collectives, crossing
+from eggroll.strategy.generation import Generation
 from eggroll.strategy.population import AXIS
 
 KEY = jax.random.key(7, impl="threefry2x32")
@@ -149,7 +150,7 @@ def run(problem: Problem, mesh: Mesh | None, update: str = "auto") -> tuple[dict
     out: Any = {}
     applied = members.apply(problem.fitness, *problem.args)
     out["materialize"] = [members.materialize(i) for i in (0, 3)]
-    out["words"] = jax.jit(lambda s: es._generation(members.plan, s).words())(state)
+    out["words"] = jax.jit(lambda s: Generation(es.settings, members.plan, es._key(s), es._sigma(s)).words())(state)
     out["apply"] = applied
     told, _ = es.tell(state, members, numbers(9, POPULATION))
     out["told"] = told.params, told.master

@@ -19,6 +19,7 @@ import numpy as np
 import optax
 
 import eggroll
+from eggroll.strategy.generation import Generation
 from eggroll.training import processes
 from eggroll.training.errors import RunError
 from eggroll.training.stopping import StopRequest
@@ -67,7 +68,9 @@ def noise(es: eggroll.ES, state: eggroll.State) -> dict[str, Any]:
     """The words of this process's pairs in the state's generation, and its first pair's parameters."""
     members = es.ask(state)
     members.apply(predict, X)
-    words = jax.jit(lambda state: es._generation(members.plan, state).words())(state)
+    words = jax.jit(lambda state: Generation(es.settings, members.plan, es._key(state), es._sigma(state)).words())(
+        state
+    )
     shards = {s.index[0].indices(POPULATION // 2)[0]: np.asarray(s.data).tolist() for s in words.addressable_shards}
     first = jax.tree.map(lambda x: np.asarray(x).tolist(), [members.materialize(0), members.materialize(1)])
     return {"words": shards, "members": first}
