@@ -57,6 +57,8 @@ def _finetune(settings: FinetuneSettings) -> int:
         f"{generations(result.generations)}, {result.tokens} generated tokens{_of(budget)} and {result.seconds:.1f} s"
         + (f" (resumed after {result.resumed})" if result.resumed else ""),
     )
+    if result.delivered != result.generations:
+        say(console, f"model/ is that of generation {result.delivered}, the best on held-out prompts (--deliver last)")
     if budget is not None and result.ended == "finished" and result.generations < settings.generations:
         say(console, "ended by --token-budget, which one generation more could have exceeded")
     if result.failed:

@@ -15,7 +15,7 @@ from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import generator, split
 from eggroll.llm.finetuning.answering import decoding_of, marker_of, open_model, scorers_of
 from eggroll.llm.finetuning.evaluation import Evaluator, Measured
-from eggroll.llm.finetuning.model_folders import FACTS, write_model
+from eggroll.llm.finetuning.model_folders import FACTS, Delivered
 from eggroll.llm.finetuning.questions import Questions, asking_of, chosen, questions, task_of
 from eggroll.llm.finetuning.run_facts import digest_of, facts_of
 from eggroll.llm.finetuning.samples import Samples
@@ -58,7 +58,7 @@ class Outcome:
     Attributes:
         settings: of the run.
         before: how the model did on held-out prompts.
-        after: how it does.
+        after: how the model does that the run leaves.
         generations: updates made.
         resumed: the generation that the run went on from; 0 for one from the start.
         tokens: generated in all generations, evaluations left out; never more than the budget that was asked for.
@@ -66,6 +66,7 @@ class Outcome:
         ended: as in `eggroll.training.Result`.
         samples: lines of `samples.jsonl`.
         failed: answers in training that could not be scored.
+        delivered: the generation of the model that the run leaves.
     """
 
     settings: FinetuneSettings
@@ -78,6 +79,7 @@ class Outcome:
     ended: str
     samples: list[dict[str, Any]]
     failed: int = 0
+    delivered: int | None = None
 
 
 def finetune(
@@ -133,6 +135,7 @@ class Run:
         self.greedy = greedy = generator(graphdef, decoding_of(settings, task, language, greedy=True))
         self.measure = Evaluator(greedy, self.test, marker, budget=self.facts["budget"], base=self.params)
         self.samples = Samples(settings.folder, self.test, settings.samples)
+        self.delivered = Delivered(language, settings.folder / MODEL, best=settings.deliver == "best")
         self.before: Mapping[str, Any] = {}
         self._first: Measured | None = None  # of generation 0, if it was measured in this process
         self._last: tuple[int, Measured] | None = None
@@ -177,16 +180,19 @@ class Run:
         except RunError as why:
             if why.result is not None and why.result.generation and processes.is_main():
                 with suppress(RunError):  # the error on its way says more
-                    write_model(self.language, settings.folder / MODEL, why.result.state.params)
+                    self.delivered.lost(why.result.state.params)
             raise
         done, after = result.generation, self._last
         measured = after[1] if after is not None and after[0] == done else self.measure(result.state.params)
         tokens = counted(result.carry)
+        self.delivered.end(result.state.params, done, measured.numbers(), self.params)
         if processes.is_main():
-            self._write(result.state.params, measured, done, tokens, result.ended)
+            self._write(measured, done, tokens, result.ended)
         numbers = result.resumed, tokens, result.seconds, result.ended
         failed = sum(int(record.get("scorer_errors") or 0) for record in read_metrics(settings.folder))
-        return Outcome(settings, self.before, measured.numbers(), done, *numbers, self.samples.read(), failed)
+        given = self.delivered
+        samples = self.samples.read()
+        return Outcome(settings, self.before, given.numbers, done, *numbers, samples, failed, given.generation)
 
     def _fit(self, show: Callable[[Record], None], asked_to_stop: Callable[[], bool] | None) -> Result:
         settings = self.settings
@@ -230,18 +236,21 @@ class Run:
         goes_on = self.settings.resume and holds_run(self.settings.folder)
         if goes_on and not self.settings.force:
             with suppress(RunError, KeyError, TypeError, AttributeError):  # not there or damaged: found out again
-                before = read_json(file)["before"] if is_as_written(file) else {}
-                if all(isinstance(before[name], int | float | None) for name in ("reward", "error")):
-                    self.before = before
+                found = read_json(file) if is_as_written(file) else {}
+                if all(isinstance(found["before"][name], int | float | None) for name in ("reward", "error")):
+                    self.before = found["before"]
+                    self.delivered.begin(self.before, found.get("best"))
                     return
         first = self.measure(self.params).checked()
         self.before = first.numbers()
+        self.delivered.begin(self.before, None)
         self._first = None if goes_on else first  # the samples of a run that goes on stay
 
     def _evaluate(self, state: State, carry: PyTree) -> dict[str, float]:
         """What is added to some records of the metrics."""
         generation, measured = int(state.generation), self.measure(state.params)
         self._last = generation, measured
+        self.delivered.offer(state.params, generation, measured.numbers())
         if processes.is_main():
             self._sample(generation, measured)
             self._write_evaluation({"generation": generation, "latest": measured.numbers()})
@@ -264,10 +273,9 @@ class Run:
             tensorboard=settings.tensorboard,
         )
 
-    def _write(self, params: PyTree, after: Measured, generation: int, tokens: int, ended: str) -> None:
-        """The model, the evaluation and the picture."""
+    def _write(self, after: Measured, generation: int, tokens: int, ended: str) -> None:
+        """The evaluation and the picture."""
         settings, folder = self.settings, self.settings.folder
-        write_model(self.language, folder / MODEL, params)
         if self._last is None or self._last[0] != generation:  # an interrupted run ends where no evaluation was due
             self._sample(generation, after)
         more = {"generation": generation, "after": after.numbers(), "tokens": tokens, "ended": ended}
@@ -279,5 +287,5 @@ class Run:
         draw_curve([start, *read_metrics(folder)], folder / CURVE, drawn)
 
     def _write_evaluation(self, more: Mapping[str, Any]) -> None:
-        text = json.dumps({"before": self.before, **more}, indent=2)
+        text = json.dumps({"before": self.before, **self.delivered.record(), **more}, indent=2)
         write_text(self.settings.folder / EVALUATION, text + "\n")

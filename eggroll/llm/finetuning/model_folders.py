@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import logging
+import math
 import os
 import re
 from collections.abc import Mapping
@@ -11,15 +13,18 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from eggroll.engine.annotations import PyTree
 from eggroll.llm.finetuning.asked import Asked
 from eggroll.llm.finetuning.settings import FinetuneSettings
 from eggroll.llm.model.loading import LanguageModel, load, save
+from eggroll.training import processes
 from eggroll.training.errors import RunError, check_known
 from eggroll.training.folder.disk import not_writable, open_to_read, partial_name, remove
 from eggroll.training.folder.integrity import check_run, write_manifest
 from eggroll.training.folder.layout import CONFIG, MODEL, read_config
 from eggroll.training.ledger.reader import Summary
 
+LOGGER = logging.getLogger("eggroll")
 WEIGHTS = "*.safetensors"
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 AS_THERE = (
@@ -117,6 +122,70 @@ def write_model(language: LanguageModel, folder: Path, params: Any) -> None:
         with suppress(OSError):
             remove(partial)
         raise not_writable(folder.parent, why) from why
+
+
+class Delivered:
+    """The model that a run leaves in its folder: the best held-out one of its evaluations, or the last.
+
+    Args:
+        language: what it is written as.
+        folder: where it is written; as soon as there is a better one, so that a run that is killed leaves it, too.
+        best: whether the best one is, or the last.
+
+    Attributes:
+        generation: of the one that there is; 0: the model that the run began with.
+        numbers: how it did, see `Measured.numbers`.
+    """
+
+    def __init__(self, language: LanguageModel, folder: Path, *, best: bool) -> None:
+        self._language, self._folder, self._best = language, folder, best
+        self.generation, self.numbers = 0, {}
+
+    def begin(self, before: Mapping[str, Any], found: Any) -> None:
+        """From how the model did at the start and, in a run that goes on, from what `record` said."""
+        self.generation, self.numbers = 0, dict(before)
+        there = isinstance(found, dict) and {"generation", "reward", "error"} <= found.keys()
+        if self._best and there and (self._folder / CONFIG).is_file():
+            self.generation, self.numbers = int(found["generation"]), {**before, **found}
+
+    def record(self) -> dict[str, Any]:
+        """What a run that goes on has to know."""
+        return {"best": {**self.numbers, "generation": self.generation}} if self._best else {}
+
+    def offer(self, params: PyTree, generation: int, numbers: Mapping[str, Any]) -> None:
+        """Takes the model of a generation if it did better."""
+        if self._best and _reward(numbers) > _reward(self.numbers):
+            self._take(params, generation, numbers)
+
+    def end(self, params: PyTree, generation: int, numbers: Mapping[str, Any], base: PyTree) -> None:
+        """Takes the last one, or has the best one in the folder, which may be the one that the run began with."""
+        if not self._best:
+            self._take(params, generation, numbers)
+            return
+        self.offer(params, generation, numbers)
+        if self.generation == 0:
+            self._take(base, 0, self.numbers)
+            if generation:
+                LOGGER.warning(
+                    "no evaluation on held-out prompts was better than the start: model/ is the model that the run "
+                    "began with (--deliver last: the one that it ended with). Lower --sigma or --learning-rate, or "
+                    "train longer."
+                )
+
+    def lost(self, params: PyTree) -> None:
+        """Before an error ends the run: the last one where there would be none."""
+        if not self._best or not self._folder.exists():
+            self._take(params, self.generation, self.numbers)
+
+    def _take(self, params: PyTree, generation: int, numbers: Mapping[str, Any]) -> None:
+        self.generation, self.numbers = generation, dict(numbers)
+        if processes.is_main():
+            write_model(self._language, self._folder, params)
+
+
+def _reward(numbers: Mapping[str, Any]) -> float:
+    reward = numbers.get("reward")
+    return -math.inf if reward is None else reward
 
 
 def check_replaceable(folder: Path) -> None:

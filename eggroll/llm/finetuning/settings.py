@@ -62,6 +62,8 @@ class FinetuneSettings(Asked, RunSettings):
     """Held-out prompts."""
     pool: Annotated[int | None, Option("1024, or what there is", least=1)] = None
     """Training prompts to draw from."""
+    deliver: Annotated[Literal["best", "last"], Option(absent="last")] = "best"
+    """Which model the run leaves: that of the evaluation with the best held-out reward, or the last generation's."""
     samples: Annotated[int, Option(least=0)] = 3
     """Held-out prompts whose answers are shown."""
     seed: Annotated[int, Option(least=0)] = 0
