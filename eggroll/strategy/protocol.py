@@ -29,7 +29,7 @@ from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State, check_state
-from eggroll.strategy.update.automatic import MEMBERS, Automatic
+from eggroll.strategy.update.automatic import COMPILED, MEMBERS, Automatic
 from eggroll.strategy.update.fitness import as_float, of_members, raise_if_lost, summary
 from eggroll.strategy.update.optimizer import Sigma, check_sigma, sigma_at
 from eggroll.strategy.update.shaping import Shaping, shape_rows, validate_shaping
@@ -38,6 +38,7 @@ from eggroll.strategy.update.told import beyond, check_fitness, check_weights, f
 
 Metrics = dict[str, Any]
 Norms = dict[str, jax.Array]  # "gradient_norm" and "update_norm"
+FOUND = "plan", "standstill", *COMPILED  # of a strategy, beside its settings
 
 
 class Strategy(Automatic, ABC):
@@ -71,8 +72,14 @@ class Strategy(Automatic, ABC):
     @cached_property
     def cache(self) -> CompiledCache:
         """Of compiled functions: that of all with the same settings, or its own on a mesh, where shapes decide."""
-        settings = {name: x for name, x in vars(self).items() if name not in ("plan", "standstill")}
-        return CompiledCache() if self.settings.mesh is not None else shared(type(self), settings)
+
+        def settings() -> tuple:
+            return type(self), {name: x for name, x in vars(self).items() if name not in FOUND}
+
+        return CompiledCache() if self.settings.mesh is not None else shared(settings)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: x for name, x in vars(self).items() if name not in COMPILED}
 
     @abstractmethod
     def init(self, params: PyTree, key: jax.Array) -> State:

@@ -71,10 +71,15 @@ class CompiledCache:
     """Functions traced and compiled once, for what they are.
 
     Called, it compiles `fun(*args)` once per structure, non-array leaves and `static` key; arrays are traced.
+
+    Args:
+        kept: what others that are the same have compiled, to be shared with them. Default: nothing.
+        same: whether its owner is still what those share; asked when it first uses something, and for all traced.
     """
 
-    def __init__(self) -> None:
-        self._variants, self._programs, self._described, self._told = Recent(), Recent(), Recent(), Recent()
+    def __init__(self, kept: tuple[Recent, ...] = (), same: Callable[[], bool] = lambda: True) -> None:
+        self._variants, self._programs, self._described, self._told = kept or [Recent() for _ in range(4)]
+        self._same, self._asked_for = same, set[int]()
 
     def __call__(self, fun: Function, static: Hashable, *args: Any) -> Any:
         """Calls `fun(*args)` compiled; `static` names everything else that `fun` depends on."""
@@ -82,14 +87,31 @@ class CompiledCache:
         leaves = jax.tree.leaves(merge([None] * len(arrays)), is_leaf=lambda x: x is None)
         try:
             key = (static, structure, tuple((type(leaf), leaf) for leaf in leaves))
-            hash(key)
+            name = hash(key)
         except TypeError:  # an unhashable leaf: right, but compiled at every call
             return jax.jit(lambda a: fun(*merge(a)))(arrays)
-        compiled = self._variants.used(key)
-        if compiled is None:
-            _leave_if_changed(self)
-            compiled = self._variants.keep(key, jax.jit(lambda a: fun(*merge(a))))
-        return compiled(arrays)
+        if name not in self._asked_for:
+            self._leave_if_changed()
+            self._asked_for.add(name)
+        try:
+            return (self._variants.used(key) or self._kept(key, fun, merge))(arrays)
+        except _Changed:  # the owner, or that of another cache, which compiled it for other shapes
+            self._leave_if_changed()
+            return self._kept(key, fun, merge)(arrays)
+
+    def _leave_if_changed(self) -> None:
+        if not self._same():
+            self._variants, self._same = Recent(), lambda: True  # nobody else gets what is compiled from now on
+
+    def _kept(self, key: Hashable, fun: Function, merge: Function) -> Function:
+        same = self._same
+
+        def traced(arrays: Any) -> Any:
+            if not same():
+                raise _Changed
+            return fun(*merge(arrays))
+
+        return self._variants.keep(key, jax.jit(traced))
 
     def program(
         self,
@@ -171,25 +193,27 @@ class CompiledCache:
         self._variants.drop(lambda key, _: isinstance(key, tuple) and isinstance(key[0], tuple) and program in key[0])
 
 
+class _Changed(Exception):
+    """What is about to be traced is no longer what it is kept for."""
+
+
 _SHARED = Recent(STRATEGIES)
 
 
-def shared(kind: type, settings: dict[str, Any]) -> CompiledCache:
-    """The cache of all objects of a class with the same settings, so that one made anew compiles nothing again.
+def shared(settings: Callable[[], tuple]) -> CompiledCache:
+    """A cache with what all others of the same settings compiled, so that a strategy made anew compiles nothing again.
 
     One of its own where they cannot be compared.
+
+    Args:
+        settings: gives them as they are when it is called: what they refer to may be changed.
     """
-    found = described(kind, settings)
+    found = described(*settings())
     if found is None:
         return CompiledCache()
     key = found, registry.state()  # which kernels there are is read when a function is traced
-    entry = _SHARED.used(key) or _SHARED.keep(key, (CompiledCache(), lambda: described(kind, settings) == found))
-    return entry[0]
-
-
-def _leave_if_changed(cache: CompiledCache) -> None:
-    """Before something is compiled: nobody else gets what comes of settings that changed behind their description."""
-    _SHARED.drop(lambda _, entry: entry[0] is cache and not entry[1]())
+    kept = _SHARED.used(key) or _SHARED.keep(key, tuple(Recent() for _ in range(4)))
+    return CompiledCache(kept, lambda: described(*settings()) == found)
 
 
 def settings_key(shaping: Any, sigma: Any, population: int) -> Hashable:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import os
@@ -234,17 +235,42 @@ def test_a_strategy_made_anew_compiles_nothing_again_and_takes_what_its_settings
     assert (updated(rules=[("w", eggroll.LowRankRule(sigma_scale=2.0))]) != once).any()
 
 
-def test_settings_that_change_behind_a_strategy_are_not_another_ones():
-    factor = 1.0
-    scaled = optax.stateless(lambda grads, _: jax.tree.map(lambda g: g * factor, grads))
-    made = [eggroll.ES(population=2, sigma=0.2, optimizer=scaled, shaping="none") for _ in range(2)]
+@pytest.mark.parametrize("changed", [0, 1])
+def test_settings_that_change_behind_a_strategy_are_not_another_ones(changed):
+    factors = [[1.0], [1.0]]  # each strategy's own, and equal as long as they are alike
 
-    def updated(es):
-        state, _ = es.step(es.init(TINY, KEY), lambda p: jnp.sum(p["w"] * jnp.arange(2.0)))
+    def made(own):
+        scaled = optax.stateless(lambda grads, _: jax.tree.map(lambda g: g * own[0], grads))
+        return eggroll.ES(population=2, sigma=0.2, optimizer=scaled, shaping="none")
+
+    def updated(es, n):
+        state, _ = es.step(
+            es.init(TINY, KEY), lambda p, x: jnp.sum(p["w"] * jnp.arange(2.0)) + x.sum() * 0, jnp.ones(n)
+        )
         return np.asarray(state.params["w"] - 1)
 
-    once, factor = made[0].cache, 3.0
-    thrice = updated(made[0])
-    factor = 1.0
-    assert made[1].cache is not once
-    np.testing.assert_allclose(3 * updated(made[1]), thrice, rtol=1e-5)
+    two = [made(own) for own in factors]
+    once = [updated(es, 1) for es in two]
+    np.testing.assert_array_equal(*once)
+    factors[changed][0] = 3.0
+    np.testing.assert_allclose(updated(two[changed], 2), 3 * once[0], rtol=1e-5)
+    np.testing.assert_allclose(updated(two[1 - changed], 2), once[0], rtol=1e-6)
+    np.testing.assert_allclose(updated(made([1.0]), 2), once[0], rtol=1e-6)
+    np.testing.assert_allclose(updated(copy.deepcopy(two[changed]), 2), 3 * once[0], rtol=1e-5)  # compiled things stay
+
+
+def test_what_was_compiled_for_settings_since_changed_is_not_traced_again_for_others():
+    factors = [[1.0], [1.0]]
+
+    def made(own):
+        return eggroll.ES(population=2, sigma=0.2, optimizer=optax.stateless(lambda g, _: {"w": g["w"] * own[0]}))
+
+    def told(es, fitness):
+        state = es.init(TINY, KEY)
+        return np.asarray(es.tell(state, es.ask(state), fitness)[0].params["w"] - 1)
+
+    first, second = map(made, factors)
+    once = told(first, jnp.arange(2.0))
+    factors[0][0] = 3.0
+    with jax.numpy_dtype_promotion("strict"):  # `tell` is traced anew, by what the first one compiled
+        np.testing.assert_allclose(told(second, jnp.arange(2.0)), once, rtol=1e-6)

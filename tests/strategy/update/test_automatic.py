@@ -139,3 +139,40 @@ def test_rates_and_optimizers_that_do_not_fit_are_refused():
     with pytest.raises(RunError, match="data without a batch"):
         es = eggroll.ES(population=16, **AUTO)
         fit(es, es.init(start(), KEY), lambda p, x: fitness(p), [], generations=1)
+
+
+@pytest.mark.parametrize("made", [eggroll.ES, eggroll.FullRankES])
+def test_what_is_frozen_and_what_differs_among_groups_does_not_count(made):
+    def fitness_of(p, scale):
+        return scale * fitness({"w": p["w"], "b": p["b"]})
+
+    found = []
+    for more in ({}, {"mask": jnp.array([-1e38]), "index": jnp.arange(9) * 10**8, "key": KEY}):
+        es = made(
+            population=32, antithetic=False, groups=4, rules=[("mask|index|key", "frozen")] if more else (), **AUTO
+        )
+        es.step(es.init(start() | more, KEY), fitness_of, jnp.array([1.0, 10.0, 100.0, 1000.0]), in_axes=0)
+        found.append(es.sigma)
+    assert found[0] == found[1]
+    assert BEST / 4 <= found[0] <= BEST * 4
+
+
+@pytest.mark.parametrize(
+    ("evaluate", "more", "says"),
+    [
+        (
+            lambda members: members.apply(lambda p: jnp.sum(p["w"])),
+            {},
+            "noise tells more the larger it is, without end",
+        ),
+        (lambda members: jnp.ones(3), {}, r"got fitness of shape \(3,\)"),
+        (lambda members: ["good"] * len(members), {}, "not an array of numbers"),
+        (lambda members: jnp.ones(len(members)), {"cost": -1.0}, r"got cost=-1.0; a finite number > 0"),
+        (lambda members: jnp.ones(len(members)), {"rate": float("nan")}, "got rate=nan; a finite number > 0"),
+    ],
+)
+def test_what_nothing_can_be_chosen_by_is_refused(evaluate, more, says):
+    es = eggroll.ES(population=8, **AUTO)
+    with pytest.raises((TypeError, ValueError), match=says):
+        es.choose(es.init(start(), KEY), evaluate, **more)
+    assert es.undecided == ("sigma", "learning_rate")
