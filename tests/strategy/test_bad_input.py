@@ -56,7 +56,7 @@ def fresh(**options):
         ({"groups": 8}, "even number of members, so that pairs stay together"),
         ({"rank": 0}, "got rank=0; an integer of at least 1 is required. 1 is a sensible start"),
         ({"rank": 1.5}, "got rank=1.5; an integer"),
-        ({"sigma": 0}, r"got sigma=0; a finite number > 0, or an optax schedule.*0.01 to 0.1"),
+        ({"sigma": 0}, r"got sigma=0; a finite number > 0, an optax schedule.*0.01 to 0.1"),
         ({"sigma": -0.1}, "got sigma=-0.1; a finite number > 0"),
         ({"sigma": float("nan")}, "got sigma=nan; a finite number > 0"),
         ({"sigma": float("inf")}, "got sigma=inf; a finite number > 0"),
@@ -87,7 +87,7 @@ def test_settings(make, options, text):
 def test_settings_of_es_alone():
     with pytest.raises(ValueError, match=r"got noise_reuse=0; an integer of at least 1"):
         make_es(noise_reuse=0)
-    with pytest.raises(ValueError, match="a finite number > 0, or an optax schedule"):
+    with pytest.raises(ValueError, match="a finite number > 0, an optax schedule"):
         make_es(sigma=optax.constant_schedule(0.0))
     for optimizer in (0.1, "adam", optax.sgd):
         with pytest.raises(TypeError, match=r"got optimizer=.*; an optax optimizer is required, such as optax.adam"):
