@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import rich.console
 from flax import nnx
 
 import eggroll
@@ -108,3 +109,9 @@ def test_states_and_results_say_what_they_are():
     # Of other leaves, as `jax.tree.map` makes them, and while something is traced.
     assert repr(jax.tree.map(lambda _: None, state)) == "State(generation=None, params=<0 arrays, 0 numbers>)"
     jax.eval_shape(lambda state: repr(state) and state.params["b"], state)
+
+
+def test_an_explanation_is_its_table_in_a_notebook_too(monkeypatch):
+    told = eggroll.explain(lambda params, x: x @ params["w"], {"w": jnp.zeros((8, 4))}, jnp.eye(8))
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    assert repr(told) == str(told) and "w" in str(told) and "rank 1" in str(told)
