@@ -135,7 +135,7 @@ def _chosen(runs: Sequence[Run], metric: str | None) -> str:
     measured = [{name for record in run.records for name, x in record.items() if _number(x)} for run in runs]
     everywhere = set.intersection(*measured) - {"generation", "evaluations"}
     found = metric or next((name for name in METRIC_ORDER if name in everywhere), None)
-    if found not in everywhere:
+    if found is None or found not in everywhere:
         lacking = [run.name for run, names in zip(runs, measured, strict=True) if found not in names]
         raise SettingsError(
             f"got metric={found!r}, which {', '.join(lacking) or 'no run'} has no numbers of; one that all have is "
