@@ -1,4 +1,4 @@
-"""The command line: `eggroll train`, `finetune`, `rl`, `evaluate`, `explain`, `replay`, `ledger` and `doctor`."""
+"""The command line: `eggroll train`, `finetune`, `rl`, `evaluate`, `compare`, `explain`, `replay`, `doctor` ..."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import tyro
 
 from eggroll.commands.common import BAD_USAGE, INTERRUPTED
+from eggroll.commands.compare import Compare, compare
 from eggroll.commands.doctor import Doctor, doctor
 from eggroll.commands.evaluate import Evaluate, evaluate
 from eggroll.commands.explain import Explain, explain
@@ -24,6 +25,7 @@ RUN: dict[type, Callable[[Any], int]] = {
     Train: train,
     Finetune: finetune,
     Evaluate: evaluate,
+    Compare: compare,
     Explain: explain,
     Replay: replay,
     Ledger: ledger,
@@ -34,7 +36,7 @@ RUN: dict[type, Callable[[Any], int]] = {
     RlList: listed,
 }
 PARTS = {"rl": Rl, "rl evaluate": RlEvaluate, "rl render": RlRender, "rl list": RlList}
-ALL: Any = Train | Finetune | Evaluate | Explain | Replay | Ledger | Doctor
+ALL: Any = Train | Finetune | Evaluate | Compare | Explain | Replay | Ledger | Doctor
 for name, part in PARTS.items():
     ALL |= Annotated[part, tyro.conf.subcommand(name)]
 

@@ -59,7 +59,7 @@ class Options(TypedDict, total=False):
 
 @serializable
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelState(State):
     """The state of a run of a model: a pytree as `eggroll.State`, with all that makes the model.
 

@@ -91,9 +91,13 @@ class Explanation:
         return tuple(f for row in self.rows for f in row.fallbacks)
 
     def __str__(self) -> str:
-        console = Console(file=io.StringIO(), width=130, no_color=True)
+        # A notebook would be shown the table at once, and the text be empty.
+        console = Console(file=io.StringIO(), width=130, no_color=True, force_jupyter=False)
         console.print(self)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
+
+    def __repr__(self) -> str:
+        return str(self)
 
     def __rich_console__(self, console: Console, options: Any) -> Iterator[Any]:
         yield _table(self)

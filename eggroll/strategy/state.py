@@ -6,6 +6,7 @@ Parameters are whole along `"population"`: members share them. Under `update="we
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -44,6 +45,23 @@ class State:
     generation: jax.Array
 
     owner: ClassVar[str] = ""  # of a subclass: the strategy that alone knows what more it has
+
+    def __repr__(self) -> str:
+        """Its generation, and how large the parameters are: a notebook would print them all otherwise."""
+        return f"{type(self).__name__}(generation={self.generation}, params={summary(self.params)})"
+
+
+def summary(tree: PyTree) -> str:
+    """How large a pytree is, and of what dtype.
+
+    Example:
+        >>> summary({"w": np.zeros((4, 3), np.float32), "b": np.zeros(3, np.float32)})
+        '<2 arrays, 15 numbers, float32>'
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if hasattr(leaf, "shape") and hasattr(leaf, "dtype")]
+    dtypes = "/".join(sorted({str(leaf.dtype) for leaf in leaves}))
+    count = f"{len(leaves)} array" if len(leaves) == 1 else f"{len(leaves)} arrays"
+    return f"<{count}, {sum(math.prod(leaf.shape) for leaf in leaves):,} numbers{dtypes and ', ' + dtypes}>"
 
 
 def check_state(state: object) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -126,3 +126,26 @@ def _spent(axes: Axes, records: Sequence[Record], name: str) -> None:
         return np.interp(x, spent, generation) + (np.minimum(x, 0) + np.maximum(x - spent[-1], 0)) / rate
 
     axes.secondary_xaxis("top", functions=(forth, back)).set_xlabel(f"{word}{name}", fontsize=9, color=GREY)
+
+
+def draw_lines(lines: Mapping[str, Sequence[tuple[float, float]]], path: Path, labels: tuple[str, str]) -> None:
+    """Draws one number against another into a PNG, a line for each run.
+
+    Args:
+        lines: of each run by its name, points `(x, y)`.
+        path: the picture.
+        labels: what x and y are.
+    """
+    figure = Figure(figsize=(7.0, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for name, points in lines.items():
+        x, y = zip(*points, strict=True)
+        axes.plot(x, y, linewidth=1.3, label=name, marker="o" if len(points) < 50 else None, markersize=3)
+    axes.set_xlabel(labels[0])
+    axes.set_ylabel(labels[1])
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.25)
+    with whole_file(path) as file:
+        figure.savefig(file, format="png", dpi=150)

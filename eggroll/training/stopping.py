@@ -16,7 +16,7 @@ import numpy as np
 
 from eggroll.engine.annotations import PyTree
 from eggroll.engine.checks import as_number
-from eggroll.strategy.state import State
+from eggroll.strategy.state import State, summary
 from eggroll.training.data import Position
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
@@ -174,6 +174,11 @@ class Result:
     ended: str
     seconds: float
     resumed: int
+
+    def __repr__(self) -> str:
+        how = f"ended={self.ended!r}, seconds={self.seconds:.3g}, resumed={self.resumed}"
+        carried = f", carry={summary(self.carry)}" if jax.tree.leaves(self.carry) else ""
+        return f"Result({how}, state={self.state!r}{carried})"
 
     @property
     def generation(self) -> int:

@@ -1,40 +1,127 @@
-"""What the pages of documentation import is there."""
+"""What the documentation prints runs as printed: every Python block of every page, and every example.
+
+Each runs in a process and a folder of its own, as somebody would run it who pasted it into a file. Blocks that begin
+with a file's name, such as `# my_rewards.py`, are that file.
+"""
 
 from __future__ import annotations
 
 import ast
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from tests.llm.tiny import folder
+from tests.quick import quickest
+
 ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
-PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
-OWN = ("eggroll", "bench")  # a user's own modules are imported too
+FILE = re.compile(r"# (\w+\.py)\n")
+PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
+MODEL = "models/smollm2"  # what pages call a model folder is one that is tiny
+# Libraries that no extra brings everywhere; a page or an example that needs another one which is missing fails.
+OPTIONAL = {"equinox", "gymnax", "gymnasium", "haiku", "wandb"}
+# The line that each example prints, with its numbers, and what has to hold of them.
+PRINTED = {
+    "equinox_model": (r"fitness (\S+) -> (\S+)", lambda before, after: before < -0.5 and after > -0.1),
+    "haiku_model": (r"fitness (\S+) -> (\S+)", lambda before, after: before < -0.5 and after > -0.1),
+    "language_model": (r"mean reward (\S+) -> (\S+)", lambda before, after: before < 0.5 and after > 0.7),
+    "linen_trainstate": (r"mean squared error (\S+) -> (\S+)", lambda before, after: before > 0.3 and after < 0.05),
+    "nnx_cnn": (r"test accuracy (\S+)", lambda accuracy: accuracy > 0.75),
+    "nondifferentiable": (r"accuracy (\S+)", lambda accuracy: accuracy > 0.85),
+    "own_environment": (r"mean return (\S+) -> (\S+)", lambda before, after: before < 10 and after > 30),
+    "population_sweep": (
+        r"best of 12: sigma (\S+), learning rate (\S+), loss (\S+)",
+        lambda sigma, rate, loss: 1e-4 < rate < 0.1 and loss < 0.2,
+    ),
+    "python_reward": (r"wrote 'evolve' after (\d+) generations", lambda generations: generations <= 120),
+    "resume": (r"resumed after (\d+) of 40 generations, equal: True, replayed: True", lambda after: after == 20),
+    "several_devices": (r"(\d) devices, fitness (\S+), equal .*: True", lambda n, fitness: n == 4 and fitness > -0.5),
+    "tensorboard_logging": (r"(\d+) lines of metrics, TensorBoard's files written: True", lambda lines: lines == 20),
+    "wandb_logging": (r"(\d+) generations logged", lambda generations: generations == 20),
+}
 
 
-def imports(page: Path) -> list[str]:
-    """Every import of ours in a page's Python blocks, one a line; a block that does not parse is an error."""
-    found = []
-    for block in BLOCK.findall(page.read_text(encoding="utf-8")):
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            elif isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
+class Block(NamedTuple):
+    """A Python block, with the files that stand before it on its page."""
+
+    place: str
+    code: str
+    files: dict[str, str]
+
+
+def blocks() -> dict[str, Block]:
+    """Every Python block by its page and number, those apart that are files."""
+    found = {}
+    for page in PAGES:
+        files = {}
+        for number, code in enumerate(BLOCK.findall(page.read_text(encoding="utf-8")), 1):
+            if named := FILE.match(code):
+                files[named[1]] = code
             else:
-                continue
-            if any(name.split(".")[0] in OWN for name in names):
-                found.append(ast.unparse(node))
+                found[f"{page.stem}-{number}"] = Block(f"{page.stem}-{number}", code, dict(files))
     return found
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_imports_in_pages_work(page: Path) -> None:
-    for line in imports(page):
-        exec(line, {})
+BLOCKS = blocks()
+EXAMPLES = sorted(file.stem for file in (DOCS / "examples").glob("*.py"))
 
 
-def test_they_are_found() -> None:
-    assert "from eggroll.llm import Decoding, generator, load, split" in imports(ROOT / "docs" / "llm.md")
+def skip_without(code: str) -> None:
+    """Skips the test where an optional library is missing that the code imports, or whose environment it makes."""
+    used = set(re.findall(r'make\("(\w+):', code))
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            used |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            used.add((node.module or "").split(".")[0])
+    for name in sorted(used & OPTIONAL):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"needs {name}, which is not installed here")
+
+
+def output(script: Path, where: Path) -> str:
+    """What a script prints, in eight simulated devices; warnings of ours are errors."""
+    devices = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
+    paths = os.pathsep.join([str(where), str(ROOT)])
+    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices, "PYTHONPATH": paths, "WANDB_MODE": "offline"}
+    command = [sys.executable, "-W", "error::UserWarning", str(script)]
+    done = subprocess.run(command, cwd=where, env=os.environ | settings, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize("name", quickest(BLOCKS, "activations-1"))
+def test_a_block_runs_as_printed(name: str, tmp_path: Path) -> None:
+    block = BLOCKS[name]
+    skip_without(block.code)
+    if MODEL in block.code:
+        folder(tmp_path / MODEL)
+    for file, code in block.files.items():
+        (tmp_path / file).write_text(code, encoding="utf-8")
+    script = tmp_path / "pasted.py"
+    script.write_text(block.code, encoding="utf-8")
+    output(script, tmp_path)
+
+
+@pytest.mark.parametrize("name", quickest(EXAMPLES, "resume", "tensorboard_logging"))
+def test_an_example_prints_what_it_should(name: str, tmp_path: Path) -> None:
+    script = DOCS / "examples" / f"{name}.py"
+    skip_without(script.read_text(encoding="utf-8"))
+    (line,) = output(script, tmp_path).splitlines()
+    pattern, holds = PRINTED[name]
+    found = re.fullmatch(pattern, line)
+    assert found and holds(*map(float, found.groups())), line
+
+
+def test_blocks_and_examples_are_found() -> None:
+    assert set(EXAMPLES) == set(PRINTED)
+    assert {"README-1", "llm-2", "processes-2"} <= set(BLOCKS)
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1300

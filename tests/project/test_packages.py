@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import yaml
+
 # Import name -> directory; setup.py has the second.
 TOP_LEVEL = {"eggroll": Path("eggroll"), "eggroll.kernels": Path("kernels/pallas")}
 SEAM = Path("eggroll/kernels")  # leads a checkout to it
@@ -59,3 +61,22 @@ def test_the_wheel_s_metadata(wheel):
     assert "\nName: eggroll-jax\n" in text and "\nLicense-Expression: Apache-2.0\n" in text
     (scripts,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     assert "eggroll = eggroll.start:main" in wheel.read(scripts).decode()
+
+
+def test_the_citation_is_of_this_version(root, pyproject):
+    citation = yaml.safe_load((root / "CITATION.cff").read_text(encoding="utf-8"))
+    assert str(citation["version"]) == pyproject["project"]["version"]
+    assert citation["license"] == pyproject["project"]["license"]
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)  # what the format requires
+
+
+def test_hosted_ci_and_templates_say_what_the_project_does(root):
+    workflow = yaml.safe_load((root / ".github/workflows/check.yml").read_text(encoding="utf-8"))
+    steps = workflow["jobs"]["check"]["steps"]
+    assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
+    (pythons,) = (step["with"]["python-version"] for step in steps if "setup-python" in step.get("uses", ""))
+    assert pythons.split() == ["3.13", "3.11"]
+    for file in (root / ".github/ISSUE_TEMPLATE").iterdir():
+        template = yaml.safe_load(file.read_text(encoding="utf-8"))
+        labels = [part["attributes"]["label"] for part in template["body"]]
+        assert "What `eggroll doctor --json` prints" in labels and {"name", "description"} <= set(template)

@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import rich.console
+from flax import nnx
 
 import eggroll
+from eggroll.training import Result
 
 OPTIMIZER = optax.chain(optax.clip(1.0), optax.adamw(1e-2))
 LATE = """
@@ -90,3 +93,25 @@ def test_what_belongs_to_another_run_is_refused_by_name():
 def test_flax_may_be_imported_after_the_state_was_made():
     done = subprocess.run([sys.executable, "-W", "error", "-c", LATE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_states_and_results_say_what_they_are():
+    es = eggroll.ES(population=8, sigma=0.1)
+    params = {"w": jnp.zeros((40, 30)), "b": jnp.zeros(3, jnp.bfloat16)}
+    state = es.init(params, jax.random.key(0))
+    text = "State(generation=0, params=<2 arrays, 1,203 numbers, bfloat16/float32>)"
+    assert repr(state) == text and repr(es.ask(state)) == "Members(population=8, generation=0)"
+    result = Result(state, {"mean": jnp.zeros(5)}, "finished", 1.25, 0)
+    said = f"Result(ended='finished', seconds=1.25, resumed=0, state={text}, carry=<1 array, 5 numbers, float32>)"
+    assert repr(result) == said
+    model = eggroll.nnx.ES(population=8, sigma=0.1).init(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), jax.random.key(0))
+    assert repr(model) == "ModelState(generation=0, params=<2 arrays, 9 numbers, float32>)"
+    # Of other leaves, as `jax.tree.map` makes them, and while something is traced.
+    assert repr(jax.tree.map(lambda _: None, state)) == "State(generation=None, params=<0 arrays, 0 numbers>)"
+    jax.eval_shape(lambda state: repr(state) and state.params["b"], state)
+
+
+def test_an_explanation_is_its_table_in_a_notebook_too(monkeypatch):
+    told = eggroll.explain(lambda params, x: x @ params["w"], {"w": jnp.zeros((8, 4))}, jnp.eye(8))
+    monkeypatch.setattr(rich.console, "_is_jupyter", lambda: True)
+    assert repr(told) == str(told) and "w" in str(told) and "rank 1" in str(told)
