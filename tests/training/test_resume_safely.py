@@ -128,11 +128,11 @@ def test_what_a_failing_disk_has_no_record_of_is_not_saved(
     name = "append" if what is Journal else "log"
     add, calls = getattr(what, name), []
 
-    def failing(self: Any, record: Any) -> None:
+    def failing(self: Any, record: Any, *more: Any) -> None:
         calls.append(record)
         if len(calls) == moment:
             raise RunError("No space left on device")
-        add(self, record)
+        add(self, record, *more)
 
     saving = Saving(every=4, keep=1)
     with monkeypatch.context() as patch:
