@@ -31,6 +31,7 @@ from bench.tools.compile_limits import LEARNING_RATE, SIGMA, Built, plainest, pl
 from bench.tools.networks import Network, deep_mlp, transformer
 from bench.tools.options import Common
 from bench.tools.report import Report
+from eggroll.strategy.evaluate.compiled import forget
 
 PHASES = ("trace", "lower", "compile")
 RATIOS = (
@@ -135,6 +136,7 @@ def step(net: Network, population: int, options: Options) -> Built:
 
 def phases(candidate: Callable[[], Built]) -> tuple[float, ...]:
     """Seconds to trace, lower and compile it, from nothing."""
+    forget()  # of strategies with the same settings
     function, args = candidate()
     jax.block_until_ready(args)
     jax.clear_caches()

@@ -216,6 +216,11 @@ def shared(settings: Callable[[], tuple]) -> CompiledCache:
     return CompiledCache(kept, lambda: described(*settings()) == found)
 
 
+def forget() -> None:
+    """Lets go of all that strategies share, which the next ones compile anew: for measurements."""
+    _SHARED.clear()
+
+
 def settings_key(shaping: Any, sigma: Any, population: int) -> Hashable:
     """What tells a shaping and a sigma apart, which may be functions, by what they compute today.
 

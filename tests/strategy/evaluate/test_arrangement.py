@@ -132,7 +132,7 @@ def test_both_arrangements_evaluate_the_same_members(monkeypatch, told, dtype, c
     found, seen = {}, []
     for least in (0, 1 << 60):
         monkeypatch.setattr(chunking, "LARGE", least)
-        monkeypatch.setattr(compiled, "_SHARED", compiled.Recent())  # which does not know of that
+        compiled.forget()  # it does not know of that
         es = eggroll.ES(population=20, sigma=0.1, optimizer=optax.sgd(0.1), **options)
         state = es.init(parameters(dtype), KEY)
         step = jax.jit(lambda state, es=es: es.step(state, network, rows, in_axes=0, has_aux=True))
