@@ -196,7 +196,9 @@ def as_begun(settings: type[RunSettings], given: Mapping[str, Any]) -> dict[str,
     check_same(
         {"options": before}, {"options": before | now}, may_change=settings.may_change, force=bool(known.get("force"))
     )
-    return {n: x for n, x in from_json(settings, before).items() if n not in {*OF_THE_CALL, *given}} | known
+    # None is a value, too: a default may have been another one when the run was begun.
+    begun = {n: None for n in options_of(settings) if n in before and before[n] is None} | from_json(settings, before)
+    return {n: x for n, x in begun.items() if n not in {*OF_THE_CALL, *given}} | known
 
 
 def keywords_of(settings: Callable[P, SettingsT]) -> Callable[[Callable[..., SettingsT]], Callable[P, SettingsT]]:
