@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -96,6 +96,16 @@ def generations(count: int) -> str:
 def say(console: Console, text: str) -> None:
     """Prints a line as it is."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def metered(console: Console, settings: Any, label: str, shown: Any, run: Callable[..., Any], **more: Any) -> Any:
+    """What `run(settings, ...)` returns, with its progress shown; a signal lets it end and write what there is."""
+    # Only here, so that help and refusals do not wait for Flax.
+    from eggroll.training.progress import Meter
+    from eggroll.training.stopping import StopRequest
+
+    with StopRequest() as stop, Meter(console, settings.generations, label, shown) as meter:
+        return run(settings, show=meter.update, asked_to_stop=stop.was_asked, **more)
 
 
 def say_end(console: Console, ended: str, files: Iterable[Path]) -> int:

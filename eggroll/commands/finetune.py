@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 from rich.console import Console
 
-from eggroll.commands.common import generations, given, none_given, quiet_transformers, say, say_end, settings_options
+from eggroll.commands.common import (
+    generations,
+    given,
+    metered,
+    none_given,
+    quiet_transformers,
+    say,
+    say_end,
+    settings_options,
+)
 from eggroll.llm.finetuning.settings import DEFAULTS, FinetuneSettings, settings_for
 from eggroll.training.folder.layout import check_kept, claimed
 
@@ -42,13 +51,10 @@ def _finetune(settings: FinetuneSettings) -> int:
     from eggroll.llm.finetuning.job import SHOWN
     from eggroll.llm.finetuning.job import finetune as run
     from eggroll.llm.finetuning.samples import shown
-    from eggroll.training.progress import Meter
-    from eggroll.training.stopping import StopRequest
 
     budget = settings.token_budget
     shown_as = SHOWN if budget is None else replace(SHOWN, goal=("tokens", budget))
-    with StopRequest() as stop, Meter(console, settings.generations, settings.label, shown_as) as meter:
-        result = run(settings, show=meter.update, asked_to_stop=stop.was_asked, tell=partial(say, console))
+    result = metered(console, settings, settings.label, shown_as, run, tell=partial(say, console))
     for line in shown(result.samples):
         say(console, line)
     say(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 
-from eggroll.commands.common import generations, given, none_given, say, say_end, settings_options
+from eggroll.commands.common import generations, given, metered, none_given, say, say_end, settings_options
 from eggroll.extras import MissingPackageError
 from eggroll.rl.settings import DEFAULTS, PlaySettings, Settings, settings_for
 from eggroll.training.folder.layout import claimed
@@ -77,11 +77,8 @@ def _train(settings: Settings) -> int:
     # Only here, so that help, refusals and the line above do not wait for Flax.
     from eggroll.rl.job import SHOWN
     from eggroll.rl.job import train as run
-    from eggroll.training.progress import Meter
-    from eggroll.training.stopping import StopRequest
 
-    with StopRequest() as stop, Meter(console, settings.generations, settings.name, SHOWN) as meter:
-        result = run(settings, show=meter.update, asked_to_stop=stop.was_asked)
+    result = metered(console, settings, settings.name, SHOWN, run)
     say(
         console,
         f"greedy return {result.greedy:.5g} ± {result.error:.2g} over {settings.evaluation_episodes} episodes, after "

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from rich.console import Console
 
-from eggroll.commands.common import generations, say, say_end, settings_options
+from eggroll.commands.common import generations, metered, say, say_end, settings_options
 from eggroll.recipes.settings import DEFAULTS, Settings, settings_for
 from eggroll.training.folder.layout import claimed
 
@@ -38,12 +38,9 @@ def _train(settings: Settings) -> int:
     # Only here, so that help, refusals and the line above do not wait for Flax and scikit-learn.
     from eggroll.recipes.digits import SHOWN
     from eggroll.recipes.digits import train as run
-    from eggroll.training.progress import Meter
-    from eggroll.training.stopping import StopRequest
 
     # The whole run, so that a signal while the model is built or the results are written waits for the folder.
-    with StopRequest() as stop, Meter(console, settings.generations, settings.model, SHOWN) as meter:
-        result = run(settings, show=meter.update, asked_to_stop=stop.was_asked)
+    result = metered(console, settings, settings.model, SHOWN, run)
     say(
         console,
         f"test accuracy {result.before:.1%} before, {result.after:.1%} after {generations(result.generations)} "

@@ -154,44 +154,25 @@ def train(
         RunError: settings that do not fit, or a folder that holds another run or cannot be written.
     """
     task = Task(settings)
-    es, classifier, folder = task.es, task.classifier, settings.folder
+    es, classifier, base = task.es, task.classifier, f"{settings.model}, seed {settings.seed}"
     before = task.accuracy(classifier.params, classifier.state)
     result = fit(
         es,
         es.init(classifier.params, jax.random.key(settings.seed)),
         Compiled(classifier.fitness, carries=True),
         task.batches(),
-        generations=settings.generations,
+        **settings.of_fit(),
         carry=classifier.state,
-        folder=folder,
-        resume=settings.resume,
-        overwrite=settings.overwrite,
-        force=settings.force,
-        settings=settings.to_json(),
-        may_change=settings.may_change,
-        saving=_saving(settings),
+        saving=Saving(**settings.of_saving(), score="test_accuracy", base=base, initial=True),
         evaluate=task.evaluate,
         early_stopping=EarlyStopping("test_accuracy", settings.patience) if settings.patience else None,
-        seconds=settings.time_limit,
         started=lambda generation: show({"generation": generation} | ({} if generation else {"test_accuracy": before})),
         show=show,
         asked_to_stop=asked_to_stop,
     )
     after = task.accuracy(result.state.params, result.carry)
     _write_results(settings, classifier.model(result.state.params, result.carry))
-    return Outcome(folder, before, after, result.generation, result.resumed, result.seconds, result.ended)
-
-
-def _saving(settings: Settings) -> Saving:
-    return Saving(
-        every=settings.checkpoint_every,
-        keep=settings.keep,
-        best=settings.keep_best,
-        score="test_accuracy",
-        base=f"{settings.model}, seed {settings.seed}",
-        initial=True,
-        tensorboard=settings.tensorboard,
-    )
+    return Outcome(settings.folder, before, after, result.generation, result.resumed, result.seconds, result.ended)
 
 
 def _write_results(settings: Settings, model: nnx.Module) -> None:

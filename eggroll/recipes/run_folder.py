@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import jax
@@ -13,11 +12,10 @@ from flax import nnx
 from eggroll.engine.paths import leaf_paths
 from eggroll.recipes.models import build
 from eggroll.recipes.settings import Settings
-from eggroll.training.errors import RunError, check_known
+from eggroll.training.errors import RunError
 from eggroll.training.folder.arrays import by_path, read_arrays
-from eggroll.training.folder.integrity import check_run
-from eggroll.training.folder.layout import CONFIG, PARAMETERS, read_config
-from eggroll.training.folder.settings import CONFIGURATION
+from eggroll.training.folder.layout import CONFIG, PARAMETERS
+from eggroll.training.options import options_of_run
 
 
 def arrays_of(model: nnx.Module) -> dict[str, np.ndarray]:
@@ -41,14 +39,7 @@ def load(folder: Path | str) -> nnx.Module:
             configuration names.
     """
     folder = Path(folder)
-    for name in (CONFIG, PARAMETERS):
-        if not (folder / name).exists():
-            raise FileNotFoundError(f"'{folder}' has no {name}: it holds no finished run of `eggroll train`.")
-    check_run(folder)
-    config = read_config(folder)
-    check_known(f"'{folder / CONFIG}'", config, CONFIGURATION)
-    options = config["options"]
-    check_known(f"the options of '{folder / CONFIG}'", options, [f.name for f in fields(Settings)])
+    options = options_of_run(folder, Settings, "eggroll train", (PARAMETERS,))
     try:
         model = build(options["model"], options["seed"])
     except (KeyError, TypeError, ValueError, OverflowError) as why:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +21,14 @@ from eggroll.rl.step import Carry, Rollouts
 from eggroll.strategy.es import ES
 from eggroll.strategy.state import State
 from eggroll.training.curve import Drawn, draw_curve
-from eggroll.training.errors import RunError, check_known
+from eggroll.training.errors import RunError
 from eggroll.training.folder.arrays import by_path, read_arrays, save_arrays
-from eggroll.training.folder.integrity import check_run
-from eggroll.training.folder.layout import CONFIG, CURVE, PARAMETERS, read_config
-from eggroll.training.folder.settings import CONFIGURATION
+from eggroll.training.folder.layout import CURVE, PARAMETERS
 from eggroll.training.ledger.replay_files import CARRY
 from eggroll.training.loop import fit
 from eggroll.training.metrics import Record, counted, read_metrics
 from eggroll.training.optimizers import named, schedule
-from eggroll.training.options import SettingsError, from_json
+from eggroll.training.options import SettingsError, from_json, options_of_run
 from eggroll.training.progress import Shown
 from eggroll.training.stopping import EarlyStopping
 from eggroll.training.store import Saving
@@ -175,25 +173,18 @@ def train(
     Raises:
         RunError: settings that do not fit, or a folder that holds another run or cannot be written.
     """
-    task = Task(settings)
+    task, base = Task(settings), f"{settings.env}, {settings.policy}, seed {settings.seed}"
     result = fit(
         task.es,
         task.es.init(task.policy.params, jax.random.key(settings.seed)),
         task.rollouts,
-        generations=settings.generations,
+        **settings.of_fit(),
         carry=task.rollouts.begin(),
-        folder=settings.folder,
-        resume=settings.resume,
-        overwrite=settings.overwrite,
-        force=settings.force,
-        settings=settings.to_json(),
-        may_change=settings.may_change,
-        saving=_saving(settings),
+        saving=Saving(**settings.of_saving(), score=GREEDY, carry=True, base=base, initial=True),
         evaluate=task.evaluate,
         evaluate_every=settings.evaluate_every,
         early_stopping=EarlyStopping(GREEDY, settings.patience) if settings.patience else None,
         until=task.until,
-        seconds=settings.time_limit,
         started=lambda generation: show({"generation": generation}),
         show=show,
         asked_to_stop=asked_to_stop,
@@ -207,19 +198,6 @@ def train(
     draw_curve(read_metrics(folder), folder / CURVE, what)
     reached = result.generation, result.resumed, steps, result.seconds, result.ended
     return Outcome(folder, found[GREEDY], found[ERROR], *reached)
-
-
-def _saving(settings: Settings) -> Saving:
-    return Saving(
-        every=settings.checkpoint_every,
-        keep=settings.keep,
-        best=settings.keep_best,
-        score=GREEDY,
-        carry=True,
-        base=f"{settings.env}, {settings.policy}, seed {settings.seed}",
-        initial=True,
-        tensorboard=settings.tensorboard,
-    )
 
 
 @dataclass(frozen=True)
@@ -249,14 +227,7 @@ def load(folder: Path | str, parameters: Path | str | None = None) -> Trained:
         RunError: a file that is damaged, or not as it was written; parameters that do not fit the run's policy.
     """
     folder = Path(folder)
-    for name in (CONFIG, *(() if parameters else (PARAMETERS,))):
-        if not (folder / name).exists():
-            raise FileNotFoundError(f"'{folder}' has no {name}: it holds no finished run of `eggroll rl`.")
-    check_run(folder)
-    config = read_config(folder)
-    check_known(f"'{folder / CONFIG}'", config, CONFIGURATION)
-    options = config["options"]
-    check_known(f"the options of '{folder / CONFIG}'", options, [f.name for f in fields(Settings)])
+    options = options_of_run(folder, Settings, "eggroll rl", () if parameters else (PARAMETERS,))
     if Settings._own not in options:
         raise RunError(f"'{folder}' holds a run of another command; one of `eggroll rl` is required.")
     task = Task(Settings(**from_json(Settings, options)))

@@ -16,8 +16,7 @@ class Method:
         name: unique; ledgers hold it for ever.
         where: `"module:Class"` of the strategy, loaded when it is needed.
         population: default of `eggroll finetune`.
-        sigma: likewise.
-        rate: default learning rate there, of `(sigma, population, optimizer's name)`.
+        rate: the learning rate of runs that were begun without one, of `(sigma, population, optimizer's name)`.
         pairs: whether its members are antithetic pairs there, each of which belongs to one group.
         grouped: whether each prompt has a group of members of its own there, unless groups are given.
         takes: which of the settings `"rank"`, `"optimizer"`, `"chunk"` and `"noise"` say something to it.
@@ -27,7 +26,6 @@ class Method:
     name: str
     where: str
     population: int
-    sigma: float
     rate: Callable[[float, int, str], float]
     pairs: bool = False
     grouped: bool = False
@@ -52,7 +50,6 @@ METHODS = {
             "eggroll",
             "eggroll.strategy.es:ES",
             population=256,
-            sigma=2e-3,
             rate=_low_rank_rate,
             pairs=True,
             grouped=True,
@@ -62,7 +59,6 @@ METHODS = {
             "full-rank",
             "eggroll.strategy.full_rank:FullRankES",
             population=30,
-            sigma=1e-3,
             rate=lambda sigma, population, optimizer: sigma / 2,
             lacks="dense noise, its own update, and one member at a time",
         ),

@@ -111,8 +111,8 @@ def value_and_grad(
         argnums: which positional argument is the parameters, or several, as in `jax.value_and_grad`. Default 0.
         population: number of members `N`, even with `antithetic`.
         sigma: noise scale `σ` > 0, in the units of the weights. A number is compiled in; let one that changes be an
-            array, `jnp.asarray(x)`. `"auto"`: the first call, outside jit, chooses it for this function; see
-            `ES.choose`.
+            array, `jnp.asarray(x)`. `"auto"`: the first call, outside jit, chooses it for this function
+            with parameters of these shapes, in this process; see `ES.choose`.
         rank: columns of each factor, at least 1. A layer that is smaller gets dense noise.
         has_aux: whether `loss_fn` returns auxiliary output; it is averaged over members, as in `ES.step`.
         antithetic: members `2i` and `2i + 1` share noise with opposite signs.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields
 from errno import ELOOP, ENAMETOOLONG
 from functools import cache
@@ -18,8 +18,9 @@ from typing import Annotated, Any, ClassVar, Literal, ParamSpec, TypeVar, get_ar
 from eggroll.extras import check_installed
 from eggroll.training.errors import RunError, abridged, check_known
 from eggroll.training.folder.disk import not_writable
-from eggroll.training.folder.layout import holds_run, read_config
-from eggroll.training.folder.settings import NOTHING, as_json, check_same
+from eggroll.training.folder.integrity import check_run
+from eggroll.training.folder.layout import CONFIG, holds_run, read_config
+from eggroll.training.folder.settings import CONFIGURATION, NOTHING, as_json, check_same
 
 # Where and how often a run is written, and when it pauses: not what it computes.
 UNDECIDING = frozenset(
@@ -126,6 +127,17 @@ class RunSettings(Checked):
         """What the run's folder is called."""
         return "run"
 
+    def of_fit(self, facts: Mapping[str, object] | None = None) -> dict[str, Any]:
+        """What `eggroll.training.fit` takes of them; `facts` are recorded with them, and decide the run, too."""
+        run = {"generations": self.generations, "seconds": self.time_limit, "folder": self.folder}
+        told = {"settings": {**self.to_json(), **(facts or {})}, "may_change": self.may_change}
+        return {**run, **told, "resume": self.resume, "overwrite": self.overwrite, "force": self.force}
+
+    def of_saving(self) -> dict[str, Any]:
+        """What `eggroll.training.Saving` takes of them."""
+        kept = {"every": self.checkpoint_every, "keep": self.keep, "best": self.keep_best}
+        return {**kept, "tensorboard": self.tensorboard}
+
     @property
     def folder(self) -> Path:
         """Where the run is written."""
@@ -199,6 +211,29 @@ def as_begun(settings: type[RunSettings], given: Mapping[str, Any]) -> dict[str,
     # None is a value, too: a default may have been another one when the run was begun.
     begun = {n: None for n in options_of(settings) if n in before and before[n] is None} | from_json(settings, before)
     return {n: x for n, x in begun.items() if n not in {*OF_THE_CALL, *given}} | known
+
+
+def options_of_run(folder: Path, settings: type, command: str, files: Collection[str]) -> dict[str, Any]:
+    """The options of a run that has ended, whose folder is as it was written.
+
+    Args:
+        folder: of the run.
+        settings: the class whose settings there are.
+        command: that wrote it.
+        files: what it left besides.
+
+    Raises:
+        FileNotFoundError: it has not all files.
+        RunError: one is damaged, or has what nobody knows.
+    """
+    for name in (CONFIG, *files):
+        if not (folder / name).exists():
+            raise FileNotFoundError(f"'{folder}' has no {name}: it holds no finished run of `{command}`.")
+    check_run(folder)
+    config = read_config(folder)
+    check_known(f"'{folder / CONFIG}'", config, CONFIGURATION)
+    check_known(f"the options of '{folder / CONFIG}'", config["options"], [f.name for f in fields(settings)])
+    return config["options"]
 
 
 def keywords_of(settings: Callable[P, SettingsT]) -> Callable[[Callable[..., SettingsT]], Callable[P, SettingsT]]:

@@ -22,7 +22,7 @@ from eggroll.strategy.population import Population
 from eggroll.strategy.protocol import Norms, Strategy
 from eggroll.strategy.state import State
 
-METHOD = Method("random-search", f"{__name__}:RandomSearch", 8, 0.05, lambda sigma, population, optimizer: 0.1)
+METHOD = Method("random-search", f"{__name__}:RandomSearch", 8, lambda sigma, population, optimizer: 0.1)
 
 
 def direction(key: jax.Array, i: Any, params: Any) -> Any:

@@ -202,20 +202,13 @@ class Run:
             self.state,
             self.step,
             self._batch,
-            generations=settings.generations,
+            **settings.of_fit(self.facts),
             carry=not_counted(),
-            folder=settings.folder,
-            resume=settings.resume,
-            overwrite=settings.overwrite,
-            force=settings.force,
-            settings=settings.to_json() | self.facts,
-            may_change=settings.may_change,
-            saving=self._saving(),
+            saving=Saving(**settings.of_saving(), score="test_reward", base=settings.model),
             evaluate=self._evaluate,
             evaluate_every=settings.eval_every,
             early_stopping=EarlyStopping("test_reward", settings.patience) if settings.patience else None,
             until=self._enough,
-            seconds=settings.time_limit,
             started=lambda generation: show({"generation": generation} | ({} if generation else first)),
             show=show,
             asked_to_stop=asked_to_stop,
@@ -261,17 +254,6 @@ class Run:
             self.samples.add(0, self._first)
             self._first = None
         self.samples.add(generation, measured)
-
-    def _saving(self) -> Saving:
-        settings = self.settings
-        return Saving(
-            every=settings.checkpoint_every,
-            keep=settings.keep,
-            best=settings.keep_best,
-            score="test_reward",
-            base=settings.model,
-            tensorboard=settings.tensorboard,
-        )
 
     def _write(self, after: Measured, generation: int, tokens: int, ended: str) -> None:
         """The evaluation and the picture."""

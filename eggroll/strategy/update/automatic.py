@@ -27,8 +27,8 @@ Auto: TypeAlias = Literal["auto"]
 AUTO: Final = "auto"
 CHOSEN = "sigma", "learning_rate"  # settings that may be that
 COMPILED = "cache", "_plans"  # what a strategy makes of its settings when it is used: no copy has it
-# Of sigma: a learning rate that stays. Measured (`bench.tuning`): .2 to .5 of sigma is near the best, twice that where
-# it falls to zero, whatever the size of the weights. Noise on activations tells so much more that the rate is as for
+# Of sigma: a learning rate that stays. Measured (bench/LOG.md): .2 to .5 of sigma is near the best, twice that where it
+# falls to zero, whatever the size of the weights. Noise on activations tells so much more that the rate is as for
 # backpropagation: this part of the weights' RMS.
 RATE, RATE_BY_SIZE = 0.3, 0.03
 MEMBERS = 64  # evaluated with each sigma that is tried, of a larger population
