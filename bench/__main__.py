@@ -29,6 +29,8 @@ QUESTIONS = (
     "rl",
     "activations",
     "nondifferentiable",
+    "pretrain",
+    "tuning",
     "decode",
     "fuzz",
     "zoo",
