@@ -10,6 +10,7 @@ from bench import rl
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:got equal fitness")  # every member solves that one before the steps are over
 def test_arms_are_measured_at_equal_steps(tmp_path):
     out = tmp_path / "rl.json"
     options = ["--envs", "python:tests.rl.worlds:Line", "--steps", "4000", "--seeds", "2", "--points", "2"]

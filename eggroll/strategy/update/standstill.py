@@ -49,7 +49,8 @@ def _nothing_to_follow(equal: Any, lost: Any, mean: Any, population: int, row: i
         why = (
             "the fitness does not depend on the parameters, or goes by steps (a count, an accuracy, a clipped reward) "
             "that noise of this sigma does not cross: raise sigma or take a smoother fitness; or it was computed in "
-            f"float32, which near {value:.3g} knows steps of {apart:.2g} alone: subtract what all scores have in common"
+            f"float32, which near {value:.3g} knows steps of {apart:.2g} alone: subtract what all scores have in "
+            "common; or every member already has the best score that there is"
         )
     return (
         f"got {what} in {row} generations in a row: nothing is learned. Likely {why}. This is said once; "

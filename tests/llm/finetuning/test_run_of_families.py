@@ -13,7 +13,7 @@ from eggroll.training.errors import RunError
 from tests.llm import tiny
 
 SMALL = {"task": "conciseness", "population": 4, "prompts": 2, "generations": 2, "max_tokens": 5, "eval_prompts": 2}
-SMALL |= {"degenerate": "scored", "sigma": 0.3}
+SMALL |= {"degenerate": "scored", "sigma": 0.3, "deliver": "last"}
 
 
 @pytest.mark.slow

@@ -272,5 +272,5 @@ def test_what_was_compiled_for_settings_since_changed_is_not_traced_again_for_ot
     first, second = map(made, factors)
     once = told(first, jnp.arange(2.0))
     factors[0][0] = 3.0
-    with jax.numpy_dtype_promotion("strict"):  # `tell` is traced anew, by what the first one compiled
+    with jax.default_matmul_precision("highest"):  # `tell` is traced anew, by what the first one compiled
         np.testing.assert_allclose(told(second, jnp.arange(2.0)), once, rtol=1e-6)

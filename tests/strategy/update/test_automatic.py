@@ -13,6 +13,7 @@ from flax import nnx
 
 import eggroll
 import eggroll.nnx
+from eggroll.strategy.update.bearing import widest
 from eggroll.training import RunError, Saving, Scored, fit, named, replay
 from tests.strategy.common import KEY
 
@@ -176,3 +177,12 @@ def test_what_nothing_can_be_chosen_by_is_refused(evaluate, more, says):
     with pytest.raises((TypeError, ValueError), match=says):
         es.choose(es.init(start(), KEY), evaluate, **more)
     assert es.undecided == ("sigma", "learning_rate")
+
+
+def test_noise_that_can_tell_no_more_is_not_made_larger():
+    noise = np.array([1.0, -1.0, 0.5, -0.5])
+
+    def saturating(sigma):  # a network whose scale does not matter: beyond a scale of 1 all noise is alike
+        return noise * sigma / (1 + sigma) * (1 + 1e-3 * np.log2(1 + sigma))
+
+    assert 1 <= widest(saturating, 0.01, pairs=True) <= 20

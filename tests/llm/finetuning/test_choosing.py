@@ -1,0 +1,34 @@
+"""How far noise may move a language model: by the divergence of dense members, whatever the method."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+import pytest
+
+from eggroll.llm.answers.decoding import Decoding, generator, split
+from eggroll.llm.answers.generation import generate_plain
+from eggroll.llm.answers.prompts import pad_left
+from eggroll.llm.finetuning.settings import settings_for
+from eggroll.llm.finetuning.statistics import divergence
+from eggroll.llm.finetuning.strategy import SIZE, TRIED, choose, strategy
+from tests.llm.climbing import language
+
+
+@pytest.mark.first(1)
+@pytest.mark.parametrize(("method", "optimizer"), [("eggroll", "sgd"), ("eggroll", "adam"), ("full-rank", None)])
+def test_noise_moves_a_model_by_a_fifth_of_a_nat(method, optimizer):
+    model = language()
+    graphdef, params = split(model.model)
+    prompts, greedy = pad_left([[5, 9, 4], [7]]), generator(graphdef, Decoding(4, stop=model.stop))
+    given = {} if optimizer is None else {"optimizer": optimizer}
+    es = strategy(settings_for(method, model="m", task="countdown", population=TRIED, prompts=1, **given))
+    state = es.init(params, jax.random.key(0))
+    choose(es, state, params, greedy, prompts, None)
+    answers, members = jax.device_get(generate_plain(params, greedy, prompts)), es.ask(state)
+    dense = [divergence(graphdef, members.materialize(i), params, prompts, answers) for i in range(TRIED)]
+    assert np.mean(dense) == pytest.approx(0.2, rel=0.3)
+    state, metrics = es.tell(state, members, np.random.default_rng(0).normal(size=TRIED))
+    if optimizer != "adam":  # of noise alone: half of its size
+        count = sum(x.size for x in jax.tree.leaves(params))
+        assert float(metrics["update_norm"]) / count**0.5 == pytest.approx(SIZE * es.sigma, rel=0.3)
