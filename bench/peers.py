@@ -123,6 +123,7 @@ class Outcome:
         try:
             candidate = self.module.prepare(self.work)
             candidate.step()
+            self.notes += [candidate.note] if candidate.note else []
             return candidate
         except LeftOut as why:
             self.notes.append(f"left out: {why}")

@@ -85,10 +85,12 @@ class Candidate:
         step: one generation: noise, evaluation, update; every call goes on from the last one. What it returns can be
             waited for.
         inference: pure inference of the same rows by the same framework, all members in one call.
+        note: what is said of it beside its figures.
     """
 
     step: Callable[[], Any]
     inference: Callable[[], Any]
+    note: str | None = None
 
 
 def adapter(name: str) -> ModuleType:
@@ -108,8 +110,8 @@ def distribution_version(name: str, get: str) -> str:
         raise Missing(get) from None
 
 
-def checkout(path: str | None, package: str, get: str) -> None:
-    """Makes the package of a local checkout importable, from its root or its `src`.
+def checkout(path: str | None, package: str, get: str) -> pathlib.Path:
+    """Makes the package of a local checkout importable, from its root or its `src`; its folder.
 
     Raises:
         Missing: no path, or no such package there.
@@ -120,5 +122,23 @@ def checkout(path: str | None, package: str, get: str) -> None:
         if (folder / package).is_dir():
             if str(folder) not in sys.path:
                 sys.path.append(str(folder))  # last: a checkout must not hide what is installed
-            return
+            return folder / package
     raise Missing(f"no package {package} in {path}; {get}")
+
+
+def without_init(package: pathlib.Path) -> None:
+    """Makes a package's modules importable one by one: its `__init__` files, and what they import, do not run.
+
+    They may ask for libraries that nothing measured needs. A package that is imported already stays as it is.
+    """
+    for file in sorted(package.rglob("__init__.py")):
+        module = ModuleType(".".join(file.parent.relative_to(package.parent).parts))
+        module.__path__ = [str(file.parent)]
+        sys.modules.setdefault(module.__name__, module)
+
+
+def not_loaded(package: pathlib.Path) -> list[str]:
+    """Modules of a package that nothing has imported, by their names in it."""
+    files = (file for file in package.rglob("*.py") if file.name != "__init__.py")
+    names = (".".join(file.relative_to(package).with_suffix("").parts) for file in files)
+    return sorted(name for name in names if f"{package.name}.{name}" not in sys.modules)

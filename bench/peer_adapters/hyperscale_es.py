@@ -3,17 +3,19 @@
 Measured is a generation as its end-to-end test makes it: the model's `forward` under `vmap` over `(epoch, member)`,
 `convert_fitnesses` and `do_updates`, here in one jit, so that XLA may share the noise of the two halves.
 `noise_reuse=1` draws new noise in every generation. The layer is its `MM`, the MLP its `MLP` with biases. Its noise
-is normal. Nothing is left out.
+is normal. Nothing of the method is left out.
 
-HYPERSCALEES_PATH names the checkout; the package is imported from there and nothing of it is kept here.
+HYPERSCALEES_PATH names the checkout; modules are imported from there and nothing of it is kept here. Only those that
+the estimator and these layers need: the rest asks for gymnax, transformers and more, and a note names it.
 """
 
 from __future__ import annotations
 
 import os
+import pathlib
 from typing import Any
 
-from bench.peer_adapters import Candidate, Work, checkout
+from bench.peer_adapters import Candidate, Work, checkout, not_loaded, without_init
 
 NAME = "HyperscaleES"
 GET = "clone ESHyperscale/HyperscaleES and set HYPERSCALEES_PATH to it"
@@ -22,8 +24,12 @@ UNIT = "jax"
 
 def version() -> str:
     """It has none that matters: a checkout."""
-    checkout(os.environ.get("HYPERSCALEES_PATH"), "hyperscalees", GET)
+    _package()
     return "checkout"
+
+
+def _package() -> pathlib.Path:
+    return checkout(os.environ.get("HYPERSCALEES_PATH"), "hyperscalees", GET)
 
 
 def dense_copies(work: Work) -> float:
@@ -33,7 +39,8 @@ def dense_copies(work: Work) -> float:
 
 def prepare(work: Work) -> Candidate:
     """One jitted generation, and inference in JAX."""
-    version()
+    package = _package()
+    without_init(package)
     import jax
     import jax.numpy as jnp
     import optax
@@ -70,7 +77,7 @@ def prepare(work: Work) -> Candidate:
         carry = generation(*carry, *rows)
         return carry
 
-    return Candidate(step, inference(task))
+    return Candidate(step, inference(task), f"not loaded, since no step needs it: {', '.join(not_loaded(package))}")
 
 
 def _model(work: Work, key: Any) -> tuple[Any, Any]:

@@ -88,6 +88,9 @@ def double(tmp_path, monkeypatch):
         package = tmp_path / "src" / "hyperscalees" / folder
         package.mkdir(parents=True)
         (package / f"{name}.py").write_text(content)
+        (package / "other.py").write_text("import a_library_that_is_nowhere")
+        (package / "__init__.py").write_text(f"from . import other, {name}")
+    (package.parent / "__init__.py").write_text("from . import models, noiser")
     monkeypatch.setattr(sys, "path", sys.path.copy())
     monkeypatch.setenv("HYPERSCALEES_PATH", str(tmp_path))
     yield
@@ -101,6 +104,7 @@ def test_a_generation_moves_every_parameter_with_new_noise(double, work):
     module = adapter("hyperscale_es")
     assert module.version() == "checkout"
     candidate = module.prepare(work)
+    assert str(candidate.note).endswith(": models.other, noiser.other")
     _, first, _ = candidate.step()
     _, second, epoch = candidate.step()
     assert epoch == 2

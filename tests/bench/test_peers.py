@@ -143,7 +143,7 @@ def test_a_checkout_is_found_at_its_root_or_in_src(tmp_path, monkeypatch):
         with pytest.raises(Missing, match="get it"):
             checkout(path, "thing_of_a_peer", "get it")
     (tmp_path / "src" / "thing_of_a_peer").mkdir(parents=True)
-    checkout(str(tmp_path), "thing_of_a_peer", "get it")
+    assert checkout(str(tmp_path), "thing_of_a_peer", "get it") == tmp_path / "src" / "thing_of_a_peer"
     assert sys.path[-1] == str(tmp_path / "src")
 
 
