@@ -15,9 +15,8 @@ from rich.text import Text
 
 from eggroll.commands.common import WIDE, say
 from eggroll.training.errors import RunError, abridged
-from eggroll.training.folder.disk import read_json
-from eggroll.training.folder.layout import EVALUATION, METRICS, read_config
-from eggroll.training.metrics import Record, read_metrics
+from eggroll.training.folder.layout import METRICS, read_config
+from eggroll.training.metrics import Record, read_before, read_metrics
 from eggroll.training.options import SettingsError, check_path
 
 METRIC_ORDER = ("test_reward", "test_accuracy", "greedy_return", "fitness_mean")  # what is compared if it is not said
@@ -97,7 +96,9 @@ def _read(folder: Path, name: str) -> Run:
     config, records = read_config(folder), read_metrics(folder)
     if not records:
         raise RunError(f"'{folder}' has no generation in its {METRICS} yet: wait for one.")
-    if before := _before(folder):
+    if before := read_before(folder):
+        held_out = "test_" if "max_tokens" in config["options"] else ""  # language models' say so in the metrics alone
+        before = {held_out + name: x for name, x in before.items()}
         records = [{"generation": 0, "seconds": 0.0, "tokens": 0, **before}, *records]
     members = config.get("strategy", {}).get("population", config["options"].get("population"))
     if isinstance(members, int):
@@ -105,14 +106,6 @@ def _read(folder: Path, name: str) -> Run:
     parts = flat(config.get("strategy", {})), flat(config["options"]), flat(config.get("versions", {}), "version ")
     given = {key: x for part in parts for key, x in part.items() if key not in OF_THE_FOLDER}
     return Run(name, given, records)
-
-
-def _before(folder: Path) -> dict[str, Any]:
-    """What was measured before the first update, where a run of a language model has noted it."""
-    if not (folder / EVALUATION).is_file():
-        return {}
-    found = read_json(folder / EVALUATION, "Remove it, and the value before training is left out.").get("before")
-    return {f"test_{name}": x for name, x in found.items()} if isinstance(found, dict) else {}
 
 
 def flat(settings: Mapping[str, Any], above: str = "") -> dict[str, Any]:

@@ -23,7 +23,7 @@ from eggroll.training.curve import Drawn, draw_curve
 from eggroll.training.folder.arrays import save_arrays
 from eggroll.training.folder.layout import CURVE, PARAMETERS
 from eggroll.training.loop import fit
-from eggroll.training.metrics import Record, read_metrics
+from eggroll.training.metrics import Record, read_before, read_metrics, write_before
 from eggroll.training.optimizers import NamedOptimizer, named, schedule
 from eggroll.training.progress import Shown
 from eggroll.training.steps import Compiled
@@ -156,6 +156,11 @@ def train(
     task = Task(settings)
     es, classifier, base = task.es, task.classifier, f"{settings.model}, seed {settings.seed}"
     before = task.accuracy(classifier.params, classifier.state)
+
+    def started(generation: int) -> None:
+        first = write_before(settings.folder, {"test_accuracy": round(before, 6)})
+        show({"generation": generation} if generation else first)
+
     result = fit(
         es,
         es.init(classifier.params, jax.random.key(settings.seed)),
@@ -166,7 +171,7 @@ def train(
         saving=Saving(**settings.of_saving(), score="test_accuracy", base=base, initial=True),
         evaluate=task.evaluate,
         early_stopping=EarlyStopping("test_accuracy", settings.patience) if settings.patience else None,
-        started=lambda generation: show({"generation": generation} | ({} if generation else {"test_accuracy": before})),
+        started=started,
         show=show,
         asked_to_stop=asked_to_stop,
     )
@@ -178,4 +183,5 @@ def train(
 def _write_results(settings: Settings, model: nnx.Module) -> None:
     save_arrays(settings.folder / PARAMETERS, arrays_of(model))
     title = f"{settings.model} on handwritten digits, {settings.population} members, no backpropagation"
-    draw_curve(read_metrics(settings.folder), settings.folder / CURVE, Drawn(title))
+    records = [{"generation": 0, **read_before(settings.folder)}, *read_metrics(settings.folder)]
+    draw_curve(records, settings.folder / CURVE, Drawn(title, "−cross-entropy"))

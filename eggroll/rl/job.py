@@ -26,7 +26,7 @@ from eggroll.training.folder.arrays import by_path, read_arrays, save_arrays
 from eggroll.training.folder.layout import CURVE, PARAMETERS
 from eggroll.training.ledger.replay_files import CARRY
 from eggroll.training.loop import fit
-from eggroll.training.metrics import Record, counted, read_metrics
+from eggroll.training.metrics import Record, counted, read_before, read_metrics, write_before
 from eggroll.training.optimizers import named, schedule
 from eggroll.training.options import SettingsError, from_json, options_of_run
 from eggroll.training.progress import Shown
@@ -174,18 +174,24 @@ def train(
         RunError: settings that do not fit, or a folder that holds another run or cannot be written.
     """
     task, base = Task(settings), f"{settings.env}, {settings.policy}, seed {settings.seed}"
+    initial, carry = task.es.init(task.policy.params, jax.random.key(settings.seed)), task.rollouts.begin()
+
+    def started(generation: int) -> None:
+        first = write_before(settings.folder, task.evaluate(initial, carry))
+        show({"generation": generation} if generation else first)
+
     result = fit(
         task.es,
-        task.es.init(task.policy.params, jax.random.key(settings.seed)),
+        initial,
         task.rollouts,
         **settings.of_fit(),
-        carry=task.rollouts.begin(),
+        carry=carry,
         saving=Saving(**settings.of_saving(), score=GREEDY, carry=True, base=base, initial=True),
         evaluate=task.evaluate,
         evaluate_every=settings.evaluate_every,
         early_stopping=EarlyStopping(GREEDY, settings.patience) if settings.patience else None,
         until=task.until,
-        started=lambda generation: show({"generation": generation}),
+        started=started,
         show=show,
         asked_to_stop=asked_to_stop,
     )
@@ -194,8 +200,8 @@ def train(
     carried = {f"{CARRY}/{path}": x for path, x in by_path(result.carry).items()}
     save_arrays(folder / PARAMETERS, by_path(result.state.params) | carried)
     title = f"{settings.env}, {settings.population} members"
-    what = Drawn(title, "return", GREEDY, "greedy return", "", ERROR, "live_steps")
-    draw_curve(read_metrics(folder), folder / CURVE, what)
+    what = Drawn(title, "return of an episode", GREEDY, "greedy return", "", ERROR, "live_steps")
+    draw_curve([{"generation": 0, **read_before(folder)}, *read_metrics(folder)], folder / CURVE, what)
     reached = result.generation, result.resumed, steps, result.seconds, result.ended
     return Outcome(folder, found[GREEDY], found[ERROR], *reached)
 

@@ -1,4 +1,4 @@
-"""The picture of a run: fitness and a held-out score against generation."""
+"""The picture of a run: fitness and a held-out score against generation, from before training on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Drawn:
 
     Attributes:
         title: a line above the picture.
-        fitness: what the fitness is called.
+        fitness: what it is, as in `"−cross-entropy"`.
         score: name in the record of what is measured on held-out data.
         label: what that is called.
         unit: of what it is called; `"%"` for a share.
@@ -36,7 +36,7 @@ class Drawn:
     """
 
     title: str
-    fitness: str = "fitness"
+    fitness: str
     score: str = "test_accuracy"
     label: str = "test accuracy"
     unit: str = "%"
@@ -82,7 +82,7 @@ def _fitness(axes: Axes, records: Sequence[Record], drawn: Drawn) -> None:
     high = [r["fitness_mean"] + r["fitness_std"] for r in usable]
     axes.fill_between(generation, low, high, color=BLUE, alpha=0.2, linewidth=0, label="± standard deviation")
     axes.plot(generation, mean, color=BLUE, linewidth=1.3, label="mean of the population")
-    axes.set_ylabel(drawn.fitness)
+    axes.set_ylabel(f"fitness = {drawn.fitness}")
     axes.legend(loc="lower right", frameon=False, fontsize=9)
 
 

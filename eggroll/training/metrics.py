@@ -21,10 +21,10 @@ from typing import Any, Self
 import numpy as np
 
 from eggroll.training.errors import RunError
-from eggroll.training.folder.disk import not_writable, open_to_read, own_folder, own_handle, parse_json
+from eggroll.training.folder.disk import not_writable, open_to_read, own_folder, own_handle, parse_json, read_json
 from eggroll.training.folder.files import write_text
 from eggroll.training.folder.integrity import note_growing
-from eggroll.training.folder.layout import METRICS, TENSORBOARD
+from eggroll.training.folder.layout import EVALUATION, METRICS, TENSORBOARD
 from eggroll.training.options import check_tensorboard
 
 Record = dict[str, Any]
@@ -161,6 +161,43 @@ def read_metrics(folder: Path | str) -> list[Record]:
         raise RunError(
             f"'{path}' is damaged ({why}): one JSON object in each line is required. Restore it from a copy."
         ) from why
+
+
+def write_before(folder: Path, measured: Record) -> Record:
+    """Keeps what was measured before the first generation, which has no line in `metrics.jsonl`.
+
+    Args:
+        folder: a run folder.
+        measured: numbers by their names in the metrics.
+
+    Returns:
+        They as a record, of generation 0.
+
+    Raises:
+        RunError: the folder cannot be written to.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> write_before(folder, {"test_accuracy": 0.1})
+        {'generation': 0, 'test_accuracy': 0.1}
+        >>> read_before(folder)
+        {'test_accuracy': 0.1}
+    """
+    write_text(folder / EVALUATION, json.dumps({"before": measured}, indent=2) + "\n")
+    return {"generation": 0, **measured}
+
+
+def read_before(folder: Path) -> Record:
+    """What a run has noted of before its first generation, a language model's by the names in its evaluation; or {}.
+
+    Raises:
+        RunError: the file is damaged.
+    """
+    if not (folder / EVALUATION).is_file():
+        return {}
+    found = read_json(folder / EVALUATION, "Remove it, and the value before training is left out.").get("before")
+    return found if isinstance(found, dict) else {}
 
 
 def count_lines(folder: Path) -> int:

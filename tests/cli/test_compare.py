@@ -13,7 +13,7 @@ from tests.cli.running import PNG, call
 OPTIONS = {"model": "mlp", "population": 8, "sigma": 0.1, "batch_size": 4, "optimizer": {"name": "adam"}}
 
 
-def run(folder: Path, *, lines: int = 3, metrics: dict | None = None, before: float | None = None, **options) -> Path:
+def run(folder: Path, *, lines: int = 3, metrics: dict | None = None, before: dict | None = None, **options) -> Path:
     """A run folder as commands leave it: line `g` has the fitness −1/g, and what else is said."""
     folder.mkdir(parents=True)
     config = {"options": OPTIONS | {"out": str(folder)} | options, "versions": {"jax": "0.10.2"}}
@@ -25,7 +25,7 @@ def run(folder: Path, *, lines: int = 3, metrics: dict | None = None, before: fl
     ]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
     if before is not None:
-        (folder / "evaluation.json").write_text(json.dumps({"before": {"reward": before}}), encoding="utf-8")
+        (folder / "evaluation.json").write_text(json.dumps({"before": before}), encoding="utf-8")
     return folder
 
 
@@ -71,11 +71,15 @@ def test_a_metric_is_drawn_against_what_was_spent(tmp_path, drawn, capsys, again
 
 
 def test_the_value_before_training_comes_first(tmp_path, drawn):
-    a = run(tmp_path / "a", metrics={"test_reward": 1.0}, before=0.25, max_tokens=4)
+    a = run(tmp_path / "a", metrics={"test_reward": 1.0}, before={"reward": 0.25}, max_tokens=4)
+    b = run(tmp_path / "b", metrics={"test_accuracy": 0.5}, before={"test_accuracy": 0.125})
     assert call("compare", a, "--against", "tokens", "--out", tmp_path / "c.png") == 0
-    ((lines, labels),) = drawn
-    assert lines == {"a": [(0, 0.25), (10, 1.0), (20, 2.0), (30, 3.0)]}
-    assert labels == ("tokens of answers", "test_reward")
+    assert call("compare", b, "--against", "evaluations", "--out", tmp_path / "d.png") == 0
+    (tokens, first), (evaluations, second) = drawn
+    assert tokens == {"a": [(0, 0.25), (10, 1.0), (20, 2.0), (30, 3.0)]}
+    assert evaluations == {"b": [(0, 0.125), (8, 0.5), (16, 1.0), (24, 1.5)]}
+    assert first == ("tokens of answers", "test_reward")
+    assert second == ("member evaluations", "test_accuracy (share of held-out images)")
 
 
 def test_what_cannot_be_compared_is_refused(tmp_path, capsys):

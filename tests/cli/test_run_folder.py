@@ -53,7 +53,7 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 
 def test_what_it_holds(finished: Path) -> None:
     names = {file.name for file in finished.iterdir()}
-    results = {"metrics.jsonl", "curve.png", "parameters.npz", "config.json"}
+    results = {"metrics.jsonl", "evaluation.json", "curve.png", "parameters.npz", "config.json"}
     assert names == results | {"initial.npz", "ledger.bin", "checkpoints", "run.lock", "MANIFEST.json"}
 
 
@@ -99,6 +99,16 @@ def test_the_configuration_has_all_options_and_versions(finished: Path) -> None:
     assert config["parameters"] == sum(array.size for array in arrays(finished).values())
     assert config["versions"].keys() == {"eggroll", "jax", "jaxlib", "optax", "flax", "python", "platform"}
     assert (config["versions"]["jax"], config["versions"]["flax"]) == (jax.__version__, flax.__version__)
+
+
+def test_the_accuracy_before_training_is_noted(finished: Path) -> None:
+    data, initial = digits(), np.load(finished / "initial.npz")
+    x = data.test_images.reshape(len(data.test_images), -1)
+    for name in ("hidden1", "hidden2"):
+        x = np.maximum(x @ initial[f"{name}/kernel"] + initial[f"{name}/bias"], 0)
+    accuracy = np.mean(np.argmax(x @ initial["head/kernel"] + initial["head/bias"], axis=-1) == data.test_labels)
+    noted = json.loads((finished / "evaluation.json").read_text(encoding="utf-8"))
+    assert noted == {"before": {"test_accuracy": round(float(accuracy), 6)}}
 
 
 def test_a_loaded_model_has_the_accuracy_that_the_run_reports(finished: Path) -> None:

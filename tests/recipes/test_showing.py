@@ -32,7 +32,7 @@ def record(generation: int, **more: Any) -> dict[str, Any]:
 
 
 def picture(path: Path, records: list[dict[str, Any]]) -> np.ndarray:
-    draw_curve(records, path, Drawn("a run"))
+    draw_curve(records, path, Drawn("a run", "−loss"))
     return matplotlib.image.imread(path)
 
 
@@ -50,7 +50,7 @@ def test_the_curve_bears_gaps(tmp_path: Path) -> None:
 
 
 def test_there_is_no_curve_of_nothing(tmp_path: Path) -> None:
-    draw_curve([], tmp_path / "none.png", Drawn("a run"))
+    draw_curve([], tmp_path / "none.png", Drawn("a run", "−loss"))
     assert not (tmp_path / "none.png").exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 from eggroll.rl import job, load, settings_for, train
 from eggroll.rl.settings import PlaySettings
 from eggroll.training.folder.arrays import read_arrays
-from eggroll.training.metrics import read_metrics
+from eggroll.training.metrics import read_before, read_metrics
 from eggroll.training.options import SettingsError
 from tests.cli.running import call
 from tests.rl.worlds import Line, Target
@@ -36,6 +36,7 @@ def test_the_default_command_learns_the_best_there_is(solved, capsys):
     last = read_metrics(solved)[-1]
     assert (last["greedy_return"], last["greedy_error"]) == (Line.BEST, 0)
     assert 0 < last["live_steps"] <= 256 * Line.limit * last["generation"]
+    assert read_before(solved).keys() == {"greedy_return", "greedy_error"}
     assert (solved / "curve.png").stat().st_size > 1000
 
 
