@@ -91,8 +91,8 @@ class Explanation:
         return tuple(f for row in self.rows for f in row.fallbacks)
 
     def __str__(self) -> str:
-        # A notebook would be shown the table at once, and the text be empty.
-        console = Console(file=io.StringIO(), width=130, no_color=True, force_jupyter=False)
+        # A notebook would be shown the table at once, and the text be empty; it also asks for colours in all text.
+        console = Console(file=io.StringIO(), width=130, color_system=None, force_jupyter=False)
         console.print(self)
         return console.file.getvalue().rstrip()  # type: ignore[attr-defined]
 
