@@ -21,6 +21,7 @@ PAGES["bench/LOG.md"] = "bench/LOG.md"
 SHOWN = {".png", ".svg", ".json"}  # of other files outside docs/, what a browser shows
 PACKAGES = ("eggroll", "nnx", "training", "rl", "llm", "kernels")
 LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*)?(?=\))")
+BADGE = re.compile(r"^\[!\[.*\n", re.MULTILINE)  # a line of the host's pages, drawn by other hosts: no part of the site
 FENCE = re.compile(r"(^```.*?^```$|`[^`\n]*`)", re.DOTALL | re.MULTILINE)  # where no links are
 
 
@@ -48,7 +49,8 @@ def on_files(files: Files, config: Any) -> Files:
 
 def shown_by(page: Path) -> list[Path]:
     """The files outside docs/ that a page links and a browser shows."""
-    found = [(page.parent / link[1]).resolve() for link in LINK.finditer(page.read_text(encoding="utf-8"))]
+    text = BADGE.sub("", page.read_text(encoding="utf-8"))
+    found = [(page.parent / link[1]).resolve() for link in LINK.finditer(text)]
     return [path for path in found if path.suffix in SHOWN and (ROOT / "docs") not in path.parents]
 
 
@@ -67,7 +69,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
         place = PAGES.get(name, name.removeprefix("docs/"))
         return depth + place + (link[2] or "")
 
-    parts = FENCE.split(markdown)
+    parts = FENCE.split(BADGE.sub("", markdown))
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"\[([^\]\n]*)\]\((?!https?:|#)([^)#\s]+)\)", lambda found: plain(found, here), parts[i])
         parts[i] = LINK.sub(led, parts[i])
