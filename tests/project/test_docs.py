@@ -26,8 +26,8 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# (\w+\.py)\n")
 PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
 MODEL = "models/smollm2"  # what pages call a model folder is one that is tiny
-# Libraries that no extra brings everywhere; a page or an example that needs another one which is missing fails.
-OPTIONAL = {"equinox", "gymnax", "gymnasium", "haiku", "wandb"}
+# What the extra `test` cannot bring everywhere; a page or an example that needs another library which is missing fails.
+OPTIONAL = {"gymnax"}
 # The line that each example prints, with its numbers, and what has to hold of them.
 PRINTED = {
     "equinox_model": (r"fitness (\S+) -> (\S+)", lambda before, after: before < -0.5 and after > -0.1),
