@@ -15,7 +15,7 @@ from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import generator, split
 from eggroll.llm.finetuning.answering import decoding_of, marker_of, open_model, scorers_of
 from eggroll.llm.finetuning.evaluation import Evaluator, Measured
-from eggroll.llm.finetuning.model_folders import FACTS, Delivered
+from eggroll.llm.finetuning.model_folders import FACTS, Delivered, adapting_of
 from eggroll.llm.finetuning.questions import Questions, asking_of, chosen, questions, task_of
 from eggroll.llm.finetuning.run_facts import digest_of, facts_of
 from eggroll.llm.finetuning.samples import Samples
@@ -108,7 +108,7 @@ def finetune(
     if settings.resume and not settings.force:
         first_decides(lambda: check_options(settings.folder, settings.to_json(), settings.may_change | FACTS))
     task = task_of(settings, tell)
-    language = open_model(settings)
+    language = open_model(settings, adapting_of(settings))
     with scorers_of(settings, task) as scorers:
         return Run(settings, task, language, scorers).run(show, asked_to_stop)
 

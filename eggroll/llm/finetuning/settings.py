@@ -48,6 +48,12 @@ class FinetuneSettings(Asked, RunSettings):
     3e-4."""
     optimizer: Annotated[Optimizer, Option("sgd, on activations adam")] = "sgd"
     """Of eggroll."""
+    lora: Annotated[int | None, Option("none", "RANK", least=1, absent=None)] = None
+    """Evolve LoRA adapters of this rank alone, beside the model's weights; model/ is a PEFT adapter's folder then."""
+    lora_alpha: Annotated[float | None, Option("twice --lora", positive=True, absent=None)] = None
+    """Their scale times their rank."""
+    lora_target_modules: Annotated[tuple[str, ...], Option("all of attention and MLP", "NAME", absent=())] = ()
+    """Linear layers that have them, such as q_proj v_proj."""
     prompts: Annotated[int, Option(least=1)] = 8
     """Different prompts in a generation."""
     groups: Annotated[int | None, Option("eggroll --prompts, full-rank 1", least=1)] = None
@@ -112,6 +118,7 @@ class FinetuneSettings(Asked, RunSettings):
                 "got optimizer='sgd' with noise='activations' and no learning_rate: what size its gradient has depends "
                 "on the model. Give --learning-rate, or use --optimizer adam."
             )
+        self._check_against_noise()
         pairs = METHODS[self.method].pairs
         if pairs:
             check_pairs(population)
@@ -130,6 +137,16 @@ class FinetuneSettings(Asked, RunSettings):
             )
         if self.pool is not None and self.pool < prompts:
             raise SettingsError(f"got pool={self.pool} for prompts={prompts}; at least as many are required.")
+
+    def _check_against_noise(self) -> None:
+        for name in ("lora_alpha", "lora_target_modules"):
+            if self.lora is None and getattr(self, name):
+                raise SettingsError(f"got {name}={getattr(self, name)!r} without lora; give its rank, or leave it out.")
+        if self.lora is not None and self.noise == "activations":
+            raise SettingsError(
+                f"got lora={self.lora} with noise='activations': adapters begin with outputs of zero, on which noise "
+                "relative to their size is none. Use --noise weights, or leave --lora out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

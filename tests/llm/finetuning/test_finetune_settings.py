@@ -55,6 +55,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"method": "full-rank", "noise": "activations"},
         "noise='activations' for method='full-rank'.*--method eggroll",
     ),
+    "a scale of no adapters": ({"lora_alpha": 4.0}, r"lora_alpha=4\.0 without lora; give its rank"),
+    "adapters under noise on activations": (
+        {"lora": 4, "noise": "activations"},
+        "lora=4 with noise='activations'",
+    ),
     "ranks of noise on activations": ({"noise": "activations", "rank": 2}, "rank=2 with noise='activations'.*leave"),
     "several answers of a member": (
         {"noise": "activations", "groups": 4},
