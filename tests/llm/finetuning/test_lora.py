@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,17 +19,20 @@ from eggroll.llm.finetuning.strategy import strategy
 from eggroll.llm.model.loading import decoder_of
 from eggroll.llm.model.lora import Adapting
 from eggroll.llm.model.weights_hf import assemble
+from eggroll.training import read_metrics
 from eggroll.training.errors import RunError
 from tests.cli.running import call
 from tests.llm import tiny
 from tests.llm.climbing import SIZES
+from tests.llm.hub import taking_hub
 
 ADAPTER, TOKENS = "adapter_model.safetensors", np.arange(12).reshape(2, 6)
 ASKED = ("--task", "conciseness", "--max-tokens", "4", "--workers", "1", "--degenerate", "scored", "--temperature", "1")
 RUN = (*ASKED, "--eval-prompts", "2", "--population", "8", "--prompts", "2", "--deliver", "last", "--lora", "2")
+RUN += ("--kl", "0.1", "--log-completions", "jsonl")
 
 
-def base(path: Path, family: str = "smollm2", **changes: int) -> Path:
+def base(path: Path, family: str = "smollm2", **changes: Any) -> Path:
     return tiny.folder(path / "base", family, vocab_size=tiny.VOCABULARY, **changes)
 
 
@@ -109,15 +113,26 @@ def test_only_adapters_have_noise_of_low_rank(method: str, tmp_path: Path) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["eggroll", "full-rank"])
 def test_a_run_of_adapters(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stopped and gone on, replayed, evaluated, and the start of another run: with sigma and rate of its own choice."""
+    """Stopped and gone on, replayed, evaluated, pushed and the start of another run, with sigma and rate chosen."""
     base(tmp_path, **SIZES, num_key_value_heads=1)
     monkeypatch.chdir(tmp_path)
     command = ("finetune", "--model", "base", *RUN, "--method", method)
-    assert call(*command, "--out", "whole", "--generations", "2") == 0
+    with taking_hub("owner/tiny", "secret") as (address, given):
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "secret")
+        to = ("--push-to-hub", "--hub-model-id", "owner/tiny")
+        assert call(*command, "--out", "whole", "--generations", "2", *to) == 0
     assert call(*command, "--out", "parts", "--generations", "1") == 0
     assert call("finetune", "--resume", "--out", "parts", "--generations", "2") == 0
     assert call("replay", "base", "whole", "--out", "again") == 0
     whole = (tmp_path / "whole/model" / ADAPTER).read_bytes()
+    assert given[ADAPTER] == whole and "tokenizer.json" in given and "MANIFEST.json" not in given
+    told = [[x.read_bytes() for x in sorted((tmp_path / run / "completions").iterdir())] for run in ("whole", "parts")]
+    rewards = [np.mean([json.loads(line)["reward"] for line in file.splitlines()]) for file in told[0]]
+    records = read_metrics(tmp_path / "whole")
+    assert told[0] == told[1] and rewards == pytest.approx([r["reward_mean"] for r in records], abs=1e-6)
+    assert all(r["kl"] > 0 and r["reward_unperturbed"] < 0 for r in records)
     assert {(tmp_path / x / ADAPTER).read_bytes() for x in ("parts/model", "again")} == {whole}
     changed = load_file(tmp_path / "whole/model" / ADAPTER)
     assert all(x.any() for x in changed.values()) and not (tmp_path / "whole/model/config.json").exists()
