@@ -34,8 +34,10 @@ PACKAGES = {
     "sklearn": ("scikit-learn", "train"),
     "tensorboardX": ("tensorboardX", "tensorboard"),
     "tokenizers": ("tokenizers", "llm"),
+    "trackio": ("trackio", "trackio"),
     "transformers": ("transformers", "llm"),
     "tyro": ("tyro", "train"),
+    "wandb": ("wandb", "wandb"),
 }
 
 

@@ -30,7 +30,7 @@ from eggroll.training.stopping import EarlyStopping, Place, Result, StopRequest,
 from eggroll.training.store import Saving, Store
 
 LOGGER = logging.getLogger("eggroll")
-Evaluate = Callable[[State, PyTree], Mapping[str, float]]
+Evaluate = Callable[[State, PyTree], Mapping[str, float | None]]
 RECORDED = ("fitness_mean", "fitness_best", "fitness_worst", "fitness_std", "gradient_norm", "update_norm", "sigma")
 FINISHED, INTERRUPTED, OUT_OF_TIME, OUT_OF_DATA = "finished", "interrupted", "out of time", "out of data"
 STOPPED_EARLY, AT_ONCE = "stopped early", "interrupted at once"

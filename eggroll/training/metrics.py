@@ -1,4 +1,4 @@
-"""The metrics of a run: a line of JSON per generation, and TensorBoard's files."""
+"""The metrics of a run: a line of JSON per generation, TensorBoard's files, and what trackers are told."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
@@ -24,8 +24,8 @@ from eggroll.training.errors import RunError
 from eggroll.training.folder.disk import not_writable, open_to_read, own_folder, own_handle, parse_json, read_json
 from eggroll.training.folder.files import write_text
 from eggroll.training.folder.integrity import note_growing
-from eggroll.training.folder.layout import EVALUATION, METRICS, TENSORBOARD
-from eggroll.training.options import check_tensorboard
+from eggroll.training.folder.layout import EVALUATION, METRICS, REPORTS, TENSORBOARD
+from eggroll.training.options import check_told
 
 Record = dict[str, Any]
 LOGGER = logging.getLogger("eggroll")
@@ -221,7 +221,7 @@ class TensorBoard:
     """
 
     def __init__(self, folder: Path, *, after: int = 0) -> None:
-        check_tensorboard()
+        check_told(True, ())
         from tensorboardX.record_writer import RecordWriter
 
         self._path = folder / TENSORBOARD
@@ -243,8 +243,7 @@ class TensorBoard:
     def log(self, record: Record) -> None:
         """Adds the numbers of a record at its generation."""
         summary = _proto("summary").Summary
-        numbers = {name: x for name, x in record.items() if isinstance(x, int | float) and name != "generation"}
-        values = [summary.Value(tag=name, simple_value=x) for name, x in numbers.items()]
+        values = [summary.Value(tag=name, simple_value=x) for name, x in _numbers(record).items()]
         self._write(step=record["generation"], summary=summary(value=values))
 
     def sync(self) -> None:
@@ -272,6 +271,65 @@ class TensorBoard:
                 self._writer.close()
             self._writer = None
             LOGGER.warning("the run goes on without TensorBoard's files: cannot write to '%s' (%s)", self._path, why)
+
+
+class Reported:
+    """Tells every number of a record to Weights & Biases or trackio, by its own package, with its own settings.
+
+    The project is that of `WANDB_PROJECT` or `TRACKIO_PROJECT`, or `eggroll`; a run that goes on is the same one there.
+    What fails once a run has begun ends no run, and a warning says so.
+
+    Args:
+        package: `"wandb"` or `"trackio"`.
+        folder: the run folder, of which it has the name.
+        settings: of the run.
+        after: generations already made.
+
+    Raises:
+        RunError: the package is not installed, or lets no run begin.
+    """
+
+    def __init__(self, package: str, folder: Path, settings: Mapping[str, object], *, after: int = 0) -> None:
+        check_told(False, (package,))
+        self._package, self._run, file = package, None, folder / REPORTS
+        own = file.read_text(encoding="utf-8").strip() if after and file.is_file() else os.urandom(4).hex()
+        write_text(file, own + "\n")
+        options: dict[str, Any] = {"name": f"{folder.resolve().name}-{own}", "resume": "allow"}
+        options |= {"project": os.environ.get(f"{package.upper()}_PROJECT", "eggroll")}
+        options |= {"id": own, "dir": str(folder)} if package == "wandb" else {}
+        try:
+            self._run = importlib.import_module(package).init(config=dict(settings), **options)
+        except Exception as why:  # each package's own
+            raise RunError(
+                f"got --report-to {package}, which lets no run begin ({why}). Log in, work offline, or leave it out."
+            ) from why
+
+    def log(self, record: Record) -> None:
+        """Tells the numbers of a record at its generation."""
+        self._try(lambda run: run.log(_numbers(record), step=record["generation"]))
+
+    def sync(self) -> None:
+        """Nothing: the package sends when it likes."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._try(lambda run: run.finish())
+
+    def _try(self, tell: Callable[[Any], object]) -> None:
+        if self._run is None:
+            return
+        try:
+            tell(self._run)
+        except Exception as why:  # a network, or what lies behind it
+            self._run = None
+            LOGGER.warning("the run goes on without reports to %s: %s", self._package, why)
+
+
+def _numbers(record: Record) -> Record:
+    """All but the generation."""
+    return {name: x for name, x in record.items() if isinstance(x, int | float) and name != "generation"}
 
 
 def _proto(file: str) -> ModuleType:

@@ -100,6 +100,7 @@ class Opening:
                 self.folder,
                 self.es,
                 self.saving,
+                settings=self.settings,
                 begun=begun,
                 place=place,
                 changed=bool(found["changes"]) or self.force or forced,

@@ -25,9 +25,11 @@ from eggroll.training.folder.settings import CONFIGURATION, NOTHING, as_json, ch
 # Where and how often a run is written, and when it pauses: not what it computes.
 UNDECIDING = frozenset(
     {"out", "overwrite", "resume", "force", "checkpoint_every", "keep", "keep_best", "time_limit", "tensorboard"}
-    | {"workers", "samples", "reward_env"}
+    | {"workers", "samples", "reward_env", "log_completions", "report_to"}
+    | {"push_to_hub", "hub_model_id", "hub_private_repo"}
 )
 OF_THE_CALL = {"out", "overwrite", "resume", "force"}  # what a run that goes on does not have from its start
+Reporter = Literal["wandb", "trackio"]
 MAX_SEED = 2**31 - 1  # what a key is made from without 64-bit integers
 P = ParamSpec("P")
 SettingsT = TypeVar("SettingsT")
@@ -121,6 +123,8 @@ class RunSettings(Checked):
     """Save and end after this time; --resume goes on."""
     tensorboard: bool = False
     """Write TensorBoard's files, too (needs the extra `tensorboard`)."""
+    report_to: Annotated[tuple[str, ...], Option("none", "{wandb,trackio}", absent=())] = ()
+    """Tell Weights & Biases or trackio every generation's numbers (extras `wandb` and `trackio`)."""
 
     @property
     def name(self) -> str:
@@ -136,7 +140,7 @@ class RunSettings(Checked):
     def of_saving(self) -> dict[str, Any]:
         """What `eggroll.training.Saving` takes of them."""
         kept = {"every": self.checkpoint_every, "keep": self.keep, "best": self.keep_best}
-        return {**kept, "tensorboard": self.tensorboard}
+        return {**kept, "tensorboard": self.tensorboard, "report_to": self.report_to}
 
     @property
     def folder(self) -> Path:
@@ -158,8 +162,7 @@ class RunSettings(Checked):
         super().check()
         if self.force and not self.resume:
             raise SettingsError("got --force without --resume: only a run that goes on can have changed settings.")
-        if self.tensorboard:
-            check_tensorboard()
+        check_told(self.tensorboard, self.report_to)
         if self.seed > MAX_SEED:
             raise SettingsError(f"got seed={self.seed}; at most {MAX_SEED} is required.")
 
@@ -246,9 +249,13 @@ def keywords_of(settings: Callable[P, SettingsT]) -> Callable[[Callable[..., Set
     return typed
 
 
-def check_tensorboard() -> None:
-    """Raises `RunError` where TensorBoard's files cannot be written: before a run begins, or is overwritten."""
-    check_installed("tensorboardX", "TensorBoard's files")
+def check_told(tensorboard: bool, packages: Collection[str]) -> None:
+    """Raises `RunError` where what is to be told of a run is not known or not installed: before it begins."""
+    if tensorboard:
+        check_installed("tensorboardX", "TensorBoard's files")
+    for package in packages:
+        check_choice("report_to", package, Reporter)
+        check_installed(package, "reports to it")
 
 
 def check_choice(name: str, value: object, choices: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.folder.layout import LEDGER
 from eggroll.training.ledger.journal import Journal
 from eggroll.training.ledger.reader import LedgerError
-from eggroll.training.metrics import MetricsFile, Record, TensorBoard
-from eggroll.training.options import check_tensorboard
+from eggroll.training.metrics import MetricsFile, Record, Reported, TensorBoard
+from eggroll.training.options import check_told
 from eggroll.training.stopping import Place
 
 RECORD: tuple[str, ...] = ("data", "seconds", "seen", "score")  # of a checkpoint, beside its arrays
@@ -41,10 +42,11 @@ class Saving:
         initial: whether the initial parameters are written to `initial.npz`, so that folder and ledger suffice.
             Default False.
         tensorboard: whether TensorBoard's files are written. Default False.
+        report_to: `"wandb"` (Weights & Biases) or `"trackio"`, or both, which are told every record. Default none.
 
     Raises:
         ValueError: counts out of their range.
-        RunError: TensorBoard's files are asked for without the package that writes them.
+        RunError: TensorBoard's files or reports are asked for without the package that makes them.
     """
 
     every: int = 100
@@ -56,14 +58,14 @@ class Saving:
     base: str | None = None
     initial: bool = False
     tensorboard: bool = False
+    report_to: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.every < 1 or self.keep < 1 or self.best < 0:
             raise ValueError(
                 f"got every={self.every}, keep={self.keep}, best={self.best}; at least 1, 1 and 0 are required."
             )
-        if self.tensorboard:
-            check_tensorboard()
+        check_told(self.tensorboard, self.report_to)
 
 
 class Store:
@@ -73,6 +75,7 @@ class Store:
         folder: the run folder, locked.
         es: the strategy.
         saving: what is written, and how often.
+        settings: what else decides the run, for trackers.
         begun: where the run began, with the parameters that the ledger starts from.
         place: where it goes on.
         changed: whether it goes on with other settings.
@@ -89,6 +92,7 @@ class Store:
         es: Strategy,
         saving: Saving,
         *,
+        settings: Mapping[str, object],
         begun: Place,
         place: Place,
         changed: bool,
@@ -96,8 +100,9 @@ class Store:
         checkpoints: Checkpoints,
     ) -> None:
         self.place, self._saving, self._saved = place, saving, place.generation
+        self._settings = settings
         self._checkpoints, self._force = checkpoints, force
-        self._logs: list[MetricsFile | TensorBoard] = []
+        self._logs: list[MetricsFile | TensorBoard | Reported] = []
         self._journal: Journal | None = None
         with ExitStack() as opened:
             opened.push(self._close_checkpoints)
@@ -110,6 +115,8 @@ class Store:
         self._logs.append(enter(MetricsFile(folder, after=after)))
         if self._saving.tensorboard:
             self._logs.append(enter(TensorBoard(folder, after=after)))
+        for package in self._saving.report_to:
+            self._logs.append(enter(Reported(package, folder, self._settings, after=after)))
         if self._saving.ledger:
             self._journal = self._opened_journal(folder / LEDGER, es, begun, changed)
             if self._journal is not None:

@@ -1,7 +1,8 @@
-"""A small server of models that speaks as much of the Hugging Face hub's protocol as a download needs."""
+"""A small server of models that speaks as much of the Hugging Face hub's protocol as downloads and commits need."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -13,6 +14,62 @@ from typing import Any
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 JSON = {"Content-Type": "application/json"}
+
+
+@contextmanager
+def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
+    """The address of a server."""
+    server = ThreadingHTTPServer(("localhost", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://localhost:{server.server_port}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@contextmanager
+def taking_hub(name: str, token: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(address, files that it was given) of a hub that makes one model's repository, for whoever has the token."""
+    given: dict[str, bytes] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers["Authorization"] != f"Bearer {token}":
+                self.answer(401, {"error": "Invalid credentials"})
+            elif self.path == "/api/repos/create":
+                self.answer(200, {"url": f"http://{self.headers['Host']}/{name}"})
+            elif self.path == f"/api/models/{name}/preupload/main":
+                files = [
+                    {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for each in json.loads(body)["files"]
+                ]
+                self.answer(200, {"files": files})
+            elif self.path == f"/api/models/{name}/commit/main":
+                lines = [json.loads(line) for line in body.splitlines()]
+                files = [line["value"] for line in lines if line["key"] == "file"]
+                given.update({file["path"]: base64.b64decode(file["content"]) for file in files})
+                url = f"http://{self.headers['Host']}/{name}/commit/{COMMIT}"
+                self.answer(200, {"success": True, "commitUrl": url, "commitOid": COMMIT, "hookOutput": ""})
+            else:
+                self.answer(404, {"error": "not found"})
+
+        def answer(self, status: int, said: dict[str, Any]) -> None:
+            content = json.dumps(said).encode()
+            self.send_response(status)
+            for header, value in {**JSON, "Content-Length": str(len(content))}.items():
+                self.send_header(header, value)
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with served(Handler) as address:
+        yield address, given
 
 
 @contextmanager
@@ -56,12 +113,5 @@ def hub(name: str, folder: Path) -> Iterator[tuple[str, list[str]]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    server = ThreadingHTTPServer(("localhost", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://localhost:{server.server_port}", asked
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with served(Handler) as address:
+        yield address, asked

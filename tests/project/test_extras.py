@@ -35,6 +35,7 @@ ASKED = {
     "import eggroll.recipes.digits": ("scikit-learn", "train"),
     "from eggroll.training import Checkpoints; Checkpoints('there')": ("orbax-checkpoint", "train"),
     "from eggroll.training import Saving; Saving(tensorboard=True)": ("tensorboardX", "tensorboard"),
+    "from eggroll.training import Saving; Saving(report_to=('trackio',))": ("trackio", "trackio"),
     "from eggroll.llm import task_named; task_named('reasoning_gym:chain_sum')": ("reasoning-gym", "reasoning"),
     "from pathlib import Path; from eggroll.llm import load; Path('m.gguf').touch(); load('m.gguf')": ("gguf", "gguf"),
     "from pathlib import Path; from eggroll.llm import custom_task; Path('p.parquet').touch()\n"
@@ -80,10 +81,8 @@ def test_the_extras_are_those_of_the_project(pyproject: dict) -> None:
     for package, extra in PACKAGES.values():
         assert package in brought or any(bound.startswith(package + ">=") for bound in extras[extra]), package
     (everything,) = extras["all"]
-    simulators = {"atari", "brax", "jumanji", "navix"}  # hundreds of megabytes, for few
-    assert (
-        set(everything.partition("[")[2].rstrip("]").split(",")) == set(extras) - {"all", "docs", "test"} - simulators
-    )
+    rare = {"atari", "brax", "jumanji", "navix", "trackio", "wandb"}  # simulators' hundreds of megabytes, and services
+    assert set(everything.partition("[")[2].rstrip("]").split(",")) == set(extras) - {"all", "docs", "test"} - rare
 
 
 def test_other_imports_that_fail_are_not_renamed() -> None:

@@ -17,6 +17,7 @@ from eggroll.llm.finetuning.asked import Asked
 from eggroll.llm.finetuning.model_folders import source_of
 from eggroll.llm.finetuning.statistics import Statistics
 from eggroll.llm.model.loading import LanguageModel, load
+from eggroll.llm.model.lora import Adapting
 from eggroll.llm.rewards.scoring import Rewards, Scorers, settled
 from eggroll.llm.tasks import Problem, Task
 from eggroll.llm.tasks.base import is_degenerate
@@ -104,14 +105,18 @@ def marker_of(asked: Asked, task: Task, language: LanguageModel, scorers: Scorer
     return Marker(language.tokenizer, language.stop, scorers, language.stop_strings, prefix, cut_off, own)
 
 
-def open_model(asked: Asked) -> LanguageModel:
+def open_model(asked: Asked, lora: Adapting | None = None) -> LanguageModel:
     """The model that was asked for, in float32 on CPUs, where half precision is slow, unless a dtype was asked for.
+
+    Args:
+        asked: which model.
+        lora: adapters that it is given. Default None: none.
 
     Raises:
         RunError: it cannot be loaded.
     """
     dtype = "float32" if asked.dtype is None and jax.default_backend() == "cpu" else asked.dtype
-    return load(source_of(asked.model), dtype=dtype)
+    return load(source_of(asked.model), dtype=dtype, lora=lora)
 
 
 def scorers_of(asked: Asked, task: Task) -> Scorers:

@@ -78,11 +78,12 @@ class Measured:
             **({"rewards": dict(self.parts)} if self.parts else {}),
         }
 
-    def record(self) -> dict[str, float]:
+    def record(self) -> dict[str, float | None]:
         """What the metrics of a run have of it."""
         kl = {} if self.kl is None else {"test_kl": round(self.kl, 6)}
         reward = {"test_reward": round(self.reward, 6), "test_reward_error": round(self.error, 6)}
-        return reward | self.answers.record("test_") | kl
+        parts = {f"test_reward/{name}": part for name, part in self.parts.items()}
+        return reward | parts | self.answers.record("test_") | kl
 
     def warnings(self) -> list[str]:
         """What its reward does not show: names in `TOLD`."""

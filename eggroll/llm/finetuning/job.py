@@ -15,13 +15,14 @@ from eggroll.engine.annotations import PyTree
 from eggroll.llm.answers.decoding import generator, split
 from eggroll.llm.finetuning.answering import decoding_of, marker_of, open_model, scorers_of
 from eggroll.llm.finetuning.evaluation import Evaluator, Measured
-from eggroll.llm.finetuning.model_folders import FACTS, Delivered
+from eggroll.llm.finetuning.model_folders import FACTS, Delivered, adapting_of
 from eggroll.llm.finetuning.questions import Questions, asking_of, chosen, questions, task_of
 from eggroll.llm.finetuning.run_facts import digest_of, facts_of
-from eggroll.llm.finetuning.samples import Samples
+from eggroll.llm.finetuning.samples import Completions, Samples
 from eggroll.llm.finetuning.settings import FinetuneSettings
 from eggroll.llm.finetuning.step import Answered, draw_key
 from eggroll.llm.finetuning.strategy import ASKED, choose, strategy
+from eggroll.llm.model.files import hub_place, push
 from eggroll.llm.model.loading import LanguageModel
 from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import Task
@@ -43,7 +44,8 @@ from eggroll.training.stopping import EarlyStopping, Result
 from eggroll.training.store import Saving
 
 SHOWN = Shown(
-    {"reward_mean": "reward {:.3f}", "reward_best": "best {:.3f}", "test_reward": "held-out {:.3f}"}
+    {"reward_mean": "reward {:.3f}", "reward_unperturbed": "without noise {:.3f}", "reward_best": "best {:.3f}"}
+    | {"test_reward": "held-out {:.3f}"}
     | {"test_kl": "KL {:.3f}", "test_answer_tokens": "{:.0f} tokens an answer", "test_empty": "{:.0%} empty"},
     speed="tokens_per_second",
     unit="tokens",
@@ -107,8 +109,10 @@ def finetune(
     check_kept(settings.folder, settings.model, resume=settings.resume)
     if settings.resume and not settings.force:
         first_decides(lambda: check_options(settings.folder, settings.to_json(), settings.may_change | FACTS))
+    if settings.hub_model_id is not None:  # what the hub refuses it refuses now, and not after the run
+        first_decides(lambda: hub_place(str(settings.hub_model_id), private=settings.hub_private_repo))
     task = task_of(settings, tell)
-    language = open_model(settings)
+    language = open_model(settings, adapting_of(settings))
     with scorers_of(settings, task) as scorers:
         return Run(settings, task, language, scorers).run(show, asked_to_stop)
 
@@ -130,7 +134,10 @@ class Run:
         key = jax.random.key(settings.seed)
         draws = draw_key(key) if settings.temperature else None
         fun = generator(graphdef, decoding_of(settings, task, language))
-        self.step = Answered(fun, marker, key=draws, budget=self.facts["budget"], chunk=settings.chunk)
+        near: dict[str, Any] = {"kl": settings.kl or 0.0, "base": self.params, "compared": self._compared}
+        if settings.log_completions is not None:
+            near["written"] = Completions(settings.folder, settings.log_completions).write
+        self.step = Answered(fun, marker, key=draws, budget=self.facts["budget"], chunk=settings.chunk, **near)
         self.state = self._begun(key)
         self.greedy = greedy = generator(graphdef, decoding_of(settings, task, language, greedy=True))
         self.measure = Evaluator(greedy, self.test, marker, budget=self.facts["budget"], base=self.params)
@@ -188,6 +195,8 @@ class Run:
         self.delivered.end(result.state.params, done, measured.numbers(), self.params)
         if processes.is_main():
             self._write(measured, done, tokens, result.ended)
+            if settings.hub_model_id is not None:
+                push(settings.folder / MODEL, settings.hub_model_id, f"{settings.label}, by eggroll finetune")
         numbers = result.resumed, tokens, result.seconds, result.ended
         failed = sum(int(record.get("scorer_errors") or 0) for record in read_metrics(settings.folder))
         given = self.delivered
@@ -223,6 +232,10 @@ class Run:
         budget = self.settings.token_budget
         return budget is not None and counted(carry) + self.most > budget
 
+    def _compared(self, generation: int) -> bool:
+        """Whether an evaluation is known to follow a generation."""
+        return generation in (1, self.settings.generations) or generation % self.settings.eval_every == 0
+
     def _measure_before(self) -> None:
         """How the model did at the start; a run that goes on need not find out again."""
         file = self.settings.folder / EVALUATION
@@ -239,7 +252,7 @@ class Run:
         self.delivered.begin(self.before, None)
         self._first = None if goes_on else first  # the samples of a run that goes on stay
 
-    def _evaluate(self, state: State, carry: PyTree) -> dict[str, float]:
+    def _evaluate(self, state: State, carry: PyTree) -> dict[str, float | None]:
         """What is added to some records of the metrics."""
         generation, measured = int(state.generation), self.measure(state.params)
         self._last = generation, measured
@@ -247,7 +260,7 @@ class Run:
         if processes.is_main():
             self._sample(generation, measured)
             self._write_evaluation({"generation": generation, "latest": measured.numbers()})
-        return measured.record()
+        return measured.record() | self.step.comparison
 
     def _sample(self, generation: int, measured: Measured) -> None:
         if self._first is not None:

@@ -16,13 +16,15 @@ from typing import Any, TypeVar
 from eggroll.engine.annotations import PyTree
 from eggroll.llm.finetuning.asked import Asked
 from eggroll.llm.finetuning.settings import FinetuneSettings
-from eggroll.llm.model.loading import LanguageModel, load, save
+from eggroll.llm.model.loading import LanguageModel, holds_model, load, save
+from eggroll.llm.model.lora import Adapting
 from eggroll.training import processes
 from eggroll.training.errors import RunError, check_known
 from eggroll.training.folder.disk import not_writable, open_to_read, partial_name, remove
 from eggroll.training.folder.integrity import check_run, write_manifest
 from eggroll.training.folder.layout import CONFIG, MODEL, read_config
 from eggroll.training.ledger.reader import Summary
+from eggroll.training.options import from_json
 
 LOGGER = logging.getLogger("eggroll")
 WEIGHTS = "*.safetensors"
@@ -42,7 +44,7 @@ def source_of(name: str | Path) -> str | Path:
         RunError: a run folder that has no model.
     """
     inner = Path(name) / MODEL
-    if os.path.isfile(inner / CONFIG):  # False, too, for what the system does not look at
+    if holds_model(inner):
         check_run(Path(name))
         return inner
     if run_options(name) is not None:
@@ -145,7 +147,7 @@ class Delivered:
         """From how the model did at the start and, in a run that goes on, from what `record` said."""
         self.generation, self.numbers = 0, dict(before)
         there = isinstance(found, dict) and {"generation", "reward", "error"} <= found.keys()
-        if self._best and there and (self._folder / CONFIG).is_file():
+        if self._best and there and holds_model(self._folder):
             self.generation, self.numbers = int(found["generation"]), {**before, **found}
 
     def record(self) -> dict[str, Any]:
@@ -195,7 +197,7 @@ def check_replaceable(folder: Path) -> None:
     if not folder.is_dir():
         raise RunError(f"'{folder}' is a file, and a model is a folder; choose another place with --out.")
     entries = list(folder.iterdir())
-    model = any(folder.glob(WEIGHTS)) and (folder / CONFIG).is_file()
+    model = any(folder.glob(WEIGHTS)) and holds_model(folder)
     if entries and (not model or any(entry.is_dir() for entry in entries) or run_options(folder) is not None):
         raise RunError(
             f"'{folder}' is no folder of a model alone, and replacing it would remove all that is in it; choose "
@@ -224,11 +226,19 @@ def base_model(base: Path) -> str | Path | None:
     return source_of(options["model"]) if "method" in options and "model" in options else None
 
 
+def adapting_of(settings: FinetuneSettings) -> Adapting | None:
+    """Which adapters a run evolves; None: the model's weights."""
+    if settings.lora is None:
+        return None
+    return Adapting(settings.lora, settings.lora_alpha, settings.lora_target_modules, settings.seed)
+
+
 def load_base(source: str | Path, ledger: Summary) -> LanguageModel:
-    """The model, in the dtype of the run that wrote the ledger.
+    """The model, in the dtype and with the adapters of the run that wrote the ledger.
 
     Raises:
-        RunError: it cannot be loaded, or the ledger has no settings yet.
+        RunError: it cannot be loaded, the ledger has no settings yet, or it is one of adapters that lies outside the
+            folder of its run.
     """
     plan: list[Mapping[str, Any]] = ledger.content.get("plan") or []
     dtypes = {leaf["dtype"] for leaf in plan}
@@ -237,4 +247,17 @@ def load_base(source: str | Path, ledger: Summary) -> LanguageModel:
             f"'{ledger.path}' has parameters of {', '.join(sorted(dtypes))}; a model is loaded in one dtype. It was "
             "not written by eggroll finetune: give its base as an .npz file."
         )
-    return load(source, dtype=min(dtypes, default=None))
+    return load(source, dtype=min(dtypes, default=None), lora=_adapting_there(ledger, plan))
+
+
+def _adapting_there(ledger: Summary, plan: list[Mapping[str, Any]]) -> Adapting | None:
+    """The adapters that a ledger is of: which, only the configuration of its run says."""
+    if not any(leaf["path"].endswith("_lora_a") for leaf in plan):
+        return None
+    options = from_json(FinetuneSettings, run_options(ledger.path.parent) or {})
+    if options.get("lora") is None:
+        raise RunError(
+            f"'{ledger.path}' is of adapters, and there is no {CONFIG} of its run beside it, which says how they "
+            "began; give the run's folder."
+        )
+    return adapting_of(FinetuneSettings(**options))

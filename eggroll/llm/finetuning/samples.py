@@ -1,19 +1,22 @@
-"""Answers to a few held-out prompts, written down as a run goes on."""
+"""Answers written down as a run goes on: to a few held-out prompts, and all of training."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from eggroll.llm.finetuning.evaluation import Measured
 from eggroll.llm.finetuning.questions import Questions
+from eggroll.training import processes
 from eggroll.training.errors import RunError
-from eggroll.training.folder.disk import open_to_read, parse_json
-from eggroll.training.folder.files import write_text
-from eggroll.training.folder.layout import SAMPLES
+from eggroll.training.folder.disk import open_to_read, own_folder, parse_json
+from eggroll.training.folder.files import whole_file, write_text
+from eggroll.training.folder.layout import COMPLETIONS, SAMPLES
 from eggroll.training.metrics import read_metrics
 
 SAMPLED = {"generation": int, "prompt": str, "answer": str}
@@ -57,6 +60,42 @@ class Samples:
         except (OSError, ValueError) as why:
             raise RunError(f"cannot read '{path}' ({why}). Restore it from a copy, or remove it to go on.") from why
         return lines
+
+
+@dataclass(frozen=True)
+class Completions:
+    """The answers of training, a file a generation, with the names of files and columns that TRL's trainers give them.
+
+    A generation that is made again, by a run that was killed, writes the same file again.
+
+    Attributes:
+        folder: the run folder.
+        form: `"jsonl"` or `"parquet"`.
+    """
+
+    folder: Path
+    form: str
+
+    def write(self, generation: int, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Writes the answers of this process: a row each, with the generation as `step`, and NaN as null.
+
+        Raises:
+            RunError: the file cannot be written.
+        """
+        whole = {"step": [generation] * len(columns["completion"])}
+        whole |= {name: [None if x != x else x for x in column] for name, column in columns.items()}
+        part = f".{jax.process_index()}" if processes.count() > 1 else ""
+        name = f"completions_{generation:05}{part}.{self.form}"
+        with whole_file(own_folder(self.folder / COMPLETIONS) / name) as file:
+            if self.form == "parquet":
+                import pyarrow
+                from pyarrow.parquet import write_table
+
+                write_table(pyarrow.table(whole), file)
+                return
+            for row in zip(*whole.values(), strict=True):
+                line = json.dumps(dict(zip(whole, row, strict=True)), ensure_ascii=False)
+                file.write(line.encode() + b"\n")
 
 
 def _kinds(line: dict[str, Any]) -> dict[str, type]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from eggroll.extras import check_installed
 from eggroll.llm.finetuning.asked import Asked
 from eggroll.strategy.methods import METHODS, method_named
 from eggroll.training.options import (
@@ -48,14 +49,23 @@ class FinetuneSettings(Asked, RunSettings):
     3e-4."""
     optimizer: Annotated[Optimizer, Option("sgd, on activations adam")] = "sgd"
     """Of eggroll."""
+    lora: Annotated[int | None, Option("none", "RANK", least=1, absent=None)] = None
+    """Evolve LoRA adapters of this rank alone, beside the model's weights; model/ is a PEFT adapter's folder then."""
+    lora_alpha: Annotated[float | None, Option("twice --lora", positive=True, absent=None)] = None
+    """Their scale times their rank."""
+    lora_target_modules: Annotated[tuple[str, ...], Option("all of attention and MLP", "NAME", absent=())] = ()
+    """Linear layers that have them, such as q_proj v_proj."""
     prompts: Annotated[int, Option(least=1)] = 8
     """Different prompts in a generation."""
     groups: Annotated[int | None, Option("eggroll --prompts, full-rank 1", least=1)] = None
     """Groups of members: each has its share of the prompts and compares fitness within. 1: all answer all prompts."""
     chunk: Annotated[int | None, Option("what fits --memory", least=1)] = None
     """Members that answer at once (eggroll)."""
+    kl: Annotated[float | None, Option("none", "BETA", positive=True, absent=None)] = None
+    """Subtract BETA times a member's KL to the model of the start, in nats a token of its answers, from its reward."""
     token_budget: Annotated[int | None, Option("none", least=1)] = None
-    """Generate no more tokens of answers than this: end before a generation that could exceed it."""
+    """Generate no more tokens of answers than this: end before a generation that could exceed it. An answer counts at
+    least an eighth of --max-tokens."""
     eval_every: Annotated[int, Option(least=1)] = 10
     """Generations between two evaluations on held-out prompts."""
     eval_prompts: Annotated[int | None, Option("64, or what there is", least=1)] = None
@@ -64,8 +74,16 @@ class FinetuneSettings(Asked, RunSettings):
     """Training prompts to draw from."""
     deliver: Annotated[Literal["best", "last"], Option(absent="last")] = "best"
     """Which model the run leaves: that of the evaluation with the best held-out reward, or the last generation's."""
+    push_to_hub: Annotated[bool, Option(absent=False)] = False
+    """Put the model that the run leaves into --hub-model-id, by the login of huggingface_hub."""
+    hub_model_id: Annotated[str | None, Option("none", "OWNER/NAME", absent=None)] = None
+    """The repository on the Hugging Face hub; made at the start if there is none."""
+    hub_private_repo: Annotated[bool, Option(absent=False)] = False
+    """Make it a private one."""
     samples: Annotated[int, Option(least=0)] = 3
     """Held-out prompts whose answers are shown."""
+    log_completions: Annotated[Literal["jsonl", "parquet"] | None, Option("none", absent=None)] = None
+    """Write every training answer with its rewards: a file a generation in completions/ (parquet: extra `data`)."""
     seed: Annotated[int, Option(least=0)] = 0
     """Decides prompts, noise and draws."""
     out: Annotated[Path | None, Option("runs/TASK-METHOD")] = None
@@ -101,6 +119,13 @@ class FinetuneSettings(Asked, RunSettings):
     def check(self) -> None:
         """Raises `SettingsError` for a value that no run can use: groups are even, and keep pairs together."""
         super().check()
+        if self.push_to_hub != (self.hub_model_id is not None) or self.hub_private_repo > self.push_to_hub:
+            raise SettingsError(
+                f"got push_to_hub={self.push_to_hub} and hub_model_id={self.hub_model_id!r}; --push-to-hub "
+                "--hub-model-id OWNER/NAME are required together, and by --hub-private-repo."
+            )
+        if self.log_completions == "parquet":
+            check_installed("pyarrow", "answers as Parquet")
         groups, population, prompts = self.parts, self.population, self.prompts
         if self.noise == "activations" and groups != prompts and METHODS[self.method].grouped:
             raise SettingsError(
@@ -112,6 +137,7 @@ class FinetuneSettings(Asked, RunSettings):
                 "got optimizer='sgd' with noise='activations' and no learning_rate: what size its gradient has depends "
                 "on the model. Give --learning-rate, or use --optimizer adam."
             )
+        self._check_against_noise()
         pairs = METHODS[self.method].pairs
         if pairs:
             check_pairs(population)
@@ -130,6 +156,21 @@ class FinetuneSettings(Asked, RunSettings):
             )
         if self.pool is not None and self.pool < prompts:
             raise SettingsError(f"got pool={self.pool} for prompts={prompts}; at least as many are required.")
+
+    def _check_against_noise(self) -> None:
+        for name in ("lora_alpha", "lora_target_modules"):
+            if self.lora is None and getattr(self, name):
+                raise SettingsError(f"got {name}={getattr(self, name)!r} without lora; give its rank, or leave it out.")
+        if self.kl is not None and self.noise == "activations":
+            raise SettingsError(
+                f"got kl={self.kl} with noise='activations', which is of its own at every token that is written, and "
+                "cannot be read again. Use --noise weights, or leave --kl out."
+            )
+        if self.lora is not None and self.noise == "activations":
+            raise SettingsError(
+                f"got lora={self.lora} with noise='activations': adapters begin with outputs of zero, on which noise "
+                "relative to their size is none. Use --noise weights, or leave --lora out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import jax
@@ -13,8 +13,11 @@ from flax import nnx
 from jax import lax
 
 from eggroll.engine.annotations import PyTree
-from eggroll.llm.answers.decoding import Answers
+from eggroll.llm.answers.decoding import Answers, Decoding, Generator
+from eggroll.llm.answers.generation import population_fit
+from eggroll.llm.answers.memory import answer_need, fit
 from eggroll.llm.answers.prompts import Prompts
+from eggroll.strategy.members import Members
 from eggroll.training.processes.talk import gather
 
 
@@ -76,6 +79,66 @@ def divergence(graphdef: nnx.GraphDef, params: PyTree, base: PyTree, prompts: Pr
     """
     total = _divergences(graphdef)(params, base, *prompts, *answers)
     return float(np.asarray(total, np.float64).sum() / np.asarray(answers.length).sum())
+
+
+def divergences_of_members(
+    members: Members,
+    generator: Generator,
+    prompts: Prompts,
+    answers: Answers,
+    base: PyTree,
+    *,
+    budget: float | None = None,
+    chunk: int | None = None,
+) -> jax.Array:
+    """KL(member ‖ base) of every answer, in nats a token: what `--kl` asks of rewards.
+
+    The mean, over the answer's tokens, of the divergence of the next token's two distributions behind what the member
+    wrote before: of estimates by log-probabilities of sampled tokens the one with their sampling summed out, exact for
+    each token, never below zero, unbiased where answers are drawn at temperature 1. GRPO's needs the same logits. Where
+    answers are greedy it is the divergence along them.
+
+    Args:
+        members: who wrote.
+        generator: by which.
+        prompts: as they were given to `eggroll.llm.generate`.
+        answers: what that returned.
+        base: parameters of the other model.
+        budget: bytes that this may take on a device. Default None: what is free, in part.
+        chunk: members at once, at most. Default None.
+
+    Returns:
+        `[population, prompts]`.
+
+    References:
+        A. Amini, T. Vieira, R. Cotterell, "Better Estimation of the Kullback-Leibler Divergence Between Language
+        Models", arXiv 2504.10637. Z. Shao et al., "DeepSeekMath" (GRPO), arXiv 2402.03300.
+    """
+    at_once = read_at_once(members, generator, prompts, base, budget=budget, chunk=chunk)
+    axis = 0 if np.ndim(prompts.tokens) == 3 else None
+    given = (base, *map(jnp.asarray, prompts), *answers)
+    total = members.apply(divergences(generator.graphdef), *given, in_axes=(None, axis, axis, 0, 0), chunk=at_once)
+    return total / answers.length.astype(jnp.float32)
+
+
+def read_at_once(
+    members: Members,
+    generator: Generator,
+    prompts: Prompts,
+    base: PyTree,
+    *,
+    budget: float | None = None,
+    chunk: int | None = None,
+) -> int:
+    """How many members `divergences_of_members` reads at once; raises `RunError` where memory does not suffice."""
+    config, itemsize = nnx.merge(generator.graphdef, base).config, jax.tree.leaves(base)[0].dtype.itemsize
+    most = generator.decoding.max_tokens
+    need = answer_need(config, Decoding(1), prompts.tokens.shape[-1] + most - 1, itemsize=itemsize)
+    logits = 4 * most * config.vocabulary * 4  # of both models, and their logarithms
+    need = replace(need, cache=0, logits=logits, activations=2 * need.activations)
+    writing = population_fit(members, generator, prompts, budget=budget, chunk=chunk).members
+    unit = min(members.settings.signs, writing)
+    return fit(need, members=writing, prompts=1, budget=budget, unit=unit).members
 
 
 @lru_cache(maxsize=8)

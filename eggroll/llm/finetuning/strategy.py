@@ -14,6 +14,7 @@ from eggroll.llm.answers.prompts import Prompts
 from eggroll.llm.answers.writing import UNDER_NOISE
 from eggroll.llm.finetuning.settings import FinetuneSettings
 from eggroll.llm.finetuning.statistics import divergences
+from eggroll.llm.model.lora import FROZEN
 from eggroll.strategy.methods import method_named
 from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.state import State
@@ -30,6 +31,7 @@ def strategy(settings: FinetuneSettings) -> Strategy:
     made = method_named(settings.method).strategy()
     options: dict[str, Any] = {"population": settings.population, "sigma": settings.sigma, "groups": settings.parts}
     options |= {"rank": settings.rank, "fallback": "error"}
+    options |= {"rules": [(FROZEN, "frozen")]} if settings.lora is not None else {}
     options |= {"shaping": "group" if settings.parts > 1 else "zscore"} | UNDER_NOISE[settings.noise]
     if isinstance(settings.rate, str) or not made.takes("optimizer"):
         options["learning_rate"] = settings.rate

@@ -15,7 +15,7 @@ from eggroll.llm.model.features import DecoderConfig
 from eggroll.llm.model.parts.attention import attend, project, softcapped, views
 from eggroll.llm.model.parts.mlp import linear, mlp
 from eggroll.llm.model.parts.norms import norm
-from eggroll.llm.model.parts.shapes import layer_shapes, outer_shapes, starts_at
+from eggroll.llm.model.parts.shapes import adapter_shapes, layer_shapes, outer_shapes, starts_at
 
 __all__ = ["Cache", "Decoder", "empty_cache"]
 
@@ -41,7 +41,7 @@ class Layers(nnx.Module):
     """The weights of all layers, each an `nnx.Param` `[layers, …]`."""
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: Any) -> None:
-        for name, shape in layer_shapes(config).items():
+        for name, shape in (layer_shapes(config) | adapter_shapes(config)).items():
             setattr(self, name, nnx.Param(_drawn(config, rngs, name, (config.layers, *shape), dtype)))
 
 
@@ -138,7 +138,10 @@ class Decoder(nnx.Module):
         x = x + self.positions[...][positions] if config.positions else x
         length = _seen_length(tokens, cache, offset)
         choose = views(config, columns, length, start, positions, reach)
-        weights = {name: getattr(self.layers, name)[...] for name in layer_shapes(config)}
+        weights = {name: getattr(self.layers, name)[...] for name in layer_shapes(config) | adapter_shapes(config)}
+        if config.lora is not None:
+            scale = config.lora.scale
+            weights |= {name: _scaled(x, scale) for name, x in weights.items() if name.endswith("_lora_b")}
         flags = (
             np.array(config.sliding or (False,) * config.layers),
             np.array(config.rotated or (True,) * config.layers),

@@ -107,6 +107,28 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Lora:
+    """Adapters beside matrices of the layers, whose products become `x·W + scale·(x·A)·B`.
+
+    Args:
+        rank: columns of `A`, rows of `B`.
+        scale: α/rank.
+        targets: the weights of a layer that have them, such as `("query", "value")`.
+
+    References:
+        E. Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", arXiv 2106.09685.
+    """
+
+    rank: int
+    scale: float
+    targets: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        check_count("rank of adapters", self.rank)
+        check_positive("scale of adapters", self.scale)
+
+
+@dataclass(frozen=True)
 class DecoderConfig:
     """Sizes and features of a decoder; `config_from` makes it from a Hugging Face configuration.
 
@@ -151,6 +173,7 @@ class DecoderConfig:
         rotated: for each layer, True if it has rotary positions; empty: all have.
         positions: rows of a table of learned positions that is added to embeddings; 0: there is none.
         experts: in place of the MLP.
+        lora: adapters beside matrices; None: there are none.
         family: `model_type` by whose names a checkpoint has the weights; it computes nothing.
 
     Example:
@@ -197,6 +220,7 @@ class DecoderConfig:
     rotated: tuple[bool, ...] = ()
     positions: int = 0
     experts: Experts | None = None
+    lora: Lora | None = None
     family: str = "llama"
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""Files of a model: only ordinary ones are read, of a size that they can have; and transformers, which reads some."""
+"""Files of a model: only ordinary ones are read, of a size that they can have; transformers; what the hub is given."""
 
 from __future__ import annotations
 
@@ -17,7 +17,18 @@ from eggroll.extras import needed_for
 from eggroll.training.errors import RunError
 from eggroll.training.folder import disk
 
-__all__ = ["check_file", "check_ordinary", "inside", "is_file", "read_json", "silent", "transformers", "write_json"]
+__all__ = [
+    "check_file",
+    "check_ordinary",
+    "hub_place",
+    "inside",
+    "is_file",
+    "push",
+    "read_json",
+    "silent",
+    "transformers",
+]
+__all__ += ["write_json"]
 
 PARTS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]  # of a hub's repository
 MOST_BYTES = 1 << 28  # of a file that is read at once; tokenizers of 260,000 tokens have an eighth of it
@@ -115,3 +126,42 @@ def silent() -> Iterator[None]:
         yield
     finally:
         logging.set_verbosity(before)
+
+
+@needed_for("models on the hub")
+def hub_place(name: str, *, private: bool = False) -> None:
+    """Makes a repository on the Hugging Face hub, unless there is one; raises `RunError` where the hub gives none."""
+    from huggingface_hub import HfApi
+
+    with _on_hub(name):
+        HfApi().create_repo(name, private=private, exist_ok=True)
+
+
+@needed_for("models on the hub")
+def push(folder: Path, name: str, message: str) -> str:
+    """Puts the files of a folder into a repository of the hub, in one commit.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        RunError: the hub does not take them.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+
+    files = sorted(file for file in folder.iterdir() if file.is_file() and file.name != disk.MANIFEST)
+    with _on_hub(name):
+        added = [CommitOperationAdd(file.name, file) for file in files]
+        return str(HfApi().create_commit(name, added, commit_message=message).commit_url)
+
+
+@contextmanager
+def _on_hub(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as why:  # no network, no login, no access: each an error of its own class
+        said = next(iter(str(why).strip().splitlines()), type(why).__name__).rstrip(" .:")
+        raise RunError(
+            f"got the hub's model {name!r}, and the hub does not take it ({said}). Log in with `hf auth login`, or set "
+            "HF_TOKEN, and check the name: OWNER/NAME."
+        ) from why

@@ -21,7 +21,7 @@ from eggroll.llm.model.files import check_file, inside, read_json
 from eggroll.llm.model.parts.shapes import layer_shapes, outer_shapes
 from eggroll.training.errors import RunError
 
-__all__ = ["assemble", "check_shapes", "count_tensors", "read_folder", "write_file"]
+__all__ = ["assemble", "check_shapes", "count_tensors", "read_folder", "write_file", "write_tensors"]
 
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -126,12 +126,17 @@ def write_file(file: Path, config: DecoderConfig, weights: Mapping[str, Any]) ->
     Raises:
         OSError: the disk does not take them.
     """
+    write_tensors(file, dict(_tensors(config, weights)))
+
+
+def write_tensors(file: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes a safetensors file; raises OSError where the disk does not take it."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
-    tensors = {name: np.ascontiguousarray(array) for name, array in _tensors(config, weights)}
+    whole = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     try:
-        save_file(tensors, file, metadata={"format": "pt"})  # transformers wants to be told this layout
+        save_file(whole, file, metadata={"format": "pt"})  # transformers wants to be told this layout
     except SafetensorError as why:  # what the system said, as text
         raise OSError(str(why)) from why
     mask = os.umask(0)

@@ -13,10 +13,13 @@ from eggroll.training.folder.disk import MANIFEST, is_partial, not_writable, ope
 
 CONFIG, METRICS, PARAMETERS, CURVE = "config.json", "metrics.jsonl", "parameters.npz", "curve.png"
 LEDGER, INITIAL, CHECKPOINTS, TENSORBOARD = "ledger.bin", "initial.npz", "checkpoints", "tensorboard"
+REPORTS = "reports.txt"  # the name that trackers have of the run
 MAGIC = b"eggroll ledger 1\n"  # a ledger's first bytes
 MODEL, SAMPLES, EVALUATION = "model", "samples.jsonl", "evaluation.json"  # of language models
-FILES = (CONFIG, METRICS, PARAMETERS, CURVE, LEDGER, INITIAL, SAMPLES, EVALUATION, MANIFEST)  # what a new run replaces
-FOLDERS = (CHECKPOINTS, TENSORBOARD, MODEL)
+COMPLETIONS = "completions"
+# What a new run replaces.
+FILES = (CONFIG, METRICS, PARAMETERS, CURVE, LEDGER, INITIAL, SAMPLES, EVALUATION, REPORTS, MANIFEST)
+FOLDERS = (CHECKPOINTS, TENSORBOARD, MODEL, COMPLETIONS)
 
 
 def claim(path: Path, *, overwrite: bool = False, resume: bool = False) -> None:

@@ -55,6 +55,14 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         {"method": "full-rank", "noise": "activations"},
         "noise='activations' for method='full-rank'.*--method eggroll",
     ),
+    "a push to nowhere": ({"push_to_hub": True}, "push_to_hub=True and hub_model_id=None; --push-to-hub --hub-model"),
+    "a private push that is none": ({"hub_private_repo": True}, "push_to_hub=False and hub_model_id=None"),
+    "a scale of no adapters": ({"lora_alpha": 4.0}, r"lora_alpha=4\.0 without lora; give its rank"),
+    "adapters under noise on activations": (
+        {"lora": 4, "noise": "activations"},
+        "lora=4 with noise='activations'",
+    ),
+    "a divergence under noise on activations": ({"kl": 0.1, "noise": "activations"}, "kl=0.1 with noise='activations'"),
     "ranks of noise on activations": ({"noise": "activations", "rank": 2}, "rank=2 with noise='activations'.*leave"),
     "several answers of a member": (
         {"noise": "activations", "groups": 4},

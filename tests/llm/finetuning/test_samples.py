@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+from pyarrow.parquet import read_table
 
 from eggroll.llm.answers.prompts import Prompts
 from eggroll.llm.finetuning.evaluation import Measured
 from eggroll.llm.finetuning.questions import Questions
-from eggroll.llm.finetuning.samples import Samples
+from eggroll.llm.finetuning.samples import Completions, Samples
 from eggroll.llm.finetuning.statistics import Statistics
 from eggroll.llm.tasks import Problem
 
@@ -44,3 +46,19 @@ def test_what_a_run_goes_on_from_is_replaced(tmp_path: Path) -> None:
     assert answers() == [(0, "a"), (1, "b"), (3, "c"), (4, "d")]
     samples.add(1, measured("anew"))
     assert answers() == [(0, "a"), (1, "anew")]
+
+
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_all_answers_of_a_generation_are_a_file(form: str, tmp_path: Path) -> None:
+    columns = {"member": [0, 1], "prompt": ["Größe?", "Two"], "completion": ["a\n", ""], "polite": [0.5, np.nan]}
+    written = Completions(tmp_path, form)
+    for rewards in ([1.0, 2.0], [3.0, 4.0]):  # made again after a kill
+        written.write(12, columns | {"reward": rewards})
+    file = tmp_path / "completions" / f"completions_00012.{form}"
+    assert list((tmp_path / "completions").iterdir()) == [file]
+    lines = file.read_text(encoding="utf-8").splitlines() if form == "jsonl" else []
+    found = [json.loads(line) for line in lines] or read_table(file).to_pylist()
+    assert found == [
+        {"step": 12, "member": 0, "prompt": "Größe?", "completion": "a\n", "polite": 0.5, "reward": 3.0},
+        {"step": 12, "member": 1, "prompt": "Two", "completion": "", "polite": None, "reward": 4.0},
+    ]

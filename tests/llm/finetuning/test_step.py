@@ -6,11 +6,14 @@ from functools import cache
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import eggroll
-from eggroll.llm.answers.decoding import Decoding, generator, split
+import eggroll.llm.finetuning.step as step_module
+from eggroll.llm.answers.decoding import Answers, Decoding, generator, split
 from eggroll.llm.finetuning.evaluation import Evaluator
 from eggroll.llm.finetuning.step import Answered, draw_key, settled_together
 from eggroll.llm.rewards.scoring import Rewards
@@ -89,6 +92,7 @@ def test_answers_that_cannot_be_scored_are_counted_and_told_once(caplog: pytest.
         assert metrics["scorer_errors"] == N // 2  # one of the two answers of each member of the first group
         assert np.isfinite(metrics["fitness"]).all() and metrics["nonfinite"] == 0
     assert caplog.text.count("4 of 16 answers could not be scored; the reward failed") == 1
+    assert caplog.text.count("failing costs nothing more than they do. Give a --worst below every reward") == 1
 
 
 def test_the_worst_reward_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,6 +156,62 @@ def test_failed_answers_do_not_raise_a_held_out_reward() -> None:
     assert nothing.failed == 4 and nothing.numbers()["reward"] is None
     with pytest.raises(RunError, match="failed for all 4 answers; the first: the reward failed"):
         nothing.checked()
+
+
+def test_an_answer_counts_a_floor_and_the_unperturbed_model_is_asked_where_it_is_due(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, params, fun = parts()
+    whole, es, batch = step_module.generate, strategy(), (asked(model, 4),)
+    monkeypatch.setattr(step_module, "FLOOR", 2)
+
+    def short(*given: Any, **options: Any) -> Answers:
+        answers = whole(*given, **options)
+        return Answers(answers.tokens, np.ones_like(answers.length))
+
+    monkeypatch.setattr(step_module, "generate", short)
+    written: list[tuple[int, Any]] = []
+    step = Answered(
+        fun, marker(model), written=lambda *given: written.append(given), compared=lambda generation: generation == 2
+    )
+    first, carry, metrics = step(es, es.init(params, jax.random.key(1)), not_counted(), batch)
+    assert (metrics["tokens"], metrics["answer_tokens"], step.comparison) == (2 * 16, 1, {})
+    metrics = step(es, first, carry, batch)[2]
+    expected = Evaluator(fun, batch[0], marker(model))(first.params).reward
+    assert metrics["tokens"] == 2 * 32 and step.comparison == {"reward_unperturbed": pytest.approx(expected, abs=1e-6)}
+    assert not np.isclose(metrics["reward_mean"], expected)
+    assert [generation for generation, _ in written] == [1, 2] and written[1][1]["member"] == [*np.repeat(range(8), 2)]
+    assert np.mean(written[1][1]["reward"]) == pytest.approx(float(metrics["reward_mean"]), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["eggroll", "full-rank"])
+def test_the_divergence_from_the_base_is_taken_off_each_members_reward(method: str) -> None:
+    """It is that of dense members, whose logits NumPy compares."""
+    model, params, fun = parts()
+    of_full_rank = eggroll.FullRankES(population=N, sigma=0.3, learning_rate=0.1, groups=2)
+    es, questions = strategy() if method == "eggroll" else of_full_rank, asked(model, 4)
+    base = jax.tree.map(lambda x: 0.7 * x, params)
+    state, graphdef = es.init(params, jax.random.key(1)), fun.graphdef
+    plain = Answered(fun, marker(model))(es, state, not_counted(), (questions,))[2]
+    metrics = Answered(fun, marker(model), kl=0.5, base=base)(es, state, not_counted(), (questions,))[2]
+    expected = []
+    for i in range(N):
+        rows = questions.take(range(2) if i < N // 2 else range(2, 4))
+        member = es.ask(state).materialize(i)
+        answers = jax.device_get(greedy()(member, *rows.prompts))
+        read = np.concatenate([rows.prompts.tokens, answers.tokens], 1)[:, :-1]
+        here, there = (
+            np.asarray(jax.nn.log_softmax(nnx.merge(graphdef, p)(jnp.asarray(read), jnp.asarray(rows.prompts.start))))
+            for p in (member, base)
+        )
+        each = (np.exp(here) * (here - there)).sum(-1)[:, rows.prompts.tokens.shape[1] - 1 :]
+        lengths = answers.length.tolist()
+        expected.append(np.mean([row[:count].mean() for row, count in zip(each, lengths, strict=True)]))
+    np.testing.assert_allclose(metrics["fitness"], plain["fitness"] - 0.5 * np.array(expected), atol=1e-4)
+    assert metrics["kl"] == pytest.approx(np.mean(expected), rel=1e-3) and metrics["kl"] > 0.01
+    for name in ("reward_mean", "reward_best"):
+        assert metrics[name] == pytest.approx(float(plain[name]), abs=1e-6)
 
 
 def test_draws_follow_the_key_and_the_generation() -> None:

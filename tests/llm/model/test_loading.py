@@ -19,9 +19,10 @@ from safetensors.numpy import load_file, save_file
 from eggroll import llm
 from eggroll.llm.answers.prompts import encode
 from eggroll.llm.finetuning.model_folders import write_model
+from eggroll.llm.model.files import hub_place, push
 from eggroll.training.errors import RunError
 from tests.llm import tiny
-from tests.llm.hub import hub
+from tests.llm.hub import hub, taking_hub
 
 
 def same_bits(a, b) -> bool:
@@ -241,3 +242,20 @@ def test_a_hub_id_is_fetched_once(tmp_path):
     assert "pytorch_model.bin" not in asked and sorted(asked) == sorted(set(asked))
     for folder in ("a", "b"):
         assert same_bits(llm.load(tmp_path / folder), llm.load(model))
+
+
+def test_a_folder_is_put_on_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "MANIFEST.json").write_text("of the run")
+    model = {"adapter_model.safetensors": b"\0\1", "adapter_config.json": b"{}"}
+    for name, content in model.items():
+        (tmp_path / name).write_bytes(content)
+    with taking_hub("owner/tiny", "secret") as (address, given):
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", "wrong")
+        with pytest.raises(RunError, match="got the hub's model 'owner/tiny', and the hub does not take it"):
+            hub_place("owner/tiny")
+        monkeypatch.setenv("HF_TOKEN", "secret")
+        hub_place("owner/tiny", private=True)
+        assert push(tmp_path, "owner/tiny", "a model").startswith(f"{address}/owner/tiny/commit/")
+    assert given == model

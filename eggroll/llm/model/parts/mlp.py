@@ -24,8 +24,10 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 def linear(block: Mapping[str, Any], name: str, x: jax.Array) -> jax.Array:
-    """`x [..., inputs]` times a matrix of the layer, and its bias if it has one."""
+    """`x [..., inputs]` times a matrix of the layer, with its adapter and its bias if it has them."""
     y = x @ block[name]
+    if f"{name}_lora_a" in block:
+        y = y + (x @ block[f"{name}_lora_a"]) @ block[f"{name}_lora_b"]
     return y + block[f"{name}_bias"] if f"{name}_bias" in block else y
 
 

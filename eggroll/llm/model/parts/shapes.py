@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from eggroll.llm.model.features import DecoderConfig
 
-__all__ = ["layer_shapes", "outer_shapes", "starts_at"]
+__all__ = ["adapter_shapes", "layer_shapes", "outer_shapes", "starts_at"]
 
 Shape = tuple[int, ...]
 
@@ -32,6 +32,17 @@ def layer_shapes(config: DecoderConfig) -> dict[str, Shape]:
         shapes |= {"query_norm": _scales(config, config.heads), "key_norm": _scales(config, config.key_value_heads)}
     if config.sinks:
         shapes["sinks"] = (config.heads,)
+    return shapes
+
+
+def adapter_shapes(config: DecoderConfig) -> dict[str, Shape]:
+    """The factors of a layer's adapters by name: `NAME_lora_a [inputs, rank]` and `NAME_lora_b [rank, outputs]`."""
+    shapes: dict[str, Shape] = {}
+    if config.lora is not None:
+        own, rank = layer_shapes(config), config.lora.rank
+        for name in config.lora.targets:
+            inputs, outputs = own[name]
+            shapes |= {f"{name}_lora_a": (inputs, rank), f"{name}_lora_b": (rank, outputs)}
     return shapes
 
 
@@ -78,6 +89,6 @@ def outer_shapes(config: DecoderConfig) -> dict[str, Shape]:
 
 def starts_at(config: DecoderConfig, name: str) -> float | None:
     """The value that a weight has at first; None for a matrix, which is drawn."""
-    if name.endswith("bias") or name == "sinks":
+    if name.endswith(("bias", "_lora_b")) or name == "sinks":
         return 0.0
     return 1.0 - config.norm_offset if name.endswith("norm") else None
