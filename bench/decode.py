@@ -146,7 +146,10 @@ def update(es: eggroll.ES, state: Any) -> Callable[[], Any]:
 
 
 class Ending(Decoder):
-    """Ends an answer after `SHORT` of `LONG` tokens where its prompt has no pad, and never where it has one."""
+    """Ends an answer after `short` of `long` tokens where its prompt has no pad, and never where it has one."""
+
+    long: int
+    short: int
 
     def extend(self, tokens: Any, cache: Any, offset: Any, start: Any = None) -> Any:
         """As `Decoder.extend`; what is chosen after it is token `number` of the answer."""
