@@ -5,6 +5,11 @@ A decoder writes `--tokens` tokens after a prompt of `--prompt` tokens, once for
 function with the unperturbed weights and all prompts as one batch. Greedy, without stop tokens, so that both write the
 same number of tokens; prefill is part of both.
 
+Then the same where answers differ in length: one in `--every` runs to `--long` tokens, the others end after `--short`.
+The wasted share is of row turns, each of which computes a token of one row, and is counted for three ways: all rows of
+a chunk until the last is done; segments, in which rows that are not done go on by themselves, as `eggroll.llm.generate`
+has them; and slots, a quarter as many as rows, that each take the next waiting row. The first two are timed.
+
 `--model FOLDER` takes real weights; else random ones of SmolLM2-135M's shape, with `--layers` and `--vocabulary` of
 one's choice. Full rank is `eggroll.FullRankES` with a few members: every member's weights are made, then used for its
 prompt alone. A generation is the answers of all members and the update; full rank's, both parts of which are made
@@ -13,6 +18,7 @@ member by member, is scaled to the population.
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -27,14 +33,19 @@ import eggroll
 from bench.tools.options import Common
 from bench.tools.report import Report
 from bench.tools.timing import Timing, interleave
-from eggroll.llm import Decoder, DecoderConfig, Decoding, generator, load
+from eggroll.llm import Decoder, DecoderConfig, Decoding, generate, generator, load
 from eggroll.llm.answers.decoding import split
+from eggroll.llm.answers.generation import population_fit
 from eggroll.llm.answers.memory import answer_need
+from eggroll.llm.answers.prompts import Prompts
+from eggroll.llm.answers.segments import schedule
 
 SIGMA = 0.001
 # SmolLM2-135M: huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, config.json.
 SMOLLM2 = {"width": 576, "hidden": 1536, "heads": 9, "key_value_heads": 3, "head_width": 64, "context": 8192}
 QUICK = {"population": 8, "layers": 2, "vocabulary": 512, "tokens": 4, "full_rank_members": 2, "rounds": 3}
+QUICK |= {"long": 20, "short": 2}
+STOP = 1  # token
 
 
 @dataclass(frozen=True)
@@ -51,10 +62,13 @@ class Options(Common):
         vocabulary: of the random model.
         dtype: of the weights.
         rank: columns of each noise factor.
-        chunk: members at once, or `auto`.
+        chunk: members at once, or `auto`: as many as `eggroll.llm.generate` chooses.
         rounds: turns of each candidate.
         seconds: after these, three turns are enough.
         full_rank_members: of the full-rank population; 0: none.
+        long: tokens of the long answers where they differ; 0: that is not measured.
+        short: tokens of the others.
+        every: one answer in so many is long.
     """
 
     model: str | None = None
@@ -70,6 +84,9 @@ class Options(Common):
     rounds: int = 5
     seconds: float = 60.0
     full_rank_members: int = 4
+    long: int = 256
+    short: int = 10
+    every: int = 5
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -85,7 +102,8 @@ def measure(o: Options) -> dict[str, Any]:
         o = Options(**{**vars(o), **QUICK})
     graphdef, params = model_of(o)
     timings = interleave(candidates(o, graphdef, params), rounds=o.rounds, most_seconds=o.seconds)
-    return memory(o, graphdef, params) | row(o, timings)
+    found = memory(o, graphdef, params) | row(o, timings)
+    return found | unequal(o, graphdef, params) if o.long else found
 
 
 def model_of(o: Options) -> tuple[Any, Any]:
@@ -106,11 +124,11 @@ def candidates(o: Options, graphdef: Any, params: Any) -> dict[str, Callable[[],
     tokens = jnp.asarray(np.random.default_rng(1).integers(0, config.vocabulary, shape), jnp.int32)
     start = jnp.zeros(shape[:2], jnp.int32)
     es = eggroll.ES(population=o.population, sigma=SIGMA, rank=o.rank, chunk=o.chunk, fallback="error")
-    state = es.init(params, jax.random.key(0))
+    state, chunk = es.init(params, jax.random.key(0)), None if o.chunk == "auto" else o.chunk
     plain, flat = jax.jit(fun), (tokens.reshape(-1, o.prompt), start.reshape(-1))
     calls = {
         "plain": lambda: plain(params, *flat),
-        "eggroll": lambda: es.ask(state).apply(fun, tokens, start, in_axes=0),
+        "eggroll": lambda: generate(es.ask(state), fun, Prompts(tokens, start), chunk=chunk),
         "eggroll_update": update(es, state),
     }
     if n := o.full_rank_members:
@@ -125,6 +143,69 @@ def update(es: eggroll.ES, state: Any) -> Callable[[], Any]:
     """The update of a generation, the noise made anew."""
     rewards = jnp.asarray(np.random.default_rng(2).normal(size=es.population), jnp.float32)
     return lambda: es.tell(state, es.ask(state), rewards)[0].params
+
+
+class Ending(Decoder):
+    """Ends an answer after `short` of `long` tokens where its prompt has no pad, and never where it has one."""
+
+    long: int
+    short: int
+
+    def extend(self, tokens: Any, cache: Any, offset: Any, start: Any = None) -> Any:
+        """As `Decoder.extend`; what is chosen after it is token `number` of the answer."""
+        number = offset + tokens.shape[1] - cache.keys.shape[3] + self.long
+        logits, cache = super().extend(tokens, cache, offset, start)
+        ends = (start == 0) & (number == self.short)
+        return logits.at[:, STOP].set(jnp.where(ends, 1e9, -1e9)), cache
+
+
+def unequal(o: Options, graphdef: Any, params: Any) -> dict[str, Any]:
+    """The figures where one answer in `o.every` is long."""
+    model = nnx.merge(graphdef, params)
+    model.__class__ = type("Ending", (Ending,), {"long": o.long, "short": o.short})
+    fun = generator(split(model)[0], Decoding(o.long, stop=(STOP,)))
+    shape, rng = (o.population, o.prompts), np.random.default_rng(3)
+    long = rng.permutation(np.arange(o.population * o.prompts) % o.every == 0).reshape(shape)
+    tokens = jnp.asarray(rng.integers(2, model.config.vocabulary, (*shape, o.prompt)), jnp.int32)
+    asked, chunk = Prompts(tokens, jnp.asarray(long, jnp.int32)), None if o.chunk == "auto" else o.chunk
+    es = eggroll.ES(population=o.population, sigma=SIGMA, rank=o.rank, fallback="error")
+    state = es.init(params, jax.random.key(0))
+    chosen = population_fit(es.ask(state), fun, asked, chunk=chunk)
+    calls = {
+        "together": lambda: es.ask(state).apply(fun, *asked, in_axes=0, chunk=chosen.members),
+        "segments": lambda: generate(es.ask(state), fun, asked, chunk=chunk),
+    }
+    lengths = np.where(long, o.long, o.short)
+    for name, call in calls.items():
+        if not np.array_equal(call().length, lengths):
+            raise AssertionError(f"{name}: answers have other lengths than the bench gave them")
+    timings = interleave(calls, rounds=o.rounds, most_seconds=o.seconds)
+    parts = [lengths[i : i + chosen.members].reshape(-1) for i in range(0, o.population, chosen.members)]
+    return {
+        "unequal_chunk": chosen.members,
+        **{f"waste_percent_{name}": value for name, value in wastes(parts, o.long).items()},
+        **{f"unequal_tokens_per_second_{name}": lengths.sum() / t.median for name, t in timings.items()},
+        "segments_over_together": timings["together"].ratio(timings["segments"]).median,
+    }
+
+
+def wastes(parts: list[np.ndarray], most: int) -> dict[str, float]:
+    """Per cent of row turns that write nothing, of answers of these lengths, chunk by chunk; see the head."""
+    written = sum(int(part.sum()) for part in parts)
+    turns = {
+        "together": sum(len(part) * int(part.max()) for part in parts),
+        "segments": sum(rows * n for part in parts for rows, n in schedule(part, most)),
+        "slots": sum(slotted(part, max(len(part) // 4, 1)) for part in parts),
+    }
+    return {name: 100 * (1 - written / n) for name, n in turns.items()}
+
+
+def slotted(lengths: np.ndarray, slots: int) -> int:
+    """Row turns of slots of which each takes the next waiting row as soon as its own is done, until all are."""
+    free = [0] * slots
+    for length in lengths.tolist():
+        heapq.heapreplace(free, free[0] + length)
+    return slots * max(free)
 
 
 def memory(o: Options, graphdef: Any, params: Any) -> dict[str, Any]:

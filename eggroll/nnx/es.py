@@ -19,8 +19,9 @@ from eggroll.engine.interpreter import Fallback
 from eggroll.nnx.model import Call, Pure, Split, as_state, axes_of, kept_if
 from eggroll.strategy import es as arrays
 from eggroll.strategy.evaluate.averages import averaged, check_shared
+from eggroll.strategy.evaluate.draw import Draw
 from eggroll.strategy.evaluate.tracing import InAxes
-from eggroll.strategy.members import Draw, Members, check_members
+from eggroll.strategy.members import Members, check_members
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.plan.rules import Rules, Small
 from eggroll.strategy.population import Sharding
@@ -238,6 +239,14 @@ class ModelMembers(Members):
         check_shared(found)
         call.write(self._with_own(lambda x: x, changed, lambda x: averaged(x, every)))
         return out
+
+    def some(self, who: Any, fun: Function, *args: Any, in_axes: InAxes = None) -> PyTree:
+        """Not of models: each member goes on with a state of its own, which all of them leave together.
+
+        Raises:
+            TypeError: always.
+        """
+        raise TypeError("got some of the members of a model, which are evaluated together: use members.apply.")
 
     def materialize(self, i: int | jax.Array) -> Any:
         """The model of member `i`, with the state that it has; see `eggroll.Members.materialize`."""

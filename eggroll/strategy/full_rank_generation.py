@@ -14,8 +14,8 @@ import numpy as np
 from eggroll.engine.annotations import Chunk, Flag, Function, Index, PyTree, Scalar
 from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.engine.paths import leaf_paths
+from eggroll.strategy.evaluate.draw import Draw
 from eggroll.strategy.evaluate.tracing import Rows
-from eggroll.strategy.members import Draw
 from eggroll.strategy.noise.dense import perturbed, unit_keys
 from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.noise.sampler import check_noise_is_seen, member_sign
@@ -190,7 +190,14 @@ class FullRankDraw(Draw):
 
     def ready(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None, held: Any) -> Function:
         """See `Draw.ready`: one compiled call after the other, of any function of dense parameters; nothing is kept."""
-        generation, size = self._of(plan), self.settings.size
+        return self._one_by_one(plan, params, fun, rows, np.arange(self.settings.size))
+
+    def some(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, who: np.ndarray) -> PyTree:
+        """See `Draw.some`; one after the other."""
+        return self._one_by_one(plan, params, fun, rows, who)(rows.arrays_alone().args)
+
+    def _one_by_one(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, who: np.ndarray) -> Function:
+        generation, size = self._of(plan), len(who)
         program, axes = self.cache.program(fun, params, rows), rows.axes
 
         def run(params: PyTree, args: tuple, i: Index) -> Any:
@@ -201,9 +208,9 @@ class FullRankDraw(Draw):
 
         def all_of_them(args: tuple) -> PyTree:
             outputs, buffers = [], generation.buffers(params)
-            for i in range(size):
+            for row, i in enumerate(who.tolist()):
                 own, buffers = generation.member(params, i, buffers)
-                outputs.append(self.cache(run, ("apply", program, axes), own, args, np.int32(i)))
+                outputs.append(self.cache(run, ("apply", program, axes, size), own, args, np.int32(row)))
             return _joined(outputs)
 
         return all_of_them

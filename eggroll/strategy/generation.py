@@ -18,10 +18,11 @@ from eggroll.engine.annotations import Chunk, Flag, Function, Index, PyTree, Sca
 from eggroll.engine.factored import Program, partition
 from eggroll.engine.lowrank import LowRank, accumulator_dtype, is_low_rank
 from eggroll.strategy.evaluate.chunking import Arrangement, Need, arrange, keep_words, may_copy, member_need, remembered
+from eggroll.strategy.evaluate.draw import Draw
 from eggroll.strategy.evaluate.loops import Evaluation
 from eggroll.strategy.evaluate.planning import Plans, at_sites, check_covered
 from eggroll.strategy.evaluate.tracing import Rows, make_rows
-from eggroll.strategy.members import Draw, Evaluated
+from eggroll.strategy.members import Evaluated
 from eggroll.strategy.noise.sampler import Sampler, check_noise_is_seen, member_sign
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import AXIS, Population

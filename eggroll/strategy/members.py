@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import jax
+import numpy as np
 
-from eggroll.engine.annotations import Chunk, Function, Index, PyTree, Scalar
+from eggroll.engine.annotations import Chunk, Function, Index, PyTree
 from eggroll.engine.checks import as_index, check_function, is_traced
 from eggroll.engine.factored import is_array
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.evaluate.compiled import CompiledCache
+from eggroll.strategy.evaluate.draw import Draw
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, make_rows
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
@@ -22,46 +22,6 @@ from eggroll.strategy.update.activations import Ran
 from eggroll.strategy.update.written import Writes, reading
 
 Evaluated = Callable[[int], tuple[Function, tuple, InAxes]]  # of a generation: a function, its arguments, their in_axes
-
-
-@dataclass(frozen=True)
-class Draw(ABC):
-    """What the members of one generation are made of: a subclass says how they are evaluated.
-
-    Attributes:
-        strategy: name of the class that draws them, for messages.
-        settings: who the members are.
-        key: typed threefry key of the generation's noise.
-        sigma: noise scale, a Python float or a traced scalar.
-        cache: of compiled functions, the strategy's.
-        one_at_a_time: whether a member's dense parameters are a copy, which is evaluated by itself.
-    """
-
-    strategy: str
-    settings: Population
-    key: jax.Array
-    sigma: Scalar
-    cache: CompiledCache
-    one_at_a_time: ClassVar[bool] = False
-
-    @abstractmethod
-    def plan_for(self, params: PyTree, fun: Function | None = None, rows: Rows | None = None) -> Plan:
-        """As `Strategy.plan_for`."""
-
-    @abstractmethod
-    def ready(self, plan: Plan, params: PyTree, fun: Function, rows: Rows, chunk: Chunk | None, held: Any) -> Function:
-        """What makes of arguments like those of `rows`, whose other leaves are 0, the output of `fun` for each member.
-
-        `held` is a dictionary for what is drawn once for all functions, or None.
-        """
-
-    @abstractmethod
-    def member(self, plan: Plan, params: PyTree, i: Index) -> PyTree:
-        """The dense parameters of member `i`."""
-
-    @abstractmethod
-    def gradient(self, plan: Plan, params: PyTree, weights: jax.Array) -> PyTree:
-        """The descent direction for shaped fitness `weights [N]`, float32 or wider."""
 
 
 class Members:
@@ -191,6 +151,42 @@ class Members:
         outputs = ready(rows.arrays_alone().args)
         self._ran = fun, rows, outputs if isinstance(fun, Writes) else None
         return outputs
+
+    def some(self, who: Any, fun: Function, *args: Any, in_axes: InAxes = None) -> PyTree:
+        """Evaluates `fun(params, *args)` for some members, all of them at once.
+
+        Numbers are traced: other members of as many are evaluated by the same compiled function. `tell` takes what all
+        members made; what these did is for the caller to put together.
+
+        Args:
+            who: `[n]` numbers of members, in any order, and again where they are asked again. Where they are whole
+                antithetic pairs in order, `2i` and `2i + 1` in turn, members of a pair share their noise in memory;
+                else each has its own.
+            fun: see `apply`.
+            *args: see `apply`.
+            in_axes: as in `apply`, but with one row for each of `who`.
+
+        Returns:
+            The output of `fun`, every leaf with a leading axis `n`.
+
+        Raises:
+            IndexError: there is no such member.
+            ValueError: members on a mesh, or under noise on activations, which are evaluated together; and see `apply`.
+
+        Example:
+            >>> import jax, jax.numpy as jnp, eggroll
+            >>> es = eggroll.ES(population=8, sigma=0.1)
+            >>> members = es.ask(es.init({"w": jnp.zeros((4, 3))}, jax.random.key(0)))
+            >>> members.some([5, 0, 5], lambda params, x: x @ params["w"], jnp.ones((3, 4)), in_axes=0).shape
+            (3, 3)
+        """
+        check_function("fun", fun, "members.some(who, fun, *args)")
+        if self.settings.mesh is not None or self.settings.noise != "weights":
+            what = "on a mesh" if self.settings.mesh is not None else 'with noise="activations"'
+            raise ValueError(f"got some of the members {what}, which are evaluated together: use members.apply.")
+        numbers = np.array([self._checked(i) for i in np.asarray(who).tolist()], np.int32)
+        rows = make_rows(args, in_axes, len(numbers), len(numbers))
+        return self._draw.some(self._plan_of(fun, rows), self.params, fun, rows, numbers)
 
     def hold(self) -> Self:
         """These members, which from now on keep the noise that they draw: for many calls of `apply`, on few rows each.

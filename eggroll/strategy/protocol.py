@@ -21,8 +21,9 @@ from eggroll.engine.checks import check_function, is_traced
 from eggroll.strategy.evaluate.argnums import ByName, axes_after_shared
 from eggroll.strategy.evaluate.averages import averaged_output
 from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key, shared
+from eggroll.strategy.evaluate.draw import Draw
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, check_scalar, make_rows
-from eggroll.strategy.members import Draw, Evaluated, Members, check_members
+from eggroll.strategy.members import Evaluated, Members, check_members
 from eggroll.strategy.noise.fixed import noise_key
 from eggroll.strategy.noise.keys import as_threefry, generation_key
 from eggroll.strategy.plan.leaves import Plan

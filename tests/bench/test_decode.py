@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from bench import decode
@@ -26,9 +27,19 @@ def test_figures_come_from_the_times():
     assert found["generations_over_full_rank"] == pytest.approx(0.5 * 64)
 
 
+def test_waste_is_what_counting_by_hand_says():
+    """Of 20 answers a fifth run to 256 tokens and the others stop at 10."""
+    lengths = np.array([256, 10, 10, 10, 10] * 20)  # of 100
+    written = 20 * 256 + 80 * 10
+    found = decode.wastes([lengths], 256)
+    assert found["together"] == pytest.approx(100 * (1 - written / (100 * 256)))
+    assert found["segments"] == pytest.approx(100 * (1 - written / (100 * 10 + 20 * 246)))
+    assert decode.slotted(np.array([3, 1, 1, 2]), 2) == 2 * 4
+
+
 @pytest.mark.slow
 def test_a_quick_run(capsys):
     decode.main(["--quick"])
     summary = json.loads(capsys.readouterr().out.splitlines()[-1])["summary"]
     assert summary["percent_of_plain"] > 0 and summary["generations_over_full_rank"] > 0
-    assert summary["bytes_of_a_member"] > 0
+    assert summary["bytes_of_a_member"] > 0 and summary["segments_over_together"] > 0

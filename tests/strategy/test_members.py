@@ -74,6 +74,29 @@ def test_one_member_is_one_row_of_all():
     assert all(np.linalg.matrix_rank(c, tol=1e-3) == 1 for c in change)
 
 
+@pytest.mark.parametrize("who", [[5, 0, 5], [6, 7, 2, 3]], ids=["alone", "pairs"])
+@pytest.mark.parametrize("strategy", [eggroll.ES, eggroll.FullRankES])
+def test_some_members_are_evaluated_as_among_all(strategy, who):
+    """Each with an argument of its own."""
+    opt = strategy(population=8, sigma=0.1)
+    members, x = opt.ask(opt.init({"w": jnp.ones((3, 2))}, KEY)), jnp.arange(24.0).reshape(8, 3)
+
+    def product(params, x):
+        return x @ params["w"]
+
+    every = members.apply(product, x, in_axes=0)
+    assert_same_bits(members.some(who, product, x[np.array(who)], in_axes=0), every[np.array(who)])
+
+
+def test_members_that_are_evaluated_together_are_not_asked_for_one_by_one():
+    opt = eggroll.ES(population=8, sigma=0.1, mesh=jax.make_mesh((1,), ("population",)))
+    with pytest.raises(ValueError, match=r"got some of the members on a mesh.* use members\.apply"):
+        opt.ask(opt.init({"w": jnp.ones(2)}, KEY)).some([0], lambda params: params["w"])
+    opt = eggroll.ES(population=8, sigma=0.1)
+    with pytest.raises(IndexError, match="got member 8"):
+        opt.ask(opt.init({"w": jnp.ones(2)}, KEY)).some([1, 8], lambda params: params["w"])
+
+
 @pytest.mark.parametrize("index", [-1, N, 100])
 def test_there_is_no_such_member(index):
     with pytest.raises(IndexError, match=rf"got member {index}; members are numbered 0 to {N - 1}"):

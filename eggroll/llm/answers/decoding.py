@@ -17,7 +17,9 @@ from eggroll.llm.answers.stop_strings import StopStrings
 from eggroll.llm.model.decoder import empty_cache
 from eggroll.strategy.noise.keys import as_threefry
 
-__all__ = ["Answers", "Decoding", "Generator", "generator", "row_keys", "split"]
+__all__ = ["WORTH", "Answers", "Decoding", "Generator", "Paused", "generator", "row_keys", "split"]
+
+WORTH = 16  # tokens: for fewer, rows are not put together anew, which copies their caches
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,22 @@ class _Row(NamedTuple):
     answers: Answers
 
 
+class Paused(NamedTuple):
+    """Answers of rows that may not be done.
+
+    Attributes:
+        row: how far they are.
+        cache: of the columns read so far.
+        start: `[batch]`, pads of each row.
+        keys: of each row, or None.
+    """
+
+    row: _Row
+    cache: Any
+    start: Any
+    keys: Any
+
+
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Any]:
     """`(graphdef, params)` of a model all of whose state are parameters: what `generator` and `ES.init` take."""
     graphdef, params, rest = nnx.split(model, nnx.Param, ...)
@@ -101,11 +119,15 @@ class Generator:
         graphdef: of the decoder.
         decoding: how tokens are chosen.
         compiled: the same function under `jax.jit`, for one set of parameters.
+        begun: `begin` under `jax.jit`, with an axis in front of all that it gives, as of one member.
+        gone_on: `go_on` under `jax.jit`, of rows `[n, 1, …]` of one set of parameters.
     """
 
     def __init__(self, graphdef: nnx.GraphDef, decoding: Decoding) -> None:
         self.graphdef, self.decoding = graphdef, decoding
         self.compiled = jax.jit(self)
+        self.begun = jax.jit(lambda *given: jax.tree.map(lambda x: x[None], self.begin(*given)))
+        self.gone_on = jax.jit(jax.vmap(self.go_on, in_axes=(None, None, None, 0)))
 
     def __repr__(self) -> str:
         return f"Generator({self.decoding})"
@@ -126,13 +148,28 @@ class Generator:
         Raises:
             ValueError: tokens are to be drawn, and there is no key.
         """
+        return self.begin(params, 0, tokens, start, key).row.answers
+
+    def begin(
+        self, params: PyTree, live: Any, tokens: jax.Array, start: jax.Array, key: jax.Array | None = None
+    ) -> Paused:
+        """The answers as far as they are when `live` rows or fewer are not done; for the rest see `__call__`."""
         model, decoding = nnx.merge(self.graphdef, params), self.decoding
         batch, time = tokens.shape
         keys = row_keys(key, decoding, batch)
         cache = empty_cache(model.config, batch, time + decoding.max_tokens - 1, jax.tree.leaves(params)[0].dtype)
         logits, cache = model.extend(tokens, cache, 0, start)
         row = _write(first_row(tokens[:, -1], decoding), logits, keys, decoding)
-        return rest_of(model, row, cache, time - 1, start, keys, decoding)
+        return rest_of(model, Paused(row, cache, start, keys), time - 1, decoding, live)
+
+    def go_on(self, params: PyTree, live: Any, count: jax.Array, paused: Paused) -> Paused:
+        """More of answers of `count` tokens each, until `live` rows or fewer are not done.
+
+        `count` stands for that of the rows: it is one number where these are batched.
+        """
+        model, decoding = nnx.merge(self.graphdef, params), self.decoding
+        offset = paused.cache.keys.shape[3] - decoding.max_tokens
+        return rest_of(model, paused._replace(row=paused.row._replace(count=count)), offset, decoding, live)
 
 
 def generator(model: nnx.Module | nnx.GraphDef, decoding: Decoding) -> Generator:
@@ -188,31 +225,31 @@ def first_row(last: jax.Array, decoding: Decoding) -> _Row:
     return _Row(jnp.int32(0), last.astype(jnp.int32), none > 0, none, Answers(tokens, none))
 
 
-def rest_of(
-    model: Any, row: _Row, cache: Any, offset: int, start: jax.Array, keys: jax.Array | None, decoding: Decoding
-) -> Answers:
-    """Writes until all rows are done: a turn reads each row's last token and chooses the next.
+def rest_of(model: Any, paused: Paused, offset: int, decoding: Decoding, live: Any = 0) -> Paused:
+    """Writes until no more than `live` rows are not done: a turn reads each row's last token and chooses the next.
 
     Args:
         model: the decoder.
-        row: from `first_row`.
-        cache: of the columns before `offset`, and of those that the row has written but for the last.
+        paused: with a row from `first_row`, and a cache of the columns before `offset`; or what this function gave.
         offset: column of the prompts' last token.
-        start: `[batch]`, pads of each row.
-        keys: of each row, or None.
         decoding: how tokens are chosen.
+        live: rows, of all members that are batched together. Default 0: writes all to their end, as it does where they
+            are within `WORTH` tokens of it.
     """
+    start, keys = paused.start, paused.keys
 
     def going(carry: tuple[_Row, Any]) -> jax.Array:
         row = carry[0]
-        return (row.count < decoding.max_tokens) & _any_member(~row.done.all())
+        left = _of_all_members((~row.done).sum(dtype=jnp.int32))
+        return (row.count < decoding.max_tokens) & (left > jnp.where(row.count < decoding.max_tokens - WORTH, live, 0))
 
     def step(carry: tuple[_Row, Any]) -> tuple[_Row, Any]:
         row, cache = carry
         logits, cache = model.extend(row.token[:, None], cache, offset + row.count, start)
         return _write(row, logits, keys, decoding), cache
 
-    return lax.while_loop(going, step, (row, cache))[0].answers
+    row, cache = lax.while_loop(going, step, (paused.row, paused.cache))
+    return Paused(row, cache, start, keys)
 
 
 def _write(row: _Row, logits: jax.Array, keys: jax.Array | None, decoding: Decoding) -> _Row:
@@ -232,16 +269,15 @@ def _write(row: _Row, logits: jax.Array, keys: jax.Array | None, decoding: Decod
 
 
 @jax.custom_batching.custom_vmap
-def _any_member(going: jax.Array) -> jax.Array:
-    """Whether any member goes on: one answer for all of them.
+def _of_all_members(live: jax.Array) -> jax.Array:
+    """How many rows of all members are not done: one number for all of them.
 
-    With an answer of each member's own, `jax.vmap` would run every member to the end of the longest all the same, and
+    With a number of each member's own, `jax.vmap` would run every member to the end of the longest all the same, and
     choose between its old and its new cache at every token, which copies it.
     """
-    return going
+    return live
 
 
-@_any_member.def_vmap
-def _(size: int, batched: list[bool], going: jax.Array) -> tuple[jax.Array, bool]:
-    del size
-    return _any_member(going.any(0) if batched[0] else going), False
+@_of_all_members.def_vmap
+def _(size: int, batched: list[bool], live: jax.Array) -> tuple[jax.Array, bool]:
+    return _of_all_members(live.sum(0) if batched[0] else live * size), False

@@ -13,9 +13,10 @@ import numpy as np
 from flax import nnx
 
 from eggroll.engine.annotations import PyTree
-from eggroll.llm.answers.decoding import Answers, Generator
+from eggroll.llm.answers.decoding import Answers, Generator, Paused
 from eggroll.llm.answers.memory import Fit, answer_need, fit, in_words
 from eggroll.llm.answers.prompts import Prompts
+from eggroll.llm.answers.segments import in_segments, worthwhile
 from eggroll.llm.answers.writing import Writer, writer
 from eggroll.strategy.members import Members
 from eggroll.strategy.noise.keys import as_threefry
@@ -71,16 +72,21 @@ def generate(
     """
     fun, rows, axes = _asked(members, generator, prompts, key, common)
     chosen = _fit(members, fun, rows, axes, budget, chunk)
+    settings, each = members.settings, _each(fun, rows)
+    at_once = chosen.prompts * chosen.members
+    apart = not isinstance(fun, Writer) and settings.mesh is None and _apart(fun, members.params, at_once, rows[0])
 
     def part(taken: np.ndarray) -> Answers:
-        own = rows
-        if not isinstance(fun, Writer):
-            own = [jnp.take(x, taken, axis=1 if axis == 0 else 0) for x, axis in zip(rows, axes, strict=True)]
+        if isinstance(fun, Writer):
+            return members.apply(fun, *rows, in_axes=axes, chunk=chosen.members)
+        own = [jnp.take(x, taken, axis=1 if axis == 0 else 0) for x, axis in zip(rows, axes, strict=True)]
+        if apart:
+            return _population_in_segments(members, generator, own, axes, chosen)
         return members.apply(fun, *own, in_axes=axes, chunk=chosen.members)
 
     what = f"{chosen.members} members wrote {chosen.prompts} answers each ({in_words(chosen.bytes)} estimated)"
     with explained(what, _half(chosen)):
-        return jax.block_until_ready(_in_parts(part, _each(fun, rows), chosen.prompts))
+        return jax.block_until_ready(_in_parts(part, each, chosen.prompts))
 
 
 def generate_plain(
@@ -95,10 +101,61 @@ def generate_plain(
 
     def part(taken: np.ndarray) -> Answers:
         own = [jnp.take(x, taken, axis=0) for x in (*prompts, *([] if keys is None else [keys]))]
-        return generator.compiled(params, *own)
+        return _plain(params, generator, own)
 
     with explained(f"{chosen.prompts} answers were written ({in_words(chosen.bytes)} estimated)", _half(chosen)):
         return jax.block_until_ready(_in_parts(part, len(prompts.tokens), chosen.prompts))
+
+
+def _plain(params: PyTree, generator: Generator, rows: list[Any]) -> Answers:
+    """Answers of one model to prompts, starts and keys `[n, …]`."""
+    if not _apart(generator, params, len(rows[0]), rows[0]):
+        return generator.compiled(params, *rows)
+
+    def begin(live: np.int32) -> Paused:
+        return generator.begun(params, live, *rows)
+
+    def go_on(live: np.int32, count: jax.Array, paused: Paused, chosen: np.ndarray) -> Paused:
+        del chosen
+        return generator.gone_on(params, live, count, paused)
+
+    return _on_device(in_segments(begin, go_on, len(rows[0])))
+
+
+def _population_in_segments(
+    members: Members, generator: Generator, rows: list[Any], axes: tuple, chosen: Fit
+) -> Answers:
+    """Answers of all members to their prompts, so many members at once."""
+    size, prompts = len(members), rows[1].shape[-1]
+    parts = []
+    for first in range(0, size, chosen.members):
+        who = np.arange(first, min(first + chosen.members, size))
+        own = [x if axis is None else jnp.take(x, who * len(x) // size, 0) for x, axis in zip(rows, axes, strict=True)]
+        if members.one_at_a_time:
+            own = [x if axis is None else x[0] for x, axis in zip(own, axes, strict=True)]
+            parts.append(_plain(members.materialize(first), generator, own))
+            continue
+
+        def begin(live: np.int32, who: np.ndarray = who, own: list[Any] = own) -> Paused:
+            return members.some(who, generator.begin, live, *own, in_axes=(None, *axes))
+
+        def go_on(
+            live: np.int32, count: jax.Array, paused: Paused, chosen: np.ndarray, who: np.ndarray = who
+        ) -> Paused:
+            return members.some(who[chosen // prompts], generator.go_on, live, count, paused, in_axes=(None, None, 0))
+
+        parts.append(in_segments(begin, go_on, len(who) * prompts, chosen.alone))
+    tokens, length = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return _on_device(Answers(tokens.reshape(size, prompts, -1), length.reshape(size, prompts)))
+
+
+def _apart(generator: Generator, params: PyTree, rows: int, tokens: Any) -> bool:
+    """Whether rows that are not done are to go on by themselves."""
+    return worthwhile(rows, generator.decoding, _config(generator, params), tokens.shape[-1])
+
+
+def _on_device(answers: Answers) -> Answers:
+    return Answers(*map(jnp.asarray, answers))
 
 
 def population_fit(

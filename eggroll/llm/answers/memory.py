@@ -41,8 +41,8 @@ class Need:
 
     @property
     def answer(self) -> int:
-        """Of one answer."""
-        return self.cache + max(self.logits, self.activations)
+        """Of one answer; where half of the rows go on by themselves, their caches are there twice for a moment."""
+        return self.cache + max(self.logits, self.activations, self.cache // 2)
 
     def total(self, members: int, prompts: int) -> int:
         """Of `members` that write `prompts` answers each."""
@@ -61,11 +61,13 @@ class Fit:
         members: at once on a device: what `ES(chunk=...)` and `members.apply(..., chunk=...)` take.
         prompts: of a member, in one call.
         bytes: that this takes.
+        alone: answers, each with its member's noise to itself, that take no more.
     """
 
     members: int
     prompts: int
     bytes: int
+    alone: int = 0
 
 
 def answer_need(config: DecoderConfig, decoding: Decoding, time: int, *, itemsize: int = 4, noise: int = 0) -> Need:
@@ -140,12 +142,17 @@ def fit(
         raise _too_little(need, least, unit, budget, chunk)
     size = -(-prompts // -(-prompts // min(most, prompts)))  # equal parts
     if chunk is not None:
-        return Fit(min(chunk, members), size, need.total(min(chunk, members), size))
+        return _fitted(need, min(chunk, members), size, unit)
     at_once = int(budget // need.total(1, size))
     if jax.default_backend() == "cpu":
         at_once = min(at_once, max(unit, ENOUGH_ROWS // size))
     at_once = near_divisor(members // unit, max(1, min(members, at_once) // unit)) * unit
-    return Fit(at_once, size, need.total(at_once, size))
+    return _fitted(need, at_once, size, unit)
+
+
+def _fitted(need: Need, members: int, prompts: int, unit: int) -> Fit:
+    total = need.total(members, prompts)
+    return Fit(members, prompts, total, total // (unit * need.noise + need.answer))
 
 
 def _too_little(need: Need, least: int, unit: int, budget: float, chunk: int | None) -> RunError:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from eggroll.engine.annotations import PyTree
-from eggroll.llm.answers.decoding import Answers, Decoding, Generator, first_row, rest_of, row_keys
+from eggroll.llm.answers.decoding import Answers, Decoding, Generator, Paused, first_row, rest_of, row_keys
 from eggroll.llm.model.decoder import Cache, Decoder, empty_cache
 from eggroll.strategy.activations.walk import noiseless
 from eggroll.training.errors import RunError
@@ -57,7 +57,7 @@ class Writer:
         cache, start = self._read(params, tokens, start, which)
         row = first_row(tokens[which, -1], self.decoding)
         keys = None if key is None else row_keys(key[None], self.decoding, 1)
-        return rest_of(model, row, cache, tokens.shape[1] - 1, start, keys, self.decoding)
+        return rest_of(model, Paused(row, cache, start, keys), tokens.shape[1] - 1, self.decoding).row.answers
 
     def wrote(self, outputs: Answers) -> jax.Array:
         """Turns `[R, T]` that chose a token of the answer, a stop token included."""

@@ -85,12 +85,7 @@ class Evaluation:
         n: int,
     ) -> tuple[Any, Totals]:
         """(kept outputs `[n·signs, ...]`, totals of the averaged outputs) of `n` units from `start` on."""
-        signs = self.population.signs
-        policy = Policy(self.population.fallback)
-
-        def member(noise: Noise, unit: Index, index: Index, own: list[jax.Array]) -> tuple[PyTree, PyTree]:
-            who = Member(noise, key, unit, index, sigma, self.population.relative)
-            return self.split(who.evaluate(self.program, self.sampler, policy, params, rows.merged(own)))
+        signs, member = self.population.signs, self._member(params, rows, key, sigma)
 
         def chunk(first: Index, count: int) -> tuple[Any, Totals]:
             shared = self._shared(key, words, start, first, count)
@@ -100,13 +95,32 @@ class Evaluation:
                 noise, who = shared, jnp.arange(count * signs) % signs
                 kept, averaged = jax.vmap(member, in_axes=(0, None, 0, 0))(noise, start, who, own)
             else:
-                own = [x.reshape(count, signs, *x.shape[1:]) for x in own]
-                unit = jax.vmap(member, in_axes=(None, None, 0, 0))
-                outs = jax.vmap(unit, in_axes=(0, 0, None, 0))(shared, units, jnp.arange(signs), own)
-                kept, averaged = jax.tree.map(lambda x: x.reshape(count * signs, *x.shape[2:]), outs)
+                kept, averaged = _of_units(member, signs, shared, units, own)
             return kept, averages.totals(averaged, _all_finite(kept, count * signs))
 
         return _in_chunks(chunk, n, min(self.arrangement.units, n))
+
+    def some(
+        self, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar, who: jax.Array, *, paired: bool
+    ) -> PyTree:
+        """Kept outputs of members `who [n]`, of which each has a row; `paired`: they are whole units in order."""
+        signs, member = self.population.signs, self._member(params, rows, key, sigma)
+        own, units = rows.of_members(0, len(who)), who // signs
+        units = units[::signs] if paired else units
+        noise = self.sampler.draw(self.sampler.streams.draw(key, units))
+        if paired:
+            return _of_units(member, signs, noise, units, own)[0]
+        return jax.vmap(member)(noise, units, who % signs, own)[0]
+
+    def _member(self, params: PyTree, rows: Rows, key: jax.Array, sigma: Scalar) -> Callable[..., Any]:
+        """A function of a member's noise, unit, place in it and own rows that gives its outputs, split."""
+        policy = Policy(self.population.fallback)
+
+        def member(noise: Noise, unit: Index, index: Index, own: list[jax.Array]) -> tuple[PyTree, PyTree]:
+            who = Member(noise, key, unit, index, sigma, self.population.relative)
+            return self.split(who.evaluate(self.program, self.sampler, policy, params, rows.merged(own)))
+
+        return member
 
     def _shared(self, key: jax.Array, words: Any, start: Index, first: Index, count: int) -> Noise:
         """Noise of a chunk's units, or of their members where each has a copy: of words, or a part of what is kept."""
@@ -115,6 +129,14 @@ class Evaluation:
             return self.sampler.draw(drawn, signs=self.population.signs if self.arrangement.copies else 0)
         chosen = jax.tree.map(lambda x: lax.dynamic_slice_in_dim(x, first, count), words)
         return repeated(chosen, self.population.signs) if self.arrangement.copies else chosen
+
+
+def _of_units(member: Callable[..., Any], signs: int, noise: Noise, units: jax.Array, own: list[Any]) -> PyTree:
+    """What each member of these units makes, which share their noise; `own` has their rows, `[units·signs, ...]`."""
+    own = [x.reshape(len(units), signs, *x.shape[1:]) for x in own]
+    unit = jax.vmap(member, in_axes=(None, None, 0, 0))
+    outs = jax.vmap(unit, in_axes=(0, 0, None, 0))(noise, units, jnp.arange(signs), own)
+    return jax.tree.map(lambda x: x.reshape(len(units) * signs, *x.shape[2:]), outs)
 
 
 def _in_chunks(chunk: Callable[[Any, int], tuple[Any, Totals]], n: int, size: int) -> tuple[Any, Totals]:

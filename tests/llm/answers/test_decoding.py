@@ -87,7 +87,7 @@ def equations(jaxpr: Any) -> Any:
 def test_members_decide_together_when_to_end_and_no_noise_is_drawn_in_the_loop(monkeypatch):
     """JAX selects between the old and the new cache of every member where members decide one by one."""
     assert condition().shape == ()
-    monkeypatch.setattr(decoding, "_any_member", lambda going: going)
+    monkeypatch.setattr(decoding, "_of_all_members", lambda live: live)
     decoding._generator.cache_clear()
     assert condition().shape == (2, 2), "else this test cannot fail"
     decoding._generator.cache_clear()
