@@ -1,31 +1,24 @@
-"""The metrics of a run: a line of JSON per generation, TensorBoard's files, and what trackers are told."""
+"""The metrics of a run: a line of JSON per generation."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import logging
 import math
 import os
-import socket
 import sys
-import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Self
 
 import numpy as np
 
 from eggroll.training.errors import RunError
-from eggroll.training.folder.disk import not_writable, open_to_read, own_folder, own_handle, parse_json, read_json
+from eggroll.training.folder.disk import not_writable, open_to_read, own_handle, parse_json, read_json
 from eggroll.training.folder.files import write_text
 from eggroll.training.folder.integrity import note_growing
-from eggroll.training.folder.layout import EVALUATION, METRICS, REPORTS, TENSORBOARD
-from eggroll.training.options import check_told
+from eggroll.training.folder.layout import EVALUATION, METRICS
 
 Record = dict[str, Any]
 LOGGER = logging.getLogger("eggroll")
@@ -204,134 +197,3 @@ def count_lines(folder: Path) -> int:
     """How many generations the metrics of a run have, whatever their lines hold."""
     path = folder / METRICS
     return len(_whole_lines(path)) if path.exists() else 0
-
-
-class TensorBoard:
-    """Writes every number of a record as a scalar, for `tensorboard --logdir FOLDER`.
-
-    Without the thread of tensorboardX's `SummaryWriter`, which blocks its caller for ever once a write has failed.
-    After such a failure nothing more is written, and a warning says so.
-
-    Args:
-        folder: the run folder; the files go to its `tensorboard/`.
-        after: generations already made; what TensorBoard has of later ones is hidden.
-
-    Raises:
-        RunError: the package tensorboardX is not installed, or the folder cannot be written.
-    """
-
-    def __init__(self, folder: Path, *, after: int = 0) -> None:
-        check_told(True, ())
-        from tensorboardX.record_writer import RecordWriter
-
-        self._path = folder / TENSORBOARD
-        self._writer: Any = None
-        try:
-            # TensorBoard reads files in the order of their names; none is written to twice.
-            name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
-            path = own_folder(self._path) / name
-            path.open("xb").close()  # not where a link may lead
-            self._writer = RecordWriter(str(path))
-        except OSError as why:
-            raise not_writable(folder, why) from why
-        self._write(file_version="brain.Event:2")
-        if after:  # TensorBoard forgets what it has of this step and later ones
-            log = _proto("event").SessionLog
-            start = log(status=log.START)
-            self._write(step=after + 1, session_log=start)
-
-    def log(self, record: Record) -> None:
-        """Adds the numbers of a record at its generation."""
-        summary = _proto("summary").Summary
-        values = [summary.Value(tag=name, simple_value=x) for name, x in _numbers(record).items()]
-        self._write(step=record["generation"], summary=summary(value=values))
-
-    def sync(self) -> None:
-        """Hands what was logged to the operating system."""
-        self._try(lambda: self._writer.flush())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._try(lambda: self._writer.close())
-        self._writer = None
-
-    def _write(self, **event: object) -> None:
-        made = _proto("event").Event(wall_time=time.time(), **event)
-        self._try(lambda: self._writer.write(made.SerializeToString()))
-
-    def _try(self, write: Callable[[], object]) -> None:
-        if self._writer is None:
-            return
-        try:
-            write()
-        except OSError as why:
-            with suppress(OSError):
-                self._writer.close()
-            self._writer = None
-            LOGGER.warning("the run goes on without TensorBoard's files: cannot write to '%s' (%s)", self._path, why)
-
-
-class Reported:
-    """Tells every number of a record to Weights & Biases or trackio, by its own package, with its own settings.
-
-    The project is that of `WANDB_PROJECT` or `TRACKIO_PROJECT`, or `eggroll`; a run that goes on is the same one there.
-    What fails once a run has begun ends no run, and a warning says so.
-
-    Args:
-        package: `"wandb"` or `"trackio"`.
-        folder: the run folder, of which it has the name.
-        settings: of the run.
-        after: generations already made.
-
-    Raises:
-        RunError: the package is not installed, or lets no run begin.
-    """
-
-    def __init__(self, package: str, folder: Path, settings: Mapping[str, object], *, after: int = 0) -> None:
-        check_told(False, (package,))
-        self._package, self._run, file = package, None, folder / REPORTS
-        own = file.read_text(encoding="utf-8").strip() if after and file.is_file() else os.urandom(4).hex()
-        write_text(file, own + "\n")
-        options: dict[str, Any] = {"name": f"{folder.resolve().name}-{own}", "resume": "allow"}
-        options |= {"project": os.environ.get(f"{package.upper()}_PROJECT", "eggroll")}
-        options |= {"id": own, "dir": str(folder)} if package == "wandb" else {}
-        try:
-            self._run = importlib.import_module(package).init(config=dict(settings), **options)
-        except Exception as why:  # each package's own
-            raise RunError(
-                f"got --report-to {package}, which lets no run begin ({why}). Log in, work offline, or leave it out."
-            ) from why
-
-    def log(self, record: Record) -> None:
-        """Tells the numbers of a record at its generation."""
-        self._try(lambda run: run.log(_numbers(record), step=record["generation"]))
-
-    def sync(self) -> None:
-        """Nothing: the package sends when it likes."""
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._try(lambda run: run.finish())
-
-    def _try(self, tell: Callable[[Any], object]) -> None:
-        if self._run is None:
-            return
-        try:
-            tell(self._run)
-        except Exception as why:  # a network, or what lies behind it
-            self._run = None
-            LOGGER.warning("the run goes on without reports to %s: %s", self._package, why)
-
-
-def _numbers(record: Record) -> Record:
-    """All but the generation."""
-    return {name: x for name, x in record.items() if isinstance(x, int | float) and name != "generation"}
-
-
-def _proto(file: str) -> ModuleType:
-    """Classes that are made when their file is imported: unknown to type checkers."""
-    return importlib.import_module(f"tensorboardX.proto.{file}_pb2")

@@ -17,8 +17,9 @@ from eggroll.training.checkpoints.manager import Checkpoints
 from eggroll.training.folder.layout import LEDGER
 from eggroll.training.ledger.journal import Journal
 from eggroll.training.ledger.reader import LedgerError
-from eggroll.training.metrics import MetricsFile, Record, Reported, TensorBoard
+from eggroll.training.metrics import MetricsFile, Record
 from eggroll.training.options import check_told
+from eggroll.training.progress import Reported, TensorBoard
 from eggroll.training.stopping import Place
 
 RECORD: tuple[str, ...] = ("data", "seconds", "seen", "score")  # of a checkpoint, beside its arrays

@@ -14,7 +14,7 @@ from tensorboardX.record_writer import RecordWriter
 
 from eggroll.training import Saving, read_metrics
 from eggroll.training.errors import RunError
-from eggroll.training.metrics import TensorBoard
+from eggroll.training.progress import TensorBoard
 from tests.training.problems import run
 
 Event: Any = event_pb2.Event  # made when the file is imported: unknown to type checkers
