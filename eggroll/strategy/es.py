@@ -62,7 +62,7 @@ class ES(Strategy):
             negative mean fitness. Default `optax.adam(1e-2)`. Line searches need a function and are not supported:
             `optax.lbfgs(0.1, linesearch=None)` works, with a large `noise_reuse`, as it compares gradients. With a
             `learning_rate`, what makes one of it: `optax.adam` (then the default), `lambda rate: optax.sgd(2 * rate)`.
-        learning_rate: None (default): the optimizer's own. Or a number, a schedule, or `"auto"`: 0.3 of the sigma that
+        learning_rate: None (default): the optimizer's own. Or a number, a schedule, or `"auto"`: 0.4 of the sigma that
             `choose` finds, for optimizers whose updates are of the size of Adam's.
         shaping: `"zscore"` (default), `"none"`, `"group"`, `"centered_rank"`, `"sign"`, or a callable `[N] -> [N]`.
         antithetic: members `2i` and `2i + 1` share noise with opposite signs. Default True.

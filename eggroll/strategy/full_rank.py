@@ -40,7 +40,7 @@ class FullRankES(Strategy):
     Args:
         population: number of members `N`, at least 2. Default 30.
         sigma: as in `ES`, `"auto"` too. Default 0.001.
-        learning_rate: `α` > 0, or an optax schedule; or `"auto"`: `0.3·σ·√N`, of the sigma that `choose` finds, whose
+        learning_rate: `α` > 0, or an optax schedule; or `"auto"`: `0.4·σ·√N`, of the sigma that `choose` finds, whose
             updates are as large as those of `ES`. Default None: `σ/2`.
         shaping: as in `ES`. Default `"zscore"`.
         antithetic: whether members `2i` and `2i + 1` share noise with opposite signs. Default False.

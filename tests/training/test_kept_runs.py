@@ -213,4 +213,5 @@ def test_a_fine_tuning_goes_on_to_its_end(method: str, there: Path) -> None:
     assert call(*finetune(method), "--resume") == 0
     if exact(there):  # elsewhere a rounding may choose another token, and so other answers
         assert_same(load_file(Path(method) / WEIGHTS), before, bits=True)
-        assert untimed(Path(method)) == metrics
+        for found, kept in zip(untimed(Path(method)), metrics, strict=True):  # which had fewer names
+            assert {name: found[name] for name in kept} == kept

@@ -57,7 +57,6 @@ class Answered(Step):
         base: parameters of the model that members are to stay near, with `kl`. Default None.
         compared: `compared(generation)`, asked before the update that makes a generation: True has the unperturbed
             model answer the same prompts, with the same draws, for `comparison`. Default None: never.
-
         written: `written(generation, columns)`, called with the answers of this process before the update that makes a
             generation: by column, the number of the `member`, `prompt`, `completion`, each of several rewards by its
             name (NaN where it does not apply) and `reward`. Default None.

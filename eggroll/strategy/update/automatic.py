@@ -27,10 +27,10 @@ Auto: TypeAlias = Literal["auto"]
 AUTO: Final = "auto"
 CHOSEN = "sigma", "learning_rate"  # settings that may be that
 COMPILED = "cache", "_plans"  # what a strategy makes of its settings when it is used: no copy has it
-# Of sigma: a learning rate that stays. Measured (bench/LOG.md): .2 to .5 of sigma is near the best, twice that where it
+# Of sigma: a learning rate that stays. Measured (bench.tuning): .3 to .5 of sigma is near the best, twice that where it
 # falls to zero, whatever the size of the weights. Noise on activations tells so much more that the rate is as for
 # backpropagation: this part of the weights' RMS.
-RATE, RATE_BY_SIZE = 0.3, 0.03
+RATE, RATE_BY_SIZE = 0.4, 0.03
 MEMBERS = 64  # evaluated with each sigma that is tried, of a larger population
 START = 0.05  # of the weights' RMS: the sigma that is tried first
 
@@ -112,7 +112,7 @@ class Automatic(Configured):
         """Chooses the settings that are `"auto"`, once; `step` and `fit` do it by themselves.
 
         Sigma is the one, of powers of two, at which the spread of fitness that noise makes, less the fitness that it
-        costs, is largest; the learning rate is 0.3 of sigma. With noise on activations, which tells as much as a
+        costs, is largest; the learning rate is 0.4 of sigma. With noise on activations, which tells as much as a
         gradient, it is 0.03 of the weights' RMS.
 
         Args:

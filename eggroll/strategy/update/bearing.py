@@ -117,9 +117,7 @@ def widest(tried: Callable[[float], np.ndarray], start: float, pairs: bool, grou
             f"got a fitness of which noise tells more the {'larger' if best > 0 else 'smaller'} it is, without end (up "
             f'to a sigma of {start * 2.0**best:.3g}), from which sigma="auto" cannot choose: give sigma as a number.'
         )
-    around = sorted((best - 1, best, best + 1))
-    enough = max(map(of, around)) / MORE**0.5
-    return start * 2.0 ** next(step for step in around if of(step) >= enough)
+    return start * 2.0 ** max((best - 1, best, best + 1), key=of)
 
 
 def costing(tried: Callable[[float], np.ndarray], start: float, cost: float) -> float:

@@ -41,7 +41,7 @@ def test_sigma_is_that_of_the_closed_form_whatever_the_units(size, scale, offset
     state = es.init(start(size), KEY)
     es.choose(state, lambda members: members.apply(lambda p: fitness(p, size, scale, offset)))
     assert BEST / 2 <= es.sigma / size <= BEST * 2
-    assert es.learning_rate == pytest.approx(0.3 * es.sigma)
+    assert es.learning_rate == pytest.approx(0.4 * es.sigma)
     state, metrics = es.step(state, lambda p: fitness(p, size, scale, offset))
     assert float(metrics["sigma"]) == pytest.approx(es.sigma)
     assert es.undecided == ()
@@ -74,8 +74,8 @@ def test_models_gradients_and_full_rank_choose_too():
     full = eggroll.FullRankES(population=32, **AUTO)
     _, metrics = full.step(full.init(start(), KEY), fitness)
     assert BEST / 3 <= full.sigma <= BEST * 3
-    assert full.learning_rate == pytest.approx(0.3 * full.sigma * np.sqrt(32))
-    assert float(metrics["update_norm"]) == pytest.approx(0.3 * full.sigma * np.sqrt(136), rel=0.5)
+    assert full.learning_rate == pytest.approx(0.4 * full.sigma * np.sqrt(32))
+    assert float(metrics["update_norm"]) == pytest.approx(0.4 * full.sigma * np.sqrt(136), rel=0.5)
     call = eggroll.value_and_grad(lambda p: -fitness(p), population=64, sigma="auto")
     with pytest.raises(ValueError, match="under jit before anything has chosen it"):
         jax.jit(call)(start(), key=KEY)
@@ -109,7 +109,7 @@ def test_a_run_in_a_folder_resumes_and_replays_with_what_was_chosen(tmp_path):
     assert again.resumed == 2
     jax.tree.map(np.testing.assert_array_equal, whole.state.params, again.state.params)
     config = json.loads((tmp_path / "whole" / "config.json").read_text())["strategy"]
-    assert config["optimizer"]["arguments"]["learning_rate"] == pytest.approx(0.3 * config["sigma"])
+    assert config["optimizer"]["arguments"]["learning_rate"] == pytest.approx(0.4 * config["sigma"])
     replayed = replay(start(), tmp_path / "whole" / "ledger.bin")
     jax.tree.map(np.testing.assert_array_equal, replayed.params, whole.state.params)
 
@@ -185,4 +185,4 @@ def test_noise_that_can_tell_no_more_is_not_made_larger():
     def saturating(sigma):  # a network whose scale does not matter: beyond a scale of 1 all noise is alike
         return noise * sigma / (1 + sigma) * (1 + 1e-3 * np.log2(1 + sigma))
 
-    assert 1 <= widest(saturating, 0.01, pairs=True) <= 20
+    assert 1 <= widest(saturating, 0.01, pairs=True) <= 40
