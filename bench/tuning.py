@@ -6,7 +6,8 @@ Adam under weight noise, with every sigma and rate of a grid, and with those tha
 evaluates is taken off its generations. The score is the loss on held-out data, or the return; `share` is the gain over
 the start, in units of the gain of the grid's best setting by the mean of all seeds.
 
-A work's result is kept as soon as it is measured, and what is kept is not measured again.
+A work's result is kept as soon as it is measured, and what is kept is not measured again; or what chose itself alone,
+against the grid that is kept.
 """
 
 from __future__ import annotations
@@ -46,14 +47,14 @@ class Options(Common):
         seeds: runs of every setting.
         sigmas: of the grid, in units of the work's weights.
         rates: likewise.
-        again: measure what is kept, too.
+        again: what is measured though it is kept: nothing, what chooses itself, or all of it.
     """
 
     works: tuple[Name, ...] = get_args(Name)
     seeds: int = 3
     sigmas: tuple[float, ...] = SIGMAS
     rates: tuple[float, ...] = RATES
-    again: bool = False
+    again: Literal["nothing", "chosen", "all"] = "nothing"
 
     def reduced(self) -> Options:
         """Small enough to see in a minute that the script works."""
@@ -108,20 +109,25 @@ def chosen(work: Work, seed: int) -> tuple[float, float, int]:
     return es.sigma, es.learning_rate, asked
 
 
-def measured(name: str, options: Options) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Rows of one work, and what matters of them."""
-    work = WORKS[name]()
-    run, seeds = runner(work), range(options.seeds)
-    start = float(np.mean([work.score(work.start(keys_of(seed)[0])) for seed in seeds]))
-    rows, best = [], None
+def gridded(work: Work, run: Callable[..., jax.Array], options: Options) -> list[dict[str, Any]]:
+    """A row for every sigma and rate of the grid."""
+    rows = []
     for sigma in options.sigmas:
         for rate in options.rates:
             setting = sigma * work.unit, rate * work.unit, 0.0, float(work.generations)
-            scores = [float(run(*setting, keys_of(seed))) for seed in seeds]
+            scores = [float(run(*setting, keys_of(seed))) for seed in range(options.seeds)]
             score, error = mean_and_error([s if math.isfinite(s) else -math.inf for s in scores])
             rows.append({"setting": "grid", "sigma": setting[0], "rate": setting[1], "score": score, "error": error})
-            best = rows[-1] if best is None or score > best["score"] else best
-    assert best is not None
+    return rows
+
+
+def measured(name: str, options: Options, kept: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Rows of one work, of a grid that is kept or measured now, and what matters of them."""
+    work = WORKS[name]()
+    run, seeds = runner(work), range(options.seeds)
+    start = float(np.mean([work.score(work.start(keys_of(seed)[0])) for seed in seeds]))
+    rows = [row for row in kept if row["setting"] == "grid"] or gridded(work, run, options)
+    best = max(rows, key=lambda row: row["score"])
     choices = [chosen(work, seed) for seed in seeds]
     for label, falls in (("automatic", 0.0), ("automatic, falling", 1.0)):
         scores = [
@@ -142,10 +148,13 @@ def main(argv: list[str] | None = None) -> None:
     options = options.reduced() if options.quick else options
     for name in options.works:
         path = options.out or RESULTS / "tuning" / f"{name}-{device_slug()}.json"
-        if path.exists() and not options.again:
-            print(json.dumps(json.loads(path.read_text())["summary"]))
+        kept = json.loads(path.read_text()) if path.exists() and options.again != "all" else None
+        if kept and options.again == "nothing":
+            print(json.dumps(kept["summary"]))
             continue
-        rows, summary = measured(name, options)
+        if kept and kept["settings"]["seeds"] != options.seeds:
+            raise SystemExit(f"got --seeds {options.seeds} for a grid of {kept['settings']['seeds']}: use --again all.")
+        rows, summary = measured(name, options, kept["rows"] if kept else [])
         report = Report("tuning", replace(options, out=None), rows, NOTES, summary)
         report.finish(quick=options.quick, out=None if options.quick and options.out is None else path)
 
