@@ -55,6 +55,6 @@ def test_a_quick_run_compares_what_is_chosen_with_a_grid(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out) == found["summary"]
     found["rows"][0]["error"] = 123.0
     (tmp_path / "found.json").write_text(json.dumps(found))
-    tuning.main(["--quick", "--again", "chosen", "--out", str(tmp_path / "found.json")])  # against the grid that is kept
+    tuning.main(["--quick", "--again", "chosen", "--out", str(tmp_path / "found.json")])  # against the kept grid
     again = json.loads((tmp_path / "found.json").read_text())
     assert again["rows"][0]["error"] == 123.0 and again["summary"] == found["summary"]
