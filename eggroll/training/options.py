@@ -170,9 +170,11 @@ class RunSettings(Checked):
 def from_json(settings: type, options: Mapping[str, Any]) -> dict[str, Any]:
     """Those of `options`, as `to_json` wrote them, that a settings class has and that are not None.
 
+    What earlier versions could not choose, and is not written down, is as it was there.
+
     Example:
         >>> from_json(RunSettings, {"out": "runs/a", "keep": 3, "time_limit": None, "of_another_version": 1})
-        {'out': PosixPath('runs/a'), 'keep': 3}
+        {'out': PosixPath('runs/a'), 'keep': 3, 'report_to': ()}
     """
     found = {}
     for name, (kind, option) in options_of(settings).items():

@@ -135,7 +135,7 @@ class Automatic(Configured):
             >>> state = es.init({"w": jnp.ones(3)}, jax.random.key(0))
             >>> es.choose(state, lambda members: members.apply(lambda p: -jnp.sum(p["w"] ** 2)))
             >>> es.undecided, es.sigma
-            ((), 0.4)
+            ((), 0.8)
         """
         check_state(state)
         for name, value in (("cost", cost), ("rate", rate)):
