@@ -2,7 +2,8 @@
 
 `mkdocs build --strict` looks at links as pages write them; here every `href` and `src` of the finished HTML is looked
 at, with those that the reference and the theme made: its file has to be there, and its anchor in it. `--external` asks
-other hosts too, once an address; one that refuses programs (403, 429) is named, and is no error.
+other hosts too, once an address; one that refuses programs (403, 429) is named, and is no error. LinkChecker 10.6 would
+take nine minutes for it where this takes a second, and follows no anchor into a page that is a local folder's.
 """
 
 from __future__ import annotations
