@@ -37,7 +37,7 @@ def settings_options(settings: type, defaults: Mapping[str, Any] | None = None) 
 
 def none_given() -> dict[str, Any]:
     """The default of such a field: tyro wants a value for options that may be given several times."""
-    return {"reward": (), "reward_env": (), "env_option": ()}
+    return {"reward": (), "reward_env": (), "env_option": (), "test_prompts_file": ()}
 
 
 def given(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ A settings class is what functions take and what the command line reads: the tex
 from __future__ import annotations
 
 import inspect
+import json
 import math
 import os
 from collections.abc import Callable, Collection, Mapping
@@ -154,8 +155,7 @@ class RunSettings(Checked):
         """
         options = options_of(type(self)).items()
         plain = {n: getattr(self, n) for n, (_, option) in options if getattr(self, n) != option.absent}
-        plain["out"] = self.folder
-        return {name: x.as_posix() if isinstance(x, PurePath) else x for name, x in plain.items()}
+        return json.loads(json.dumps(plain | {"out": self.folder}, default=PurePath.as_posix))
 
     def check(self) -> None:
         """Raises `SettingsError` for a value that no run can use."""
@@ -179,7 +179,7 @@ def from_json(settings: type, options: Mapping[str, Any]) -> dict[str, Any]:
     found = {}
     for name, (kind, option) in options_of(settings).items():
         value = options.get(name, None if option.absent is NOTHING else option.absent)
-        if value is not None and Path in get_args(kind):
+        if isinstance(value, str) and Path in get_args(kind):
             value = Path(value)
         if value is not None:
             found[name] = tuple(value) if isinstance(value, list) else value

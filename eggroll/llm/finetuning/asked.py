@@ -39,8 +39,10 @@ class Asked(Checked):
     .jsonl, .parquet, or a folder that `datasets` has saved."""
     prompt_column: Annotated[str | None, Option("prompt, messages or question", "NAME", absent=None)] = None
     """The table's column of prompts: texts, or lists of messages."""
-    test_prompts_file: Annotated[Path | None, Option("a fifth of the prompts")] = None
-    """Prompts to test on."""
+    test_prompts_file: Annotated[
+        Path | tuple[Path, ...] | None, Option("a fifth of the prompts", "FILE", repeated=True)
+    ] = None
+    """Prompts to test on; again for each of several sets, whose rewards are told apart."""
     system: Annotated[str | None, Option("the task's", "TEXT")] = None
     """System message."""
     template: Annotated[Template | None, Option("the model's, if it has one", absent=None)] = None
@@ -73,14 +75,20 @@ class Asked(Checked):
     """An environment variable that the reward is given, such as a key; once for each."""
 
     def __post_init__(self) -> None:
-        """One reward is written as one, however it was given."""
-        rewards = self.rewards
-        object.__setattr__(self, "reward", rewards[0] if len(rewards) == 1 else rewards or None)
+        """One reward, and one file, is written as one, however it was given."""
+        for name, found in (("reward", self.rewards), ("test_prompts_file", self.test_prompts_files)):
+            object.__setattr__(self, name, found[0] if len(found) == 1 else found or None)
 
     @property
     def rewards(self) -> tuple[str, ...]:
         """Rewards of the user's own."""
         return (self.reward,) if isinstance(self.reward, str) else tuple(self.reward or ())
+
+    @property
+    def test_prompts_files(self) -> tuple[Path, ...]:
+        """Files of prompts to test on."""
+        found = self.test_prompts_file
+        return tuple(map(Path, (found,) if isinstance(found, str | Path) else found or ()))
 
     def check(self) -> None:
         """Raises `SettingsError` for what no model can be asked."""
@@ -92,6 +100,8 @@ class Asked(Checked):
         self._check_answers()
 
     def _check_prompts(self) -> None:
+        for file in self.test_prompts_files:
+            check_path("test_prompts_file", file)
         if (self.task is None) == (self.reward is None):
             got = "neither --task nor --reward" if self.task is None else "both --task and --reward"
             raise SettingsError(f"got {got}; one of them is required: a ready task, or a reward of your own.")

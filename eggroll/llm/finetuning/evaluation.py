@@ -50,7 +50,8 @@ class Measured:
         texts: the answers.
         rewards: theirs; None for one that could not be scored, unless the worst reward is known.
         why: why the first of them could not be scored; empty if all could.
-        parts: mean of each of several rewards over the answers that it applies to.
+        parts: mean of each of several rewards over the answers that it applies to, and of each of several sets of
+            prompts.
         kl: how far the model is from its base; see `divergence`. None without one.
     """
 
@@ -160,9 +161,14 @@ class Evaluator:
             texts=tuple(texts),
             rewards=tuple(x if math.isfinite(x) else None for x in values.tolist()),
             why=rewards.error,
-            parts={name: _mean(part[np.isfinite(part)]) for name, part in rewards.parts.items()},
+            parts={name: _mean(part) for name, part in {**rewards.parts, **self._by_set(values)}.items()},
             kl=self._divergence(params, answers),
         )
+
+    def _by_set(self, values: np.ndarray) -> dict[str, np.ndarray]:
+        """The rewards of each of several sets."""
+        sets = np.array([problem.of for problem in self._asked.problems])
+        return {str(name): values[sets == name] for name in dict.fromkeys(sets) if name}
 
     def _divergence(self, params: PyTree, answers: Answers) -> float | None:
         if self._base is None or params is self._base:
@@ -170,7 +176,8 @@ class Evaluator:
         return divergence(self._generator.graphdef, params, self._base, self._asked.prompts, answers)
 
 
-def _mean(known: np.ndarray) -> float | None:
+def _mean(part: np.ndarray) -> float | None:
+    known = part[np.isfinite(part)]
     return round(float(known.mean()), 6) if known.size else None
 
 

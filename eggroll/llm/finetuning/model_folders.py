@@ -77,8 +77,6 @@ def asked_as_in_its_run(asked: AskedT) -> AskedT:
     check_known(f"the options of the run in '{folder}'", options, known)
     options = {"degenerate": "scored", **options}  # of a run that could not choose
     more = {name: options.get(name) for name in AS_THERE if getattr(asked, name) in (None, ())}
-    if isinstance(test := more.get("test_prompts_file"), str):
-        more["test_prompts_file"] = Path(test)
     return replace(asked, **{n: as_given(x) for n, x in more.items() if x is not None})
 
 

@@ -60,7 +60,7 @@ def task_of(asked: Asked, tell: Callable[[str], None] = lambda line: None) -> Ta
     unknown = sorted(set(options) - {"system", "max_tokens", "degenerate"})
     if unknown:
         raise SettingsError(f"a reward of your own has no option {unknown[0]!r}; it has system and max_tokens.")
-    files: dict[str, Any] = {"prompts": asked.prompts_file, "test_prompts": asked.test_prompts_file}
+    files: dict[str, Any] = {"prompts": asked.prompts_file, "test_prompts": asked.test_prompts_files}
     files["prompt_column"] = asked.prompt_column
     task = custom_task(reward=asked.reward, worst=asked.worst, **files, **options)
     for line in task.said:

@@ -66,10 +66,10 @@ def _kept(settings: FinetuneSettings) -> Mapping[str, Any]:
 
 
 def _files(settings: FinetuneSettings) -> dict[str, str]:
-    files = {"prompts_file": settings.prompts_file, "test_prompts_file": settings.test_prompts_file}
-    for number, reward in enumerate(settings.rewards):
-        found = importlib.util.find_spec(reward.partition(":")[0])
-        name = f"reward_{number + 1}" if number else "reward"
-        files[name] = Path(found.origin) if found is not None and found.origin else None
+    found = [importlib.util.find_spec(reward.partition(":")[0]) for reward in settings.rewards]
+    rewards = [Path(each.origin) if each is not None and each.origin else None for each in found]
+    files = {"prompts_file": settings.prompts_file}
+    for name, several in (("test_prompts_file", settings.test_prompts_files), ("reward", rewards)):
+        files |= {f"{name}_{number + 1}" if number else name: file for number, file in enumerate(several)}
     known = {name: file for name, file in files.items() if file is not None and file.exists()}
     return {name: digest(file) for name, file in known.items()}

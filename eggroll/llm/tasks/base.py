@@ -41,11 +41,13 @@ class Problem:
         data: what the scorer needs to know, for example the right answer. Picklable.
         messages: of a conversation, each a dict with "role" and "content", which the model is asked in place of the
             prompt. Default (): the prompt is all.
+        of: the set that it is of, where there are several to test on. Default "".
     """
 
     prompt: str
     data: Any = None
     messages: tuple[Mapping[str, Any], ...] = ()
+    of: str = ""
 
 
 class Task(ABC):
@@ -121,13 +123,23 @@ class Listed(Task):
         return len(self._problems[checked(split)])
 
     def problems(self, split: Split, count: int, seed: int) -> list[Problem]:
-        """Draws without replacement; all problems, in their order, where as many are asked for as there are."""
+        """Draws without replacement; all problems, in their order, where as many are asked for as there are.
+
+        Of several sets as evenly as they allow.
+        """
         available = self._problems[checked(split)]
         if count > len(available):
             raise too_few(self.name, split, len(available), count)
         if count == len(available):
             return list(available)
-        return random.Random(f"{split} {seed}").sample(available, count)
+        sets: dict[str, list[Problem]] = {}
+        for problem in available:
+            sets.setdefault(problem.of, []).append(problem)
+        found: list[Problem] = []
+        for number, (name, each) in enumerate(sorted(sets.items(), key=lambda item: len(item[1]))):
+            share = min(len(each), (count - len(found)) // (len(sets) - number))
+            found += random.Random(f"{split} {seed}" + (f" {name}" if name else "")).sample(each, share)
+        return found
 
 
 class Generated(Task):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def custom_task(
     *,
     reward: Named | Sequence[Named],
     prompts: str | Path,
-    test_prompts: str | Path | None = None,
+    test_prompts: str | Path | Sequence[str | Path] | None = None,
     system: str | None = None,
     max_tokens: int = 128,
     name: str | None = None,
@@ -77,7 +78,8 @@ def custom_task(
         prompts: a file in UTF-8 with a prompt a line (`.txt`), or a table: `.csv`, `.tsv`, `.json`, `.jsonl` (all of
             these also as `.gz`), `.parquet`, `.arrow`, or a folder that `datasets` has saved. A prompt is a text or a
             list of messages with "role" and "content"; of a table, the other columns are the reward's.
-        test_prompts: a file of the same kinds, to test on. Default None: one prompt in five of `prompts`, at least one.
+        test_prompts: a file of the same kinds, to test on, or several: sets whose rewards are told apart by the names
+            of their files. Default None: one prompt in five of `prompts`, at least one.
         system: the system message. Default None.
         max_tokens: tokens that an answer may have. Default 128.
         name: for logs. Default: the name of the function.
@@ -115,7 +117,8 @@ def custom_task(
     scorer = Combined([reward] if isinstance(reward, str) or callable(reward) else reward)
     train, said = read_prompts(Path(prompts), prompt_column)
     told = [said]
-    if test_prompts is None:
+    files = [test_prompts] if isinstance(test_prompts, str | Path) else list(test_prompts or ())
+    if not files:
         if len({problem.prompt for problem in train}) < 2:
             raise RunError(
                 f"{prompts} has one prompt, and one is needed to test on besides; write more, or name a file with "
@@ -124,9 +127,12 @@ def custom_task(
         train, test = divided(train)
         told.append(f"{len(test)} of these prompts are held out to test on")
     else:
-        test, said = read_prompts(Path(test_prompts), prompt_column)
-        told.append(f"to test on, {said}")
-        _disjoint(train, test, prompts, test_prompts)
+        test = []
+        for name, file in zip(_sets(files, scorer), files, strict=True):
+            found, said = read_prompts(Path(file), prompt_column)
+            told.append(f"to test on, {said}")
+            _disjoint(train, found, prompts, file)
+            test += [replace(problem, of=name) for problem in found]
     _check_system(system, [*train, *test], prompts)
     options: dict[str, Any] = {
         "system": system,
@@ -137,6 +143,20 @@ def custom_task(
     }
     scorer.check(list(dict.fromkeys(column for problem in train for column in problem.data if column != "prompt")))
     return Custom(scorer.given, train, test, name=name or "-".join(scorer.names), **options)
+
+
+def _sets(files: Sequence[str | Path], scorer: Combined) -> list[str]:
+    """What the sets of several files are called."""
+    if len(files) == 1:
+        return [""]
+    names = [Path(file).name.partition(".")[0] or Path(file).name for file in files]
+    taken = sorted({name for name in names if names.count(name) > 1 or name in scorer.names})
+    if taken:
+        raise RunError(
+            f"got several files to test on, and {taken[0]!r} is the name of two of them, or of a reward; sets are told "
+            "apart by the names of their files, so different ones are required. Rename one."
+        )
+    return names
 
 
 def _disjoint(train: list[Problem], test: list[Problem], prompts: Any, test_prompts: Any) -> None:

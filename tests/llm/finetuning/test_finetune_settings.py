@@ -12,7 +12,7 @@ import pytest
 from eggroll.llm.finetuning.settings import EvaluateSettings, FinetuneSettings, settings_for
 from eggroll.llm.tasks.options import options_from
 from eggroll.strategy.methods import METHODS
-from eggroll.training.options import SettingsError
+from eggroll.training.options import SettingsError, from_json
 
 ASKED: dict[str, Any] = {"model": "a folder", "task": "countdown"}
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -111,6 +111,10 @@ def test_settings_are_json() -> None:
     settings = settings_for(task=None, model="m", reward="rewards:politeness", prompts_file=Path("a") / "p.txt")
     found = json.loads(json.dumps(settings.to_json()))
     assert (found["prompts_file"], found["test_prompts_file"], found["task"]) == ("a/p.txt", None, None)
+    several = replace(settings, test_prompts_file=["a/one.txt", Path("two.txt")])
+    assert several.to_json()["test_prompts_file"] == ["a/one.txt", "two.txt"]
+    assert replace(settings, **from_json(FinetuneSettings, several.to_json() | {"out": None})) == several
+    assert replace(settings, test_prompts_file=("a/one.txt",)).test_prompts_file == Path("a/one.txt")
     assert settings.name == "politeness-eggroll" and "noise" not in found, "earlier runs have no such setting"
     activations = settings_for(**ASKED, noise="activations")
     assert activations.to_json()["noise"] == "activations" and activations.name == "countdown-eggroll-activations"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -150,8 +151,10 @@ def test_failed_answers_do_not_raise_a_held_out_reward() -> None:
     unknown = Evaluator(fun, questions, marker(model, reward))(params)
     assert (unknown.reward, unknown.failed, unknown.rewards) == (0.5, 3, (None, None, 0.5, None))
     assert np.isnan(unknown.error)  # of a single answer
-    known = Evaluator(fun, questions, marker(model, reward, worst=0.0))(params)
+    sets = [replace(problem, of="ab"[number % 2]) for number, problem in enumerate(questions.problems)]
+    known = Evaluator(fun, replace(questions, problems=tuple(sets)), marker(model, reward, worst=0.0))(params)
     assert (known.reward, known.failed, known.rewards) == (0.125, 3, (0, 0, 0.5, 0))
+    assert known.record().items() >= {"test_reward/a": 0.25, "test_reward/b": 0}.items()
     nothing = Evaluator(fun, questions, marker(model, lambda text, problem: 1 / 0))(params)
     assert nothing.failed == 4 and nothing.numbers()["reward"] is None
     with pytest.raises(RunError, match="failed for all 4 answers; the first: the reward failed"):

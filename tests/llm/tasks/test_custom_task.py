@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from collections import Counter
 
 import pytest
 
@@ -102,6 +103,20 @@ def test_test_prompts_of_their_own(folder):
             prompts=write(folder, *rows(3)),
             test_prompts=write(folder, *rows(1), name="t.jsonl"),
         )
+
+
+def test_several_sets_to_test_on(folder):
+    few = write(folder, *({"prompt": f"Few {i}.", "length": 2} for i in range(2)), name="few.jsonl")
+    many = write(folder, *({"prompt": f"Many {i}.", "length": 3} for i in range(30)), name="many.jsonl")
+    made = {"reward": "my_rewards:length", "prompts": write(folder, *rows(3))}
+    task = custom_task(**made, test_prompts=[few, many])
+    assert Counter(p.of for p in task.problems("test", 12, seed=0)) == {"few": 2, "many": 10}
+    assert {p.of for p in task.problems("train", 3, seed=0)} == {""} and len(task.said) == 3
+    other = folder / "other"
+    other.mkdir()
+    for clash in ([few, few.rename(other / "few.jsonl")], [many, write(folder, *rows(1), name="length.txt")]):
+        with pytest.raises(RunError, match="is the name of two of them, or of a reward"):
+            custom_task(**made, test_prompts=clash)
 
 
 def test_more_prompts_than_there_are(folder):
