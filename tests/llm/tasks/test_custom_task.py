@@ -129,7 +129,10 @@ def test_more_prompts_than_there_are(folder):
         ("broken:f", r"importing 'broken' .* failed: SyntaxError"),
         ("needy:f", r"the module 'needy' .* needs 'no_such_package'"),
         ("leaving:f", r"importing 'leaving' for .* failed: SystemExit: 3; a module must not end the process"),
-        ("leaving_at_once:f", r"importing 'leaving_at_once' for .* failed: it ended the process, by status 0; a module"),
+        (
+            "leaving_at_once:f",
+            r"importing 'leaving_at_once' for .* failed: it ended the process, by status 0; a module",
+        ),
         ("killed:f=2", r"importing 'killed' for the reward 'killed:f' failed: it ended .* by signal Killed"),
         ("interrupted:f", r"importing 'interrupted' for .* failed: it ended the process, by signal Interrupt"),
         ("silent:f", r"importing 'silent' for .* failed: it closed standard input, output or error; leave them open"),
