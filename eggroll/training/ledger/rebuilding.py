@@ -160,7 +160,8 @@ class Replay:
             plan = plan_from_json(content["plan"])
             check_plan(plan)
             es = self._strategy(content)
-            self.update = _from_record(es.replayed(plan, content["sigma"], self._evaluated), es.population, content["sigma"])
+            update, sigma = es.replayed(plan, content["sigma"], self._evaluated), content["sigma"]
+            self.update = _from_record(update, es.population, sigma)
             key = np.array(content["key"], np.uint32)
             if self.state is None:
                 base = load_arrays(self._base, plan) if isinstance(self._base, str | Path) else self._base
