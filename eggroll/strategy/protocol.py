@@ -78,7 +78,7 @@ class Strategy(Automatic, ABC):
             return type(self), {name: x for name, x in vars(self).items() if name not in FOUND}
 
         who = self.settings
-        told = None if self.is_trial else lambda: {**self.options(), "mesh": who.mesh, "fallback": who.fallback}
+        told = None if self._is_trial else lambda: {**self.options(), "mesh": who.mesh, "fallback": who.fallback}
         return CompiledCache(options=told) if who.mesh is not None else shared(settings, told)
 
     def __getstate__(self) -> dict[str, Any]:
