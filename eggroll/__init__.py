@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from eggroll.engine.interpreter import DenseFallback, DenseFallbackError, DenseFallbackWarning
     from eggroll.engine.lowrank import LowRank
     from eggroll.strategy.es import ES
-    from eggroll.strategy.evaluate.compiled import RecompilationWarning
+    from eggroll.strategy.evaluate.recompiled import RecompilationWarning
     from eggroll.strategy.explain import Explanation, explain
     from eggroll.strategy.full_rank import FullRankES
     from eggroll.strategy.members import Members
@@ -68,7 +68,7 @@ _FILES = {
     "LowRank": "eggroll.engine.lowrank",
     "LowRankRule": "eggroll.strategy.plan.rules",
     "Members": "eggroll.strategy.members",
-    "RecompilationWarning": "eggroll.strategy.evaluate.compiled",
+    "RecompilationWarning": "eggroll.strategy.evaluate.recompiled",
     "State": "eggroll.strategy.state",
     "explain": "eggroll.strategy.explain",
     "factored": "eggroll.engine.factored",

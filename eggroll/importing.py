@@ -5,12 +5,88 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
 from eggroll.training.errors import RunError
+
+TRIAL = 120.0  # seconds for a module to be imported
+RETURNED, CLOSED = 77, 78  # how a trial ends that was not ended by the module
+_TRIAL = """
+import importlib, os, signal, sys
+leave = os._exit
+signal.alarm({seconds})  # should whoever waits for this be gone
+try:
+    importlib.import_module({name!r})
+except (Exception, GeneratorExit, SystemExit):  # told where it is imported for good
+    leave({returned})
+try:
+    [os.fstat(number) for number in range(3)]
+    [print(end="", file=file, flush=True) for file in (sys.stdout, sys.stderr)]
+except (OSError, ValueError):
+    leave({closed})
+leave({returned})
+"""
+
+
+def python(code: str) -> list[str]:
+    """A command that runs code, which may use `sys`, where Python looks for modules as it does here."""
+    flags = subprocess._args_from_interpreter_flags()  # pyright: ignore[reportAttributeAccessIssue]
+    path = [entry for entry in sys.path if isinstance(entry, str)]
+    # unbuffered: what a reward prints is not lost when its process is ended
+    return [sys.executable, *flags, "-u", "-c", f"import sys; sys.path[:] = {path!r}; {code}"]
+
+
+def check_import(name: str, what: str) -> None:
+    """Imports the module of "module:function" in a process of its own, as it may end or hold up whoever imports it.
+
+    What it raises is no concern here: `function_named` tells. A module that is imported already is not tried.
+
+    Args:
+        name: of module and function.
+        what: it is, for messages.
+
+    Raises:
+        RunError: the module ended the process, closed its output, or took longer than two minutes.
+
+    Example:
+        >>> check_import("math:fsum", "the reward")
+    """
+    module = name.partition(":")[0]
+    if not module or module in sys.modules:
+        return
+    code = _trial(module)
+    if code is None:
+        said = f"it took longer than {TRIAL:g} s; what takes long belongs in the function"
+    elif code == CLOSED:
+        said = "it closed standard input, output or error; leave them open"
+    else:
+        how = f"status {code}" if code >= 0 else f"signal {signal.strsignal(-code) or -code}"
+        said = f"it ended the process, by {how}; a module must not do that, nor need more memory than there is"
+    if code != RETURNED:
+        raise RunError(f"importing {module!r} for {what} {name!r} failed: {said}.")
+
+
+def _trial(module: str) -> int | None:
+    """How a process ended that imported the module, or None if it did not."""
+    code = f"sys.path.insert(0, {str(Path.cwd())!r})\n"
+    code += _TRIAL.format(name=module, seconds=int(TRIAL), returned=RETURNED, closed=CLOSED)
+    none, variables = subprocess.DEVNULL, {**os.environ, "JAX_PLATFORMS": "cpu"}  # the accelerator is the run's
+    process = subprocess.Popen(
+        python(code), stdin=none, stdout=none, stderr=none, env=variables, start_new_session=True
+    )
+    try:
+        return process.wait(TRIAL)
+    except subprocess.TimeoutExpired:
+        return None
+    finally:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)  # and what the module started
+        process.wait()
 
 
 def function_named(name: str, what: str, form: str, example: str) -> Callable[..., Any]:
@@ -68,7 +144,10 @@ def _imported(name: str) -> Any:
     try:
         with contextlib.redirect_stdout(sys.stderr):  # what a module prints is no part of a command's output
             os._exit = exits  # else a command would end here, by the module's status and without a word
-            return importlib.import_module(name)
+            module = importlib.import_module(name)
+        if os.getpid() != importing:  # a copy of this process that the module forked, and that would run it once more
+            real(1)
+        return module
     finally:
         os._exit = real
         sys.path.remove(here)

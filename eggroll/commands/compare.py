@@ -15,6 +15,7 @@ from rich.text import Text
 
 from eggroll.commands.common import WIDE, say
 from eggroll.training.errors import RunError, abridged
+from eggroll.training.folder.integrity import check_run
 from eggroll.training.folder.layout import METRICS, read_config
 from eggroll.training.metrics import Record, read_before, read_metrics
 from eggroll.training.options import SettingsError, check_path
@@ -93,6 +94,7 @@ def names_of(folders: Sequence[Path]) -> list[str]:
 def _read(folder: Path, name: str) -> Run:
     if not (folder / METRICS).is_file():
         raise RunError(f"'{folder}' has no {METRICS}: it holds no run. The folder of one is required.")
+    check_run(folder)
     config, records = read_config(folder), read_metrics(folder)
     if not records:
         raise RunError(f"'{folder}' has no generation in its {METRICS} yet: wait for one.")

@@ -77,7 +77,9 @@ class Strategy(Automatic, ABC):
         def settings() -> tuple:
             return type(self), {name: x for name, x in vars(self).items() if name not in FOUND}
 
-        return CompiledCache() if self.settings.mesh is not None else shared(settings)
+        who = self.settings
+        told = None if self._is_trial else lambda: {**self.options(), "mesh": who.mesh, "fallback": who.fallback}
+        return CompiledCache(options=told) if who.mesh is not None else shared(settings, told)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: x for name, x in vars(self).items() if name not in COMPILED}

@@ -161,6 +161,7 @@ def value_and_grad(
         Sarkar et al., "Evolution Strategies at the Hyperscale", arXiv 2511.16652, Section 4.
         Salimans et al., "Evolution Strategies as a Scalable Alternative to Reinforcement Learning", arXiv 1703.03864.
     """
+    options = {name: x for name, x in locals().items() if name != "loss_fn"}
     check_function("loss_fn", loss_fn, "value_and_grad(loss_fn, ...)(params, *args, key=key)")
     who = population, antithetic, distribution, groups, chunk, mesh, fallback, sharding
     members = Population(*who, noise=noise, credit=credit, discount=discount)
@@ -187,7 +188,7 @@ def value_and_grad(
         rows = make_rows(others, in_axes, members.size, members.groups).after(kwargs)
         cache, group = _cache_for(own, estimator, numbers)
         fixed = None if isinstance(sigma, jax.Array | str) else sigma
-        program = cache.program(loss, params, rows, group, loss_fn, (("sigma", fixed),))
+        program = cache.program(loss, params, rows, (group, fixed), loss_fn, options)
         check_scalar(program.out_shape, has_aux, "loss", rows=members.noise == "activations")
         asked = loss, params, (kwargs, *others), axes_after_shared(in_axes, len(others)), key
         scale = _chosen((group, program), estimator, asked) if isinstance(sigma, str) else sigma

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from eggroll.training import curve
+from eggroll.training.folder.integrity import begin_manifest, note_growing
 from tests.cli.running import PNG, call
 
 OPTIONS = {"model": "mlp", "population": 8, "sigma": 0.1, "batch_size": 4, "optimizer": {"name": "adam"}}
@@ -87,6 +88,8 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
     out = ("--out", tmp_path / "c.png")
     (tmp_path / "nothing").mkdir()
     (tmp_path / "taken.png").write_text("mine")
+    begin_manifest(run(tmp_path / "altered"))
+    note_growing(tmp_path / "altered", "metrics.jsonl", 9, "the digest of other numbers")
     for arguments, words in (
         ((a, b, *out, "--metric", "test_accuracy"), ("test_accuracy", "which b has", "fitness_mean")),
         ((a, *out, "--against", "steps"), ("steps", "generations", "tokens")),
@@ -95,6 +98,7 @@ def test_what_cannot_be_compared_is_refused(tmp_path, capsys):
         ((tmp_path / "nothing", *out), ("nothing", "metrics.jsonl")),
         ((tmp_path / "none", *out), ("none", "metrics.jsonl")),
         ((run(tmp_path / "young", lines=0), *out), ("young", "no generation")),
+        ((tmp_path / "altered", *out), ("metrics.jsonl is altered", "Restore it")),
         ((a, "--out", tmp_path / "c.pdf"), ("c.pdf", ".png")),
         ((a, "--out", tmp_path / "taken.png"), ("taken.png", "--overwrite")),
     ):

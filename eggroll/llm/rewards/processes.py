@@ -9,13 +9,13 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from eggroll.extras import needed_for
+from eggroll.importing import python
 from eggroll.llm.rewards.worker import MOST_BYTES, QUESTION, REPLY
 from eggroll.training.errors import RunError
 
@@ -45,11 +45,8 @@ def pickled(reward: Callable[..., Any]) -> bytes:
 
 
 def _python(function: str) -> list[str]:
-    """A command that calls a function of `worker`, where Python looks for modules as it does here."""
-    flags = subprocess._args_from_interpreter_flags()  # pyright: ignore[reportAttributeAccessIssue]
-    path = [entry for entry in sys.path if isinstance(entry, str)]
-    code = f"import sys; sys.path[:] = {path!r}; from eggroll.llm.rewards import worker; worker.{function}()"
-    return [sys.executable, *flags, "-u", "-c", code]  # what a reward prints is not lost when its process is ended
+    """A command that calls a function of `worker`."""
+    return python(f"from eggroll.llm.rewards import worker; worker.{function}()")
 
 
 class Guard:

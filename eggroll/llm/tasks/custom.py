@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from eggroll.importing import check_import
 from eggroll.llm.tasks.base import Degenerate, Listed, Problem, divided, is_degenerate
-from eggroll.llm.tasks.combined import Combined, Named
+from eggroll.llm.tasks.combined import Combined, Named, weighted
 from eggroll.llm.tasks.options import check_common
 from eggroll.llm.tasks.problems import read_prompts
 from eggroll.training.errors import RunError
@@ -114,7 +115,11 @@ def custom_task(
         raise RunError(f"the task of {reward!r} cannot be made: {why}") from why
     if degenerate == "worst" and worst is None:
         raise RunError('got degenerate="worst" without worst, the least that the reward can be; give it (--worst).')
-    scorer = Combined([reward] if isinstance(reward, str) or callable(reward) else reward)
+    rewards = [reward] if isinstance(reward, str) or callable(reward) else reward
+    for each, _ in map(weighted, rewards):
+        if isinstance(each, str):
+            check_import(each, "the reward")
+    scorer = Combined(rewards)
     train, said = read_prompts(Path(prompts), prompt_column)
     told = [said]
     files = [test_prompts] if isinstance(test_prompts, str | Path) else list(test_prompts or ())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import reprlib
 import threading
 import types
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
@@ -18,22 +16,17 @@ import numpy as np
 from eggroll.engine import jax_compat
 from eggroll.engine.annotations import Function, PyTree
 from eggroll.engine.checks import is_traced
-from eggroll.engine.factored import Program, abstract, is_array, partition
-from eggroll.engine.paths import path_name
+from eggroll.engine.factored import Program, abstract, partition
 from eggroll.engine.same_program import NotDescribed, array_key, program_key
-from eggroll.engine.sameness import Described, described, filled
-from eggroll.engine.user_code import code_of, is_library, place_of, warn_user
+from eggroll.engine.sameness import described
+from eggroll.engine.user_code import code_of, is_library
 from eggroll.ops import registry
+from eggroll.strategy.evaluate.recompiled import counted
 from eggroll.strategy.evaluate.tracing import Rows, trace_member
 
 KEPT = 64  # entries; a function made anew at every call must not fill the memory
 HELD = 1 << 28  # bytes of captured arrays that all programs of one line of code may hold
 STRATEGIES = 8  # whose compiled functions are kept for others that are made with the same settings
-TOLD_AT = 3  # compilations
-
-
-class RecompilationWarning(UserWarning):
-    """A function is compiled again and again, as something that is fixed when it is compiled is another each time."""
 
 
 class Recent(OrderedDict[Hashable, Any]):
@@ -75,11 +68,17 @@ class CompiledCache:
     Args:
         kept: what others that are the same have compiled, to be shared with them. Default: nothing.
         same: whether its owner is still what those share; asked when it first uses something, and for all traced.
+        options: what its owner is fixed to, by names, for a warning. None: nothing that is compiled is counted.
     """
 
-    def __init__(self, kept: tuple[Recent, ...] = (), same: Callable[[], bool] = lambda: True) -> None:
-        self._variants, self._programs, self._described, self._told = kept or [Recent() for _ in range(4)]
-        self._same, self._asked_for = same, set[int]()
+    def __init__(
+        self,
+        kept: tuple[Recent, ...] = (),
+        same: Callable[[], bool] = lambda: True,
+        options: Callable[[], Mapping[str, Any]] | None = dict,
+    ) -> None:
+        self._variants, self._programs, self._described, self._held = kept or [Recent() for _ in range(4)]
+        self._same, self._options, self._asked_for = same, options, set[int]()
 
     def __call__(self, fun: Function, static: Hashable, *args: Any) -> Any:
         """Calls `fun(*args)` compiled; `static` names everything else that `fun` depends on."""
@@ -120,7 +119,7 @@ class CompiledCache:
         rows: Rows,
         group: Hashable = None,
         own: Function | None = None,
-        options: tuple[tuple[str, float | None], ...] = (),
+        options: Mapping[str, Any] | None = None,
     ) -> Program:
         """`fun(params, *args)` as one member sees it, traced: the same object for all functions that are the same.
 
@@ -131,14 +130,14 @@ class CompiledCache:
             fun: what is traced.
             params: arrays or shapes.
             rows: the other arguments.
-            group: what else decides what is compiled, by the user's choice; a warning compares within one.
+            group: what else decides what is compiled, by the user's choice.
             own: the user's function, where `fun` calls it with keywords before its other arguments. Default: `fun`.
-            options: by name, numbers beside the group that what is compiled is fixed to.
+            options: what is in the group, by names, for a warning. Default: the owner's.
         """
         arrays, merge, structure = partition((params, rows.abstract()))
         plain = jax.tree.leaves(merge([None] * len(arrays)))
         shapes = tuple((a.shape, a.dtype, a.weak_type) for a in map(abstract, arrays))
-        where = structure, shapes, jax_compat.trace_context(), group, options
+        where = structure, shapes, jax_compat.trace_context(), group
         found = described(fun, plain, structure)
         if found is not None:
             kept = self._described.used((found, where))
@@ -149,13 +148,13 @@ class CompiledCache:
             what = program_key(program.jaxpr, program.consts)
         except NotDescribed:
             if not is_traced(list(program.consts)):
-                self._note(fun, own, params, rows, group, options, program)
+                self._note(fun, own, params, rows, options, program)
             return program
         key = what, program.out_tree, where
         known = self._programs.used(key)
         if known is None or not known[1].holds():
             known = self._programs.keep(key, (program, what))
-            self._note(fun, own, params, rows, group, options, program)
+            self._note(fun, own, params, rows, options, program)
         if found is not None:
             self._described.keep((found, where), known)
         return known[0]
@@ -166,26 +165,30 @@ class CompiledCache:
         own: Function | None,
         params: PyTree,
         rows: Rows,
-        group: Hashable,
-        options: tuple[tuple[str, float | None], ...],
+        options: Mapping[str, Any] | None,
         program: Program,
     ) -> None:
         """Counts one more compilation of the function's code, and tells of the third what was other than before."""
         named, fun = own is not None, inspect.unwrap(fun if own is None else own)
         code, arrays = code_of(fun), partition((params, rows.args))[0]
-        of = code, group, str(jax.tree.map(_shown, params))  # a model of another size is another use
         if code is None or is_traced(arrays):  # what is traced around is what is compiled
             return
-        count, before, holding = self._told.used(of) or (0, {}, ())
-        now = _parts(fun, rows, named) | {f"the option `{name}`": (described(x), _shown(x)) for name, x in options}
+        self._hold(code, program)
+        if self._options is None or is_library(code.co_filename):
+            return
+        keywords, *args = rows.args if named else ({}, *rows.args)
+        options = self._options() if options is None else options
+        _TOLD.keep(code, counted(_TOLD.used(code), fun, params, tuple(args), keywords, options))
+
+    def _hold(self, code: types.CodeType, program: Program) -> None:
+        """Lets go of the first programs of a line of code where all of them hold too much."""
+        holding = self._held.used(code) or ()
         if program.consts:
             holding = (*holding, (weakref.ref(program), sum(getattr(x, "nbytes", 0) for x in program.consts)))
             while sum(size for _, size in holding) > HELD and len(holding) > 1:
                 self._forget(holding[0][0]())
                 holding = holding[1:]
-        self._told.keep(of, (count + 1, now, holding))
-        if count + 1 == TOLD_AT and not is_library(code.co_filename):
-            warn_user(_again(fun, before, now), RecompilationWarning)
+            self._held.keep(code, holding)
 
     def _forget(self, program: Program | None) -> None:
         self._programs.drop(lambda _, value: value[0] is program)
@@ -198,27 +201,30 @@ class _Changed(Exception):
 
 
 _SHARED = Recent(STRATEGIES)
+_TOLD = Recent()  # by code: how often it was compiled, by whomever, and for what at last
 
 
-def shared(settings: Callable[[], tuple]) -> CompiledCache:
+def shared(settings: Callable[[], tuple], options: Callable[[], Mapping[str, Any]] | None = dict) -> CompiledCache:
     """A cache with what all others of the same settings compiled, so that a strategy made anew compiles nothing again.
 
     One of its own where they cannot be compared.
 
     Args:
         settings: gives them as they are when it is called: what they refer to may be changed.
+        options: see `CompiledCache`.
     """
     found = described(*settings())
     if found is None:
-        return CompiledCache()
+        return CompiledCache(options=options)
     key = found, registry.state()  # which kernels there are is read when a function is traced
     kept = _SHARED.used(key) or _SHARED.keep(key, tuple(Recent() for _ in range(4)))
-    return CompiledCache(kept, lambda: described(*settings()) == found)
+    return CompiledCache(kept, lambda: described(*settings()) == found, options)
 
 
 def forget() -> None:
     """Lets go of all that strategies share, which the next ones compile anew: for measurements."""
     _SHARED.clear()
+    _TOLD.clear()
 
 
 def settings_key(shaping: Any, sigma: Any, population: int) -> Hashable:
@@ -238,61 +244,3 @@ def settings_key(shaping: Any, sigma: Any, population: int) -> Hashable:
         )
     except (NotDescribed, jax.errors.TracerArrayConversionError):
         return object()  # another at every call
-
-
-Part = tuple[Described | None, str]
-
-
-def _parts(own: Function, rows: Rows, named: bool) -> dict[str, Part]:
-    """What a compiled function is fixed to, by names for the user: arguments and what the function refers to."""
-    args = rows.args if named else ({}, *rows.args)  # keywords first
-    parts: dict[str, Part] = {}
-    for tree in (args[0], dict(enumerate(args[1:], 1))):
-        for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-            parts[f"argument {path_name(keys)}"] = described(_shown(leaf) if is_array(leaf) else leaf), _shown(leaf)
-    return parts | _refers_to(own)
-
-
-def _again(own: Function, before: dict[str, Part], now: dict[str, Part]) -> str:
-    changed = []
-    for name, (found, text) in now.items():
-        old, was = before.get(name, (None, "nothing"))
-        if found is None or old != found:
-            changed.append(f"{name} ({was} -> {text})" if was != text else f"{name} (another {text})")
-    what = ", ".join(changed[:4]) or "the operations that it makes"
-    return (
-        f"{place_of(own)} is compiled for the third time, since this changed: {what}. Shapes of arrays, and what is no "
-        "array among the arguments, are fixed when a function is compiled. Pass what changes as an array among the "
-        "arguments, in few shapes: fun(params, jnp.asarray(x)) instead of a captured x or a Python number; as an "
-        "option, sigma=jnp.asarray(x)."
-    )
-
-
-def _refers_to(fun: Any) -> dict[str, Part]:
-    """What a function refers to, by names for the user: a description of each, and what it is in words."""
-    parts: dict[str, Any] = {}
-    while isinstance(fun, functools.partial | types.MethodType):
-        if isinstance(fun, functools.partial):
-            parts |= {f"argument {i} of the partial": x for i, x in enumerate(fun.args)}
-            parts |= {f"argument '{name}' of the partial": x for name, x in fun.keywords.items()}
-            fun = fun.func
-        else:
-            parts |= {f"self.{name}": x for name, x in getattr(fun.__self__, "__dict__", {}).items()}
-            fun = fun.__func__
-    if isinstance(fun, types.FunctionType):
-        cells = zip(fun.__code__.co_freevars, fun.__closure__ or (), strict=True)
-        parts |= {f"the captured `{name}`": cell.cell_contents for name, cell in cells if filled(cell)}
-        arguments = inspect.signature(fun, follow_wrapped=False).parameters.values()
-        parts |= {f"the default of `{a.name}`": a.default for a in arguments if a.default is not a.empty}
-        read = {name: fun.__globals__[name] for name in fun.__code__.co_names if name in fun.__globals__}
-        parts |= {f"the global `{name}`": x for name, x in read.items() if not isinstance(x, types.ModuleType)}
-    else:
-        parts |= {f"self.{name}": x for name, x in getattr(fun, "__dict__", {}).items()}
-    return {name: (described(x), _shown(x)) for name, x in parts.items()}
-
-
-def _shown(x: Any) -> str:
-    """A value in a few words."""
-    if isinstance(x, jax.Array | np.ndarray | np.generic | jax.ShapeDtypeStruct):
-        return f"{x.dtype}[{','.join(map(str, x.shape))}]"
-    return reprlib.repr(x) if type(x) in (str, bool, int, float, complex, tuple, list, dict) else type(x).__name__

@@ -82,6 +82,7 @@ class Configured:
 class Automatic(Configured):
     """A strategy whose sigma and learning rate may be `"auto"`."""
 
+    _is_trial = False  # whether it tries settings for another one
     settings: Population
     population: int
     groups: int
@@ -164,7 +165,7 @@ class Automatic(Configured):
         size = self.population if members is None else min(members, self.population)
         who = replace(self.settings, size=size, groups=self.groups if members is None else 1)
         tried = [0.0]
-        changed = {"settings": who, "population": size, "groups": who.groups}
+        changed = {"settings": who, "population": size, "groups": who.groups, "_is_trial": True}
         trial = self._with(**changed, sigma=lambda _: jnp.float32(tried[0]))
 
         def fitness(sigma: float) -> np.ndarray:

@@ -178,7 +178,7 @@ class Generation:
         dtypes = [_DTYPES[code] for code in codes]
         middle = _FIXED.size + size * dtypes[2].itemsize
         each, rest = divmod(len(payload) - middle, max(size * dtypes[3].itemsize, 1))
-        if each < 1 or rest:
+        if not size or each < 1 or rest:
             raise ValueError(f"a payload that does not hold {size} members")
         weights = _array(payload[middle:], dtypes[3])
         return cls(

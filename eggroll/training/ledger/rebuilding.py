@@ -160,7 +160,8 @@ class Replay:
             plan = plan_from_json(content["plan"])
             check_plan(plan)
             es = self._strategy(content)
-            self.update = _from_record(es.replayed(plan, content["sigma"], self._evaluated), es.population)
+            update, sigma = es.replayed(plan, content["sigma"], self._evaluated), content["sigma"]
+            self.update = _from_record(update, es.population, sigma)
             key = np.array(content["key"], np.uint32)
             if self.state is None:
                 base = load_arrays(self._base, plan) if isinstance(self._base, str | Path) else self._base
@@ -240,7 +241,7 @@ def _from_data(fitness: Function, data: Any, in_axes: InAxes) -> Evaluated:
     return evaluated
 
 
-def _from_record(update: Callable[..., tuple[State, Norms]], population: int) -> Update:
+def _from_record(update: Callable[..., tuple[State, Norms]], population: int, sigma: float | None) -> Update:
     """`update`, for records that fit the settings, with their key."""
 
     def from_record(state: State, record: Record) -> tuple[State, Norms]:
@@ -248,6 +249,11 @@ def _from_record(update: Callable[..., tuple[State, Norms]], population: int) ->
             raise RunError(
                 f"generation {record.generation} has {len(record.weights)} members, but its settings a population of "
                 f"{population}: they do not belong together."
+            )
+        if not record.sigma > 0 or (sigma is not None and record.sigma != record.sigma.dtype.type(sigma)):
+            raise RunError(
+                f"generation {record.generation} has sigma={record.sigma:.6g}, but its settings "
+                f"{'a schedule' if sigma is None else sigma}: they do not belong together."
             )
         if record.key.tolist() != np.asarray(jax.random.key_data(state.key)).tolist():
             state = replace(state, key=_key(record.key))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
 import sys
 from collections import Counter
 
 import pytest
 
+from eggroll import importing
 from eggroll.llm.rewards.scoring import Scorers
 from eggroll.llm.tasks import custom_task
 from eggroll.training.errors import RunError
@@ -142,7 +144,13 @@ def test_more_prompts_than_there_are(folder):
         ("broken:f", r"importing 'broken' .* failed: SyntaxError"),
         ("needy:f", r"the module 'needy' .* needs 'no_such_package'"),
         ("leaving:f", r"importing 'leaving' for .* failed: SystemExit: 3; a module must not end the process"),
-        ("leaving_at_once:f", r"importing 'leaving_at_once' for .* failed: SystemExit: 0"),
+        (
+            "leaving_at_once:f",
+            r"importing 'leaving_at_once' for .* failed: it ended the process, by status 0; a module",
+        ),
+        ("killed:f=2", r"importing 'killed' for the reward 'killed:f' failed: it ended .* by signal Killed"),
+        ("interrupted:f", r"importing 'interrupted' for .* failed: it ended the process, by signal Interrupt"),
+        ("silent:f", r"importing 'silent' for .* failed: it closed standard input, output or error; leave them open"),
         ("leaving_deeper:f", r"importing 'leaving_deeper' for .* failed: SystemExit: 3"),
         ("odd:f", r"importing 'odd' for .* failed: GeneratorExit\."),
     ],
@@ -152,10 +160,23 @@ def test_rewards_that_are_not_there(folder, reward, said):
     (folder / "needy.py").write_text("import no_such_package\n")
     (folder / "leaving.py").write_text("import sys\nsys.exit(3)\n")
     (folder / "leaving_at_once.py").write_text("import os\nos._exit(0)\n")
+    (folder / "killed.py").write_text("import os\nos.kill(os.getpid(), 9)\n")
+    (folder / "interrupted.py").write_text("raise KeyboardInterrupt\n")
+    (folder / "silent.py").write_text("import sys\nsys.stderr.close()\n")
     (folder / "leaving_deeper.py").write_text("import leaving\n")
     (folder / "odd.py").write_text("raise GeneratorExit\n")
     with pytest.raises(RunError, match=said):
         custom_task(reward=reward, prompts=write(folder, *rows(3)))
+
+
+def test_a_module_that_is_never_imported_or_twice(folder, monkeypatch):
+    monkeypatch.setattr(importing, "TRIAL", 0.5)
+    (folder / "endless.py").write_text("while True: pass\n")
+    with pytest.raises(RunError, match=r"importing 'endless' for .* failed: it took longer than 0\.5 s; what takes"):
+        custom_task(reward="endless:f", prompts=write(folder, *rows(3)))
+    (folder / "forking.py").write_text("import os\nos.fork()\nf = print\n")
+    code = "from eggroll.importing import function_named; function_named('forking:f', '', '', '')('here')"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"here\n"
 
 
 @pytest.mark.parametrize(

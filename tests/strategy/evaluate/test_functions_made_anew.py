@@ -177,14 +177,30 @@ def test_precision_of_the_call_around_is_part_of_the_function():
     assert es.cache.program(fun, state.params, Rows((), (), 2)) is program
 
 
-@pytest.mark.first(4)
+def of_a_strategy(i, fitness=lambda p: jnp.sum(p["w"])):
+    es = eggroll.ES(population=2 * i + 2, sigma=0.3)
+    es.step(es.init(TINY, KEY), fitness)
+
+
+def gradient_at(size):
+    eggroll.grad(lambda p: jnp.sum(p["w"]), population=2, sigma=0.3)({"w": jnp.ones(size)}, key=KEY)
+
+
+def of_a_population(i):
+    eggroll.value_and_grad(lambda p: jnp.sum(p["w"]), population=2 * i + 2, sigma=jnp.float32(0.3))(TINY, key=KEY)
+
+
+@pytest.mark.first(6)
 @pytest.mark.parametrize(
     ("call", "what"),
     [
+        (of_a_strategy, r"the option `population` \(4 -> 6\)\. "),
+        (of_a_population, r"the option `population` \(4 -> 6\)\. "),
         (lambda i: gradient(lambda p: jnp.sum(p["w"]), 0.5 + i), r"the option `sigma` \(1.5 -> 2.5\)"),
         (lambda i: mean(lambda p, c: none(p) + c, 10.0 + i), r"argument 1 \(11.0 -> 12.0\)"),
         (lambda i: (lambda n: mean(lambda p: none(p) + n))(30 + i), r"the captured `n` \(31 -> 32\)"),
         (lambda i: mean(lambda p, x: none(p) + x.sum(), jnp.ones(i + 7)), r"float32\[8\] -> float32\[9\]"),
+        (lambda i: gradient_at(i + 20), r"parameter w \(float32\[21\] -> float32\[22\]\)\. "),
         (lambda i: mean(functools.partial(lambda p, power: none(p) + power, power=20 + i)), r"'power' of the partial"),
     ],
 )
