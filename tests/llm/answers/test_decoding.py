@@ -15,7 +15,6 @@ from eggroll.llm.answers import decoding
 from eggroll.llm.answers.decoding import Decoding, generator, split
 from eggroll.llm.model.decoder import Decoder
 from tests.llm import tiny, truth
-from tests.quick import quickest
 
 
 def test_every_member_writes_what_a_loop_without_a_cache_writes():
@@ -26,8 +25,10 @@ def test_every_member_writes_what_a_loop_without_a_cache_writes():
     assert len({str(t) for t in truth.texts()}) > truth.POPULATION / 2, "members should write different texts"
 
 
-@pytest.mark.parametrize("family", quickest(["gemma3", "qwen3", "qwen2-window", "llama3"]))
-def test_members_of_every_family_write_what_each_writes_alone(family):
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["gemma3", "qwen2-window"])
+def test_members_of_families_with_windows_write_what_each_writes_alone(family):
+    """`tests/llm/model` has all others' caches, and members of other families."""
     graphdef, params = split(tiny.language_model(family).model)
     members = truth.ask(params, population=4)
     answers = members.apply(generator(graphdef, truth.ENDING), *truth.prompts(multiple=8))
