@@ -39,7 +39,7 @@ TIMES = {"seconds", "members_per_second", "tokens_per_second"}
 MOMENTS = (MIDDLE, LAST)
 WEIGHTS = "model/model.safetensors"
 QUICK = {
-    "replayed": ("optimized", "own", "groups", "bfloat16", "full-rank"),
+    "replayed": ("optimized", "groups", "full-rank"),
     "resumed": ("rules",),
 }
 # Their steps are those of others, which go on: the noise of `groups`, dense noise in half precision.
@@ -200,6 +200,7 @@ def test_a_fine_tuning_is_replayed_from_a_model(method: str, there: Path) -> Non
     assert_same(load_file(Path("new") / WEIGHTS), load_file(Path(method) / WEIGHTS), bits=exact(there))
 
 
+@pytest.mark.slow
 @unoptimized
 @pytest.mark.parametrize("there", ["finetune"], indirect=True)
 @pytest.mark.usefixtures("mode")

@@ -72,7 +72,8 @@ def test_no_token_looks_ahead():
     assert same[0, :5].all() and not same[0, 5].all() and same[1:].all()
 
 
-@pytest.mark.parametrize("family", quickest(["llama", "gemma3"], "llama"))
+@pytest.mark.slow  # `test_families.py` has an engine by default
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_the_engine_keeps_every_matrix_factored_and_agrees_with_the_dense_member(family):
     graph, params = made(family)
     es = eggroll.ES(population=4, sigma=0.1, fallback="error", chunk=4)
