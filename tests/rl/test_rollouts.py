@@ -68,15 +68,16 @@ def played(world, policy):
     return play
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("world", "options", "more"),
     [
         (Line(), {"seeds": "own", "episodes": 2}, {}),
-        (Both(), {"seeds": "pair", "cap": 4}, {"rank": 2}),
         (Target(), {"seeds": "shared", "episodes": 3}, {}),
+        (Both(), {"seeds": "pair", "cap": 4}, {"rank": 2}),
         (Line(), {"seeds": "pair", "recurrent": True}, {}),
     ],
-    ids=["discrete", "several choices", "bounds", "recurrent"],
+    ids=["discrete", "bounds", "several choices", "recurrent"],
 )
 def test_every_member_plays_as_its_dense_parameters_do(world, options, more):
     policy, rollouts = made(world, **options)
@@ -189,6 +190,7 @@ def test_on_the_host_every_member_plays_as_its_dense_parameters_do():
     assert host.greedy(after.params, carried, KEY, 3).shape == (3,)
 
 
+@pytest.mark.slow  # `test_run.py` learns by default
 def test_it_learns_the_best_there_is_on_the_host_and_in_jax():
     for world in (Line(), on_host()):
         policy, rollouts = made(world)

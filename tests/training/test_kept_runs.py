@@ -40,7 +40,7 @@ MOMENTS = (MIDDLE, LAST)
 WEIGHTS = "model/model.safetensors"
 QUICK = {
     "replayed": ("optimized", "groups", "full-rank"),
-    "resumed": ("rules",),
+    "resumed": (),  # `test_a_checkpoint_is_read` has the default's
 }
 # Their steps are those of others, which go on: the noise of `groups`, dense noise in half precision.
 READ = ("normal", "single", "full-rank")

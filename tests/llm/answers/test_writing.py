@@ -46,10 +46,11 @@ def test_without_noise_it_writes_what_the_generator_writes() -> None:
     np.testing.assert_array_equal(each.length[:, 0], want.length)
 
 
+@pytest.mark.slow
 def test_the_noise_that_is_read_with_is_that_of_writing() -> None:
     """Logits after the last token that is read, with noise, choose the answer's last token: by all turns before it.
 
-    Of all members at once, where they wrote in chunks. `tests/strategy/test_written.py` has chunks of the update.
+    Of all members at once, where they wrote in chunks. `tests/strategy/test_written.py` has the update.
     """
     graphdef, params = truth.model()
     fun, prompts = writer(generator(graphdef, Decoding(truth.MAX_TOKENS))), truth.prompts()

@@ -93,7 +93,7 @@ def test_every_generation_is_bit_equal_to_the_live_one(options, tmp_path):
 
 NETWORKS = [
     also("bfloat16", base=mlp(jnp.bfloat16)),
-    also("scan, rank 2, normal", slow=False, base=stacked(), fitness=stacked_fitness, rank=2, distribution="normal"),
+    also("scan, rank 2, normal", base=stacked(), fitness=stacked_fitness, rank=2, distribution="normal"),
     also("NaN members", slow=False, base=mlp(), fitness=sometimes_nan, population=16),
     also("float16", base=mlp(jnp.float16), distribution="normal"),
 ]
