@@ -39,7 +39,7 @@ TIMES = {"seconds", "members_per_second", "tokens_per_second"}
 MOMENTS = (MIDDLE, LAST)
 WEIGHTS = "model/model.safetensors"
 QUICK = {
-    "replayed": ("optimized", "groups", "full-rank"),
+    "replayed": ("groups", "full-rank"),
     "resumed": (),  # `test_a_checkpoint_is_read` has the default's
 }
 # Their steps are those of others, which go on: the noise of `groups`, dense noise in half precision.

@@ -211,6 +211,7 @@ def test_the_divergence_from_the_base_is_taken_off_each_members_reward(method: s
         assert metrics[name] == pytest.approx(float(plain[name]), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_draws_follow_the_key_and_the_generation() -> None:
     model, params, _ = parts()
     graphdef, _ = split(model.model)
