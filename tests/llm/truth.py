@@ -30,9 +30,9 @@ ENDING = Decoding(MAX_TOKENS, stop=STOP, pad=PAD)
 
 
 @cache
-def model(kind: type[Decoder] = Decoder) -> tuple[Any, Any]:
+def model() -> tuple[Any, Any]:
     """`(graphdef, params)`, with weights by NumPy: nothing is compiled."""
-    graphdef, shapes = split(nnx.eval_shape(lambda: kind(CONFIG, rngs=nnx.Rngs(0))))
+    graphdef, shapes = split(nnx.eval_shape(lambda: Decoder(CONFIG, rngs=nnx.Rngs(0))))
     rng = np.random.default_rng(0)
 
     def draw(x: Any) -> jax.Array:  # a small embedding, which is the output matrix too: tokens are not just repeated

@@ -34,40 +34,54 @@ def strategy(**options):
     return eggroll.ES(population=8, sigma=0.3, optimizer=optax.sgd(0.1), small_layers="low_rank", **options)
 
 
-def played(world, policy, params, carry, key, cap):
-    """An episode, step by step in Python: its return, and all observations."""
-    begin, key = jax.random.split(key)
-    state, seen = world.reset(begin)
-    total, rows, hidden = 0.0, [], policy.start()
-    for step in range(cap):
-        rows.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(seen)]))
-        count, mean, square = (jax.tree.map(np.asarray, x) for x in carry.statistics)
-        std = jax.tree.map(lambda s, count=count: np.sqrt(s / count) if count else np.ones_like(s), square)
-        std = jax.tree.map(lambda s: np.where(s > 1e-4, s, 1), std)
-        x = jax.tree.map(lambda v, m, s: np.clip((np.asarray(v) - m) / s, -10, 10), seen, mean, std) if count else seen
+def played(world, policy):
+    """A function that plays an episode, step by step in Python: its return, and all observations."""
+
+    @jax.jit
+    def begin(key):
+        first, key = jax.random.split(key)
+        return world.reset(first), key
+
+    @jax.jit
+    def turn(params, hidden, seen, state, key, step):
         mask = world.mask(state) if hasattr(world, "mask") else None
-        action, hidden = policy.act(params, hidden, jax.tree.map(jnp.float32, x), mask)
-        own = jax.random.split(jax.random.fold_in(key, step))[1]
-        state, seen, reward, terminated, truncated = world.step(state, action, own)
-        total += float(reward)
-        if terminated or truncated:
-            break
-    return total, rows
+        action, hidden = policy.act(params, hidden, seen, mask)
+        return hidden, *world.step(state, action, jax.random.split(jax.random.fold_in(key, step))[1])
+
+    def play(params, carry, key, cap):
+        (state, seen), key = begin(key)
+        total, rows, hidden = 0.0, [], policy.start()
+        count, mean, square = (jax.tree.map(np.asarray, x) for x in carry.statistics)
+        std = jax.tree.map(lambda s: np.sqrt(s / count) if count else np.ones_like(s), square)
+        std = jax.tree.map(lambda s: np.where(s > 1e-4, s, 1), std)
+        for step in range(cap):
+            seen = jax.tree.map(np.asarray, seen)
+            rows.append(np.concatenate([np.ravel(x) for x in jax.tree.leaves(seen)]))
+            x = jax.tree.map(lambda v, m, s: np.clip((v - m) / s, -10, 10), seen, mean, std) if count else seen
+            x = jax.tree.map(np.float32, x)
+            hidden, state, seen, reward, terminated, truncated = turn(params, hidden, x, state, key, step)
+            total += float(reward)
+            if terminated or truncated:
+                break
+        return total, rows
+
+    return play
 
 
+@pytest.mark.first(2)
 @pytest.mark.parametrize(
     ("world", "options", "more"),
     [
         (Line(), {"seeds": "own", "episodes": 2}, {}),
-        (Both(), {"seeds": "pair", "cap": 4}, {"rank": 2}),
         (Target(), {"seeds": "shared", "episodes": 3}, {}),
+        (Both(), {"seeds": "pair", "cap": 4}, {"rank": 2}),
         (Line(), {"seeds": "pair", "recurrent": True}, {}),
     ],
-    ids=["discrete", "several choices", "bounds", "recurrent"],
+    ids=["discrete", "bounds", "several choices", "recurrent"],
 )
 def test_every_member_plays_as_its_dense_parameters_do(world, options, more):
     policy, rollouts = made(world, **options)
-    es = strategy(**more)
+    es, play = strategy(**more), played(world, policy)
     state, carry = es.init(policy.params, KEY), rollouts.begin()
     everything = []
     for generation in range(2):
@@ -78,7 +92,7 @@ def test_every_member_plays_as_its_dense_parameters_do(world, options, more):
         after, next_carry, metrics = rollouts(es, state, carry, ())
         for i, params in enumerate(members):
             own = keys if axis is None else keys[i]
-            games = [played(world, policy, params, carry, key, rollouts.limit) for key in own]
+            games = [play(params, carry, key, rollouts.limit) for key in own]
             rewards.append(np.mean([total for total, _ in games]))
             everything += [row for _, rows in games for row in rows]
             steps += sum(len(rows) for _, rows in games)
@@ -159,15 +173,14 @@ def test_on_the_host_every_member_plays_as_its_dense_parameters_do():
     state, carry = es.init(policy.params, KEY), host.begin()
     keys, _ = host.keys(es, state)
     after, carried, metrics = host(es, state, carry, ())
-    rewards, rows = np.zeros((8, 2)), []
+    rewards, rows, act = np.zeros((8, 2)), [], jax.jit(lambda params, seen: policy.act(params, (), seen)[0])
     for i, params in enumerate(es.ask(state)):
         for j in range(2):
             world = on_host().make()
             seen, _ = world.reset(seed=int(jax.random.key_data(keys[i, j])[-1]) % 2**31)
             for _ in range(8):
                 rows.append(seen)
-                action, _ = policy.act(params, (), jnp.asarray(seen))
-                seen, reward, over, _, _ = world.step(int(action))
+                seen, reward, over, _, _ = world.step(int(act(params, seen)))
                 rewards[i, j] += reward
                 if over:
                     break
@@ -177,6 +190,7 @@ def test_on_the_host_every_member_plays_as_its_dense_parameters_do():
     assert host.greedy(after.params, carried, KEY, 3).shape == (3,)
 
 
+@pytest.mark.slow  # `test_run.py` learns by default
 def test_it_learns_the_best_there_is_on_the_host_and_in_jax():
     for world in (Line(), on_host()):
         policy, rollouts = made(world)

@@ -53,6 +53,7 @@ def test_an_episode_is_drawn(solved, tmp_path, capsys):
     assert call("rl", "render", solved, "--out", tmp_path / "x.mp4") == 2
 
 
+@pytest.mark.slow
 def test_a_run_that_goes_on_and_a_replay_have_the_same_bits(tmp_path):
     whole = train(settings_for(TARGET, out=tmp_path / "whole", **SMALL))
     halves = settings_for(TARGET, out=tmp_path / "halves", **SMALL)
@@ -76,6 +77,7 @@ def test_a_run_that_goes_on_and_a_replay_have_the_same_bits(tmp_path):
     job.evaluate(tmp_path / "whole", PlaySettings(parameters=middle, episodes=2))
 
 
+@pytest.mark.slow
 def test_on_the_host_it_is_the_same_command(tmp_path, capsys):
     from PIL import Image
 

@@ -1,8 +1,6 @@
 """What a small disk does to the checkpoints on it; run with root's rights over mounts.
 
-python -m tests.training.checkpoint_disk FOLDER BYTES  # an empty folder, on which a disk of 2 MiB is mounted
-
-States of up to BYTES are one file, larger ones TensorStore's.
+python -m tests.training.checkpoint_disk FOLDER  # an empty folder, in which disks of 2 MiB are mounted
 """
 
 from __future__ import annotations
@@ -78,5 +76,8 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    checkpoints_arrays.SMALL = int(sys.argv[2])
-    main(Path(sys.argv[1]))
+    for small_enough in (checkpoints_arrays.SMALL, 0):  # for one file; larger ones are TensorStore's
+        checkpoints_arrays.SMALL = small_enough
+        disk = Path(sys.argv[1]) / str(small_enough)
+        disk.mkdir()
+        main(disk)

@@ -17,9 +17,9 @@ def small(generation: int) -> dict[str, Any]:
     """A few arrays that differ from generation to generation in every element."""
     rng = np.random.default_rng(generation)
     return {
-        "weights": jnp.asarray(rng.normal(size=(64, 33)).astype(np.float32)),
+        "weights": jax.device_put(rng.normal(size=(64, 33)).astype(np.float32)),
         "key": jax.random.key(generation),
-        "generation": jnp.asarray(generation, jnp.int32),
+        "generation": jax.device_put(np.int32(generation)),
     }
 
 

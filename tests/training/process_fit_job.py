@@ -1,6 +1,7 @@
 """`fit` in several processes: `python -m tests.training.process_fit_job SPEC`, a JSON object, in each of them.
 
-`own` says what else one of them is told; with `by_jax` they are joined as by a user who does not know `processes`.
+`own` says what else one of them is told, `refused` which runs come before and raise; with `by_jax` they are joined as
+by a user who does not know `processes`.
 """
 
 from __future__ import annotations
@@ -11,28 +12,51 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from eggroll.training import Checkpoints, Saving, processes
+from eggroll.training import Checkpoints, Result, Saving, processes
 from tests.training.problems import batches, run, strategy
+from tests.training.process_launch import keep_no_programs, keep_programs_of_each, why
 
 LAST = 12
 
 
 def main(spec: dict[str, Any]) -> None:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
+    keep_programs_of_each()
+    join(spec, spec["id"])
+    # One after the other in the same processes: what all of them refuse leaves them able to go on.
+    refused = [why(partial(go, spec | other)) for other in spec.get("refused", ())]
+    result, seen = go(spec)
+    log = {
+        "params": jax.tree.map(lambda x: np.asarray(x).tolist(), result.state.params),
+        "mean": float(result.carry["mean"]),
+        "ended": result.ended,
+        "resumed": result.resumed,
+        "seen": seen,
+        "refused": refused,
+    }
+    (Path(spec["folder"]) / f"{spec['id']}.json").write_text(json.dumps(log), encoding="utf-8")
+    if not spec.get("by_jax"):
+        processes.stop()
+
+
+def go(spec: dict[str, Any]) -> tuple[Result, list[int]]:
+    """The run, and the generations that were shown."""
     me = spec["id"]
-    join(spec, me)
-    spec |= spec.get("own", {}).get(str(me), {})
+    spec = spec | spec.get("own", {}).get(str(me), {})
     es = strategy(mesh=jax.make_mesh((jax.device_count(),), ("population",)), **spec.get("strategy", {}))
     seen: list[int] = []
 
     def show(record: dict[str, Any]) -> None:
         seen.append(record["generation"])
+        if len(seen) == 2:
+            keep_no_programs(spec)
         who, what = spec.get("signals", {}).get(str(record["generation"]), (None, None))
         if who == me:
             while spec.get("saved", 0) not in (0, *Checkpoints(Path(spec["run"]) / "checkpoints").generations()):
@@ -51,17 +75,8 @@ def main(spec: dict[str, Any]) -> None:
         options["carry"] = {"mean": np.float32(spec["mean"])}
     if "every" in spec:
         options["saving"] = Saving(every=spec["every"])
-    result = run(Path(spec["run"]), spec.get("generations", LAST), es=es, resume=True, show=show, **options)
-    log = {
-        "params": jax.tree.map(lambda x: np.asarray(x).tolist(), result.state.params),
-        "mean": float(result.carry["mean"]),
-        "ended": result.ended,
-        "resumed": result.resumed,
-        "seen": seen,
-    }
-    (Path(spec["folder"]) / f"{me}.json").write_text(json.dumps(log), encoding="utf-8")
-    if not spec.get("by_jax"):
-        processes.stop()
+    folder, generations = Path(spec["run"]), spec.get("generations", LAST)
+    return run(folder, generations, es=es, resume=True, show=show, **options), seen
 
 
 def join(spec: dict[str, Any], me: int) -> None:

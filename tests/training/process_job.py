@@ -21,8 +21,8 @@ import optax
 import eggroll
 from eggroll.strategy.generation import Generation
 from eggroll.training import processes
-from eggroll.training.errors import RunError
 from eggroll.training.stopping import StopRequest
+from tests.training.process_launch import keep_no_programs, keep_programs_of_each, why
 
 POPULATION, GENERATIONS = 16, 8
 X = np.linspace(-1, 1, 20, dtype=np.float32).reshape(5, 4)
@@ -105,6 +105,7 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
         "scored": {},
         "failed": {},
         "means": {},
+        "params": {},
         "noise": noise(es, state) if spec.get("noise") else None,
     }
     if (folder / "state.npz").exists():
@@ -122,11 +123,13 @@ def run(spec: dict[str, Any]) -> dict[str, Any]:
                     sys.exit(3)
                 state, metrics = one(es, state, spec, log)
                 log["means"][generation] = float(metrics["fitness_mean"])
+                log["params"][generation] = jax.tree.map(lambda x: np.asarray(x).tolist(), state.params)
                 ends = processes.agree(stop.asked)
             save(folder, state)
+            if generation == 2:  # both kinds are compiled
+                keep_no_programs(spec)
             if ends:
                 break
-    log["params"] = jax.tree.map(lambda x: np.asarray(x).tolist(), state.params)
     log["generation"] = int(state.generation)
     return log
 
@@ -141,24 +144,16 @@ def shared_out() -> list[int]:
     return numbers.tolist()
 
 
-def refused(call: Any) -> str:
-    """The sentence of a `RunError`."""
-    try:
-        call()
-    except RunError as why:
-        return str(why)
-    return "nothing was raised"
-
-
 def main(spec: dict[str, Any]) -> None:
     jax.config.update("jax_numpy_dtype_promotion", "strict")
+    keep_programs_of_each()
     options = {name: spec[name] for name in ("local_devices", "timeout", "lost_after") if name in spec}
     processes.start(spec["coordinator"], spec["processes"], spec["id"], **options)
     log = run(spec)
     log["shared_out"] = shared_out()
     log["everyone"] = processes.score(np.arange(5.0), lambda output: output).fitness.tolist()
-    log["differ"] = refused(lambda: processes.same(f"process {spec['id'] // 2}", "the data"))
-    log["all_raise"] = refused(lambda: processes.score(np.arange(5.0), lambda output: [][0]))
+    log["differ"] = why(lambda: processes.same(f"process {spec['id'] // 2}", "the data"))
+    log["all_raise"] = why(lambda: processes.score(np.arange(5.0), lambda output: [][0]))
     (Path(spec["folder"]) / f"{spec['id']}.json").write_text(json.dumps(log), encoding="utf-8")
     processes.stop()
 

@@ -1,6 +1,6 @@
 """Runs on meshes of four simulated devices, and their replays: on the same mesh, on another, on one device.
 
-python -m tests.training.replay_mesh FOLDER CASE...
+python -m tests.training.replay_mesh FOLDER
 """
 
 from __future__ import annotations
@@ -74,15 +74,15 @@ def close(got: Any, want: Any) -> bool:
     return any((np.asarray(a) != np.asarray(b)).any() for a, b in pairs)
 
 
-def main(folder: Path, *cases: str) -> None:
+def main(folder: Path) -> None:
     assert jax.device_count() == 4
     warned: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: warned.append(record.getMessage())
     logging.getLogger("eggroll").addHandler(handler)
-    for name in cases:
+    for name in CASES:
         check(name, folder, warned)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), *sys.argv[2:])
+    main(Path(sys.argv[1]))

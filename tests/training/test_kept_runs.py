@@ -39,14 +39,16 @@ TIMES = {"seconds", "members_per_second", "tokens_per_second"}
 MOMENTS = (MIDDLE, LAST)
 WEIGHTS = "model/model.safetensors"
 QUICK = {
-    "replayed": ("optimized", "own", "groups", "bfloat16", "full-rank"),
-    "resumed": ("rules",),
+    "replayed": ("groups", "full-rank"),
+    "resumed": (),  # `test_a_checkpoint_is_read` has the default's
 }
+# Their steps are those of others, which go on: the noise of `groups`, dense noise in half precision.
+READ = ("normal", "single", "full-rank")
 
 
 def kinds(quick: str) -> pytest.MarkDecorator:
     """All kinds, each with its way to compile; the default run has those of `QUICK`."""
-    pairs = {name: (kind.optimized, name) for name, kind in KINDS.items()}
+    pairs = {name: (kind.optimized, name) for name, kind in KINDS.items() if quick == "replayed" or name not in READ}
     cases = quickest(pairs.values(), *(pairs[name] for name in QUICK[quick]))
     return pytest.mark.parametrize(("mode", "name"), cases, indirect=["mode"])
 
@@ -166,6 +168,16 @@ def test_a_run_goes_on_to_its_end(name: str, tmp_path: Path) -> None:
     assert configs[0]["strategy"] == configs[1]["strategy"] and configs[0].get("changes") == configs[1].get("changes")
 
 
+@pytest.mark.parametrize("name", READ)
+def test_a_checkpoint_is_read(name: str, tmp_path: Path) -> None:
+    """With nothing left to do, so that no step is compiled."""
+    run = tmp_path / "run"
+    shutil.copytree(HERE / name / "run", run)
+    result, _ = KINDS[name].run(run, MIDDLE, resume=True)
+    assert (result.ended, result.resumed) == ("finished", MIDDLE)
+    assert_same(leaves(result.state), state_of(loaded(HERE / name / "expected.npz"), MIDDLE), bits=True)
+
+
 @unoptimized
 @pytest.mark.parametrize("there", ["train"], indirect=True)
 @pytest.mark.usefixtures("mode")
@@ -186,8 +198,15 @@ def test_a_fine_tuning_is_replayed_from_a_model(method: str, there: Path) -> Non
     """Which one, its configuration says."""
     assert call("replay", "base" if method == "eggroll" else method, method, "--out", "new/model") == 0
     assert_same(load_file(Path("new") / WEIGHTS), load_file(Path(method) / WEIGHTS), bits=exact(there))
-    assert call("replay", "base", method, "--out", "middle.npz", "--generation", str(MIDDLE)) == 0
-    saved = loaded(Path(method, "checkpoints", str(MIDDLE), "arrays.npz"))
+
+
+@pytest.mark.slow
+@unoptimized
+@pytest.mark.parametrize("there", ["finetune"], indirect=True)
+@pytest.mark.usefixtures("mode")
+def test_the_middle_of_a_fine_tuning_is_that_of_its_checkpoint(there: Path) -> None:
+    assert call("replay", "base", "full-rank", "--out", "middle.npz", "--generation", str(MIDDLE)) == 0
+    saved = loaded(Path("full-rank/checkpoints", str(MIDDLE), "arrays.npz"))
     assert_same(loaded(Path("middle.npz")), within(saved, "state/params/"), bits=exact(there))
 
 
@@ -206,12 +225,12 @@ def test_a_training_goes_on_to_its_end(there: Path) -> None:
 @pytest.mark.slow
 @unoptimized
 @pytest.mark.parametrize("there", ["finetune"], indirect=True)
-@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.usefixtures("mode")
-def test_a_fine_tuning_goes_on_to_its_end(method: str, there: Path) -> None:
-    before, metrics = load_file(Path(method) / WEIGHTS), untimed(Path(method))
-    assert call(*finetune(method), "--resume") == 0
+def test_a_fine_tuning_goes_on_to_its_end(there: Path) -> None:
+    """Of `full-rank` a replay reads all that is kept, and its steps are those of the kinds above."""
+    before, metrics = load_file(Path("eggroll") / WEIGHTS), untimed(Path("eggroll"))
+    assert call(*finetune("eggroll"), "--resume") == 0
     if exact(there):  # elsewhere a rounding may choose another token, and so other answers
-        assert_same(load_file(Path(method) / WEIGHTS), before, bits=True)
-        for found, kept in zip(untimed(Path(method)), metrics, strict=True):  # which had fewer names
+        assert_same(load_file(Path("eggroll") / WEIGHTS), before, bits=True)
+        for found, kept in zip(untimed(Path("eggroll")), metrics, strict=True):  # which had fewer names
             assert {name: found[name] for name in kept} == kept

@@ -54,6 +54,7 @@ def test_functions_that_are_only_written_otherwise_go_on(tmp_path: Path) -> None
     assert run(tmp_path, 3, resume=True, es=strategy(optimizer=written, shaping=centred)).resumed == 2
 
 
+@pytest.mark.slow
 def test_a_run_without_a_choice_for_small_layers_goes_on_as_it_was(tmp_path: Path) -> None:
     """Earlier versions had factors of any size; what they left does not speak of them."""
     before: dict[str, Any] = {"rank": 2, "small_layers": "low_rank"}

@@ -17,7 +17,7 @@ from eggroll.llm.model.config import DecoderConfig, Experts
 from eggroll.llm.model.decoder import Decoder
 from eggroll.training.errors import RunError
 
-pytestmark = pytest.mark.measured
+pytestmark = pytest.mark.optimised  # what a program takes is in the cache with it
 
 CONFIG = DecoderConfig(vocabulary=2048, width=128, layers=6, heads=4, key_value_heads=2, hidden=384, head_width=32)
 MEMBERS, PROMPTS, TIME, DECODING = 8, 8, 32, Decoding(17)

@@ -15,8 +15,8 @@ from eggroll.llm.finetuning.strategy import SIZE, TRIED, choose, strategy
 from tests.llm.climbing import language
 
 
-@pytest.mark.first(1)
-@pytest.mark.parametrize(("method", "optimizer"), [("eggroll", "sgd"), ("eggroll", "adam"), ("full-rank", None)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("method", "optimizer"), [("eggroll", "sgd"), ("full-rank", None)])
 def test_noise_moves_a_model_by_a_fifth_of_a_nat(method, optimizer):
     model = language()
     graphdef, params = split(model.model)
@@ -29,6 +29,5 @@ def test_noise_moves_a_model_by_a_fifth_of_a_nat(method, optimizer):
     dense = [divergence(graphdef, members.materialize(i), params, prompts, answers) for i in range(TRIED)]
     assert np.mean(dense) == pytest.approx(0.2, rel=0.3)
     state, metrics = es.tell(state, members, np.random.default_rng(0).normal(size=TRIED))
-    if optimizer != "adam":  # of noise alone: half of its size
-        count = sum(x.size for x in jax.tree.leaves(params))
-        assert float(metrics["update_norm"]) / count**0.5 == pytest.approx(SIZE * es.sigma, rel=0.3)
+    count = sum(x.size for x in jax.tree.leaves(params))  # of noise alone: half of its size
+    assert float(metrics["update_norm"]) / count**0.5 == pytest.approx(SIZE * es.sigma, rel=0.3)

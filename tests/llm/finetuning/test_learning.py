@@ -19,7 +19,7 @@ from eggroll.training.metrics import not_counted
 from tests.llm.climbing import asked, language, letters, marker
 from tests.quick import quickest
 
-SEEDS, GENERATIONS = 7, 8
+SEEDS, GENERATIONS = 7, 6
 STRATEGIES: dict[str, Any] = {
     "eggroll": lambda: eggroll.ES(
         population=64,

@@ -7,7 +7,6 @@ from functools import cache
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
@@ -195,7 +194,8 @@ def test_the_divergence_from_the_base_is_taken_off_each_members_reward(method: s
     of_full_rank = eggroll.FullRankES(population=N, sigma=0.3, learning_rate=0.1, groups=2)
     es, questions = strategy() if method == "eggroll" else of_full_rank, asked(model, 4)
     base = jax.tree.map(lambda x: 0.7 * x, params)
-    state, graphdef = es.init(params, jax.random.key(1)), fun.graphdef
+    state = es.init(params, jax.random.key(1))
+    logs = jax.jit(lambda params, *rows: jax.nn.log_softmax(nnx.merge(fun.graphdef, params)(*rows)))
     plain = Answered(fun, marker(model))(es, state, not_counted(), (questions,))[2]
     metrics = Answered(fun, marker(model), kl=0.5, base=base)(es, state, not_counted(), (questions,))[2]
     expected = []
@@ -204,10 +204,7 @@ def test_the_divergence_from_the_base_is_taken_off_each_members_reward(method: s
         member = es.ask(state).materialize(i)
         answers = jax.device_get(greedy()(member, *rows.prompts))
         read = np.concatenate([rows.prompts.tokens, answers.tokens], 1)[:, :-1]
-        here, there = (
-            np.asarray(jax.nn.log_softmax(nnx.merge(graphdef, p)(jnp.asarray(read), jnp.asarray(rows.prompts.start))))
-            for p in (member, base)
-        )
+        here, there = (np.asarray(logs(weights, read, rows.prompts.start)) for weights in (member, base))
         each = (np.exp(here) * (here - there)).sum(-1)[:, rows.prompts.tokens.shape[1] - 1 :]
         lengths = answers.length.tolist()
         expected.append(np.mean([row[:count].mean() for row, count in zip(each, lengths, strict=True)]))
@@ -217,6 +214,7 @@ def test_the_divergence_from_the_base_is_taken_off_each_members_reward(method: s
         assert metrics[name] == pytest.approx(float(plain[name]), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_draws_follow_the_key_and_the_generation() -> None:
     model, params, _ = parts()
     graphdef, _ = split(model.model)

@@ -39,12 +39,10 @@ def with_cache(extend, config, dtype, prompt):
     return jnp.stack(found, axis=1)
 
 
-CASES = [(family, jnp.float32) for family in SETTINGS] + [("gemma3", jnp.bfloat16)]
-QUICK = (("gemma3", jnp.float32),)
-
-
-@pytest.mark.parametrize(("family", "dtype"), quickest(CASES, *QUICK))
-def test_a_cache_changes_nothing(family, dtype):
+@pytest.mark.parametrize("dtype", quickest([jnp.float32, jnp.bfloat16], jnp.float32))
+def test_a_cache_changes_nothing(dtype):
+    """Of other families, `test_parity.py` compares what is written with a cache with transformers' answers."""
+    family = "gemma3"
     graph, params = made(family, dtype)
     extend = jax.jit(lambda *args: nnx.merge(graph, params).extend(*args))
     steps = with_cache(extend, config_from(SETTINGS[family]), dtype, TIME - 3)
@@ -74,7 +72,8 @@ def test_no_token_looks_ahead():
     assert same[0, :5].all() and not same[0, 5].all() and same[1:].all()
 
 
-@pytest.mark.parametrize("family", quickest(["llama", "qwen2", "gemma3"], "llama"))
+@pytest.mark.slow  # `test_families.py` has an engine by default
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_the_engine_keeps_every_matrix_factored_and_agrees_with_the_dense_member(family):
     graph, params = made(family)
     es = eggroll.ES(population=4, sigma=0.1, fallback="error", chunk=4)

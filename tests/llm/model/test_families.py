@@ -19,8 +19,8 @@ from eggroll.llm.model.decoder import empty_cache
 from eggroll.llm.model.loading import decoder_of
 from eggroll.llm.model.weights_hf import assemble, check_shapes, read_folder, write_file
 from eggroll.training.errors import RunError
-from tests.llm.decoders import ANSWER, CASES, TIME, draw, prompts
-from tests.llm.model.test_parity import greedy
+from tests.llm.decoders import ANSWER, CASES, STARTS, TIME, draw, prompts
+from tests.llm.model.test_parity import logits_and_greedy
 from tests.llm.tiny import tokenizer
 from tests.quick import quickest
 
@@ -54,14 +54,14 @@ def made(case):
 @pytest.mark.parametrize("case", quickest(CASES, *QUICK))
 def test_logits_and_greedy_answers_are_those_of_transformers(case):
     """Padded on the left, beyond windows, and beyond the length that rotary positions were made for."""
-    model, (tokens, start), wanted = made(case), prompts(), GOLDEN[f"{case}/logits"]
-    logits = np.asarray(nnx.jit(lambda m: m(jnp.asarray(tokens), jnp.asarray(start)))(model))
+    wanted = GOLDEN[f"{case}/logits"]
+    logits, written = logits_and_greedy(made(case), *prompts(), ANSWER)
     assert wanted.std() > 0.3  # 1e-4 says something
-    for row, first in enumerate(start):
+    for row, first in enumerate(STARTS):
         np.testing.assert_allclose(logits[row, first:], wanted[row, first:], atol=1e-4, rtol=0)
     answers = GOLDEN[f"{case}/answer"]
     assert len(set(answers.ravel().tolist())) > 3
-    assert np.array_equal(greedy(model, jnp.asarray(tokens), jnp.asarray(start), ANSWER), answers)
+    assert np.array_equal(written, answers)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -90,9 +90,8 @@ def test_members_keep_every_matrix_factored_also_of_each_expert(case, cached):
         model = nnx.merge(graph, params)
         if not cached:
             return (model(tokens, start)[:, -1],)
-        cache = empty_cache(model.config, len(tokens), TIME + 8)
-        first, cache = model.extend(tokens[:, :-1], cache, 0, start)
-        return model(tokens, start)[:, -1], first, model.extend(tokens[:, -1:], cache, jnp.int32(TIME - 1), start)[0]
+        first, cache = model.extend(tokens[:, :-1], empty_cache(model.config, len(tokens), TIME + 8), 0, start)
+        return first, model.extend(tokens[:, -1:], cache, jnp.int32(TIME - 1), start)[0]
 
     found, dense = members.apply(both), jax.jit(both)
     for each, wanted, base in zip(found, dense(members.materialize(3)), dense(params), strict=True):

@@ -14,8 +14,9 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from eggroll import llm
+from eggroll.llm.answers.decoding import Decoding, generator, split
+from eggroll.llm.answers.prompts import pad_left
 from eggroll.llm.model.config import config_from
-from eggroll.llm.model.decoder import empty_cache
 from eggroll.llm.model.loading import decoder_of
 from eggroll.llm.model.weights_hf import read_folder, write_file
 from tests.llm.families import SETTINGS
@@ -28,30 +29,24 @@ def loaded(family):
     return decoder_of(config, read_folder(GOLDEN / family, config))
 
 
-def greedy(model, tokens, start, count):
-    """The likeliest answers `[batch, count]`, one token at a time."""
-    graph, params = nnx.split(model, nnx.Param)
-    extend = jax.jit(lambda params, *args: nnx.merge(graph, params).extend(*args))
-    time = tokens.shape[1]
-    cache = empty_cache(model.config, len(tokens), time + count, model.embed.dtype)
-    found, offset = [], 0
-    for column in range(time, time + count):
-        logits, cache = extend(params, tokens, cache, offset, start)
-        tokens, offset = jnp.argmax(logits, axis=-1)[:, None].astype(jnp.int32), jnp.int32(column)
-        found.append(tokens)
-    return np.concatenate(found, axis=1)
+def logits_and_greedy(model, tokens, start, count):
+    """Logits `[batch, time, vocabulary]` without a cache, and the likeliest answers `[batch, count]` with one."""
+    graph, params = split(model)
+    fun = generator(graph, Decoding(count))
+    both = jax.jit(lambda params, *rows: (nnx.merge(graph, params)(*rows), fun(params, *rows).tokens))
+    logits, answers = both(params, tokens, start)
+    return np.asarray(logits), np.asarray(answers)
 
 
 @pytest.mark.parametrize("family", SETTINGS)
 def test_logits_and_greedy_answers_are_those_of_transformers(family):
     golden = load_file(GOLDEN / family / "golden.safetensors")
-    model = loaded(family)
-    tokens, start = jnp.asarray(golden["tokens"]), jnp.asarray(golden["start"])
-    logits = np.asarray(nnx.jit(lambda m: m(tokens, start))(model))
+    shape = golden["tokens"], golden["start"], golden["answer"].shape[1]
+    logits, answer = logits_and_greedy(loaded(family), *shape)
     assert golden["logits"].std() > 0.3  # 1e-4 says something
     for row, first in enumerate(golden["start"]):
         np.testing.assert_allclose(logits[row, first:], golden["logits"][row, first:], atol=1e-4, rtol=0)
-    assert np.array_equal(greedy(model, tokens, start, golden["answer"].shape[1]), golden["answer"])
+    assert np.array_equal(answer, golden["answer"])
 
 
 @pytest.mark.parametrize("family", SETTINGS)
@@ -86,10 +81,16 @@ def test_real_weights_answer_as_in_transformers(tmp_path):
         except weights.FetchError as error:
             pytest.skip(str(error))
     language = llm.load(folder)
-    for case in json.loads((GOLDEN / "smollm2.json").read_text(encoding="utf-8"))["cases"]:
+    cases = json.loads((GOLDEN / "smollm2.json").read_text(encoding="utf-8"))["cases"]
+    for case in cases:
         messages = [{"role": "user", "content": case["question"]}]
         prompt = language.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         assert prompt == case["prompt"]
-        answer = greedy(language.model, jnp.array([prompt]), jnp.zeros(1, jnp.int32), len(case["answer"]))[0]
-        assert answer.tolist() == case["answer"], language.tokenizer.decode(answer)
+    graph, params = split(language.model)
+    longest = Decoding(max(len(case["answer"]) for case in cases))
+    rows = pad_left([case["prompt"] for case in cases])
+    written = generator(graph, longest).compiled(params, *rows).tokens.tolist()
+    for case, tokens in zip(cases, written, strict=True):
+        answer = tokens[: len(case["answer"])]
+        assert answer == case["answer"], language.tokenizer.decode(answer)
         assert language.tokenizer.decode(answer) == case["text"]

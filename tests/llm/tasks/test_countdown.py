@@ -217,5 +217,6 @@ def test_the_last_answer_counts():
 
 
 def test_long_hostile_texts_take_no_time():
-    for text in ("<think>" * 10**5, "<answer></think>" * 10**5, "</answer>" * 10**5 + "<answer>" * 10**5, "(" * 10**6):
+    n = 20_000  # where time grew with the square, minutes
+    for text in ("<think>" * n, "<answer></think>" * n, "</answer>" * n + "<answer>" * n, "(" * 10 * n):
         assert task_named("countdown").reward(text, PROBLEMS[0]) < 0.1

@@ -15,7 +15,7 @@ import pytest
 from eggroll.training.checkpoints.manager import Checkpoints
 from tests.training.checkpoint_states import assert_same, small
 
-pytestmark = pytest.mark.killing
+pytestmark = [pytest.mark.killing, pytest.mark.slow]  # each takes a process that imports everything
 
 ROOT = Path(__file__).parents[3]
 MOMENTS = {  # and the newest generation that has to be there then; the child dies in its fourth save
@@ -48,11 +48,7 @@ def goes_on_from(folder, at_least, at_most) -> None:
         assert len(list(folder.iterdir())) == 2
 
 
-# The other moments are slow only because each takes a process that imports everything.
-FAST = ("before the manifest's name",)
-
-
-@pytest.mark.parametrize("moment", [m if m in FAST else pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS])
+@pytest.mark.parametrize("moment", MOMENTS)
 def test_killed_at_a_moment(tmp_path, moment):
     process = child(tmp_path, moment)
     out, err = process.communicate(timeout=300)
@@ -61,8 +57,7 @@ def test_killed_at_a_moment(tmp_path, moment):
     goes_on_from(tmp_path, MOMENTS[moment], MOMENTS[moment])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(2))
 def test_killed_at_random(tmp_path, seed):
     process = child(tmp_path)
     told = [int(process.stdout.readline()) for _ in range(2)]

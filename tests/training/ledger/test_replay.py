@@ -56,8 +56,7 @@ def also(name, *, slow=True, **options):
 RULES = [("layers/0/kernel", "frozen"), ("layers/1/bias", eggroll.DenseRule(sigma_scale=0.5))]
 CLIPPED = chain(named("clip_by_global_norm", max_norm=0.5), named("adamw", learning_rate=COSINE, weight_decay=0.1))
 SLOWER = optax.cosine_decay_schedule(0.1, 7, alpha=0.1)
-CASES = [
-    also("adam", optimizer=ADAM),
+CASES = [  # each value of each setting once, with the others spread over as few runs as can be
     also(
         "rules, clipping, adamw, normal, rank 2",
         slow=False,
@@ -67,20 +66,19 @@ CASES = [
         rank=2,
     ),
     also("sigma schedule, no pairs", slow=False, sigma=SLOWER, antithetic=False, population=7, shaping="centered_rank"),
-    also("groups, reused noise, chunks", slow=False, groups=2, shaping="group", noise_reuse=3, chunk=2),
-    also("normal", optimizer=ADAM, distribution="normal", rank=2),
-    also("momentum", optimizer=named("sgd", learning_rate=COSINE, momentum=0.9, nesterov=True)),
-    also("sigma schedule", sigma=SLOWER, optimizer=ADAM),
+    also("groups, reused noise, chunks, adam", groups=2, shaping="group", noise_reuse=3, chunk=2, optimizer=ADAM),
+    also(
+        "momentum, sigma in steps, own shaping, chunks",
+        optimizer=named("sgd", learning_rate=COSINE, momentum=0.9, nesterov=True),
+        sigma=optax.piecewise_constant_schedule(0.1, {2: 0.3, 4: 0.7}),
+        shaping=lambda fitness: jnp.tanh(fitness - fitness.mean()),
+        **{"population": 12, "chunk": 2},
+    ),
     also("sigma schedule of numbers", sigma=optax.constant_schedule(0.07)),
-    also("sigma schedule of an array", sigma=lambda generation: jnp.float32(0.07)),
-    also("sigma schedule in steps", sigma=optax.piecewise_constant_schedule(0.1, {2: 0.3, 4: 0.7})),
-    also("own shaping", shaping=lambda fitness: jnp.tanh(fitness - fitness.mean())),
-    also("rules", rules=RULES, optimizer=ADAM),
-    also("chunks", population=12, chunk=2, distribution="normal"),
+    also("sigma schedule of an array", sigma=lambda generation: jnp.float32(0.07), optimizer=ADAM),
 ]
 
 
-@pytest.mark.first(2)
 @pytest.mark.parametrize("options", CASES)
 def test_every_generation_is_bit_equal_to_the_live_one(options, tmp_path):
     states = run(tmp_path / "ledger.bin", 6, es=strategy(**options))
@@ -95,14 +93,12 @@ def test_every_generation_is_bit_equal_to_the_live_one(options, tmp_path):
 
 NETWORKS = [
     also("bfloat16", base=mlp(jnp.bfloat16)),
-    also("scan, rank 2, normal", slow=False, base=stacked(), fitness=stacked_fitness, rank=2, distribution="normal"),
+    also("scan, rank 2, normal", base=stacked(), fitness=stacked_fitness, rank=2, distribution="normal"),
     also("NaN members", slow=False, base=mlp(), fitness=sometimes_nan, population=16),
     also("float16", base=mlp(jnp.float16), distribution="normal"),
-    also("scan", base=stacked(), fitness=stacked_fitness),
 ]
 
 
-@pytest.mark.first(2)
 @pytest.mark.parametrize("options", NETWORKS)
 def test_networks(options, tmp_path):
     base, fitness = options["base"], options.get("fitness", mlp_fitness)
@@ -116,13 +112,11 @@ def test_networks(options, tmp_path):
 
 
 TOLD = [
-    also("normal, sigma schedule", slow=False, distribution="normal", sigma=optax.exponential_decay(0.1, 3, 0.5)),
+    also("normal, sigma schedule, no pairs", distribution="normal", sigma=SLOWER, antithetic=False),
     also("rademacher", distribution="rademacher"),
-    also("normal, no pairs", distribution="normal", antithetic=False),
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", TOLD)
 def test_fitness_scored_on_the_host(options, tmp_path):
     path, base = tmp_path / "ledger.bin", mlp()
@@ -159,7 +153,7 @@ def test_any_generation_and_a_fresh_compilation(tmp_path):
     path = tmp_path / "ledger.bin"
     states = run(path, 4)
     jax.clear_caches()
-    for generation in (0, 1, 3, 4):
+    for generation in (0, 3):
         assert_same_state(replay(mlp(), path, generation=generation), states[generation])
 
 
