@@ -98,7 +98,7 @@ def cases(options: Options) -> list[Case]:
     """Every case once, in order."""
     depth, width, population = options.depth, options.width, options.population
     if options.quick:
-        return [Case("transformer", 2, 32, 16), Case("mlp", 2, 32, 16)]
+        return [Case("transformer", 1, 32, 16), Case("mlp", 1, 32, 16)]
     found = [Case("transformer", d, width, population) for d in options.depths]
     found += [Case("transformer", depth, w, population) for w in options.widths]
     found += [Case("transformer", depth, width, p) for p in options.populations]

@@ -43,7 +43,7 @@ from eggroll.llm.answers.segments import schedule
 SIGMA = 0.001
 # SmolLM2-135M: huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, config.json.
 SMOLLM2 = {"width": 576, "hidden": 1536, "heads": 9, "key_value_heads": 3, "head_width": 64, "context": 8192}
-QUICK = {"population": 8, "layers": 2, "vocabulary": 512, "tokens": 4, "full_rank_members": 2, "rounds": 3}
+QUICK = {"population": 8, "layers": 1, "vocabulary": 512, "tokens": 4, "full_rank_members": 2, "rounds": 3}
 QUICK |= {"long": 20, "short": 2}
 STOP = 1  # token
 

@@ -63,7 +63,7 @@ class Options(Common):
     def reduced(self) -> Options:
         """Small enough to see in seconds that the script works."""
         return replace(
-            self, generations=6, every=2, seeds=2, ranks=(1, 2), populations=(16, 8), sigmas=(0.02, 0.05), rates=(0.03,)
+            self, generations=4, every=2, seeds=2, ranks=(1, 2), populations=(16, 8), sigmas=(0.02, 0.05), rates=(0.03,)
         )
 
     @property

@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     """Runs, replays and reports."""
     options = tyro.cli(Options, args=argv, description=__doc__)
     if options.quick:
-        options = Options(quick=True, out=options.out, generations=300, population=8, every=20, compared=2)
+        options = Options(quick=True, out=options.out, generations=90, population=8, every=20, compared=2)
     report = soak(options)
     report.finish(quick=options.quick, out=options.out)
     if not options.quick:

@@ -17,7 +17,7 @@ def fitness_fn(params, x, y):
     return -jnp.mean((net.apply(params, x) - y) ** 2)
 
 
-es = eggroll.ES(population=256, sigma=0.05, optimizer=optax.adam(0.01))
+es = eggroll.ES(population=128, sigma=0.05, optimizer=optax.adam(0.01))
 state = es.init(params, jax.random.key(2))
 for _ in range(200):
     state, metrics = es.step(state, fitness_fn, x, y)

@@ -35,7 +35,7 @@ random = np.random.default_rng(0)
 
 es = eggroll.nnx.ES(population=128, sigma=0.03, optimizer=optax.adam(0.02))
 state = es.init(CNN(nnx.Rngs(0)), jax.random.key(0))
-for _ in range(60):
+for _ in range(45):
     batch = random.choice(1400, 64)
     state, metrics = es.step(state, fitness_fn, images[batch], labels[batch])
 

@@ -30,7 +30,7 @@ params = {
 
 es = eggroll.ES(population=16, sigma=0.2, optimizer=optax.adam(0.01), noise="activations")
 state = es.init(params, jax.random.key(1))
-for _ in range(150):
+for _ in range(100):
     state, metrics = es.step(state, fitness, x, y)
 accuracy = jnp.mean(jnp.argmax(logits(state.params, x), -1) == y)
 print(f"accuracy {accuracy:.3f}")

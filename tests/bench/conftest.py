@@ -17,6 +17,14 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if other and config.option.markexpr == "not slow" else None
 
 
+@pytest.fixture(autouse=True)
+def single_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A turn is one call: a bench's smallest run goes through the script, and nothing is measured by it."""
+    from bench.tools.timing import interleave  # only here: it brings JAX
+
+    monkeypatch.setitem(interleave.__kwdefaults__, "least_seconds", 0.0)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks as slow what is not a smoke test."""
     for item in items:

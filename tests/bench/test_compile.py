@@ -1,3 +1,4 @@
+import contextlib
 import json
 import math
 
@@ -11,8 +12,6 @@ from bench import compile as bench_compile
 from bench.compile import Case, Options, cases, figures, phases, summary
 from bench.tools.compile_limits import LEARNING_RATE, SIGMA, plainest, plainest_low_rank
 from bench.tools.networks import deep_mlp, transformer
-
-pytestmark = pytest.mark.measured
 
 PHASES = bench_compile.PHASES
 
@@ -30,6 +29,7 @@ def row(network, depth, seconds):
 
 
 @pytest.mark.slow
+@pytest.mark.measured
 def test_every_phase_starts_from_nothing():
     traced = []
 
@@ -130,8 +130,17 @@ def test_the_limit_of_low_rank_is_the_same_step_with_the_noise_that_its_factors_
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), moved, expected)
 
 
+def test_nothing_is_read_from_disk():
+    before = jax.config.jax_enable_compilation_cache
+    with bench_compile.no_compilation_cache():
+        assert not jax.config.jax_enable_compilation_cache
+    assert jax.config.jax_enable_compilation_cache == before
+
+
 @pytest.mark.slow
-def test_a_quick_run(capsys, tmp_path):
+def test_a_quick_run(capsys, tmp_path, monkeypatch):
+    """Through the whole script, though here what is compiled is read from disk."""
+    monkeypatch.setattr(bench_compile, "no_compilation_cache", contextlib.nullcontext)
     bench_compile.main(["--quick", "--out", str(tmp_path / "kept.json")])
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert [r["network"] for r in found["rows"]] == ["transformer", "mlp"]

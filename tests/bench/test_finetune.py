@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from bench import finetune
 from bench.tools.finetune_curves import Curve, Point, mean_and_error, panels, row, series, shared_tokens, summary
 from bench.tools.plots import draw
+from tests.cli.running import call
 
 
 def curve(method: str, seed: int, *points: tuple[int, float, float]) -> Curve:
@@ -112,7 +115,16 @@ def test_a_model_is_asked_for() -> None:
 
 
 @pytest.mark.slow
-def test_all_methods_are_run_by_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_all_methods_are_run_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In this process, where the script starts one for each."""
+
+    def run(command: list[str], **options: object) -> None:
+        assert command[:3] == [sys.executable, "-m", "eggroll"]
+        assert call(*command[3:]) == 0
+
+    monkeypatch.setattr(finetune, "subprocess", SimpleNamespace(run=run))
     out = tmp_path / "kept.json"
     finetune.main(["--quick", "--out", str(out)])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -65,8 +65,7 @@ def test_parts_are_all_of_the_cases(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", quickest(DTYPES, "float32"))
-@pytest.mark.parametrize("operation", quickest(OPERATIONS, "rank_update"))
+@pytest.mark.parametrize(("operation", "dtype"), list(zip(OPERATIONS, DTYPES, strict=True)))
 def test_a_kernel_in_the_interpreter_is_right(plug, operation, dtype):
     plug("lowrank_dot", functools.partial(lowrank_dot_tpu, interpret=pltpu.InterpretParams()))
     plug("rank_update", functools.partial(rank_update_tpu, interpret=pltpu.InterpretParams()))

@@ -169,7 +169,7 @@ def test_rows_count_per_member():
 
 @pytest.mark.slow
 def test_quick_run(capsys, tmp_path):
-    layer.main(["--quick", "--out", str(tmp_path / "layer.json")])
+    layer.main(["--quick", "--dtype", "bfloat16", "--out", str(tmp_path / "layer.json")])
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert result == json.loads((tmp_path / "layer.json").read_text())
     settings, rows = result["settings"], result["rows"]

@@ -12,7 +12,7 @@ from bench.tools.networks import NETWORKS
 from bench.tools.timing import LEAST_ROUNDS, Timing, interleave
 from tests.quick import quickest
 
-TINY = ["--quick", "--networks", "digits", "--populations", "8", "--rows", "4"]
+TINY = ["--quick", "--populations", "8", "--rows", "4", "--networks", "digits"]
 
 
 def run(capsys, arguments):
@@ -23,16 +23,15 @@ def run(capsys, arguments):
 @pytest.mark.slow
 def test_a_tiny_run_says_what_step_and_forward_cost(capsys, tmp_path):
     out = tmp_path / "kept.json"
-    found = run(capsys, [*TINY, "--out", str(out)])
-    (row,) = found["rows"]
-    assert (row["network"], row["population"], row["parts"]) == ("digits", 8, 1)
-    assert 1 <= row["chunk"] <= 8
-    for name in ("step_over_inference", "step_over_scored_inference", "forward_over_inference", "members_per_second"):
-        assert 0 < row[name] < math.inf
-    assert row["low"] <= row["step_over_inference"] <= row["high"]
-    assert found["summary"] == {
-        f"digits_8_{ratio}": row[ratio] for ratio in ("step_over_inference", "limit_over_inference")
-    }
+    found = run(capsys, [*TINY, "transformer", "--out", str(out)])
+    names = "step_over_inference", "step_over_scored_inference", "forward_over_inference", "members_per_second"
+    for row, network in zip(found["rows"], ("digits", "transformer"), strict=True):
+        assert (row["network"], row["population"], row["parts"]) == (network, 8, 1)
+        assert 1 <= row["chunk"] <= 8 and all(0 < row[name] < math.inf for name in names)
+        assert row["low"] <= row["step_over_inference"] <= row["high"]
+        for ratio in ("step_over_inference", "limit_over_inference"):
+            assert found["summary"][f"{network}_8_{ratio}"] == row[ratio]
+    assert len(found["summary"]) == 4
     assert json.loads(out.read_text())["rows"] == found["rows"]
 
 
@@ -119,19 +118,11 @@ def test_choosing_costs_the_difference_of_first_calls_in_steps(monkeypatch):
 
 
 @pytest.mark.slow
-def test_auto_is_compared_with_the_best_fixed_chunk(monkeypatch):
-    monkeypatch.setattr(chunks, "choosing_cost", lambda *_: {"choosing_costs_steps": 1.5, "spread": 0.5})
-    options = model.Options(quick=True, networks=("digits",), populations=(8,), rows=4, chunks=(2, 64))
-    report = chunks.chunk_report(options)
-    (row,) = report.rows
-    assert row["best_fixed"] == 2
-    assert row["chunk_64"] is None
-    assert row["auto_over_best_fixed"] > 0
-    assert report.summary["digits_8_choosing_costs_steps"] == 1.5
-
-
-@pytest.mark.slow
-def test_first_calls_in_fresh_processes(capsys, tmp_path):
-    found = run(capsys, [*TINY, "--chunks", "4", "--out", str(tmp_path / "kept.json")])
+def test_auto_is_compared_with_the_best_fixed_chunk_and_choosing_costs_first_calls_in_fresh_processes(capsys, tmp_path):
+    found = run(capsys, [*TINY, "--chunks", "2", "64", "--out", str(tmp_path / "kept.json")])
+    (row,), summary = found["rows"], found["summary"]
     assert found["question"] == "chunks"
-    assert math.isfinite(found["rows"][0]["choosing_costs_steps"])
+    assert row["best_fixed"] == 2 and row["chunk_2"] > 0 and row["chunk_64"] is None
+    assert summary["digits_8_auto_over_best_fixed"] == row["auto_over_best_fixed"] > 0
+    assert math.isfinite(row["choosing_costs_steps"])
+    assert summary["digits_8_choosing_costs_steps"] == row["choosing_costs_steps"]

@@ -242,7 +242,7 @@ def test_a_row_takes_its_own_time_or_a_difference_of_others():
 
 @pytest.mark.slow
 def test_quick_run(capsys, tmp_path):
-    roofline.main(["--quick", "--out", str(tmp_path / "roofline.json")])
+    roofline.main(["--quick", "--dtype", "bfloat16", "--out", str(tmp_path / "roofline.json")])
     result = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert result == json.loads((tmp_path / "roofline.json").read_text())
     rows = result["rows"]

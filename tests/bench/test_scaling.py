@@ -44,20 +44,14 @@ def test_a_run_has_a_row_for_every_number_of_devices(capsys, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_bytes_on_two_devices_are_what_theory_asks():
-    for update in scaling.UPDATES:
-        point = scaling.fresh_point(scaling.Options(rows=4), update, 2, 16)
-        assert point["fitness_bytes"] == point["fitness_theory"] == 64
-        assert 0 <= point["update_bytes"] - point["update_theory"] <= 8 * 6  # norms of six parameters
-
-
-@pytest.mark.slow
-def test_a_quick_run(capsys, tmp_path):
-    scaling.main(["--quick", "--out", str(tmp_path / "kept.json")])
+def test_bytes_on_two_devices_are_what_theory_asks(capsys, tmp_path):
+    """A quick run on two devices alone, where weak and strong scaling meet."""
+    scaling.main(["--quick", "--devices", "2", "--out", str(tmp_path / "kept.json")])
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
-    assert [(r["scaling"], r["devices"]) for r in found["rows"]] == [
-        ("strong", 1),
-        ("strong", 2),
-        ("weak", 1),
-        ("weak", 2),
+    assert [(r["scaling"], r["devices"], r["population"]) for r in found["rows"]] == [
+        ("strong", 2, 64),
+        ("weak", 2, 64),
     ] * 2
+    for r in found["rows"]:
+        assert r["fitness_bytes"] == r["fitness_theory"] == 4 * 64
+        assert 0 <= r["update_bytes"] - r["update_theory"] <= 8 * 6  # norms of six parameters

@@ -20,7 +20,6 @@ from eggroll.training import RunError, read_metrics
 from tests.cli.running import PNG, call, spawn
 from tests.llm import tiny
 from tests.llm.climbing import SIZES
-from tests.quick import quickest
 
 REWARD = """
 def letters(text, problem):
@@ -94,9 +93,8 @@ def test_held_out_answers_before_and_after(there: Path) -> None:
     assert found["after"]["error"] == pytest.approx(np.std(rewards, ddof=1) / 3**0.5, abs=1e-6)
 
 
-@pytest.mark.parametrize("model", quickest(["run", "run/model"], "run/model"))
-def test_evaluate_finds_the_same(model: str, there: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("evaluate", "--model", model, *ASKED, "--json", "--out", "e.json") == 0
+def test_evaluate_finds_the_same(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("evaluate", "--model", "run/model", *ASKED, "--json", "--out", "e.json") == 0
     found, after = json.loads(capsys.readouterr().out), evaluation(there / "run")["after"]
     assert {name: found[name] for name in ("prompts", "reward", "error", "answer_tokens")} == {
         name: after[name] for name in ("prompts", "reward", "error", "answer_tokens")
@@ -106,13 +104,11 @@ def test_evaluate_finds_the_same(model: str, there: Path, capsys: pytest.Capture
 
 
 def test_evaluate_asks_as_the_run_did(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """The reward's own number of tokens is another; what is given counts."""
+    """The reward's own number of tokens is another."""
     ask = [x for x in ASKED if x not in ("--max-tokens", "4")]
     assert call("evaluate", "--model", "run", *ask, "--json") == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["max_tokens"], found["reward"]) == (4, evaluation(there / "run")["after"]["reward"])
-    assert call("evaluate", "--model", "run", *ask, "--max-tokens", "2", "--json") == 0
-    assert json.loads(capsys.readouterr().out)["answer_tokens"] <= 2
 
 
 def test_evaluate_says_it_to_people(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -145,24 +141,21 @@ def test_replay_writes_arrays_too_and_refuses_another_model(there: Path, capsys:
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each part in a process of its own; what comes after in this one."""
+    """It begins in a process of its own, and goes on twice in this one."""
     write_inputs(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    place: dict[str, Any] = {"cwd": tmp_path, "timeout": 900}
     command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--method", method, "--temperature", "0.7")
     command += ("--generations", "3")
-    whole = spawn(*command, "--out", "whole", **place)
-    said = [x for x in whole.stderr.splitlines() if "of the held-out answers are empty" not in x]  # as they are
-    assert (whole.returncode, said) == (0, []), whole.stderr
-    ends = []
-    for generation in (1, 2):
-        ends.append(spawn(*command, "--out", "parts", "--resume", "--time-limit", "1e-6", **place))
+    begins = spawn(*command, "--out", "parts", "--time-limit", "1e-6", cwd=tmp_path, timeout=900)
+    said = [x for x in begins.stderr.splitlines() if "of the held-out answers are empty" not in x]  # as they are
+    assert (begins.returncode, len(said)) == (0, 1) and "out of time" in said[0], begins.stderr
+    for generation, more in ((1, ("--time-limit", "1e-6")), (2, ())):
         samples = (tmp_path / "parts/samples.jsonl").read_text(encoding="utf-8").splitlines()
         assert json.loads(samples[-1])["generation"] == generation == evaluation(tmp_path / "parts")["generation"]
-    ends.append(spawn(*command, "--out", "parts", "--resume", **place))
-    assert [end.returncode for end in ends] == [0] * 3, ends
-    assert ["out of time" in end.stderr for end in ends] == [True, True, False]
+        assert call(*command, "--out", "parts", "--resume", *more) == 0
+        assert ("out of time" in capsys.readouterr().err) == bool(more)
+    assert call(*command, "--out", "whole") == 0
     for name in ("model/model.safetensors", "samples.jsonl"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
     plain = [
@@ -171,9 +164,6 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(
     assert plain[0] == plain[1]
     assert call("replay", "base", "parts", "--out", "rebuilt") == 0
     assert (tmp_path / "rebuilt/model.safetensors").read_bytes() == (tmp_path / "whole" / WEIGHTS).read_bytes()
-    capsys.readouterr()
-    assert call("evaluate", "--model", "parts", *ASKED, "--json") == 0
-    assert json.loads(capsys.readouterr().out)["reward"] == evaluation(tmp_path / "whole")["after"]["reward"]
 
 
 def test_a_token_budget_is_kept_to(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,13 +173,6 @@ def test_a_token_budget_is_kept_to(there: Path, capsys: pytest.CaptureFixture[st
     assert f"{found['tokens']} generated tokens of 64" in said and "ended by --token-budget" in said
     assert found["ended"] == "finished" and 64 - 32 < found["tokens"] <= 64
     assert found["generation"] == len(read_metrics(there / "budget")) < 4
-
-
-@pytest.mark.slow
-def test_a_run_that_its_budget_ended_stays_ended(there: Path) -> None:
-    assert call("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "spent", "--token-budget", "64") == 0
-    records = untimed(there / "spent")
-    assert call("finetune", "--resume", "--out", "spent") == 0 and untimed(there / "spent") == records
 
 
 @pytest.mark.parametrize("out", ["run", ".", "run/checkpoints", "nobase"])
@@ -218,7 +201,8 @@ def test_evaluate_does_not_take_trained_prompts_for_held_out_ones(there: Path) -
         absolute = replace(asked, prompts_file=there / "prompts.jsonl")
         for same in (absolute, replace(absolute, model="run/model")):  # by other names
             assert asked_as_in_its_run(same).test_prompts_file == Path("others.txt")
-        assert asked_as_in_its_run(replace(asked, system="")).system == ""
+        given = asked_as_in_its_run(replace(asked, system="", max_tokens=2))
+        assert (given.system, given.max_tokens) == ("", 2)  # what is given counts
         other = replace(asked, prompts_file=Path("p.txt"))
         assert asked_as_in_its_run(other) == other
         config.write_text(json.dumps({"options": {**options["options"], "persona": "a pirate"}}), encoding="utf-8")
@@ -244,7 +228,9 @@ def test_a_run_keeps_to_the_memory_it_began_with_and_to_its_prompts(
     finally:
         prompts.write_text(whole, encoding="utf-8")
     (there / "kept/evaluation.json").write_text('{"bef', encoding="utf-8")  # damaged: found out again
-    assert call(*command, "--resume") == 0
+    capsys.readouterr()
+    assert call("finetune", "--resume", "--out", "kept", "--generations", "4") == 0  # it had ended
+    assert "(resumed after 2)" in capsys.readouterr().out
     before = [evaluation(there / run)["before"]["reward"] for run in ("kept", "run")]
     assert before[0] == before[1]
     assert (there / "kept" / WEIGHTS).read_bytes() == (there / "run" / WEIGHTS).read_bytes()
@@ -264,22 +250,18 @@ def test_what_a_reward_prints_is_no_part_of_the_output(there: Path, capfd: pytes
 
 
 @pytest.mark.slow
-def test_a_run_that_has_ended_goes_on_to_more_generations(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ("finetune", "--model", "base", *ASKED, *OPTIONS, "--out", "longer", "--eval-every", "2")
-    assert call(*command, "--generations", "2") == 0
-    assert call("finetune", "--resume", "--out", "longer", "--generations", "4") == 0
-    assert "(resumed after 2)" in capsys.readouterr().out
-    assert (there / "longer" / WEIGHTS).read_bytes() == (there / "run" / WEIGHTS).read_bytes()
-
-
-@pytest.mark.slow
-def test_answers_in_training_that_cannot_be_scored_are_told(there: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_answers_that_cannot_be_scored_are_told_and_a_run_that_its_budget_ended_stays_ended(
+    there: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     reward = "def hard(text, problem):\n    return 1 / (len(problem.prompt) < 15)\n"
     (there / "hard_reward.py").write_text(reward, encoding="utf-8")
     ask = ["hard_reward:hard" if x.startswith("my_rewards") else x for x in ASKED]
-    assert call("finetune", "--model", "base", *ask, *OPTIONS, "--out", "hard") == 0
-    failed = sum(record["scorer_errors"] for record in read_metrics(there / "hard"))
+    assert call("finetune", "--model", "base", *ask, *OPTIONS, "--token-budget", "64", "--out", "hard") == 0
+    records = untimed(there / "hard")
+    failed = sum(record["scorer_errors"] for record in records)
     assert failed and f"{failed} answers in training could not be scored" in capsys.readouterr().out
+    assert len(records) < 4
+    assert call("finetune", "--resume", "--out", "hard") == 0 and untimed(there / "hard") == records
 
 
 @pytest.mark.slow

@@ -142,6 +142,7 @@ def test_a_run_goes_on_with_what_it_was_begun_with(
 
     monkeypatch.setattr("eggroll.llm.finetuning.job.finetune", take)
     options = {"model": "m", "reward": "math:sin", "prompts_file": Path("p.txt"), "max_tokens": 7, "patience": 2}
+    options |= {"answer_prefix": "So "}
     begun = settings_for("full-rank", **options, template_options=("a=1",), sigma=0.5, time_limit=60.0, out=tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"options": begun.to_json()}), encoding="utf-8")
     (tmp_path / "metrics.jsonl").write_text("{}\n", encoding="utf-8")

@@ -35,9 +35,9 @@ def test_a_run_keeps_to_its_date_and_to_its_prompts(
     template.write_text("{{ strftime_now('%d %b %Y') }}" + before, encoding="utf-8")
     with monkeypatch.context() as at:
         at.setattr("eggroll.llm.finetuning.run_facts.datetime", Then)
-        assert call(*command, "--generations", "2") == 0
+        assert call(*command, "--generations", "1") == 0
     assert json.loads((tmp_path / "dated/config.json").read_text())["options"]["date"] == "2024-07-26T00:00:00"
-    assert call(*command, "--resume") == 0
+    assert call(*command, "--resume", "--generations", "2") == 0
     template.write_text("{{ strftime_now('%Y %b %d') }}" + before, encoding="utf-8")
-    assert call(*command, "--resume", "--generations", "5") == 2
+    assert call(*command, "--resume", "--generations", "3") == 2
     assert "prompt_tokens: " in capsys.readouterr().err

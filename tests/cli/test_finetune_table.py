@@ -56,10 +56,8 @@ def test_a_table_of_conversations(
         model="table", reward=("of_table:begins", "of_table:seven=3"), prompts_file=Path("table.csv")
     )
     assert asked_as_in_its_run(begun).answer_prefix == "So "
-    again = ("finetune", "--resume", "--out", "table", "--generations", "2")
-    assert call(*again, "--answer-prefix", "But ") != 0
+    assert call("finetune", "--resume", "--out", "table", "--generations", "2", "--answer-prefix", "But ") != 0
     assert 'answer_prefix: "So " → "But "' in capsys.readouterr().err
-    assert call(*again) == 0
 
 
 CONCISE = ("--task", "conciseness", "--max-tokens", "4", "--workers", "1")

@@ -10,13 +10,13 @@ import ast
 import importlib.util
 import os
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from tests.forked import Forking, forking
 from tests.llm.tiny import folder
 from tests.quick import quickest
 
@@ -26,6 +26,7 @@ BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 FILE = re.compile(r"# (\w+\.py)\n")
 PAGES = sorted([ROOT / "README.md", *DOCS.glob("*.md")])
 MODEL = "models/smollm2"  # what pages call a model folder is one that is tiny
+TOKENIZERS = "transformers.models.auto.tokenization_auto"  # which brings what loading that folder does
 # What the extra `test` cannot bring everywhere; a page or an example that needs another library which is missing fails.
 OPTIONAL = {"gymnax"}
 # The line that each example prints, with its numbers, and what has to hold of them.
@@ -87,38 +88,52 @@ def skip_without(code: str) -> None:
             pytest.skip(f"needs {name}, which is not installed here")
 
 
-def output(script: Path, where: Path) -> str:
-    """What a script prints, in eight simulated devices; warnings of ours are errors."""
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Forking]:
+    """Processes with eight simulated devices, in which warnings of ours are errors; optimised, for some train long."""
     devices = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8"
-    paths = os.pathsep.join([str(where), str(ROOT)])
-    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices, "PYTHONPATH": paths, "WANDB_MODE": "offline"}
-    command = [sys.executable, "-W", "error::UserWarning", str(script)]
-    done = subprocess.run(command, cwd=where, env=os.environ | settings, capture_output=True, text=True, timeout=300)
+    settings = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": devices, "PYTHONPATH": str(ROOT), "WANDB_MODE": "offline"}
+    settings["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "false"
+    with forking("-W", "error::UserWarning", **settings) as found:
+        yield found
+
+
+def output(processes: Forking, script: Path, where: Path, *imported: str) -> str:
+    """What a script prints."""
+    done = processes.run(script, where, *imported)
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
 
 
 @pytest.mark.parametrize("name", quickest(BLOCKS, "activations-1"))
-def test_a_block_runs_as_printed(name: str, tmp_path: Path) -> None:
+def test_a_block_runs_as_printed(name: str, processes: Forking, tmp_path: Path) -> None:
     block = BLOCKS[name]
     skip_without(block.code)
+    imported = ()
     if MODEL in block.code:
         folder(tmp_path / MODEL)
+        imported = (TOKENIZERS,)
     for file, code in block.files.items():
         (tmp_path / file).write_text(code, encoding="utf-8")
     script = tmp_path / "pasted.py"
     script.write_text(block.code, encoding="utf-8")
-    output(script, tmp_path)
+    output(processes, script, tmp_path, *imported)
 
 
-@pytest.mark.parametrize("name", quickest(EXAMPLES, "resume", "tensorboard_logging"))
-def test_an_example_prints_what_it_should(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", quickest(EXAMPLES, "resume"))
+def test_an_example_prints_what_it_should(name: str, processes: Forking, tmp_path: Path) -> None:
     script = DOCS / "examples" / f"{name}.py"
     skip_without(script.read_text(encoding="utf-8"))
-    (line,) = output(script, tmp_path).splitlines()
+    (line,) = output(processes, script, tmp_path).splitlines()
     pattern, holds = PRINTED[name]
     found = re.fullmatch(pattern, line)
     assert found and holds(*map(float, found.groups())), line
+
+
+def test_a_script_begins_without_eggroll_and_a_warning_ends_it(processes: Forking, tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("import sys, warnings\nassert 'eggroll' not in sys.modules\nwarnings.warn('mine')")
+    done = processes.run(tmp_path / "a.py", tmp_path)
+    assert done.returncode == 1 and done.stderr.splitlines()[-1] == "UserWarning: mine", done.stderr
 
 
 def test_blocks_and_examples_are_found() -> None:

@@ -20,7 +20,6 @@ import eggroll, eggroll.llm, eggroll.training
 key = jax.random.key(0)
 model = nnx.Linear(3, 2, rngs=nnx.Rngs(0))
 eggroll.nnx.value_and_grad(lambda m, x: m(x).sum(), population=4, sigma=0.1)(model, jnp.ones((1, 3)), key=key)
-eggroll.value_and_grad(lambda p: p.sum(), population=4, sigma=0.1)(jnp.ones(2), key=key)
 es = eggroll.ES(population=4, sigma=0.1, optimizer=optax.sgd(0.1))
 result = eggroll.training.fit(es, es.init(jnp.ones(2), key), lambda p: -(p**2).sum(), generations=2)
 assert result.generation == 2
@@ -53,19 +52,14 @@ def python(code: str, folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", BLOCK + code], cwd=folder, capture_output=True, text=True)
 
 
-def test_the_core_does_without_extras(tmp_path: Path) -> None:
-    done = python(CORE, tmp_path)
-    assert done.returncode == 0, done.stderr
-
-
-def test_what_is_missing_is_named(tmp_path: Path) -> None:
+def test_the_core_does_without_extras_and_what_is_missing_is_named(tmp_path: Path) -> None:
     lines = [f"try_({code!r})" for code in ASKED]
     catch = (
         "def try_(code):\n"
         "    try:\n        exec(code, {})\n"
         "    except (ImportError, SystemExit) as why:\n        print(f'{type(why).__name__}: {why}', flush=True)\n"
     )
-    done = python(catch.replace("exec(", "sys.stderr = sys.stdout; exec(") + "\n".join(lines), tmp_path)
+    done = python(CORE + catch.replace("exec(", "sys.stderr = sys.stdout; exec(") + "\n".join(lines), tmp_path)
     said = done.stdout.splitlines()
     assert done.returncode == 0 and "SystemExit: 2" in said, done.stdout + done.stderr
     said.remove("SystemExit: 2")
