@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -44,17 +43,12 @@ def check_members(
     """
     members = ask(params, **options)
     outs = members.apply(fun, *args)
-    static = [i for i, a in enumerate(args, 1) if not _traced(a)]
-    alone = jax.jit(fun, static_argnums=static)  # traced once
-
-    @partial(jax.jit, static_argnums=[i + 1 for i in static])  # one program, where each would be two
-    def one(i: Any, params: Any, *args: Any) -> Any:
-        dense = members.materialize(i)
-        return dense, alone(dense, *args), alone(params, *args)
-
+    alone = jax.jit(fun, static_argnums=tuple(i for i, a in enumerate(args, 1) if not _traced(a)))
+    still = alone(params, *args)
     for i in range(len(members)):
-        dense, want, still = one(i, params, *args)
+        dense = members.materialize(i)
         _check_perturbed(members, params, dense)
+        want = alone(dense, *args)
         assert_close(jax.tree.map(lambda x, i=i: _row(x, i), outs), want, tolerance)
         assert distance(still, want) > margin * tolerance, "the perturbation does not show in the output"
     return members
