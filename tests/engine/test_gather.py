@@ -13,35 +13,40 @@ from jax import lax
 from eggroll.engine.factored import factored
 from eggroll.engine.interpreter import DenseFallbackError
 from tests.engine.truth import check, check_never_dense, dense, integers, low_rank, member_axes, weights
+from tests.quick import quickest
 
 IDS = jnp.array([[0, 3, 1], [3, 2, 2]])
 OUTSIDE = jnp.array([[0, -1, 4], [-9, 2, 99]])
 EMBEDDINGS = [((0,), (1,)), ((1,), (0,)), ((0, 1), (0,)), ((0,), ()), ((0,), (0, 1))]
 
 
+LOOK_UPS = {
+    "index": lambda w, ids: w[ids],
+    "take": lambda w, ids: jnp.take(w, ids, axis=0),
+    "clip": lambda w, ids: jnp.take(w, ids, axis=0, mode="clip"),
+    "wrap": lambda w, ids: jnp.take(w, ids, axis=0, mode="wrap"),
+    "fill": lambda w, ids: jnp.take(w, ids, axis=0, mode="fill", fill_value=7.0),
+    "at-fill": lambda w, ids: w.at[ids].get(mode="fill", fill_value=-2.0),
+    "at-clip": lambda w, ids: w.at[ids].get(mode="clip"),
+    "at-drop": lambda w, ids: w.at[ids].get(mode="drop"),
+    "axis-1": lambda w, ids: jnp.take(w.T, ids, axis=1),
+    "vmap": lambda w, ids: jax.vmap(lambda i: w[i])(ids),
+    "row by row": lambda w, ids: jax.vmap(jax.vmap(lambda i: w[i]))(ids),
+}
+
+
 @pytest.mark.parametrize(("left", "right"), EMBEDDINGS)
-@pytest.mark.parametrize("ids", [IDS, OUTSIDE], ids=["inside", "outside"])
 @pytest.mark.parametrize(
-    "look_up",
-    [
-        lambda w, ids: w[ids],
-        pytest.param(lambda w, ids: jnp.take(w, ids, axis=0), marks=pytest.mark.slow),
-        lambda w, ids: jnp.take(w, ids, axis=0, mode="clip"),
-        lambda w, ids: jnp.take(w, ids, axis=0, mode="wrap"),
-        lambda w, ids: jnp.take(w, ids, axis=0, mode="fill", fill_value=7.0),
-        lambda w, ids: w.at[ids].get(mode="fill", fill_value=-2.0),
-        pytest.param(lambda w, ids: w.at[ids].get(mode="clip"), marks=pytest.mark.slow),
-        lambda w, ids: w.at[ids].get(mode="drop"),
-        lambda w, ids: jnp.take(w.T, ids, axis=1),
-        pytest.param(lambda w, ids: jax.vmap(lambda i: w[i])(ids), marks=pytest.mark.slow),
-        lambda w, ids: jax.vmap(jax.vmap(lambda i: w[i]))(ids),
-    ],
-    ids=["index", "take", "clip", "wrap", "fill", "at-fill", "at-clip", "at-drop", "axis-1", "vmap", "row by row"],
+    "name", quickest(LOOK_UPS, *(name for name in LOOK_UPS if name not in ("take", "at-clip", "vmap")))
 )
-def test_embedding(left, right, ids, look_up):
+def test_embedding(left, right, name):
     """Rows are activations, unless both factors were looked up: then they stay factored."""
-    w = low_rank(1, (4, 5), left, right, 2)
-    check(look_up, w, ids, fallback="allow" if set(left) & set(right) else "error")
+    w, look_up = low_rank(1, (4, 5), left, right, 2), LOOK_UPS[name]
+
+    def both(w, inside, outside):
+        return look_up(w, inside), look_up(w, outside)
+
+    check(both, w, IDS, OUTSIDE, fallback="allow" if set(left) & set(right) else "error")
 
 
 def test_promised_in_bounds():

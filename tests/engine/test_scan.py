@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -50,10 +52,12 @@ def layers(w, x, **options):
     return lax.scan(lambda h, layer: (shrink(h @ layer), h.sum()), x, w, **options)
 
 
-@pytest.mark.parametrize(("left", "right"), STACKS.values(), ids=STACKS)
-@pytest.mark.parametrize("options", [{}, {"reverse": True}, {"unroll": 2}], ids=["plain", "reverse", "unroll"])
-def test_stacked_layers(left, right, options):
+@pytest.mark.parametrize(
+    ("name", "options"), list(zip(STACKS, itertools.cycle([{}, {"reverse": True}, {"unroll": 2}]))), ids=str
+)
+def test_stacked_layers(name, options):
     """The scanned axis belongs to both factors, to one, or to none."""
+    left, right = STACKS[name]
     w = low_rank(1, (3, 6, 6), left, right, 2)
     check(lambda w, x: layers(w, x, **options), w, X)
     if right != (1, 2):

@@ -46,7 +46,7 @@ FILTERS = {
 }
 
 
-@pytest.mark.first(2)
+@pytest.mark.first(1)
 @pytest.mark.parametrize("wrt", FILTERS.values(), ids=list(FILTERS))
 def test_gradients_are_a_state_like_that_of_nnx(model, wrt):
     value, grads = eggroll.nnx.value_and_grad(loss_fn, wrt=wrt, **SETTINGS)(model, X, Y, key=KEY)

@@ -69,7 +69,8 @@ def test_linen_batch_statistics_come_back_as_auxiliary_output():
     args = variables["params"], variables["batch_stats"], X
     members = ask(args[0])
     members.apply(loss_fn, *args[1:], True)
-    each = [loss_fn(members.materialize(i), *args[1:], True) for i in range(6)]
+    alone = jax.jit(loss_fn, static_argnums=3)
+    each = [alone(members.materialize(i), *args[1:], True) for i in range(6)]
     estimate = eggroll.value_and_grad(loss_fn, has_aux=True, **SETTINGS)
     (value, stats), grads = estimate(*args, training=True, key=KEY)
     np.testing.assert_allclose(value, np.mean([loss for loss, _ in each]), rtol=ROUNDING)
@@ -221,8 +222,13 @@ PLACES = {
 
 
 @pytest.mark.filterwarnings("ignore::eggroll.FixedKeyWarning")  # no noise to speak of
-@pytest.mark.parametrize("jit", [False, True])
-@pytest.mark.parametrize("place", quickest(PLACES, "by position", "twice"))
+@pytest.mark.parametrize(
+    ("place", "jit"),
+    quickest(
+        [("by position", False), ("by name", True), ("in a dict", False), ("twice", True)],
+        ("by position", False), ("twice", True),
+    ),
+)  # fmt: skip
 def test_objects_among_the_arguments_keep_their_state_wherever_they_are(place, jit):
     """As `nnx.value_and_grad` does for what is passed by position; the noise is too small to be seen."""
 

@@ -16,9 +16,8 @@ from eggroll.ops.cases import population_dot
 
 # Mosaic works out layouts in Python: a minute for rank 16 or normal noise.
 CASES = [
-    *[(shape, "rademacher", dtype) for shape in (SMALL[1], SMALL[3], PAPER) for dtype in ("float32", "bfloat16")],
-    (SMALL[4], "rademacher", "bfloat16"),
-    *[(PAPER, "normal", dtype) for dtype in ("float32", "bfloat16")],
+    *[(SMALL[1], "rademacher", "float32"), *((SMALL[i], "rademacher", "bfloat16") for i in (3, 4))],
+    *[(PAPER, distribution, dtype) for distribution in ("rademacher", "normal") for dtype in ("float32", "bfloat16")],
 ]
 SHARED_MEMORY = 227 << 10  # of a block
 pytestmark = [

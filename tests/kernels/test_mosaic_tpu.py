@@ -25,7 +25,7 @@ from tests.quick import quickest
 INTERPRETER = pltpu.InterpretParams(detect_races=True)
 SHAPES = st.builds(
     Shape, st.integers(1, 5), st.integers(1, 2), st.sampled_from([1, 2, 7, 130]), st.integers(1, 300),
-    st.integers(1, 300), st.integers(1, 16),
+    st.integers(1, 300), st.integers(1, 4),
 )  # fmt: skip
 DISTRIBUTIONS = st.sampled_from(["rademacher", "normal"])
 
@@ -39,13 +39,13 @@ def check_dot(shape, distribution, dtype, **options) -> None:
     assert np.all(np.abs(np.asarray(y, np.float64) - truth) <= dot_tolerance(shape, dtype) * magnitude)
 
 
-@pytest.mark.parametrize("shape", quickest(SMALL, SMALL[1]), ids=lambda shape: shape.name)
+@pytest.mark.parametrize("shape", quickest([SMALL[i] for i in (0, 1, 4, 6)], SMALL[1]), ids=lambda shape: shape.name)
 def test_lowrank_dot(shape):
     check_dot(shape, "rademacher", jnp.float32)
 
 
 @pytest.mark.slow
-@settings(max_examples=4)
+@settings(max_examples=3)
 @given(shape=SHAPES, distribution=DISTRIBUTIONS, dtype=st.sampled_from([jnp.float32, jnp.bfloat16]))
 def test_lowrank_dot_of_any_shape(shape, distribution, dtype):
     check_dot(shape, distribution, dtype)
@@ -83,8 +83,9 @@ def test_what_the_kernel_cannot_do(change, reason):
         lowrank_dot_tpu(**(operands | change))
 
 
-@pytest.mark.parametrize("shape", quickest([*SMALL[1:3], PAPER], SMALL[1]), ids=lambda shape: shape.name)
+@pytest.mark.first(2)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("shape", [SMALL[1], PAPER], ids=lambda shape: shape.name)
 def test_lowering_for_a_tpu(shape, dtype):
     """The kernels are in the program, and nothing as large as the factors is."""
     specs = [jax.ShapeDtypeStruct(s, t) for s, t in (

@@ -71,8 +71,7 @@ def start_of(fun):
 
 FUNCTIONS = {
     "plain": network,
-    "jit": jax.jit(network),
-    "remat": jax.checkpoint(network),
+    "jit of remat": jax.jit(jax.checkpoint(network)),
     "scan": in_a_scan,
     "layers": layers,
     "heads": heads,
@@ -82,23 +81,26 @@ FUNCTIONS = {
 }
 
 
+def strategy(**options):
+    return eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1), shaping="none", **options)
+
+
 def step(fun, in_axes, **options):
-    """(state after one step, its metrics, outputs of all members, member 3)."""
-    es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1), shaping="none", **options)
+    """((parameters, metrics) after one step, (operation, implementation, parameter) of all seeded products in it)."""
+    es, rows = strategy(**options), ROWS if in_axes == 0 else ROWS[0]
     start = es.init(start_of(fun), KEY)
-    fitness = scored(fun)
-    state, metrics = es.step(start, fitness, ROWS if in_axes == 0 else ROWS[0], in_axes=in_axes)
-    members = es.ask(start)
-    outputs = members.apply(fun, ROWS if in_axes == 0 else ROWS[0], in_axes=in_axes)
-    return state.params, metrics, outputs, members.materialize(3)
+
+    def stepped(state):
+        state, metrics = es.step(state, scored(fun), rows, in_axes=in_axes)
+        return state.params, metrics
+
+    traced = jax.jit(stepped).trace(start)
+    found = {Choice.in_scope(names) for names in jax_compat.name_stacks(traced.jaxpr)}
+    return traced.lower().compile()(start), {choice for choice in found if choice and choice.name}
 
 
-def choices(fun, in_axes):
-    """(operation, implementation, parameter) of all seeded products in the program of a step."""
-    es = eggroll.ES(population=6, sigma=0.1, optimizer=optax.sgd(0.1), shaping="none")
-    rows = ROWS if in_axes == 0 else ROWS[0]
-    jaxpr = jax.make_jaxpr(lambda s: es.step(s, scored(fun), rows, in_axes=in_axes)[0].params)(
-        es.init(start_of(fun), KEY)
-    )
-    found = {Choice.in_scope(names) for names in jax_compat.name_stacks(jaxpr)}
-    return {choice for choice in found if choice and choice.name}
+def asked(fun):
+    """(outputs of all members, member 3), each by a program of its own."""
+    es = strategy()
+    members = es.ask(es.init(start_of(fun), KEY))
+    return members.apply(fun, ROWS, in_axes=0), members.materialize(3)

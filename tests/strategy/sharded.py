@@ -20,14 +20,12 @@ from jax.sharding import PartitionSpec as P
 
 import eggroll
 from bench.tools.collectives import collectives, crossing
-from eggroll.strategy.generation import Generation
 from eggroll.strategy.population import AXIS
 
 KEY = jax.random.key(7, impl="threefry2x32")
 POPULATION, SIGMA, STEPS = 32, 0.05, 3
 COMPILED: list[str] = []  # names of compilations since it was cleared
 MESHES = {
-    "1": (1, 1),
     "2": (2, 1),
     "4": (4, 1),
     "8": (8, 1),
@@ -69,13 +67,14 @@ def mlp(dtype: Any = np.float32, **options: Any) -> Problem:
     return Problem(params, mlp_fitness, args, rules, options)
 
 
-def with_aux() -> Problem:
-    """Further output: numbers and an index, averaged over members."""
+def mixed() -> Problem:
+    """Normal noise without pairs, dense or of rank 2; further output, numbers and an index, averaged over members."""
 
     def fitness(p: Any, x: Any, y: Any) -> Any:
         return mlp_fitness(p, x, y), {"mean": p["second"]["bias"], "largest": jnp.argmax(p["first"]["bias"])}
 
-    return mlp()._replace(fitness=fitness, has_aux=True)
+    made = mlp(rules=[("first/.*", "dense")], distribution="normal", antithetic=False, rank=2)
+    return made._replace(fitness=fitness, has_aux=True)
 
 
 def transformer_fitness(p: Any, tokens: Any, following: Any) -> Any:
@@ -127,10 +126,8 @@ def transformer() -> Problem:
 PROBLEMS: dict[str, Callable[[], Problem]] = {
     "mlp": mlp,
     "transformer": transformer,
+    "mixed": mixed,
     "bfloat16": lambda: mlp(jnp.bfloat16),
-    "dense": lambda: mlp(rules=[("first/.*", "dense")], distribution="normal"),
-    "aux": with_aux,
-    "single": lambda: mlp(antithetic=False, rank=2),
     "frozen": lambda: mlp(jnp.bfloat16, rules=[("second/.*", "frozen")], optimizer=optax.adafactor(1e-2)),
 }
 
@@ -146,12 +143,11 @@ def run(problem: Problem, mesh: Mesh | None, update: str = "auto") -> tuple[dict
     """Three generations: (arrays by name, facts)."""
     es = strategy(problem, mesh, update)
     state = first = es.init(problem.params, KEY)
+    # Compiled once, for its result and for what crosses the mesh in it.
+    forward = jax.jit(lambda s, *args: es.ask(s).apply(problem.fitness, *args)).lower(state, *problem.args).compile()
+    out: Any = {"apply": forward(state, *problem.args)}
     members = es.ask(state)
-    out: Any = {}
-    applied = members.apply(problem.fitness, *problem.args)
     out["materialize"] = [members.materialize(i) for i in (0, 3)]
-    out["words"] = jax.jit(lambda s: Generation(es.settings, members.plan, es._key(s), es._sigma(s)).words())(state)
-    out["apply"] = applied
     told, _ = es.tell(state, members, numbers(9, POPULATION))
     out["told"] = told.params, told.master
     for step in range(STEPS):
@@ -163,6 +159,7 @@ def run(problem: Problem, mesh: Mesh | None, update: str = "auto") -> tuple[dict
     facts: dict[str, Any] = {"update": es.update, "compiled": len(COMPILED)}
     if mesh is not None:
         facts |= facts_of(es, problem, mesh, first, state, metrics)
+        facts["forward"] = crossings(forward, mesh)
     return flat(out), facts
 
 
@@ -187,22 +184,20 @@ def leaves_of(tree: Any) -> Any:
 
 def facts_of(es: Any, problem: Problem, mesh: Mesh, first: Any, state: Any, metrics: Any) -> dict[str, Any]:
     pairs = list(zip(jax.tree.leaves(first), jax.tree.leaves(state), strict=True))
-    step = lambda s, *args: es.step(s, problem.fitness, *args, has_aux=problem.has_aux)  # noqa: E731
-    apply = lambda s, *args: es.ask(s).apply(problem.fitness, *args)  # noqa: E731
+    step = jax.jit(lambda s, *args: es.step(s, problem.fitness, *args, has_aux=problem.has_aux))
     kept = leaves_of((state.params, state.master, state.opt_state))
     return {
         "moved": [str(b.sharding) for a, b in pairs if not a.sharding.is_equivalent_to(b.sharding, a.ndim)],
         "whole": all(x.sharding.is_fully_replicated for x in jax.tree.leaves(metrics)),
         "specs": {jax.tree_util.keystr(k): str(x.sharding.spec) for k, x in kept},
-        "forward": crossings(apply, mesh, state, *problem.args),
-        "step": crossings(step, mesh, state, *problem.args),
+        "step": crossings(step.lower(state, *problem.args).compile(), mesh),
     }
 
 
-def crossings(fun: Callable[..., Any], mesh: Mesh, *args: Any) -> list[dict[str, Any]]:
-    """The collectives of the compiled function that cross the population."""
-    found = collectives(jax.jit(fun).lower(*args).compile())
-    return [{"kind": c.kind, "bytes": c.bytes, "times": c.times, "name": c.name} for c in crossing(found, mesh, AXIS)]
+def crossings(compiled: Any, mesh: Mesh) -> list[dict[str, Any]]:
+    """The collectives of a compiled function that cross the population."""
+    found = crossing(collectives(compiled), mesh, AXIS)
+    return [{"kind": c.kind, "bytes": c.bytes, "times": c.times, "name": c.name} for c in found]
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:

@@ -15,8 +15,6 @@ from jax import lax
 from jax.experimental import io_callback
 
 import eggroll
-from eggroll.strategy.update import shaping
-from eggroll.strategy.update.shaping import shape_rows
 from tests.strategy.noisy_models import KEY
 from tests.strategy.test_activations import enumerated
 
@@ -137,9 +135,9 @@ def test_callbacks_that_cannot_be_batched_are_refused_by_line(noise):
         gradient(computed)
     with pytest.raises(ValueError, match=r"test_nondifferentiable.py:\d+ \(.*told\); .* ordered=False is required"):
         gradient(lambda p: told(p, True))
-    jax.block_until_ready(gradient(lambda p: told(p, False)))
     shared = jax.ShapeDtypeStruct((), jnp.float32)  # of what nothing of the members reaches there is one call
-    assert jnp.all(gradient(lambda p: p.sum() * jax.pure_callback(on_host, shared, jnp.float32(2))) != 0)
+    found = gradient(lambda p: told(p, False) + p.sum() * jax.pure_callback(on_host, shared, jnp.float32(2)))
+    assert np.all(np.asarray(found) != 0)
     jax.effects_barrier()
     assert len(seen) >= 4
 
@@ -152,15 +150,3 @@ def test_the_recipe_in_the_docs_learns():
     exec(block, told)
     first, last = (told["fitness"](p, told["x"], told["y"]).mean() for p in (told["params"], told["state"].params))
     assert first == -1 and last > -0.5
-
-
-@pytest.mark.optimised
-@pytest.mark.parametrize("name", ["zscore", "centered_rank"])
-def test_losses_some_at_a_time_have_the_weights_of_all_at_once(name, monkeypatch):
-    """Bit for bit, with a loss that is none, and a last part that overlaps the one before."""
-    fitness = jax.random.normal(jax.random.key(0), (12, 5)).at[3, 2].set(np.nan)
-    whole = jax.jit(lambda f: shape_rows(f, shaping=name, antithetic=True))(fitness)
-    monkeypatch.setattr(shaping, "AT_ONCE", 24)
-    parts = jax.jit(lambda f: shape_rows(f, shaping=name, antithetic=True))(fitness)
-    np.testing.assert_array_equal(parts[0], whole[0])
-    np.testing.assert_array_equal(parts[1], whole[1])

@@ -62,20 +62,29 @@ def members_and_losses(p: Any, *args: Any) -> Any:
     return p, loss(p, *args)
 
 
+def settings(chunk: Any, mesh: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(where members are evaluated, that and all other settings)."""
+    where = {"chunk": chunk, "mesh": mesh, "groups": GROUPS, "fallback": "allow"}
+    return where, {"population": POPULATION, "sigma": SIGMA, "rank": RANK, "shaping": "sign", **where}
+
+
+def generation(chunk: Any, mesh: Any = None) -> dict[str, np.ndarray]:
+    """What members see and are worth, and the step after them, by name."""
+    args = (SHARED, PER_GROUP, PER_MEMBER)
+    es = eggroll.ES(optimizer=optax.sgd(2.0**-12), **settings(chunk, mesh)[1])
+    state = es.init(PARAMS, KEY)
+    out: dict[str, Any] = {"apply": es.ask(state).apply(members_and_losses, *args, in_axes=IN_AXES)}
+    new, metrics = es.step(state, fitness_and_aux, *args, in_axes=IN_AXES, has_aux=True)
+    return flat(out | {"step": new.params, "step aux": metrics["aux"], "fitness mean": metrics["fitness_mean"]})
+
+
 def outputs(chunk: Any, mesh: Any = None) -> dict[str, np.ndarray]:
     """Everything that one generation computes, by name."""
-    where = {"chunk": chunk, "mesh": mesh, "groups": GROUPS, "fallback": "allow"}
-    options = {"population": POPULATION, "sigma": SIGMA, "rank": RANK, "shaping": "sign", **where}
+    where, options = settings(chunk, mesh)
     args = (SHARED, PER_GROUP, PER_MEMBER)
     estimate = eggroll.value_and_grad(loss_and_aux, has_aux=True, in_axes=IN_AXES, **options)
     (value, aux), grads = estimate(PARAMS, *args, key=KEY)
-    out = {"value": value, "aux": aux, "grads": grads}
-
-    es = eggroll.ES(optimizer=optax.sgd(2.0**-12), **options)
-    state = es.init(PARAMS, KEY)
-    out["apply"] = es.ask(state).apply(members_and_losses, *args, in_axes=IN_AXES)
-    new, metrics = es.step(state, fitness_and_aux, *args, in_axes=IN_AXES, has_aux=True)
-    out |= {"step": new.params, "step aux": metrics["aux"], "fitness mean": metrics["fitness_mean"]}
+    out: dict[str, Any] = {"value": value, "aux": aux, "grads": grads}
 
     for name, axes, given in (("own rows", IN_AXES, args), ("shared", None, (SHARED, PER_GROUP[0], PER_MEMBER[:, 0]))):
         estimate = eggroll.value_and_grad(losses, noise="activations", in_axes=axes, **options)
@@ -84,7 +93,7 @@ def outputs(chunk: Any, mesh: Any = None) -> dict[str, np.ndarray]:
     zeros = jax.tree.map(jnp.zeros_like, PARAMS)  # σ·E alone: one product, rounded once
     normal = eggroll.ES(population=POPULATION, sigma=0.3, distribution="normal", antithetic=False, **where)
     out["normal"] = normal.ask(normal.init(zeros, KEY)).apply(members_and_losses, *args, in_axes=IN_AXES)[0]
-    return flat(out)
+    return generation(chunk, mesh) | flat(out)
 
 
 def flat(tree: Any) -> dict[str, np.ndarray]:

@@ -22,7 +22,6 @@ from scipy import stats
 from sklearn.datasets import load_digits
 
 import eggroll
-from tests.quick import quickest
 from tests.strategy.common import KEY
 
 SIGMA = 1e-3
@@ -92,10 +91,11 @@ def interval(samples):
     return samples.mean(), quantile * samples.std(ddof=1) / np.sqrt(len(samples))
 
 
-CASES = [("rademacher", 128, 48), ("rademacher", 2048, 16), ("normal", 512, 24)]
+CASES = [("rademacher", 256, 24), ("normal", 128, 48)]
 
 
-@pytest.mark.parametrize(("distribution", "pairs", "seeds"), quickest(CASES, CASES[1]))
+@pytest.mark.first(1)
+@pytest.mark.parametrize(("distribution", "pairs", "seeds"), CASES)
 def test_projection_length_and_cosine(distribution, pairs, seeds):
     truth = flat(exact())
     _, grads = estimates(distribution, pairs, seeds)
@@ -121,16 +121,15 @@ def ratio_bias(projection, square):
 
 def test_value_is_the_loss_to_second_order():
     """`E[loss(W + σE)] = loss(W) + O(σ²)`: the mean of the losses is within `σ²·D·curvature` of the loss itself."""
-    values, _ = estimates("rademacher", 2048, 16)
+    values, _ = estimates(*CASES[0])
     np.testing.assert_allclose(values, loss(*problem()), rtol=1e-3)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [1, 4])
-def test_large_population_is_parallel_to_the_gradient(rank):
-    """Directions far beyond the number of parameters: the cosine reaches 0.98."""
+def test_large_population_is_parallel_to_the_gradient():
+    """Directions far beyond the number of parameters: the cosine reaches 0.98. Rank 1 is above."""
     pairs, truth = 32768, flat(exact())
-    f = eggroll.grad(loss, population=2 * pairs, sigma=SIGMA, rank=rank)
+    f = eggroll.grad(loss, population=2 * pairs, sigma=SIGMA, rank=4)
     got = flat(f(*problem(), key=KEY))
     cosine = got @ truth / np.linalg.norm(got) / np.linalg.norm(truth)
     expected = np.sqrt(pairs / (pairs - 1 + truth.size))

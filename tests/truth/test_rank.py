@@ -40,8 +40,10 @@ def noise(distribution, rank):
     return np.asarray(drawn, np.float64) / 0.5
 
 
-def statistics(e):
+@functools.cache
+def statistics(distribution, rank):
     """`[PAIRS]` averages over entries of one member, by the name of the moment."""
+    e = noise(distribution, rank)
     shifted = np.roll(e, 1, axis=2)  # the same row, another column
     even, odd = e[:, 0::2], e[:, 1::2]  # distinct rows
     even_shifted, odd_shifted = shifted[:, 0::2], shifted[:, 1::2]
@@ -73,7 +75,7 @@ def bound(samples):
 @pytest.mark.parametrize("rank", [*RANKS, None])
 def test_moments_are_those_of_theory(distribution, rank):
     expected = closed_form(distribution, rank)
-    for name, samples in statistics(noise(distribution, rank)).items():
+    for name, samples in statistics(distribution, rank).items():
         assert abs(samples.mean() - expected[name]) <= bound(samples), name
 
 
@@ -84,7 +86,7 @@ def test_moments_approach_the_gaussian_as_one_over_the_rank(distribution):
     for name in ("fourth", "rectangle"):
         distance, error = {}, {}
         for rank in RANKS:
-            samples = statistics(noise(distribution, rank))[name]
+            samples = statistics(distribution, rank)[name]
             distance[rank], error[rank] = abs(samples.mean() - gaussian[name]), bound(samples)
         for low, high in itertools.pairwise(RANKS):
             assert distance[high] + error[high] < distance[low] - error[low], (name, distance, error)

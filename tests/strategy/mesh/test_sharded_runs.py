@@ -26,11 +26,9 @@ pytestmark = pytest.mark.optimised  # bits, as users get them
 ROOT = pathlib.Path(__file__).parents[3]
 QUICK = ("mlp,4x2,weights",)
 GRADIENTS = "gradients,2x4,members"
-# Meshes, updates and kinds of parameters, each with several of the others, but not all with all: they share their code.
-ALL = ["mlp,1,members", "mlp,8,weights", "mlp,2x4,weights", "mlp,4x2,members"]
-ALL += ["transformer,8,weights", "transformer,2x4,members", "bfloat16,4,weights", "bfloat16,2x4,members"]
-ALL += ["dense,4,members", "dense,2x4,weights", "single,4x2,members", "single,2,auto"]
-ALL += ["frozen,4x2,weights", "frozen,8,members", "aux,2x4,members", "aux,8,weights"]
+# Every mesh, update and kind of parameters, each with several of the others, but not all with all: they share code.
+ALL = ("mlp,2,auto", "mlp,4x2,members", "transformer,2x4,weights")
+ALL += ("mixed,4,members", "mixed,8,weights", "bfloat16,2x4,members", "frozen,4x2,weights")
 
 
 @functools.cache
@@ -67,7 +65,7 @@ def test_some_meshes(case):
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ALL)
 def test_all_meshes(case):
-    check(case, tuple(c for c in ALL if c.startswith(case.partition(",")[0] + ",")))
+    check(case, ALL)
 
 
 def check(case, together):
@@ -85,7 +83,7 @@ def check(case, together):
 
 
 def assert_alike(case, name, got, want):
-    if name.startswith(("['words']", "['materialize']")):
+    if name.startswith("['materialize']"):
         np.testing.assert_array_equal(got, want, err_msg=f"{case} {name}")
         return
     # Half precision rounds sums that are split otherwise, and so fitness, which Adam's first steps amplify; the update
@@ -99,9 +97,6 @@ def assert_alike(case, name, got, want):
 def check_bytes(case, facts):
     """One all-gather of fitness; the rest is the update, as much as the arithmetic of the choice says."""
     problem, mesh, _ = case.split(",")
-    if mesh == "1":
-        assert facts["step"] == []
-        return
     fitness = 4 * sharded.POPULATION
     crossing = [(c["kind"], c["bytes"]) for c in facts["step"]]
     assert crossing.count(("all-gather", fitness)) >= 1

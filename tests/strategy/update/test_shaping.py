@@ -78,15 +78,10 @@ def populations(*values):
 
 @pytest.mark.parametrize("antithetic", [True, False])
 @pytest.mark.parametrize("name", ["none", "zscore", "group", "centered_rank"])
-@given(fitness=populations(plain, ties))
-def test_formula(name, antithetic, fitness):
-    check(fitness, name, antithetic, GROUPS)
-
-
-@pytest.mark.parametrize("antithetic", [True, False])
-@pytest.mark.parametrize("name", ["none", "zscore", "group", "centered_rank"])
-@given(fitness=populations(plain, ties, broken))
-def test_formula_with_non_finite_members(name, antithetic, fitness):
+@given(whole=populations(plain, ties), fitness=populations(plain, ties, broken))
+def test_formula(name, antithetic, whole, fitness):
+    """Of finite fitness, and where some members have none."""
+    check(whole, name, antithetic, GROUPS)
     check(fitness, name, antithetic, GROUPS)
 
 
@@ -117,7 +112,7 @@ def test_differences_of_a_few_ulp_are_not_drowned_by_the_mean(ulps, base):
 
 @pytest.mark.parametrize("antithetic", [True, False])
 @pytest.mark.parametrize("name", [*NAMES, jnp.cos])
-@pytest.mark.parametrize("size", quickest([2, 6, 1000], 1000))
+@pytest.mark.parametrize("size", quickest([2, 1000], 1000))
 def test_constant_fitness_gives_exact_zero(name, antithetic, size):
     groups = 2 if size % 4 == 0 else 1
     shape = jitted(name, antithetic, groups)
