@@ -74,7 +74,10 @@ def moved(es: eggroll.ES, fun: Any) -> tuple[Any, dict[str, np.ndarray], dict[st
     [{"distribution": "normal", "antithetic": False}, {"relative": True, "chunk": 4}],
     ids=["normal, alone", "signs, relative"],
 )
-def test_the_estimate_is_made_of_each_members_own_noise_at_its_own_inputs(options: dict[str, Any]) -> None:
+def test_the_estimate_is_made_of_each_members_own_noise_at_its_own_inputs(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("eggroll.strategy.update.written.AT_ONCE", 4 * TURNS)  # so that they are read in parts
     got, wrote, metrics = moved(strategy(24, **options), Chain(STOP))
     weights, want = np.asarray(metrics["weights"]), {k: np.zeros_like(v) for k, v in PARAMS.items()}
     assert len({*wrote["length"].tolist()}) > 1, "answers should be of several lengths"
