@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
+import eggroll
 from eggroll.training.folder.arrays import by_path, save_arrays
 from eggroll.training.ledger.reader import Reader
 from eggroll.training.ledger.rebuilding import Replay, replay
@@ -85,4 +87,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore", eggroll.RecompilationWarning)  # of one function on several meshes
     main(Path(sys.argv[1]))

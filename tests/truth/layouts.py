@@ -9,6 +9,7 @@ computed from other noise or put in another place, not merely rounded in another
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 import jax
@@ -116,4 +117,5 @@ def main(file: str, devices: str) -> None:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("ignore", eggroll.RecompilationWarning)  # of one function on several meshes
     main(*sys.argv[1:])
