@@ -20,6 +20,11 @@ from eggroll.training.folder.layout import METRICS, read_config
 from eggroll.training.metrics import Record, read_before, read_metrics
 from eggroll.training.options import SettingsError, check_path
 
+METRIC_MEANS = {
+    "test_accuracy": "share of held-out images",
+    "test_reward": "mean of held-out prompts",
+    "greedy_return": "of an episode without noise, mean",
+}
 METRIC_ORDER = ("test_reward", "test_accuracy", "greedy_return", "fitness_mean")  # what is compared if it is not said
 OF_THE_FOLDER = ("out", "overwrite", "resume", "force")  # no settings of what is computed
 AGAINST = {"generations": "generation", "evaluations": "evaluations", "seconds": "seconds", "tokens": "tokens"}
@@ -161,12 +166,12 @@ def _line(run: Run, metric: str, spent: str) -> list[tuple[float, float]]:
 
 def _label(metric: str, runs: Sequence[Run]) -> str:
     """What a metric is, where its name does not say so."""
-    if metric == "test_accuracy":
-        return "test_accuracy (share of held-out images)"
-    what = {_fitness(run.settings) for run in runs}
-    if metric.startswith("fitness") and len(what) == 1:
-        return f"{metric} of the members; fitness = {what.pop()}"
-    return metric
+    if metric in METRIC_MEANS:
+        return f"{metric} ({METRIC_MEANS[metric]})"
+    if not metric.startswith("fitness"):
+        return metric
+    what = list(dict.fromkeys(_fitness(run.settings) for run in runs))
+    return f"{metric} of the members; fitness = {' or '.join(what)}"
 
 
 def _fitness(settings: Mapping[str, Any]) -> str:

@@ -79,7 +79,7 @@ def test_the_value_before_training_comes_first(tmp_path, drawn):
     (tokens, first), (evaluations, second) = drawn
     assert tokens == {"a": [(0, 0.25), (10, 1.0), (20, 2.0), (30, 3.0)]}
     assert evaluations == {"b": [(0, 0.125), (8, 0.5), (16, 1.0), (24, 1.5)]}
-    assert first == ("tokens of answers", "test_reward")
+    assert first == ("tokens of answers", "test_reward (mean of held-out prompts)")
     assert second == ("member evaluations", "test_accuracy (share of held-out images)")
 
 

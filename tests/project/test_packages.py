@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from importlib.metadata import requires
 from pathlib import Path
 
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 # Import name -> directory; setup.py has the second.
 TOP_LEVEL = {"eggroll": Path("eggroll"), "eggroll.kernels": Path("kernels/pallas")}
@@ -31,6 +34,20 @@ def test_every_package_is_listed(root, pyproject):
 def test_an_editable_install_is_a_plain_path(pyproject):
     # setuptools writes an import hook for any other mapping: type checkers do not see through it.
     assert pyproject["tool"]["setuptools"]["package-dir"] == {"": "."}
+
+
+def test_the_core_is_small():
+    """At most 31 packages, this one among them: jax, flax, optax, einops and rich, and what these ask for."""
+    wanted, found = [Requirement("eggroll-jax")], set()
+    while wanted:
+        one = wanted.pop()
+        if (one.name, frozenset(one.extras)) not in found:
+            found.add((one.name, frozenset(one.extras)))
+            asked = map(Requirement, requires(one.name) or ())
+            extras = {"", *one.extras}
+            wanted += [r for r in asked if r.marker is None or any(r.marker.evaluate({"extra": e}) for e in extras)]
+    names = {canonicalize_name(name) for name, _ in found}
+    assert len(names) <= 31, sorted(names)
 
 
 def test_the_seam_holds_nothing_else(root):

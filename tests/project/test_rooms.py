@@ -90,10 +90,9 @@ def imports(module: str, file: Path, known: dict[str, Path]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def arrows() -> dict[str, set[str]]:
-    """Each module, and what it imports. A package's `__init__` that hands out names lazily imports nothing."""
+    """Each module, and what it imports."""
     known = modules()
-    lazy = {name for name, file in known.items() if "lazily" in file.read_text(encoding="utf-8")}
-    return {name: set() if name in lazy else imports(name, file, known) for name, file in known.items()}
+    return {name: imports(name, file, known) for name, file in known.items()}
 
 
 def test_no_file_imports_in_a_circle(arrows):

@@ -1,8 +1,4 @@
-"""A third strategy, over nothing but the protocol: random search with Gaussian smoothing.
-
-References:
-    Y. Nesterov, V. Spokoiny, "Random Gradient-Free Minimization of Convex Functions", 2017.
-"""
+"""A third strategy: random search with Gaussian smoothing (Nesterov and Spokoiny, 2017)."""
 
 from __future__ import annotations
 
@@ -19,7 +15,7 @@ from eggroll.strategy.members import Draw
 from eggroll.strategy.methods import Method
 from eggroll.strategy.noise.keys import as_threefry
 from eggroll.strategy.population import Population
-from eggroll.strategy.protocol import Norms, Strategy
+from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.state import State
 
 METHOD = Method("random-search", f"{__name__}:RandomSearch", 8, lambda sigma, population, optimizer: 0.1)
@@ -32,9 +28,7 @@ def direction(key: jax.Array, i: Any, params: Any) -> Any:
     return tree.unflatten([jax.random.normal(k, x.shape, x.dtype) for k, x in zip(keys, leaves, strict=True)])
 
 
-class Smoothed(Draw):
-    """Members `θ + σ·uᵢ`."""
-
+class Smoothed(Draw):  # members `θ + σ·uᵢ`
     def plan_for(self, params: Any, fun: Callable[..., Any] | None = None, rows: Rows | None = None) -> Any:
         return full_rank_plan(params, ())
 
@@ -45,11 +39,8 @@ class Smoothed(Draw):
         def one(i: Any, own: list[Any]) -> Any:
             return fun(self.member(plan, params, i), *rows.merged(own))
 
-        def applied(args: tuple) -> Any:
-            mine = replace(rows, args=args).of_members(0, self.settings.size)
-            return jax.jit(jax.vmap(one))(jnp.arange(self.settings.size), mine)
-
-        return applied
+        every = jnp.arange(self.settings.size)
+        return lambda args: jax.jit(jax.vmap(one))(every, replace(rows, args=args).of_members(0, len(every)))
 
     def gradient(self, plan: Any, params: Any, weights: jax.Array) -> Any:
         each = jax.vmap(lambda i, w: jax.tree.map(lambda u: -w * u, direction(self.key, i, params)))
@@ -57,14 +48,10 @@ class Smoothed(Draw):
         return jax.tree.map(lambda x: x.mean(0) / self.sigma, found)
 
 
-class RandomSearch(Strategy):
-    """`θ ← θ + α·mean(wᵢ·uᵢ)/σ`."""
-
+class RandomSearch(Strategy):  # `θ ← θ + α·mean(wᵢ·uᵢ)/σ`
     method = METHOD.name
 
-    def __init__(
-        self, *, population: int = 8, sigma: Any = 0.05, learning_rate: float = 0.1, shaping: Any = "zscore", groups=1
-    ) -> None:
+    def __init__(self, *, population=8, sigma: Any = 0.05, learning_rate=0.1, shaping: Any = "zscore", groups=1):
         settings = Population(population, antithetic=False, distribution="normal", groups=groups)
         super().__init__(settings, sigma=sigma, shaping=shaping, rules=(), noise_reuse=1)
         self.learning_rate = learning_rate
@@ -84,13 +71,10 @@ class RandomSearch(Strategy):
     def draw(self, state: State) -> Smoothed:
         return Smoothed("RandomSearch", self.settings, self._key(state), self._sigma(state), self.cache)
 
-    def follow(
-        self, plan: Any, state: State, weights: jax.Array, *, loss: Any, sigma: Any, some: Any = True
-    ) -> tuple[State, Norms]:
+    def follow(self, plan: Any, state: State, weights: Any, *, loss: Any, sigma: Any, some: Any = True) -> Any:
         drawn = Smoothed("RandomSearch", self.settings, self._key(state), sigma, self.cache)
         gradient = drawn.gradient(plan, state.params, weights)
         moved = jax.tree.map(lambda x, g: jnp.where(some, x - self.learning_rate * g, x), state.params, gradient)
         norm = jnp.sqrt(sum(jnp.sum(g.astype(jnp.float32) ** 2) for g in jax.tree.leaves(gradient)))
-        count = state.generation + jnp.asarray(some).astype(jnp.int32)
         norms = {"gradient_norm": norm, "update_norm": jnp.float32(self.learning_rate) * norm}
-        return State(moved, (), (), state.key, count), norms
+        return State(moved, (), (), state.key, state.generation + jnp.asarray(some).astype(jnp.int32)), norms
