@@ -49,7 +49,7 @@ METHODS = {
         Method(
             "eggroll",
             "eggroll.strategy.es:ES",
-            population=256,
+            population=32,
             rate=_low_rank_rate,
             pairs=True,
             grouped=True,

@@ -27,7 +27,7 @@ CASES = {
         ("--task", "arithmetic", "--template-options", "tokenize=true"),
         ("template option 'tokenize'", "leave it out"),
     ),
-    "groups that do not fit": (("--task", "arithmetic", "--population", "12"), ("8 groups", "--population 16")),
+    "groups that do not fit": (("--task", "arithmetic", "--population", "12"), ("4 groups", "--population 16")),
     "more prompts than there are": (
         ("--task", "arithmetic", "--task-options", "largest=3", "--prompts", "80", "--groups", "1"),
         ("prompts=80", "to train on"),
@@ -46,12 +46,12 @@ CASES = {
     ),
     "no memory for a pair": (("--task", "arithmetic", "--memory", "1e-6"), ("2 members", "need", "1 kB may be used")),
     "no memory for so many": (
-        ("--task", "arithmetic", "--chunk", "256", "--memory", "1e-3"),
+        ("--task", "arithmetic", "--population", "256", "--chunk", "256", "--memory", "1e-3"),
         ("256 members", "1 MB may be used", "would fit"),
     ),
     "a budget that no generation keeps to": (
-        ("--task", "arithmetic", "--token-budget", "1023"),
-        ("token_budget=1023", "may generate 1024 tokens (256 answers of at most 4)", "--population"),
+        ("--task", "arithmetic", "--token-budget", "127"),
+        ("token_budget=127", "may generate 128 tokens (32 answers of at most 4)", "--population"),
     ),
     "a rank beyond a layer": (("--task", "arithmetic", "--rank", "999"), ("rank", "999")),
 }

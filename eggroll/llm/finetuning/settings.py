@@ -34,8 +34,8 @@ class FinetuneSettings(Asked, RunSettings):
     may_change = UNDECIDING | {"generations", "token_budget"}
 
     method: str = field(default="eggroll", kw_only=False)
-    """EGGROLL (low-rank noise, large population), or full-rank noise (arXiv 2509.24372)."""
-    population: Annotated[int, Option(least=2)] = 256
+    """EGGROLL (low-rank noise, members side by side), or full-rank noise (arXiv 2509.24372)."""
+    population: Annotated[int, Option(least=2)] = 32
     """Members in a generation."""
     rank: Annotated[int, Option(least=1)] = 1
     """Columns of each noise factor (eggroll)."""
@@ -55,7 +55,7 @@ class FinetuneSettings(Asked, RunSettings):
     """Their scale times their rank."""
     lora_target_modules: Annotated[tuple[str, ...], Option("all of attention and MLP", "NAME", absent=())] = ()
     """Linear layers that have them, such as q_proj v_proj."""
-    prompts: Annotated[int, Option(least=1)] = 8
+    prompts: Annotated[int, Option(least=1)] = 4
     """Different prompts in a generation."""
     groups: Annotated[int | None, Option("eggroll --prompts, full-rank 1", least=1)] = None
     """Groups of members: each has its share of the prompts and compares fitness within. 1: all answer all prompts."""

@@ -35,7 +35,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "--population 8",
     ),
     "prompts that groups cannot share": ({"prompts": 9, "groups": 8}, "prompts=9 for groups=8.*--prompts 16"),
-    "a pool that is too small": ({"pool": 4}, "pool=4 for prompts=8"),
+    "a pool that is too small": ({"pool": 2}, "pool=2 for prompts=4"),
     "no prompts": ({"prompts": 0}, "prompts=0; an integer of at least 1"),
     "no tokens": ({"max_tokens": 0}, "max_tokens=0"),
     "no noise": ({"sigma": 0.0}, "sigma=0.0; a finite number > 0"),
@@ -65,8 +65,8 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "a divergence under noise on activations": ({"kl": 0.1, "noise": "activations"}, "kl=0.1 with noise='activations'"),
     "ranks of noise on activations": ({"noise": "activations", "rank": 2}, "rank=2 with noise='activations'.*leave"),
     "several answers of a member": (
-        {"noise": "activations", "groups": 4},
-        "groups=4 for prompts=8 with noise='activations'.*one answer.*Leave --groups out",
+        {"noise": "activations", "groups": 2},
+        "groups=2 for prompts=4 with noise='activations'.*one answer.*Leave --groups out",
     ),
     "sgd on activations": ({"noise": "activations", "optimizer": "sgd"}, "optimizer='sgd'.*Give --learning-rate"),
     "noise of another kind": ({"noise": "rows"}, "noise='rows'; one of 'weights', 'activations'"),
@@ -92,7 +92,7 @@ def test_what_no_run_can_use(case: str) -> None:
 
 
 def test_groups_follow_the_method_unless_given() -> None:
-    assert settings_for("eggroll", **ASKED).parts == 8
+    assert settings_for("eggroll", **ASKED).parts == 4
     assert settings_for("full-rank", **ASKED).parts == 1
     assert settings_for("full-rank", **ASKED, population=32, groups=4).parts == 4
 
