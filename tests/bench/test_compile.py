@@ -140,8 +140,10 @@ def test_nothing_is_read_from_disk():
 @pytest.mark.slow
 def test_a_quick_run(capsys, tmp_path, monkeypatch):
     """Through the whole script, though here what is compiled is read from disk."""
-    monkeypatch.setattr(bench_compile, "no_compilation_cache", contextlib.nullcontext)
+    entered = []
+    monkeypatch.setattr(bench_compile, "no_compilation_cache", lambda: contextlib.nullcontext(entered.append(True)))
     bench_compile.main(["--quick", "--out", str(tmp_path / "kept.json")])
+    assert entered
     found = json.loads(capsys.readouterr().out.strip().splitlines()[-1])
     assert [r["network"] for r in found["rows"]] == ["transformer", "mlp"]
     for r in found["rows"]:

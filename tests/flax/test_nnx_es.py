@@ -46,7 +46,7 @@ def asked(es, state, *args, **options):
 
 @pytest.mark.parametrize(
     ("how", "share_rngs"),
-    quickest([(asked, True), (stepped, False)], (asked, True)),
+    quickest([(asked, True), (asked, False), (stepped, False)], (asked, True)),
 )
 def test_a_model_is_trained_as_by_the_drop_in(how, share_rngs):
     """Parameters, batch statistics and dropout's count, and so what the model answers when it is used."""

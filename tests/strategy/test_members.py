@@ -221,7 +221,8 @@ def test_compiled_functions_keep_no_parameters_alive():
 
 
 def test_held_members_draw_once(monkeypatch):
-    es = eggroll.ES(population=12, sigma=0.1, rank=3, chunk=4)
+    """Members alone; pairs play in `tests/rl/test_rollouts.py`."""
+    es = eggroll.ES(population=12, sigma=0.1, rank=3, antithetic=False, chunk=4)
     params = {"w": jnp.ones((9, 7)), "b": jnp.zeros(7)}
     state = es.init(params, jax.random.key(5))
 

@@ -11,8 +11,15 @@ from eggroll.llm.answers.generation import generate_plain
 from eggroll.llm.answers.prompts import pad_left
 from eggroll.llm.finetuning.settings import settings_for
 from eggroll.llm.finetuning.statistics import divergence
-from eggroll.llm.finetuning.strategy import SIZE, TRIED, choose, strategy
+from eggroll.llm.finetuning.strategy import SIZE, TRIED, _optimizer, choose, strategy
+from eggroll.training import named
 from tests.llm.climbing import language
+
+
+def test_an_update_by_adam_is_of_the_rate_that_is_chosen():
+    """Each of its numbers; one by "sgd" is below."""
+    settings = settings_for("eggroll", model="m", task="countdown", optimizer="adam")
+    assert _optimizer(settings)(0.02).spec == named("adam", learning_rate=0.02).spec
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from fractions import Fraction
 
 import pytest
@@ -217,6 +218,7 @@ def test_the_last_answer_counts():
 
 
 def test_long_hostile_texts_take_no_time():
-    n = 20_000  # where time grew with the square, minutes
+    n, begun = 10_000, time.process_time()
     for text in ("<think>" * n, "<answer></think>" * n, "</answer>" * n + "<answer>" * n, "(" * 10 * n):
         assert task_named("countdown").reward(text, PROBLEMS[0]) < 0.1
+    assert time.process_time() - begun < 2  # where time grows with the square, it is much more
