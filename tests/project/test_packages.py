@@ -92,7 +92,7 @@ def test_hosted_ci_and_templates_say_what_the_project_does(root):
     steps = workflow["jobs"]["check"]["steps"]
     assert [step["run"] for step in steps if "run" in step] == [".ci/run"]
     (pythons,) = (step["with"]["python-version"] for step in steps if "setup-python" in step.get("uses", ""))
-    assert pythons.split() == ["3.13", "3.11"]
+    assert pythons.split() == ["3.14", "3.11"]
     for file in (root / ".github/ISSUE_TEMPLATE").iterdir():
         template = yaml.safe_load(file.read_text(encoding="utf-8"))
         labels = [part["attributes"]["label"] for part in template["body"]]
