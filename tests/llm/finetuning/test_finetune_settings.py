@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from eggroll.llm.finetuning.run_facts import facts_of
 from eggroll.llm.finetuning.settings import EvaluateSettings, FinetuneSettings, settings_for
 from eggroll.llm.tasks.options import options_from
 from eggroll.strategy.methods import METHODS
@@ -119,6 +120,20 @@ def test_settings_are_json() -> None:
     activations = settings_for(**ASKED, noise="activations")
     assert activations.to_json()["noise"] == "activations" and activations.name == "countdown-eggroll-activations"
     assert (activations.rate, activations.optimizer, activations.parts) == (3e-4, "adam", activations.prompts)
+
+
+def test_each_file_that_decides_a_run_is_known_by_its_content(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("p.txt", "one.txt", "two.txt")]
+    for file in files:
+        file.write_text(file.name, encoding="utf-8")
+    settings = settings_for(
+        model="m", reward="operator:contains", prompts_file=files[0], test_prompts_file=tuple(files[1:])
+    )
+    before = facts_of(settings, dated=False)["files"]
+    assert before.keys() == {"prompts_file", "test_prompts_file", "test_prompts_file_2", "reward"}
+    files[2].write_text("another", encoding="utf-8")
+    after = facts_of(settings, dated=False)["files"]
+    assert {name for name in before if before[name] != after[name]} == {"test_prompts_file_2"}
 
 
 def test_options_of_a_task() -> None:
