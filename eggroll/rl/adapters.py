@@ -21,7 +21,7 @@ import numpy as np
 
 from eggroll.engine.annotations import PyTree
 from eggroll.extras import needed_for
-from eggroll.importing import function_named
+from eggroll.importing import check_import, function_named
 from eggroll.rl.environments import (
     Box,
     Discrete,
@@ -175,9 +175,8 @@ def gymnasium(name: str, options: dict[str, Any]) -> HostEnvironment:
             f"got 'gymnasium:{name}', whose observations are {space}; one array of numbers is required: wrap it, such "
             "as in its FlattenObservation, in an eggroll.rl.HostEnvironment."
         )
-    actions = space_of(tried.action_space, name)
+    actions, seen = space_of(tried.action_space, name), np.zeros(space.shape, space.dtype)
     tried.close()
-    seen = np.zeros(space.shape, space.dtype)
     return HostEnvironment(
         lambda drawn=False: make(**{"render_mode": "rgb_array"} if drawn else {}), actions, seen, limit
     )
@@ -185,6 +184,7 @@ def gymnasium(name: str, options: dict[str, Any]) -> HostEnvironment:
 
 def own(name: str, options: dict[str, Any]) -> Environment | HostEnvironment:
     """An environment of one's own: what a class or function of a module makes."""
+    check_import(name, "the environment")
     made = function_named(name, "the environment", "python:MODULE:NAME", "python:my_worlds:Maze")(**options)
     check_environment(made)
     return made

@@ -93,7 +93,10 @@ def test_on_the_host_it_is_the_same_command(tmp_path, capsys):
 
 def test_bad_usage_is_told(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "navix", None)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "interrupts.py").write_text("raise KeyboardInterrupt", encoding="utf-8")
     told = {
+        ("--env", "python:interrupts:World"): "ended the process, by signal Interrupt",
         ("--env", "cartpole"): "Perhaps gymnax:cartpole",
         ("--env", "gym:CartPole-v1"): "Perhaps gym",
         ("--env", "navix:Navix-Empty-5x5-v0"): 'pip install "eggroll-jax[navix]"',
