@@ -27,6 +27,7 @@ QUESTIONS = (
     "finetune",
     "grpo",
     "rl",
+    "atari",
     "activations",
     "nondifferentiable",
     "pretrain",

@@ -68,6 +68,8 @@ def _panel(axes: Axes, panel: dict[str, Any]) -> None:
         axes.set_yscale("log")
     axes.set_title(panel["title"], fontsize=10)
     axes.set_xlabel(LABELS.get(x, x))
+    if axes.get_xscale() == "linear":
+        axes.locator_params(axis="x", nbins=6)  # so that long numbers stay apart
     axes.set_ylabel(LABELS.get(y, y))
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, which="both")

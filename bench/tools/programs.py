@@ -169,6 +169,9 @@ UNARY: dict[str, Callable[[Rng, tuple[int, ...], int, int], Callable[..., Any]]]
     "float32 and back": lambda rng, s, a, k: lambda v: lax.stop_gradient(v) * 0.5,
     "barrier": lambda rng, s, a, k: lax.optimization_barrier,
     "rows by vmap": lambda rng, s, a, k: jax.vmap(lambda r: r / (1 + jnp.sum(r * r)), a, a),
+    "rows by map": lambda rng, s, a, k: partial(
+        lax.map, [jnp.tanh, lambda r: r * 0.5, lambda r: r / (1 + jnp.sum(r * r))][k]
+    ),
     "rows by scan": lambda rng, s, a, k: lambda v: lax.scan(lambda c, r: (c * 0.5 + r, c - r), v[0], v)[k % 2],
     "rows backwards": lambda rng, s, a, k: lambda v: lax.scan(lambda c, r: (c, r), 0.0, v, reverse=True)[1],
     "carried": lambda rng, s, a, k: lambda v: lax.fori_loop(0, k, lambda i, c: c * 0.5 if k % 2 else c, v),
@@ -260,6 +263,7 @@ BINARY: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Any], Callable[..
     "by vmap": (_stack, lambda s: lambda t: t == s[:2], jax.vmap(jnp.dot)),
     "shared by vmap": (_matrix, lambda s: _has_end(s[0]), lambda v, w: jnp.apply_along_axis(lambda r: r @ w, -1, v)),
     "row by row": (_matrix, lambda s: lambda t: len(t) > 1 and t[-1] == s[0], lambda v, w: lax.map(lambda r: r @ w, v)),
+    "summed by hand": (_matrix, lambda s: _has_end(s[0]), lambda v, w: (v[..., None] * w).sum(-2)),
     "all of both": (bool, lambda s: lambda t: t == s, jnp.vdot),
     "convolved": (_stack, lambda s: lambda t: int(np.prod(t)) >= s[1], _convolved),
     "by group": (_stack, lambda s: lambda t: _matrix(t) and t[1] == s[1], _grouped),

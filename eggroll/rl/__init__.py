@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from eggroll.rl.environments import Box, Discrete, Environment, HostEnvironment, MultiDiscrete, observed
     from eggroll.rl.host import HostRollouts
     from eggroll.rl.job import evaluate, load, train
-    from eggroll.rl.policies import CNN, GRU, MLP, Policy
+    from eggroll.rl.networks import CNN, GRU, MLP, ReferenceCNN
+    from eggroll.rl.policies import Policy
     from eggroll.rl.settings import Settings, settings_for
     from eggroll.rl.step import Rollouts
 
@@ -50,6 +51,7 @@ __all__ = [
     "HostRollouts",
     "MultiDiscrete",
     "Policy",
+    "ReferenceCNN",
     "Rollouts",
     "Settings",
     "evaluate",
@@ -62,9 +64,9 @@ __all__ = [
 
 # Names and the files that they come from, which are loaded when they are asked for.
 _FILES = {
-    "CNN": "eggroll.rl.policies",
-    "GRU": "eggroll.rl.policies",
-    "MLP": "eggroll.rl.policies",
+    "CNN": "eggroll.rl.networks",
+    "GRU": "eggroll.rl.networks",
+    "MLP": "eggroll.rl.networks",
     "Box": "eggroll.rl.environments",
     "Discrete": "eggroll.rl.environments",
     "Environment": "eggroll.rl.environments",
@@ -72,6 +74,7 @@ _FILES = {
     "HostRollouts": "eggroll.rl.host",
     "MultiDiscrete": "eggroll.rl.environments",
     "Policy": "eggroll.rl.policies",
+    "ReferenceCNN": "eggroll.rl.networks",
     "Rollouts": "eggroll.rl.step",
     "Settings": "eggroll.rl.settings",
     "evaluate": "eggroll.rl.job",

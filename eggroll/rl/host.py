@@ -21,6 +21,7 @@ from eggroll.training.errors import RunError
 
 SEEDS = 2**31  # as many as Gymnasium takes
 Act = Callable[[Any, np.ndarray, int], tuple[Any, Any]]  # carries, observations and step → actions, carries
+FIRST = None  # in place of carries, of a policy that has some: those of an episode's start
 
 
 class HostRollouts(Rollouts):
@@ -40,6 +41,7 @@ class HostRollouts(Rollouts):
         def acts(greedy: bool) -> Callable[..., Any]:
             def one(params: PyTree, statistics: Any, carry: PyTree, seen: Any, key: jax.Array, step: Any) -> Any:
                 seen = normalised(statistics, as_floats(seen)) if normalise else as_floats(seen)
+                carry = policy.start(params) if carry is FIRST else carry
                 draws = policy.sample and not greedy
                 return policy.act(params, carry, seen, None, jax.random.fold_in(key, step) if draws else None)
 
@@ -82,8 +84,7 @@ class HostRollouts(Rollouts):
         while len(self._objects) < seeds.size:
             self._objects.append(environment.make())
         seen = np.stack([self._objects[i].reset(seed=int(seed))[0] for i, seed in enumerate(seeds)])
-        begun = jax.tree.map(np.asarray, self.policy.start())
-        carries = jax.tree.map(lambda x: np.broadcast_to(x, (*shape, *x.shape)), begun)
+        carries = FIRST if self.policy.recurrent else ()
         rewards, steps, live = np.zeros(seeds.size), np.zeros(seeds.size, np.int64), np.ones(seeds.size, bool)
         sums = _Sums(carry.statistics) if self.normalise else None
         for step in range(cap):

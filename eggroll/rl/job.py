@@ -15,7 +15,8 @@ from flax import nnx
 from eggroll.rl.adapters import make
 from eggroll.rl.environments import HostEnvironment, observed
 from eggroll.rl.host import HostRollouts
-from eggroll.rl.policies import CNN, GRU, MLP, Policy
+from eggroll.rl.networks import CNN, GRU, MLP
+from eggroll.rl.policies import Policy
 from eggroll.rl.settings import PlaySettings, Settings, options_given
 from eggroll.rl.step import Carry, Rollouts
 from eggroll.strategy.es import ES

@@ -83,7 +83,7 @@ def _played(trained: Trained, key: jax.Array) -> Iterator[_Step]:
     mask, frame = getattr(environment, "mask", None), getattr(environment, "frame", None)
     begin, key = jax.random.split(key)
     state, seen = jax.jit(environment.reset)(begin)
-    step, carry = jax.jit(environment.step), trained.task.policy.start()
+    step, carry = jax.jit(environment.step), trained.task.policy.start(trained.params)
     for i in range(trained.task.rollouts.limit):
         action, carry = act(carry, seen, mask and mask(state))
         own = jax.random.split(jax.random.fold_in(key, i))[1]
@@ -98,7 +98,7 @@ def _hosted(trained: Trained, seed: int) -> Iterator[_Step]:
     """The steps of an episode on the host."""
     environment: Any = trained.task.rollouts.environment
     own, act = environment.make(True), _act(trained)
-    seen, carry = own.reset(seed=seed)[0], trained.task.policy.start()
+    seen, carry = own.reset(seed=seed)[0], trained.task.policy.start(trained.params)
     for _ in range(trained.task.rollouts.limit):
         action, carry = act(carry, seen, None)
         picture = own.render()

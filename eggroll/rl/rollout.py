@@ -72,7 +72,7 @@ def episodes(environment: Environment, policy: Policy, *, greedy: bool, normalis
         begin, key = jax.random.split(key)
         state, observation = environment.reset(begin)
         none = Episode(jnp.float32(0), jnp.int32(0), no_sums(statistics) if normalise else ())
-        at = jax.tree.map(jnp.asarray, _At(state, as_floats(observation), policy.start(), jnp.array(False), none))
+        at = jax.tree.map(jnp.asarray, _At(state, as_floats(observation), policy.start(params), jnp.array(False), none))
 
         def goes_on(at: _At) -> jax.Array:
             return ~at.ended & (at.so_far.steps < cap)

@@ -132,7 +132,7 @@ def settings_for(env: str | None = None, **given: Any) -> Settings:
         500.0
     """
     asked = {"env": Settings.env} | as_begun(Settings, given if env is None else {"env": env, **given})
-    settings = replace(DEFAULTS.get(asked["env"], Settings()), **asked)
+    settings = replace(DEFAULTS.get(str(asked["env"]), Settings()), **asked)
     settings.check()
     return settings
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from eggroll.rl import CNN, GRU, MLP, Box, Discrete, MultiDiscrete, Policy
+from eggroll.rl import CNN, GRU, MLP, Box, Discrete, MultiDiscrete, Policy, ReferenceCNN
 from eggroll.training.options import SettingsError
 
 SEEN = jax.ShapeDtypeStruct((3,), jnp.float32)
@@ -26,7 +26,7 @@ class Given(nnx.Module):
 
 def acted(outputs, actions, mask=None, key=None, **options):
     policy = Policy(Given(*outputs), actions, SEEN, **options)
-    return np.asarray(policy.act(policy.params, policy.start(), jnp.zeros(3), mask, key)[0])
+    return np.asarray(policy.act(policy.params, policy.start(policy.params), jnp.zeros(3), mask, key)[0])
 
 
 def test_heads():
@@ -54,17 +54,37 @@ def test_ready_ones_fit():
         (MLP(3, 4, rngs=rngs), SEEN),
         (GRU(3, 4, rngs=rngs), SEEN),
         (CNN((6, 5, 2), 4, rngs=rngs), image),
+        (ReferenceCNN(np.ones((3, 6, 5, 2)), 4, convolutions=((2, 3, 1),), width=4, rngs=rngs), image),
     ):
         policy = Policy(module, Discrete(4), seen)
-        action, carry = policy.act(policy.params, policy.start(), jnp.zeros(seen.shape))
+        action, carry = policy.act(policy.params, policy.start(policy.params), jnp.zeros(seen.shape))
         assert 0 <= int(action) < 4
-        assert jax.tree.structure(carry) == jax.tree.structure(policy.start())
+        assert jax.tree.structure(carry) == jax.tree.structure(policy.start(policy.params))
 
 
 def test_a_recurrent_policy_remembers():
     policy = Policy(GRU(3, 2, rngs=nnx.Rngs(0)), Discrete(2), SEEN)
-    _, carry = policy.act(policy.params, policy.start(), jnp.ones(3))
+    _, carry = policy.act(policy.params, policy.start(policy.params), jnp.ones(3))
     assert float(jnp.abs(carry).max()) > 0
+
+
+def test_a_reference_batch_normalises_as_batch_normalisation_does():
+    batch, rngs = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 2), np.uint8), nnx.Rngs(0)
+    module = ReferenceCNN(batch, 3, convolutions=((4, 3, 2), (4, 2, 1)), width=6, rngs=rngs)
+    module.scales[0][...], module.moves[1][...] = jnp.array([1.0, 2, 0.5, -1]), jnp.array([0.3, 0, -0.2, 1])
+    carry, x = module.initial_carry(), jnp.asarray(batch, jnp.float32)
+    outputs = jax.vmap(lambda image: module(carry, image)[1])(x)
+    for layer, scale, move in zip(module.layers, module.scales, module.moves, strict=True):
+        norm = nnx.BatchNorm(len(scale), rngs=rngs)
+        norm.scale[...], norm.bias[...] = scale[...], move[...]
+        x = nnx.relu(norm(layer(x if x.ndim == layer.kernel.ndim else x.reshape(5, -1))))
+    np.testing.assert_allclose(outputs, module.head(x), rtol=1e-4, atol=1e-5)
+
+
+def test_the_network_for_atari_has_as_many_parameters_as_its_paper_says():
+    made = nnx.eval_shape(lambda: ReferenceCNN(jnp.zeros((1, 84, 84, 4), jnp.uint8), 6, rngs=nnx.Rngs(0)))
+    count = sum(x.size for x in jax.tree.leaves(nnx.state(made, nnx.Param)))
+    assert count == 32 * 256 + 64 * 512 + 64 * 576 + 7 * 7 * 64 * 512 + 2 * (32 + 64 + 64 + 512) + 6 * 513
 
 
 @pytest.mark.parametrize(

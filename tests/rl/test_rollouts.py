@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,7 @@ from flax import nnx
 
 import eggroll
 from eggroll.rl import GRU, MLP, HostRollouts, Policy, Rollouts, observed
-from eggroll.rl.normalise import no_statistics
+from eggroll.rl.normalise import Statistics, no_statistics, no_sums, normalised
 from eggroll.training.metrics import counted
 from eggroll.training.options import SettingsError
 from tests.rl.worlds import Both, Forbidden, Line, Target, on_host
@@ -21,10 +22,21 @@ from tests.rl.worlds import Both, Forbidden, Line, Target, on_host
 KEY = jax.random.key(3)
 
 
+class Begun(GRU):
+    """A recurrent unit whose first state is learned."""
+
+    def __init__(self, *sizes, width, rngs):
+        super().__init__(*sizes, width=width, rngs=rngs)
+        self.first = nnx.Param(jnp.linspace(-1, 1, width))
+
+    def initial_carry(self):
+        return self.first[...]
+
+
 def made(world, *, recurrent=False, **options):
     seen = observed(world)
     inputs = sum(x.size for x in jax.tree.leaves(seen))
-    kind = GRU if recurrent else MLP
+    kind = Begun if recurrent else MLP
     module = kind(inputs, world.actions.outputs, width=16, rngs=nnx.Rngs(0))
     policy = Policy(module, world.actions, seen)
     return policy, (HostRollouts if hasattr(world, "make") else Rollouts)(world, policy, **options)
@@ -50,7 +62,7 @@ def played(world, policy):
 
     def play(params, carry, key, cap):
         (state, seen), key = begin(key)
-        total, rows, hidden = 0.0, [], policy.start()
+        total, rows, hidden = 0.0, [], policy.start(params)
         count, mean, square = (jax.tree.map(np.asarray, x) for x in carry.statistics)
         std = jax.tree.map(lambda s: np.sqrt(s / count) if count else np.ones_like(s), square)
         std = jax.tree.map(lambda s: np.where(s > 1e-4, s, 1), std)
@@ -168,19 +180,21 @@ def test_masks_leave_what_is_allowed():
 
 
 def test_on_the_host_every_member_plays_as_its_dense_parameters_do():
-    policy, host = made(on_host(), seeds="own", episodes=2)
+    policy, host = made(on_host(), recurrent=True, seeds="own", episodes=2)
     es = strategy()
     state, carry = es.init(policy.params, KEY), host.begin()
     keys, _ = host.keys(es, state)
     after, carried, metrics = host(es, state, carry, ())
-    rewards, rows, act = np.zeros((8, 2)), [], jax.jit(lambda params, seen: policy.act(params, (), seen)[0])
+    rewards, rows, act = np.zeros((8, 2)), [], jax.jit(policy.act)
     for i, params in enumerate(es.ask(state)):
         for j in range(2):
             world = on_host().make()
             seen, _ = world.reset(seed=int(jax.random.key_data(keys[i, j])[-1]) % 2**31)
+            hidden = policy.start(params)
             for _ in range(8):
                 rows.append(seen)
-                seen, reward, over, _, _ = world.step(int(act(params, seen)))
+                action, hidden = act(params, hidden, seen)
+                seen, reward, over, _, _ = world.step(int(action))
                 rewards[i, j] += reward
                 if over:
                     break
@@ -215,6 +229,21 @@ def test_without_normalisation_there_are_no_statistics():
 def test_statistics_stay_where_nothing_was_seen():
     like = jax.ShapeDtypeStruct((2,), jnp.float32)
     assert float(no_statistics(like).count) == 0
+
+
+def test_far_observations_are_ten_standard_deviations_away():
+    statistics = Statistics(np.float32(4), np.float32([1, 1, 1]), np.float32([16, 16, 0]))  # deviations of 2, 2, none
+    np.testing.assert_allclose(normalised(statistics, np.float32([5, -99, 3])), [2, -10, 2], rtol=1e-6)
+
+
+def test_steps_of_members_without_a_fitness_do_not_count():
+    rollouts = made(Line())[1]
+    carry = rollouts.begin()
+    sums = no_sums(carry.statistics)._replace(count=jnp.float32(4))  # in the mean of those that have one
+    metrics = {"nonfinite": 2, "aux": (jnp.float32(4), sums)}
+    es = SimpleNamespace(population=8, step=lambda state, *given, **options: (state, dict(metrics)))
+    _, after, told = rollouts(es, SimpleNamespace(key=KEY, generation=0), carry, ())
+    assert told["live_steps"] == counted(after.steps) == after.statistics.count == 24
 
 
 class Endless(Line):
