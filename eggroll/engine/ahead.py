@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from eggroll.engine import jax_compat
-from eggroll.engine.annotations import JaxprEqn
+from eggroll.engine.annotations import Atom, Jaxpr, JaxprEqn, OpenJaxpr, Var
 
 # Evaluated in place; and these with others that are walked whether or not a value is perturbed.
 CALLS = frozenset({"jit", "pjit", "closed_call", "call", "core_call", "eval_jaxpr"})
@@ -43,6 +43,7 @@ ELEMENTWISE = {
 Origins = frozenset[int] | None
 
 PRODUCTS = frozenset({"dot_general", "conv_general_dilated", "ragged_dot_general"})
+FACTORISATIONS = frozenset({"lu", "geqrf", "qr", "svd", "eigh", "eig", "cholesky", "schur", "custom_linear_solve"})
 LOOKUPS = frozenset({"gather", "dynamic_slice"})
 
 
@@ -52,20 +53,25 @@ class Weights:
     Attributes:
         multiplied: what enters a product, or is looked up, as a weight: numbers of inputs, and minus the ids of
             equations that look something up at positions that depend on no input.
+        whole: those of them that enter it outside of loops that walk them: not slice by slice, as a stack of layers.
         alone: ids of the equations none of whose operands depends on an input.
     """
 
     def __init__(self) -> None:
         self.multiplied: set[int] = set()
+        self.whole: set[int] = set()
         self.alone: set[int] = set()
         self._met: set[int] = set()
         self._looked: set[int] = set()
+        self._scanned: dict[int, Sequence[Origins]] = {}  # by the id of a scan, its operands
+        self._joined: list[Jaxpr] = []
+        self._walked: frozenset[int] = frozenset()  # by the loops around
         self._data: set[int] = set()  # of lookups, what no product with an input uses: tokens that a function captures
 
-    def look(self, jaxpr: Any, made: Sequence[Origins]) -> Weights:
+    def look(self, jaxpr: Jaxpr, made: Sequence[Origins]) -> Weights:
         """Goes through a jaxpr whose inputs are made of the given parameters, or depend on an input."""
         while True:
-            for found in (self.multiplied, self.alone, self._met, self._looked):
+            for found in (self.multiplied, self.whole, self.alone, self._met, self._looked):
                 found.clear()
             self._walk(jaxpr, made)
             if (data := self._looked - self.multiplied) <= self._data:
@@ -74,12 +80,19 @@ class Weights:
         self.alone -= self._met  # an equation may be evaluated more than once
         return self
 
-    def _walk(self, jaxpr: Any, made: Sequence[Origins]) -> list[Origins]:
+    def join(self, eqn: JaxprEqn, jaxpr: Jaxpr) -> None:
+        """Goes through a jaxpr that stands for a scan of what was looked through."""
+        inner = Weights().look(jaxpr, self._scanned[id(eqn)])
+        self.alone |= inner.alone
+        self._scanned |= inner._scanned
+        self._joined.append(jaxpr)  # so that ids of its equations stay their own
+
+    def _walk(self, jaxpr: Jaxpr, made: Sequence[Origins]) -> list[Origins]:
         jaxpr, _ = jax_compat.open_jaxpr(jaxpr)
-        env: dict[Any, Origins] = dict.fromkeys(jaxpr.constvars, frozenset())
+        env: dict[Var, Origins] = dict.fromkeys(jaxpr.constvars, frozenset())
         env.update(zip(jaxpr.invars, made, strict=True))
 
-        def read(atom: Any) -> Origins:
+        def read(atom: Atom) -> Origins:
             return frozenset() if isinstance(atom, jax_compat.Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
@@ -87,9 +100,10 @@ class Weights:
             if eqn.primitive.name in PRODUCTS and frozenset() in operands:
                 operands.append(None)  # a constant that is multiplied is data, as functions often have it around them
             (self._met if None in operands else self.alone).add(id(eqn))
-            if eqn.primitive.name in PRODUCTS or (eqn.primitive.name in LOOKUPS and None in operands[1:]):
-                weights = (m if None in operands else {i for i in m if i >= 0} for m in operands if m)
+            if _multiplies(eqn, jaxpr) or (eqn.primitive.name in LOOKUPS and None in operands[1:]):
+                weights = [m if None in operands else {i for i in m if i >= 0} for m in operands if m]
                 self.multiplied.update(*weights)
+                self.whole.update(*(m - self._walked for m in weights))
             if eqn.primitive.name in LOOKUPS and None not in operands and any(operands[:1]):
                 self._looked.add(-id(eqn))
                 found = None if -id(eqn) in self._data else frozenset({-id(eqn)}).union(operands[0] or ())
@@ -110,7 +124,11 @@ class Weights:
     def _scan(self, eqn: JaxprEqn, operands: Sequence[Origins]) -> list[Origins]:
         consts, n_carry = jax_compat.scan_counts(eqn.params)
         fixed, carry, xs = operands[:consts], operands[consts : consts + n_carry], operands[consts + n_carry :]
-        return self._settled(lambda c: self._walk(eqn.params["jaxpr"], [*fixed, *c, *xs]), carry)
+        self._scanned[id(eqn)] = operands
+        before, self._walked = self._walked, self._walked.union(*filter(None, xs))
+        outs = self._settled(lambda c: self._walk(eqn.params["jaxpr"], [*fixed, *c, *xs]), carry)
+        self._walked = before
+        return outs
 
     def _while(self, eqn: JaxprEqn, operands: Sequence[Origins]) -> list[Origins]:
         n_cond, n_body = eqn.params["cond_nconsts"], eqn.params["body_nconsts"]
@@ -126,9 +144,23 @@ class Weights:
             carry = new
 
     def _cond(self, eqn: JaxprEqn, operands: Sequence[Origins]) -> list[Origins]:
-        index, *rest = operands
-        branches = [self._walk(b, rest) for b in eqn.params["branches"]]
-        return [_mixed([index, *outs]) for outs in zip(*branches, strict=True)]
+        """Weights among which an input chooses stay weights."""
+        branches = [self._walk(b, operands[1:]) for b in eqn.params["branches"]]
+        return [_mixed(outs) for outs in zip(*branches, strict=True)]
+
+
+def _multiplies(eqn: JaxprEqn, jaxpr: OpenJaxpr) -> bool:
+    """Whether an equation takes its operands for matrices: `(x[:, :, None] * w).sum(1)` is a product in other words."""
+    name = eqn.primitive.name
+    if name not in PRODUCTS | {"mul"}:
+        return name in FACTORISATIONS
+    (out,) = eqn.outvars
+    if name != "mul":
+        return bool(getattr(out.aval, "shape", ()))  # else a sum of squares, by vdot
+    pairs = list(zip(*(getattr(v.aval, "shape", ()) for v in eqn.invars), strict=False))
+    both = {a for a, (m, n) in enumerate(pairs) if m == n > 1}
+    sums = (set(e.params["axes"]) for e in jaxpr.eqns if e.primitive.name == "reduce_sum" and e.invars[0] is out)
+    return any(m > n for m, n in pairs) and any(m < n for m, n in pairs) and any(both & axes for axes in sums)
 
 
 def _mixed(made: Sequence[Origins]) -> Origins:
@@ -142,9 +174,9 @@ _WALKS = {"scan": Weights._scan, "while": Weights._while, "cond": Weights._cond}
 class Frame:
     """A jaxpr that is being evaluated, the equation at which it stands, and what was `found` of its variables."""
 
-    jaxpr: Any
+    jaxpr: OpenJaxpr
     eqn: Any = None
-    found: dict[Any, set[Any]] = field(default_factory=dict)
+    found: dict[Way, set[Var]] = field(default_factory=dict)
 
 
 WRAPPERS = CALLS | {
@@ -174,21 +206,27 @@ def leads(way: Way, frames: Sequence[Frame]) -> bool:
     return all(v in _found(way, frames) for v in frames[-1].eqn.outvars)
 
 
-def _found(way: Way, frames: Sequence[Frame]) -> set[Any]:
+def _found(way: Way, frames: Sequence[Frame]) -> set[Var]:
     """The variables of the innermost frame of which that holds."""
     *outer, frame = frames
     if way not in frame.found:
-        called = bool(outer) and outer[-1].eqn.primitive.name in WRAPPERS | {"dot_general"}
+        called = bool(outer) and _calls(outer[-1].eqn)
         known = _found(way, outer) if called else set()
         wanted = [v in known for v in outer[-1].eqn.outvars] if called else None
         frame.found[way] = _backwards(way, frame.jaxpr, wanted)
     return frame.found[way]
 
 
-def _backwards(way: Way, jaxpr: Any, wanted: Sequence[bool] | None = None) -> set[Any]:
-    uses: dict[Any, bool] = {}
+def _calls(eqn: JaxprEqn) -> bool:
+    """Whether it is evaluated as one jaxpr, with its results: so may be a scan that carries nothing."""
+    maps = eqn.primitive.name == "scan" and jax_compat.scan_counts(eqn.params)[1] == 0
+    return maps or eqn.primitive.name in WRAPPERS | {"dot_general"}
 
-    def note(variables: Sequence[Any], good: Sequence[bool]) -> None:
+
+def _backwards(way: Way, jaxpr: OpenJaxpr, wanted: Sequence[bool] | None = None) -> set[Var]:
+    uses: dict[Var, bool] = {}
+
+    def note(variables: Sequence[Atom], good: Sequence[bool]) -> None:
         for v, g in zip(variables, good, strict=True):
             if not isinstance(v, jax_compat.Literal):
                 uses[v] = g and uses.get(v, True)
@@ -225,7 +263,7 @@ def _entering(way: Way, eqn: Any, outs: list[bool]) -> Sequence[bool]:
     return [False] * n
 
 
-def _of_inputs(way: Way, jaxpr: Any, wanted: Sequence[bool] | None = None) -> list[bool]:
+def _of_inputs(way: Way, jaxpr: Jaxpr, wanted: Sequence[bool] | None = None) -> list[bool]:
     jaxpr, _ = jax_compat.open_jaxpr(jaxpr)
     known = _backwards(way, jaxpr, wanted)
     return [v in known for v in jaxpr.invars]

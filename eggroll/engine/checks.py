@@ -4,8 +4,37 @@ from __future__ import annotations
 
 import inspect
 import operator
+import sys
+from collections.abc import Collection
 from numbers import Integral
-from typing import Any
+from pathlib import Path, PurePath
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+LARGEST = 2**31 - 1  # of int32, in which JAX counts
+
+
+def is_huge(x: object) -> bool:
+    """Whether it is an integer that no float holds."""
+    return isinstance(x, int) and x.bit_length() > sys.float_info.max_exp - 1
+
+
+def is_of(value: object, kind: Any) -> bool:
+    """Whether a value is of a type as annotations have it; flags are no numbers, integers are, texts may be paths.
+
+    Example:
+        >>> is_of(("a", "b"), tuple[str, ...]), is_of(True, float | None), is_of(3, float | None)
+        (True, False, True)
+    """
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return isinstance(value, str) and value in parts
+    if origin in (Union, UnionType):
+        return any(is_of(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, list | tuple) and all(is_of(each, parts[0]) for each in value)
+    known = {float: (int, float), Path: (str, PurePath)}.get(kind, kind)
+    return isinstance(value, known) and (kind is bool or not isinstance(value, bool))
 
 
 def as_count(name: str, value: object, least: int = 1, hint: str = "") -> int:
@@ -21,7 +50,7 @@ def as_count(name: str, value: object, least: int = 1, hint: str = "") -> int:
         The integer.
 
     Raises:
-        ValueError: no integer, or one below `least`.
+        ValueError: no integer, one below `least`, or one that JAX's int32 does not hold.
 
     Example:
         >>> import numpy as np
@@ -29,8 +58,22 @@ def as_count(name: str, value: object, least: int = 1, hint: str = "") -> int:
         8
     """
     if isinstance(value, bool) or not isinstance(value, Integral) or value < least:
-        raise ValueError(f"got {name}={value!r}; an integer of at least {least} is required.{hint}")
-    return int(value)
+        raise ValueError(f"got {name}={value!r:.80}; an integer of at least {least} is required.{hint}")
+    if (count := int(value)) > LARGEST:
+        raise ValueError(f"got {name}={value!r:.80}; at most {LARGEST} is required.{hint}")
+    return count
+
+
+def check_one_of(name: str, value: object, known: Collection[str]) -> None:
+    """Raises `ValueError` unless `value` is one of these words."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(f"got {name}={value!r:.80}; one of {', '.join(map(repr, known))} is required.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raises `ValueError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"got {name}={value!r:.80}; True or False is required.")
 
 
 def as_index(name: str, value: Any, required: str = "an integer") -> int:

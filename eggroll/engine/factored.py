@@ -13,7 +13,7 @@ from jax import lax
 import eggroll.engine.rules  # noqa: F401  they fill the interpreter's table
 from eggroll.engine import jax_compat
 from eggroll.engine.ahead import Weights
-from eggroll.engine.annotations import Function, JaxprEqn, PyTree
+from eggroll.engine.annotations import Function, JaxprEqn, OpenJaxpr, PyTree
 from eggroll.engine.interpreter import Fallback, Interpreter, Policy, check_fallback
 from eggroll.engine.lowrank import Factor, LowRank, Perturbed, Source, Term, as_perturbed, is_low_rank
 from eggroll.engine.paths import path_name
@@ -24,7 +24,7 @@ from eggroll.engine.user_code import telling
 class Program:
     """A function traced once on the shapes of dense parameters, to be evaluated on perturbed ones."""
 
-    jaxpr: Any
+    jaxpr: OpenJaxpr
     consts: Sequence[Any]
     in_tree: Any
     out_tree: Any
@@ -58,7 +58,7 @@ class Program:
     @property
     def out_shape(self) -> Any:
         """Shapes and dtypes of the function's result."""
-        avals = [v.aval for v in self.jaxpr.outvars]
+        avals: list[Any] = [v.aval for v in self.jaxpr.outvars]
         return self.out_tree.unflatten([jax.ShapeDtypeStruct(a.shape, a.dtype) for a in avals])
 
 
@@ -186,6 +186,7 @@ class Use:
         walked: those of the stack over which a loop runs.
         dtype: of the weight where it is used: a model may cast it first.
         multiplied: whether a product or a lookup follows before it meets an input: it is a weight there.
+        whole: whether one does outside of the loops that walk it, which then make a weight, part by part.
     """
 
     path: str
@@ -198,6 +199,16 @@ class Use:
     walked: tuple[int, ...] = ()
     dtype: str = "float32"
     multiplied: bool = False
+    whole: bool = False
+
+    def known(self, number: int, weights: Weights) -> Use:
+        """With what becomes of the parameter of that number; axes that a loop walks may be all that is left of it."""
+        use = replace(self, multiplied=number in weights.multiplied, whole=number in weights.whole)
+        own = set(self.right) - set(self.walked)
+        if use.multiplied and (self.kind == "elementwise" or not own):
+            return use
+        stack = {*self.stack, *self.right} - own
+        return replace(use, right=tuple(sorted(own)), stack=tuple(sorted(stack)))
 
 
 class UsageObserver:
@@ -272,7 +283,7 @@ def discover(program: Program, paths: Sequence[str], args: tuple) -> dict[str, l
     Returns:
         path → its uses in order; an empty list for an unused parameter.
     """
-    observer, multiplied = UsageObserver(), list[str]()
+    observer, weights = UsageObserver(), list[Weights]()
     arrays, merge, _ = partition(args)
 
     def run(values: list[Any]) -> None:
@@ -280,9 +291,8 @@ def discover(program: Program, paths: Sequence[str], args: tuple) -> dict[str, l
         leaves, tree = jax.tree.flatten(params)
         probes = [probe(path, leaf) for path, leaf in zip(paths, leaves, strict=True)]
         args = (tree.unflatten(probes), *rest)
-        multiplied.extend(path for i, path in enumerate(paths) if i in program.weights(args, {}).multiplied)
+        weights.append(program.weights(args, {}))
         program.evaluate(Interpreter(Policy("allow"), observer), args)
 
     jax.eval_shape(run, [abstract(a) for a in arrays])
-    uses = [replace(u, multiplied=u.path in multiplied) for u in observer.uses]
-    return {p: [u for u in uses if u.path == p] for p in paths}
+    return {p: [u.known(i, weights[0]) for u in observer.uses if u.path == p] for i, p in enumerate(paths)}

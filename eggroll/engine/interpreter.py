@@ -16,7 +16,8 @@ import numpy as np
 
 from eggroll.engine import jax_compat
 from eggroll.engine.ahead import BATCHED, ELEMENTWISE, MOVES, NOISE_KEY, PRODUCTS, SCALES, WAITS, WALKED, Frame, Weights
-from eggroll.engine.annotations import JaxprEqn
+from eggroll.engine.annotations import Atom, JaxprEqn, Var
+from eggroll.engine.checks import check_one_of
 from eggroll.engine.perturbed import Perturbed, Term
 
 Fallback = Literal["warn", "allow", "error"]
@@ -77,14 +78,14 @@ class Policy:
     def __post_init__(self) -> None:
         check_fallback(self.mode)
 
-    def report(self, value: Perturbed, term: Term, eqn: JaxprEqn | None, reason: str, size: int | None = None) -> None:
-        """Records that `term` of `value`, or something of `size` numbers made of it, is about to be dense for `eqn`."""
-        members = term.source.members
-        size = value.base.size if size is None else size
-        name, line = "the output", "the end of the function"
-        if eqn is not None:
-            name, line = eqn.primitive.name, jax_compat.source_line(eqn)
-        n_bytes = size * value.dtype.itemsize * (members or 1)
+    def report(
+        self, value: Perturbed, term: Term, eqn: JaxprEqn | None, reason: str, size: int | None = None, parts: int = 1
+    ) -> None:
+        """Records that `term` of as many `parts`, or what has `size` numbers each, is about to be dense for `eqn`."""
+        members, size = term.source.members, value.base.size if size is None else size
+        name = "the output" if eqn is None else eqn.primitive.name
+        line = "the end of the function" if eqn is None else jax_compat.source_line(eqn)
+        n_bytes = parts * size * value.dtype.itemsize * (members or 1)
         factor = size / max(1, sum(math.prod(f.numbers.shape) for f in term.factors))
         self.tell(DenseFallback(term.source.path, name, line, reason, n_bytes, members, factor))
 
@@ -101,8 +102,7 @@ class Policy:
 
 def check_fallback(mode: str) -> None:
     """Raises ValueError unless `mode` names a policy."""
-    if mode not in get_args(Fallback):
-        raise ValueError(f"fallback={mode!r}: use one of {', '.join(map(repr, get_args(Fallback)))}.")
+    check_one_of("fallback", mode, get_args(Fallback))
 
 
 # By primitive: how it acts on perturbed values. `eggroll.engine.rules` fills it, which `eggroll.engine` imports.
@@ -144,10 +144,10 @@ class Interpreter:
     def evaluate(self, jaxpr: Any, args: Sequence[Any]) -> list[Any]:
         """Evaluates an open or closed jaxpr; outputs may be `Perturbed`."""
         jaxpr, consts = jax_compat.open_jaxpr(jaxpr)
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(jax_compat.as_jax, consts), strict=True))
+        env: dict[Var, Any] = dict(zip(jaxpr.constvars, map(jax_compat.as_jax, consts), strict=True))
         env.update(zip(jaxpr.invars, map(jax_compat.as_jax, args), strict=True))
 
-        def read(atom: Any) -> Any:
+        def read(atom: Atom) -> Any:
             return jax_compat.as_jax(atom.val) if isinstance(atom, jax_compat.Literal) else env[atom]
 
         self.frames.append(frame := Frame(jaxpr))
@@ -248,8 +248,8 @@ class Interpreter:
         self._note_varying(eqn, bases, out)
         return out
 
-    def dense(self, value: Any, eqn: JaxprEqn | None, reason: str) -> Any:
-        """The dense form of a value, reported to the policy; other values pass through."""
+    def dense(self, value: Any, eqn: JaxprEqn | None, reason: str, parts: int = 1) -> Any:
+        """The dense form of a value, of which `parts` are kept, reported to the policy; others pass through."""
         if not isinstance(value, Perturbed):
             return value
         if self.observer is not None:
@@ -259,7 +259,7 @@ class Interpreter:
         if not self._silent:
             for term in (*value.terms, *(value.times.terms if value.times else ())):
                 if not term.quiet:
-                    self.policy.report(value, term, eqn, reason)
+                    self.policy.report(value, term, eqn, reason, parts=parts)
         return value.dense()
 
     @contextmanager

@@ -25,7 +25,7 @@ from jax._src.lax.control_flow import loops
 from jax.experimental.scheduling_groups import xla_metadata_call
 from jax.extend import core as jex
 
-from eggroll.engine.annotations import Function, JaxprEqn
+from eggroll.engine.annotations import Function, Jaxpr, JaxprEqn, OpenJaxpr
 
 Literal = jex.Literal
 
@@ -39,7 +39,7 @@ Literal = jex.Literal
 CORRECTIONS_ARE_FREE = jax.__version_info__ < (0, 11)
 
 
-def open_jaxpr(jaxpr: Any) -> tuple[Any, Sequence[Any]]:
+def open_jaxpr(jaxpr: Any) -> tuple[OpenJaxpr, Sequence[Any]]:
     """Splits an open or closed jaxpr into `(open jaxpr, constants)`."""
     consts = getattr(jaxpr, "consts", ())
     return getattr(jaxpr, "jaxpr", jaxpr), tuple(consts)
@@ -99,7 +99,7 @@ def _user_frame(traceback: Any) -> Any | None:
     return next((f for f in frames if "flax" not in Path(f.file_name).parts), frames[0] if frames else None)
 
 
-def drop_dead_code(jaxpr: Any) -> Any:
+def drop_dead_code(jaxpr: OpenJaxpr) -> OpenJaxpr:
     """Removes equations, nested ones included, whose results nothing uses."""
     kept, _ = partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars), True)
     return kept
@@ -121,12 +121,12 @@ def abstract(value: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(aval.shape, aval.dtype, weak_type=getattr(aval, "weak_type", False))
 
 
-def inner_jaxprs(eqn: JaxprEqn) -> list[Any]:
+def inner_jaxprs(eqn: JaxprEqn) -> list[Jaxpr]:
     """The jaxprs that an equation calls."""
     return list(jex.jaxprs_in_params(eqn.params))
 
 
-def equations(jaxpr: Any) -> Iterator[JaxprEqn]:
+def equations(jaxpr: Jaxpr) -> Iterator[JaxprEqn]:
     """Every equation, those of inner jaxprs included."""
     for eqn in open_jaxpr(jaxpr)[0].eqns:
         yield eqn
@@ -134,7 +134,7 @@ def equations(jaxpr: Any) -> Iterator[JaxprEqn]:
             yield from equations(inner)
 
 
-def name_stacks(jaxpr: Any) -> Iterator[str]:
+def name_stacks(jaxpr: Jaxpr) -> Iterator[str]:
     """The names around every equation."""
     return (str(eqn.source_info.name_stack) for eqn in equations(jaxpr))
 
@@ -160,7 +160,7 @@ class Traced:
         is_call: whether it is a function that is compiled, which later calls run again as it is.
     """
 
-    jaxpr: Any
+    jaxpr: OpenJaxpr
     consts: Sequence[Any]
     carries: int | None
     is_call: bool

@@ -12,6 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from eggroll.engine import jax_compat
+from eggroll.engine.annotations import Atom, Jaxpr, JaxprEqn, Var
 
 SMALL = 1 << 20  # bytes: an array on a device up to which it is known by its numbers, not as an object
 # Of custom rules only what is computed counts: nothing here is differentiated.
@@ -39,7 +40,7 @@ class ProgramKey:
         return all(array_key(x) == before for x, before in self.on_host)
 
 
-def program_key(jaxpr: Any, consts: Iterable[Any]) -> ProgramKey:
+def program_key(jaxpr: Jaxpr, consts: Iterable[Any]) -> ProgramKey:
     """What is equal for jaxprs that compute the same by the same operations.
 
     Raises:
@@ -53,25 +54,25 @@ class _Numbered:
     """Variables by when they come."""
 
     def __init__(self) -> None:
-        self.known: dict[Any, int] = {}
+        self.known: dict[Var, int] = {}
         self.on_host: list[tuple[np.ndarray, Hashable]] = []
 
-    def jaxpr(self, jaxpr: Any, consts: Iterable[Any] | None = None) -> Hashable:
+    def jaxpr(self, jaxpr: Jaxpr, consts: Iterable[Any] | None = None) -> Hashable:
         jaxpr, own = jax_compat.open_jaxpr(jaxpr)
         heads = self._vars([*jaxpr.constvars, *jaxpr.invars])
         eqns = tuple(self._eqn(eqn) for eqn in jaxpr.eqns)
         values = tuple(map(self._constant, own if consts is None else consts))
         return heads, eqns, self._vars(jaxpr.outvars), values
 
-    def _vars(self, atoms: Iterable[Any]) -> Hashable:
+    def _vars(self, atoms: Iterable[Atom]) -> Hashable:
         return tuple(self._atom(atom) for atom in atoms)
 
-    def _atom(self, atom: Any) -> Hashable:
+    def _atom(self, atom: Atom) -> Hashable:
         if isinstance(atom, jax_compat.Literal):
             return "literal", type(atom.val), self._constant(atom.val), atom.aval
         return self.known.setdefault(atom, len(self.known)), atom.aval
 
-    def _eqn(self, eqn: Any) -> Hashable:
+    def _eqn(self, eqn: JaxprEqn) -> Hashable:
         params = [(name, self._param(v)) for name, v in sorted(eqn.params.items()) if name not in RULES_OF_DERIVATIVES]
         return eqn.primitive, self._vars(eqn.invars), tuple(params), self._vars(eqn.outvars), jax_compat.where_run(eqn)
 

@@ -94,6 +94,10 @@ def _raise_told(error: Exception, fun: Function) -> NoReturn:
     told = f"{_where(error, fun)}\n{_advice(error)}"
     original = str(error)
     text = f"{told}\n\n{type(error).__name__}: {original}"
+    if isinstance(error, StopIteration):  # which a loop around this call would take for its own end
+        error = RuntimeError(text)
+        _mark(error)
+        raise error
     if len(error.args) == 1 and original == error.args[0]:
         error.args = (text,)  # the same object, with its traceback and whatever else it carries
         _mark(error)

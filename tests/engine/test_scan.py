@@ -172,14 +172,32 @@ def test_slices_handed_on_as_outputs():
 
 
 def test_other_perturbed_outputs_fall_back():
-    """A changed slice, and a constant, stacked."""
+    """A changed slice, and a constant, stacked beside a carry."""
     w = low_rank(1, (3, 6, 6), (0, 1), (0, 2), 2)
-    changed = lambda w, x: lax.scan(lambda h, layer: (h, 2 * layer), x, w)[1]  # noqa: E731
-    constant = lambda w, x: lax.scan(lambda h, row: (h, w[0]), x, jnp.arange(3.0))[1]  # noqa: E731
+    changed = lambda w, x: lax.scan(lambda h, layer: (shrink(h + 1), 2 * layer), x, w)  # noqa: E731
+    constant = lambda w, x: lax.scan(lambda h, row: (shrink(h + 1), w[0]), x, jnp.arange(3.0))  # noqa: E731
     for fun in (changed, constant):
         check(fun, w, X, fallback="allow")
         with pytest.raises(DenseFallbackError, match="stacked output of a scan"):
             check(fun, w, X)
+
+
+OF_ROWS = {
+    "scaled": lambda w, x: x @ lax.map(lambda row: 2 * row, w),
+    "by an array": lambda w, x: x @ lax.map(lambda pair: pair[0] * pair[1], (w, jnp.arange(8.0))),
+    "multiplied": lambda w, x: x @ lax.map(lambda row: row @ jnp.eye(8)[::-1], w),
+    "of columns, in blocks": lambda w, x: x @ lax.map(lambda c: 2 * c, w.T, batch_size=3).T,
+    "number by number": lambda w, x: x @ lax.map(lambda row: lax.map(lambda number: 2 * number, row), w),
+    "with an input": lambda w, x: lax.map(lambda column: x @ column, w.T).T,
+}
+
+
+@pytest.mark.parametrize("fun", OF_ROWS.values(), ids=OF_ROWS.keys())
+def test_a_weight_made_row_by_row(fun):
+    """`lax.map` makes a weight of a weight's rows, which stays factored."""
+    w, x = low_rank(1, (8, 8), (0,), (1,), 2), integers(2, (2, 8), bound=2)
+    check(fun, w, x)
+    check_never_dense(fun, w, x)
 
 
 def test_nested_scans():

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from eggroll.engine import jax_compat
-from eggroll.engine.annotations import Function, Index, JaxprEqn
+from eggroll.engine.annotations import Function, Index, Jaxpr, JaxprEqn
 from eggroll.engine.interpreter import Interpreter
-from eggroll.engine.perturbed import Array, Factor, Perturbed, Term
+from eggroll.engine.perturbed import Array, Factor, Perturbed
+from eggroll.engine.rules.maps import mapped, shape_of, walked
 
 
 def inline(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
@@ -53,7 +54,7 @@ def custom_derivative(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> l
     return _forwarding(ctx, eqn.params["call_jaxpr"], args, wrap)
 
 
-def _forwarding(ctx: Interpreter, jaxpr: Any, args: Sequence[Any], wrap: Function) -> list[Any]:
+def _forwarding(ctx: Interpreter, jaxpr: Jaxpr, args: Sequence[Any], wrap: Function) -> list[Any]:
     """Calls, but hands inputs that the callee returns unchanged straight on: loops look for identity."""
     handed_on: dict[int, int] = {}
 
@@ -73,6 +74,8 @@ STACKED = "stacked output of a scan"
 
 def scan(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     """Perturbed inputs travel as factors; a carry that the body hands on unchanged becomes a constant."""
+    if (outs := mapped(ctx, eqn, args)) is not None:
+        return outs
     n_consts, n_carry = jax_compat.scan_counts(eqn.params)
     jaxpr, consts = eqn.params["jaxpr"], args[:n_consts]
     init, xs = list(args[n_consts : n_consts + n_carry]), args[n_consts + n_carry :]
@@ -92,7 +95,7 @@ def scan(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     def step(carry: tuple, slices: Any) -> tuple[tuple, dict[int, Any]]:
         new, ys, values = body(_merge(carry, fixed, n_carry), slices)
         forwarded.update(_identical(ys, values))
-        kept = {j: ctx.dense(y, eqn, STACKED) for j, y in enumerate(ys) if j not in forwarded}
+        kept = {j: ctx.dense(y, eqn, STACKED, eqn.params["length"]) for j, y in enumerate(ys) if j not in forwarded}
         return tuple(ctx.dense(c, eqn, CARRY) for i, c in enumerate(new) if i not in fixed), kept
 
     moving = tuple(ctx.dense(c, eqn, CARRY) for i, c in enumerate(init) if i not in fixed)
@@ -112,11 +115,7 @@ def sliced(x: Any, part: Any, index: Index) -> Any:
         numbers = jax.tree.map(lambda a: _at(a, index), f.numbers) if 0 in f.axes else f.numbers
         return replace(f, numbers=numbers, axes=tuple(a - 1 for a in f.axes if a != 0))
 
-    def walked(term: Term) -> Term:
-        origins = [f.origin for f in term.owners(0)]
-        return replace(term.map(change), walked=term.walked.union(*origins))
-
-    return x.map(part, walked)
+    return walked(x).map(part, lambda t: t.map(change))
 
 
 def _at(array: Any, index: Index) -> Any:
@@ -145,17 +144,13 @@ def _invariant(ctx: Interpreter, init: list[Any], body: Callable[..., list[Any]]
             outs = body(_merge(carry, fixed, len(init)), *others)
             changed += [i for i, c in fixed.items() if outs[i] is not c]
 
-        moving = [_abstract(c) for i, c in enumerate(init) if i not in fixed]
+        moving = [shape_of(c) for i, c in enumerate(init) if i not in fixed]
         with ctx.silent():
             jax.eval_shape(attempt, moving, *others)
         if not changed:
             return fixed
         fixed = {i: c for i, c in fixed.items() if i not in changed}
     return fixed
-
-
-def _abstract(value: Any) -> jax.ShapeDtypeStruct:
-    return jax_compat.abstract(value.base if isinstance(value, Perturbed) else value)
 
 
 def _merge(moving: Sequence[Any], fixed: dict[int, Any], n: int) -> list[Any]:
@@ -193,7 +188,8 @@ def while_loop(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any
 
 def by_row(eqn: JaxprEqn) -> bool:
     """Whether each row has a condition of its own, as `jax.vmap` makes it."""
-    return bool(jax_compat.open_jaxpr(eqn.params["cond_jaxpr"])[0].outvars[0].aval.shape)
+    condition: Any = jax_compat.open_jaxpr(eqn.params["cond_jaxpr"])[0].outvars[0].aval
+    return bool(condition.shape)
 
 
 def going(goes: Array, new: Any, old: Any) -> Any:
@@ -211,7 +207,7 @@ def cond(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     index = ctx.dense(index, eqn, "a branch chosen by a perturbed value")
     branches, forwarded = eqn.params["branches"], []
 
-    def attempt(branch: Any) -> Callable[..., list[Any]]:
+    def attempt(branch: Jaxpr) -> Callable[..., list[Any]]:
         def call(*values: Any) -> list[Any]:
             ctx.hand_on(operands, values)
             outs = ctx.evaluate(branch, values)
@@ -225,7 +221,7 @@ def cond(ctx: Interpreter, eqn: JaxprEqn, args: Sequence[Any]) -> list[Any]:
     same = dict(set.intersection(*forwarded))
     alike = [len({_form(s) for s in outs}) == 1 for outs in zip(*shapes, strict=True)]
 
-    def unified(branch: Any) -> Callable[..., list[Any]]:
+    def unified(branch: Jaxpr) -> Callable[..., list[Any]]:
         def call(*values: Any) -> list[Any]:
             ctx.hand_on(operands, values)
             outs = enumerate(ctx.evaluate(branch, values))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from eggroll.engine import jax_compat
-from eggroll.engine.annotations import JaxprEqn
+from eggroll.engine.annotations import Jaxpr, JaxprEqn, OpenJaxpr
 from eggroll.engine.lowrank import Perturbed
 from eggroll.engine.rules.control_flow import CARRY, STACKED, by_row, going, sliced
 from eggroll.strategy.activations.walk import LOOPS, Frame, Linear, Walk, Where, transposed
@@ -112,7 +112,7 @@ def cond(ctx: Walk, eqn: JaxprEqn, args: list[Any], fed: list[bool], frame: Fram
     index, *operands = [ctx.dense(a, eqn, CARRY) if isinstance(a, Perturbed) else a for a in args]
     feeds = [False] * len(eqn.outvars)
 
-    def branch(number: int, jaxpr: Any) -> Any:
+    def branch(number: int, jaxpr: Jaxpr) -> Any:
         inner = inners[number]
 
         def call(_: Any) -> Any:
@@ -181,7 +181,7 @@ def _settled(ctx: Walk, eqn: JaxprEqn, args: list[Any], frame: Frame, never: Seq
     return [ctx.dense(a, eqn, CARRY) if isinstance(a, Perturbed) and i in never else a for i, a in enumerate(args)]
 
 
-def _fed(jaxpr: Any, fed: Sequence[bool], args: Sequence[Any], carries: dict[int, int]) -> list[bool]:
+def _fed(jaxpr: OpenJaxpr, fed: Sequence[bool], args: Sequence[Any], carries: dict[int, int]) -> list[bool]:
     """Which inputs of a body come from the function's inputs, once turns have handed on what they make.
 
     Args:

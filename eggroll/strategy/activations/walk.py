@@ -20,7 +20,7 @@ from jax import lax
 from eggroll.engine import jax_compat
 from eggroll.engine.ahead import WRAPPERS
 from eggroll.engine.ahead import Frame as Way
-from eggroll.engine.annotations import JaxprEqn
+from eggroll.engine.annotations import Atom, JaxprEqn, Var
 from eggroll.engine.interpreter import Interpreter, Policy
 from eggroll.engine.lowrank import Perturbed
 from eggroll.strategy.activations.values import ADDING, KEEPING, Between, Linear, Where, between
@@ -126,14 +126,14 @@ class Walk(Interpreter):
             The outputs, each with whether it comes from the function's inputs.
         """
         jaxpr, consts = jax_compat.open_jaxpr(jaxpr)
-        env: dict[Any, Any] = dict(zip(jaxpr.constvars, map(jax_compat.as_jax, consts), strict=True))
+        env: dict[Var, Any] = dict(zip(jaxpr.constvars, map(jax_compat.as_jax, consts), strict=True))
         env.update(zip(jaxpr.invars, args, strict=True))
         data = {v for v, f in zip(jaxpr.invars, fed, strict=True) if f}
 
-        def read(atom: Any) -> Any:
+        def read(atom: Atom) -> Any:
             return jax_compat.as_jax(atom.val) if isinstance(atom, jax_compat.Literal) else env[atom]
 
-        def is_fed(atom: Any) -> bool:
+        def is_fed(atom: Atom) -> bool:
             return not isinstance(atom, jax_compat.Literal) and atom in data
 
         self.frames.append(frame_of := Way(jaxpr))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from eggroll.engine.annotations import JaxprEqn
+from eggroll.engine.annotations import Atom, Jaxpr, JaxprEqn, Var
 from eggroll.engine.jax_compat import Literal, inner_jaxprs, open_jaxpr, scan_counts
 from eggroll.strategy.dependence.values import Known, constant, evaluate, unknown
 
@@ -23,17 +23,17 @@ class Facts:
     The walk back keeps its states here, and which losses are the own of what it could not tell.
     """
 
-    known: dict[Any, Known] = field(default_factory=dict)
+    known: dict[Var, Known] = field(default_factory=dict)
     inner: dict[int, list[Facts]] = field(default_factory=dict)
-    states: dict[Any, Any] = field(default_factory=dict)
-    hints: dict[Any, Any] = field(default_factory=dict)
+    states: dict[Var, Any] = field(default_factory=dict)
+    hints: dict[Var, Any] = field(default_factory=dict)
 
-    def read(self, atom: Any) -> Known | None:
+    def read(self, atom: Atom) -> Known | None:
         """What is known of a variable or a number in the program."""
         return constant(atom.val) if isinstance(atom, Literal) else self.known.get(atom)
 
 
-def find(jaxpr: Any, ins: Sequence[Known | None]) -> Facts:
+def find(jaxpr: Jaxpr, ins: Sequence[Known | None]) -> Facts:
     """What is known of every variable of a jaxpr, given what is known of its inputs."""
     facts = Facts()
     opened, consts = open_jaxpr(jaxpr)
@@ -58,14 +58,14 @@ def find(jaxpr: Any, ins: Sequence[Known | None]) -> Facts:
     return facts
 
 
-def called(eqn: JaxprEqn) -> Any | None:
+def called(eqn: JaxprEqn) -> Jaxpr | None:
     """The jaxpr that an equation runs as it is, if that is what it does."""
     inner = inner_jaxprs(eqn)[:1] if eqn.primitive.name in CALLS else []
     same = [j for j in inner if len(open_jaxpr(j)[0].invars) == len(eqn.invars)]
     return same[0] if same else None
 
 
-def _learn(facts: Facts, var: Any, known: Known | None) -> None:
+def _learn(facts: Facts, var: Var, known: Known | None) -> None:
     if known is not None and any(x.any() for x in known[1:]):
         facts.known[var] = known
 

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 
-from eggroll.engine.annotations import JaxprEqn
+from eggroll.engine.annotations import Atom, Jaxpr, JaxprEqn, Var
 from eggroll.engine.jax_compat import Literal, equations, open_jaxpr, scan_counts
 from eggroll.strategy.dependence.links import Digit, Link, Links, State, add, everything, full, reshape
 from eggroll.strategy.dependence.patterns import Facts, called, find
@@ -49,7 +48,7 @@ class Along:
 Relation = tuple[Along | None, ...]
 
 
-def dependence(jaxpr: Any, sites: Sequence[int], output: int = 0) -> list[Relation | None]:
+def dependence(jaxpr: Jaxpr, sites: Sequence[int], output: int = 0) -> list[Relation | None]:
     """Which entries of an output, the losses, depend on which entries of some inputs, the sites.
 
     Args:
@@ -104,7 +103,7 @@ def _relation(state: State | None, rank: int) -> Relation:
     return tuple(result)
 
 
-def _spread(jaxpr: Any, facts: Facts) -> None:
+def _spread(jaxpr: Jaxpr, facts: Facts) -> None:
     """Tells what has no loss of its own yet, keys and values for example, whose indices it shares: its operands'."""
     for number, eqn in enumerate(open_jaxpr(jaxpr)[0].eqns):
         name, inner = eqn.primitive.name, facts.inner.get(number, [])
@@ -121,7 +120,14 @@ def _spread(jaxpr: Any, facts: Facts) -> None:
                     _hint(facts, eqn.outvars[o], _onward(eqn, i, o, owns, facts))
 
 
-def _spread_into(jaxpr: Any, ins: Any, outs: Any, facts: Facts, inner: Facts, scan: Any = None) -> None:
+def _spread_into(
+    jaxpr: Jaxpr,
+    ins: Sequence[Atom],
+    outs: Sequence[Var],
+    facts: Facts,
+    inner: Facts,
+    scan: tuple[int, int] | None = None,
+) -> None:
     """Through a jaxpr inside an equation; of a scan by the numbers of its constants and carries."""
     opened, step = open_jaxpr(jaxpr)[0], -1 - 2**20  # in no loop's numbering: what is known of steps stays outside
     kept = (len(ins), len(outs)) if scan is None else (sum(scan), scan[1])
@@ -136,7 +142,7 @@ def _spread_into(jaxpr: Any, ins: Any, outs: Any, facts: Facts, inner: Facts, sc
         _hint(facts, outer, outside.links if outside else {})
 
 
-def _owns(facts: Facts, var: Any) -> Links:
+def _owns(facts: Facts, var: Atom) -> Links:
     """The links that say which loss belongs to an index, and nothing else."""
     if isinstance(var, Literal) or var not in facts.states:
         return {}
@@ -144,7 +150,7 @@ def _owns(facts: Facts, var: Any) -> Links:
     return {key: Link(everything(key), link.own) for key, link in links if link.own is not None}
 
 
-def _hint(facts: Facts, var: Any, links: Links) -> None:
+def _hint(facts: Facts, var: Var, links: Links) -> None:
     there = {loss.axis for _, loss in _owns(facts, var)}
     if var in facts.states and (new := {key: link for key, link in links.items() if key[1].axis not in there}):
         facts.hints.setdefault(var, {}).update(new)

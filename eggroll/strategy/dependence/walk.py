@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from eggroll.engine.annotations import JaxprEqn
+from eggroll.engine.annotations import Atom, Jaxpr, JaxprEqn, Var
 from eggroll.engine.jax_compat import Literal, open_jaxpr, scan_counts
 from eggroll.strategy.dependence.links import Digit, Link, Links, State, add, full, join, matrix, reshape, transfer
 from eggroll.strategy.dependence.patterns import Facts, called
@@ -15,7 +15,7 @@ from eggroll.strategy.dependence.routes import PAIRS, route
 from eggroll.strategy.dependence.values import MOST, Array, dims, zeros
 
 
-def walk(jaxpr: Any, outs: Sequence[State | None], facts: Facts, depth: int = 1) -> list[State | None]:
+def walk(jaxpr: Jaxpr, outs: Sequence[State | None], facts: Facts, depth: int = 1) -> list[State | None]:
     """States of a jaxpr's inputs from those of its outputs; `facts` keep the others."""
     opened = open_jaxpr(jaxpr)[0]
     facts.states = {}
@@ -30,12 +30,12 @@ def walk(jaxpr: Any, outs: Sequence[State | None], facts: Facts, depth: int = 1)
     return [_settled(facts, var) for var in opened.invars]
 
 
-def _meet(facts: Facts, var: Any, state: State | None) -> None:
+def _meet(facts: Facts, var: Atom, state: State | None) -> None:
     if not isinstance(var, Literal) and state is not None:
         facts.states[var] = join(facts.states.get(var), state)
 
 
-def _settled(facts: Facts, var: Any) -> State | None:
+def _settled(facts: Facts, var: Var) -> State | None:
     """The state of a variable all of whose uses were seen: entries that are known depend on nothing."""
     state, known = facts.states.get(var), facts.known.get(var)
     if state is None or 0 in dims(var):
