@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -34,6 +35,29 @@ SCHEDULES = _names(
     "linear_onecycle_schedule linear_schedule piecewise_constant_schedule polynomial_schedule sgdr_schedule "
     "warmup_constant_schedule warmup_cosine_decay_schedule warmup_exponential_decay_schedule"
 )
+
+
+def inverse_sqrt_schedule(init_value: float) -> Schedule:
+    """`init_value/√(1 + count)`: for runs whose end is not known. Its sum has no end; that of its squares hardly grows.
+
+    Example:
+        >>> float(inverse_sqrt_schedule(1.5)(8))
+        0.5
+    """
+    return lambda count: init_value / jnp.sqrt(1 + jnp.asarray(count, jnp.float32))
+
+
+def scaled_schedule(schedule: Schedule, factor: float) -> Schedule:
+    """Another schedule times a number.
+
+    Example:
+        >>> float(scaled_schedule(inverse_sqrt_schedule(1.5), 2.0)(8))
+        1.0
+    """
+    return lambda count: factor * schedule(count)
+
+
+OWN: Mapping[str, Any] = {each.__name__: each for each in (inverse_sqrt_schedule, scaled_schedule)}  # optax lacks them
 CHAIN = "chain"
 Spec = Json
 Number: TypeAlias = bool | int | float | np.generic | np.ndarray | jax.Array  # arrays without axes
@@ -54,6 +78,15 @@ class NamedSchedule:
     def __call__(self, count: Any) -> Any:
         """The value after `count` updates."""
         return self._function(count)
+
+    def __mul__(self, factor: float) -> NamedSchedule:
+        """The schedule of values so many times as large.
+
+        Example:
+            >>> float((schedule("inverse_sqrt_schedule", init_value=1.5) * 2)(8))
+            1.0
+        """
+        return schedule("scaled_schedule", schedule=self, factor=factor)
 
     def __repr__(self) -> str:
         return f"schedule({_written(self.spec['schedule'], self.spec['arguments'])})"
@@ -108,6 +141,9 @@ def named(name: str, **arguments: Argument) -> NamedOptimizer:
 def schedule(name: str, **arguments: Argument) -> NamedSchedule:
     """A schedule of optax by name: `getattr(optax, name)(**arguments)`, for the arguments of `named`.
 
+    Two are our own: `inverse_sqrt_schedule(init_value)`, which is `init_value/√(1 + count)`, and
+    `scaled_schedule(schedule, factor)`, which `schedule(...) * factor` makes.
+
     Args:
         name: such as `"cosine_decay_schedule"`.
         **arguments: as in `named`; dictionaries with integers as keys too.
@@ -123,7 +159,7 @@ def schedule(name: str, **arguments: Argument) -> NamedSchedule:
         >>> float(schedule("linear_schedule", init_value=1.0, end_value=0.0, transition_steps=4)(1))
         0.75
     """
-    _check_name(name, SCHEDULES, "a schedule")
+    _check_name(name, SCHEDULES | OWN.keys(), "a schedule")
     encoded = {key: to_json(key, value) for key, value in arguments.items()}
     return NamedSchedule({"schedule": name, "arguments": encoded}, _called(name, encoded))
 
@@ -173,14 +209,14 @@ def from_spec(spec: Spec) -> NamedOptimizer:
 
 
 def _check_name(name: object, allowed: frozenset[str], what: str) -> None:
-    if not isinstance(name, str) or name not in allowed or not hasattr(optax, name):
-        known = ", ".join(sorted(each for each in allowed if hasattr(optax, each)))
+    if not isinstance(name, str) or name not in allowed or not (name in OWN or hasattr(optax, name)):
+        known = ", ".join(sorted(each for each in allowed if each in OWN or hasattr(optax, each)))
         raise ValueError(f"got {name!r} as {what}; one of {known} is required.")
 
 
 def _called(name: str, encoded: Spec) -> Any:
     """From the encoded arguments, so that a run and its replay are built from the very same numbers."""
-    return getattr(optax, name)(**{key: from_json(value) for key, value in encoded.items()})
+    return (OWN.get(name) or getattr(optax, name))(**{key: from_json(value) for key, value in encoded.items()})
 
 
 def to_json(key: str, value: object) -> object:

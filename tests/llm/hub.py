@@ -31,16 +31,24 @@ def served(handler: type[BaseHTTPRequestHandler]) -> Iterator[str]:
 
 
 @contextmanager
-def taking_hub(name: str, token: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """(address, files that it was given) of a hub that makes one model's repository, for whoever has the token."""
+def taking_hub(name: str, token: str, *, private: bool = False) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """(address, files that it was given) of a hub that makes one model's repository, for whoever has the token.
+
+    Asked for one that is private, or is not, otherwise than `private` says, it makes none.
+    """
     given: dict[str, bytes] = {}
+
+    def is_private(body: bytes) -> bool:
+        """Whether a repository is to be private, as earlier and as later versions of huggingface_hub say it."""
+        asked = json.loads(body)
+        return bool(asked.get("private")) or asked.get("visibility") == "private"
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if self.headers["Authorization"] != f"Bearer {token}":
                 self.answer(401, {"error": "Invalid credentials"})
-            elif self.path == "/api/repos/create":
+            elif self.path == "/api/repos/create" and is_private(body) == private:
                 self.answer(200, {"url": f"http://{self.headers['Host']}/{name}"})
             elif self.path == f"/api/models/{name}/preupload/main":
                 files = [

@@ -43,7 +43,7 @@ def environment(date: datetime) -> Any:
     def to_json(value: Any, ensure_ascii: bool = False, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
-    added = [Generation, "jinja2.ext.loopcontrols"]  # not optimised: nothing is computed while it is parsed
+    added = [Generation, "jinja2.ext.loopcontrols"]  # not optimised: parsing computes no more than {{ constants }}
     made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, optimized=False, extensions=added)
     made.filters["tojson"] = to_json
     made.globals |= {"raise_exception": raise_exception, "strftime_now": date.strftime}

@@ -6,7 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from eggroll.llm.rewards.environment import environment
 from eggroll.llm.tasks.base import Degenerate
@@ -82,13 +82,12 @@ class Asked(Checked):
     @property
     def rewards(self) -> tuple[str, ...]:
         """Rewards of the user's own."""
-        return (self.reward,) if isinstance(self.reward, str) else tuple(self.reward or ())
+        return _several(self.reward)
 
     @property
     def test_prompts_files(self) -> tuple[Path, ...]:
         """Files of prompts to test on."""
-        found = self.test_prompts_file
-        return tuple(map(Path, (found,) if isinstance(found, str | Path) else found or ()))
+        return tuple(Path(file) if isinstance(file, str) else file for file in _several(self.test_prompts_file))
 
     def check(self) -> None:
         """Raises `SettingsError` for what no model can be asked."""
@@ -113,7 +112,7 @@ class Asked(Checked):
         for name, what in (("test_prompts_file", "a file of test prompts"), ("prompt_column", "a column of prompts")):
             if getattr(self, name) is not None and self.reward is None:
                 raise SettingsError(f"got {what} for a ready task, which has its own; leave it out.")
-        if self.worst is not None and (self.reward is None or not math.isfinite(self.worst)):
+        if self.worst is not None and (self.reward is None or not -math.inf < self.worst < math.inf):
             raise SettingsError(f"got worst={self.worst!r}; a finite number, for a --reward of your own, is required.")
 
     def _check_answers(self) -> None:
@@ -145,3 +144,8 @@ class Asked(Checked):
         """Task, or the name of the reward function, as it may stand in a file's name."""
         name = self.task or "-".join(reward.partition("=")[0].partition(":")[2] for reward in self.rewards)
         return re.sub(r"[^\w.-]+", "-", name)
+
+
+def _several(given: Any) -> tuple[Any, ...]:
+    """What may be given once or in a row, in a row; `check` tells of what else it is."""
+    return tuple(given) if isinstance(given, list | tuple) else () if given is None else (given,)

@@ -45,8 +45,8 @@ class FinetuneSettings(Asked, RunSettings):
     """Noise scale, in the units of the weights; on activations, of each output's RMS. auto: such that noise moves the
     next token's distribution by 0.2 nats, measured on answers of the model at the start."""
     learning_rate: Annotated[float | Literal["auto"] | None, Option(positive=True)] = "auto"
-    """The optimizer's; for full-rank the α of its paper. auto: updates of half the noise's size; on activations
-    3e-4."""
+    """The optimizer's; for full-rank the α of its paper. auto: updates of 0.8 of the noise's size, which fall as one
+    over the root of the generation; on activations 3e-4."""
     optimizer: Annotated[Optimizer, Option("sgd, on activations adam")] = "sgd"
     """Of eggroll."""
     lora: Annotated[int | None, Option("none", "RANK", least=1, absent=None)] = None
@@ -63,7 +63,7 @@ class FinetuneSettings(Asked, RunSettings):
     """Members that answer at once (eggroll)."""
     kl: Annotated[float | None, Option("none", "BETA", positive=True, absent=None)] = None
     """Subtract BETA times a member's KL to the model of the start, in nats a token of its answers, from its reward."""
-    token_budget: Annotated[int | None, Option("none", least=1)] = None
+    token_budget: Annotated[int | None, Option("none", least=1, most=2**60)] = None
     """Generate no more tokens of answers than this: end before a generation that could exceed it. An answer counts at
     least an eighth of --max-tokens."""
     eval_every: Annotated[int, Option(least=1)] = 10
@@ -189,7 +189,7 @@ class EvaluateSettings(Asked):
 
 def defaults(method: str, noise: str = "weights") -> FinetuneSettings:
     """What a method is started with; raises `SettingsError` for one that is not known."""
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise SettingsError(f"got method={method!r}; one of {', '.join(map(repr, METHODS))} is required.")
     own = ACTIVATIONS if noise == "activations" else {}
     return FinetuneSettings(method=method, population=METHODS[method].population, **own)

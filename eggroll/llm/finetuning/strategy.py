@@ -18,11 +18,14 @@ from eggroll.llm.model.lora import FROZEN
 from eggroll.strategy.methods import method_named
 from eggroll.strategy.protocol import Strategy
 from eggroll.strategy.state import State
-from eggroll.training.optimizers import named
+from eggroll.training.optimizers import NamedSchedule, named, schedule
 from eggroll.training.options import SettingsError
 
 COST = 0.2  # nats a token by which noise moves a model where sigma is "auto": .1 to .3 learned, 1.3 was too much
-SIZE = 0.5  # of an update, in units of the noise: 1/6 was too little, 2/3 learned, 2.7 was too much
+# Of an update, in units of the noise: 1/6 was too little to begin with, 2/3 learned, 2.7 was too much, and half of it
+# after ten generations undid what they had learned. When a run ends is not known, so the size falls with the root.
+SIZE = 0.8
+FALLING = schedule("inverse_sqrt_schedule", init_value=1.0)
 TRIED, ASKED = 8, 4  # members and prompts by which both are chosen
 
 
@@ -45,8 +48,10 @@ def strategy(settings: FinetuneSettings) -> Strategy:
 def _optimizer(settings: FinetuneSettings) -> Any:
     """The optimizer, or what makes it of the learning rate that is chosen."""
 
-    def of(rate: float) -> Any:  # of an update by Adam; where rewards tell nothing, one by "sgd" is η/(σ²·√N) of σ
-        own = rate if settings.optimizer == "adam" else rate * (rate / SIZE) * settings.population**0.5
+    def of(rate: Any) -> Any:  # of an update by Adam; where rewards tell nothing, one by "sgd" is η/(σ²·√N) of σ
+        falling = rate if isinstance(rate, NamedSchedule) else FALLING * rate
+        sigma = float(falling(0)) / SIZE
+        own = falling if settings.optimizer == "adam" else falling * (sigma * settings.population**0.5)
         return named(settings.optimizer, learning_rate=own)
 
     return of if isinstance(settings.rate, str) else named(settings.optimizer, learning_rate=settings.rate)
@@ -71,5 +76,5 @@ def choose(
         return divergences(greedy.graphdef)(member, *given).sum() / given[-1].sum().astype(jnp.float32)
 
     given = params, *map(jnp.asarray, (*prompts, *answers))
-    rate = SIZE if es.settings.noise == "weights" else None
+    rate = FALLING * SIZE if es.settings.noise == "weights" else None
     es.choose(state, lambda members: members.apply(moved, *given), members=TRIED, cost=COST, rate=rate)

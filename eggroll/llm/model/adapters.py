@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes  # noqa: F401  (registers bfloat16 with NumPy, for safetensors)
 import numpy as np
 
+from eggroll.engine.checks import is_huge
 from eggroll.llm.model.files import check_file, read_json
 from eggroll.training.errors import RunError
 
@@ -90,7 +91,7 @@ def read_adapter(folder: Path) -> Adapter | None:
 
 def _check(file: Path, settings: Mapping[str, Any]) -> None:
     if settings.get("peft_type") != "LORA":
-        raise RunError(f"{file} has peft_type={settings.get('peft_type')!r}; 'LORA' is required. {MERGE}")
+        raise RunError(f"{file} has peft_type={settings.get('peft_type')!r:.80}; 'LORA' is required. {MERGE}")
     off = (None, False, "none", [], {})
     unknown = {name: x for name, x in settings.items() if name not in READ | TRAINED | {"init_lora_weights"}}
     asked = [f"{name}={str(value)[:40]}" for name, value in unknown.items() if value not in off]
@@ -101,7 +102,7 @@ def _check(file: Path, settings: Mapping[str, Any]) -> None:
         raise RunError(f"{file} has {', '.join(asked)}, which changes what the model computes. {MERGE}")
     base, patterns = settings.get("base_model_name_or_path"), settings.get("alpha_pattern") or {}
     numbers = [settings.get("lora_alpha", 8), *(patterns.values() if isinstance(patterns, dict) else [None])]
-    if not all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in numbers):
+    if not all(type(x) in (int, float) and not is_huge(x) and math.isfinite(x) for x in numbers):
         raise RunError(f"{file} has lora_alpha or alpha_pattern that are no numbers; fetch or copy it again.")
     if strange := [pattern for pattern in patterns if not PLAIN.fullmatch(pattern)]:
         # A pattern of a file from anywhere could take for ever to match.

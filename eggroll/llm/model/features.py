@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from eggroll.engine.checks import LARGEST, is_huge
 from eggroll.training.errors import RunError
 
 __all__ = ["DecoderConfig", "Experts", "Rope", "check_count", "check_positive"]
 
-MOST = 2**31 - 1  # of any size: what an index in JAX can count
 ONE_OF = {
     "norm": ("rms", "layer"),
     "query_key_norm": ("", "head", "heads", "width"),
@@ -18,16 +18,16 @@ ONE_OF = {
 NORMS = ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")
 
 
-def check_count(name: str, value: Any, most: int | None = None) -> None:
-    """Raises `RunError` unless the value is a whole number from 1 to `most`; None is the most that there can be."""
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= (most or MOST):
-        raise RunError(f"got {name}={value!r}; a whole number from 1 to {most or MOST} is required.")
+def check_count(name: str, value: Any, most: int = LARGEST) -> None:
+    """Raises `RunError` unless the value is a whole number from 1 to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise RunError(f"got {name}={value!r:.80}; a whole number from 1 to {most} is required.")
 
 
 def check_positive(name: str, value: Any) -> None:
     """Raises `RunError` unless the value is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise RunError(f"got {name}={value!r}; a finite number above 0 is required.")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or is_huge(value) or not 0 < value < float("inf"):
+        raise RunError(f"got {name}={value!r:.80}; a finite number above 0 is required.")
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from eggroll.engine.checks import LARGEST
 from eggroll.extras import MissingPackageError, check_installed
 from eggroll.llm.model.config import DecoderConfig, Rope, check_count, config_from
 from eggroll.llm.model.families.tensors import stored
@@ -135,7 +136,7 @@ def _check_counts(fields: Mapping[str, Any], most_layers: int) -> None:
     for name in (f"{kind}.{count}" for count in COUNTS):
         if name not in fields:
             raise RunError(f"it lacks metadata that its architecture needs ({name}); convert the model again.")
-        check_count(name, fields[name], most_layers if name.endswith("block_count") else None)
+        check_count(name, fields[name], most_layers if name.endswith("block_count") else LARGEST)
 
 
 def settings_from(fields: Mapping[str, Any], *, tied: bool) -> dict[str, Any]:

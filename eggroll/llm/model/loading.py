@@ -33,6 +33,7 @@ from eggroll.llm.model.weights_hf import SINGLE, count_tensors, read_folder, wri
 from eggroll.training.errors import RunError
 from eggroll.training.folder.disk import MANIFEST, partial_name, remove
 from eggroll.training.folder.integrity import check_model
+from eggroll.training.options import check_path
 
 __all__ = ["LanguageModel", "load", "save"]
 
@@ -189,12 +190,14 @@ def save(language: LanguageModel, folder: str | Path, params: PyTree = None) -> 
         params: weights to write in place of the model's own: `nnx.split(model, nnx.Param)[1]` or of that structure.
 
     Raises:
-        RunError: `params` of another structure or shape than the model's, or adapters into the folder of a model.
+        RunError: `params` of another structure or shape than the model's, adapters into the folder of a model, or a
+            folder without a name.
 
     Example:
         >>> from eggroll.llm import save
         >>> save(language, "tuned", params=state.params)  # doctest: +SKIP
     """
+    check_path("folder", folder)
     own = nnx.split(language.model, nnx.Param)[1]
     params = own if params is None else params
     shapes, wanted = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in (_plain(params), _plain(own)))

@@ -184,7 +184,15 @@ def _shards(index: Path) -> list[str]:
     try:
         names = set((read_json(index) or {})["weight_map"].values())
         outside = [name for name in names if not inside(index.parent, name)]
-    except (RunError, KeyError, TypeError, AttributeError, OSError, RuntimeError) as error:  # those of links, too
+    except (
+        RunError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        OSError,
+        RuntimeError,
+    ) as error:  # of links, too
         raise RunError(f"{index} is no index of weights ({error}); fetch or copy it again.") from error
     if outside:
         raise RunError(

@@ -15,7 +15,7 @@ INTEGER = re.compile(r"[+-]?[0-9]+")
 
 
 class Arithmetic(Generated):
-    """Sums and differences such as `7 + 5 =`, of which only the number is wanted.
+    """Sums and differences, `What is 7 + 5?`, of which only the number is wanted.
 
     The reward, with `e` the characters beyond those of the right number:
 
@@ -43,7 +43,7 @@ class Arithmetic(Generated):
 
     Example:
         >>> task = Arithmetic()
-        >>> problem = Problem("7 + 5 =", 12)
+        >>> problem = Problem("What is 7 + 5?", 12)
         >>> [round(task.reward(text, problem), 3) for text in ("12", "7 + 5 = 12.", "13", "It is 13.", "120")]
         [1.0, 0.82, 0.1, 0.0, 0.1]
         >>> task.problems("test", 2, seed=0) == task.problems("test", 2, seed=0)
@@ -77,11 +77,11 @@ class Arithmetic(Generated):
         if operation == "-":
             left, right = max(left, right), min(left, right)
         result = {"+": left + right, "-": left - right, "*": left * right}[operation]
-        return Problem(f"{left} {operation} {right} =", result)
+        return Problem(f"What is {left} {operation} {right}?", result)
 
     def identity(self, problem: Problem) -> str:
         """Sums and products of the same numbers in the other order are the same problem."""
-        left, operation, right, _ = problem.prompt.split()
+        left, operation, right = problem.prompt.rstrip("?").split()[2:]
         first, second = sorted((int(left), int(right)), reverse=True)
         return f"{first} {operation} {second}"
 

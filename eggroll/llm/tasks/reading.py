@@ -190,7 +190,7 @@ def _folder(path: Path) -> list[Row]:
         if state.get("_indices_data_files"):
             raise RunError(f"'{path}' is a selection of rows; flatten_indices() and save_to_disk() make it a whole.")
         names = [str(file["filename"]) for file in state["_data_files"]]
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as why:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as why:
         raise RunError(f"the folder '{path}' cannot be read as one of datasets: {why!r}.") from why
     rows = [row for name in names for row in _arrow(path / Path(name).name)]
     return [Row(f"row {number}", row.fields) for number, row in enumerate(rows, 1)]

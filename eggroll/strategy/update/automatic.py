@@ -108,7 +108,7 @@ class Automatic(Configured):
         *,
         members: int | None = None,
         cost: float | None = None,
-        rate: float | None = None,
+        rate: Any = None,
     ) -> None:
         """Chooses the settings that are `"auto"`, once; `step` and `fit` do it by themselves.
 
@@ -123,7 +123,8 @@ class Automatic(Configured):
             members: how many there are each time, at most the population, in one group. Default None: all.
             cost: for an `evaluate` that returns what noise does to each member in numbers of its own, such as the
                 divergence of its outputs from those without noise: what it is to be on average. Default None: fitness.
-            rate: the learning rate, in units of sigma. Default None: as above.
+            rate: the learning rate, in units of sigma: a number, or a schedule of `eggroll.training.schedule`. Default
+                None: as above.
 
         Raises:
             TypeError: what is evaluated is not real numbers.
@@ -139,7 +140,8 @@ class Automatic(Configured):
             ((), 0.8)
         """
         check_state(state)
-        for name, value in (("cost", cost), ("rate", rate)):
+        first: Any = rate(0) if callable(rate) else rate
+        for name, value in (("cost", cost), ("rate", first)):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"got {name}={value}; a finite number > 0 is required, or None.")
         self._choose(state, evaluate, members, type(self).ask, cost, rate)
@@ -151,7 +153,7 @@ class Automatic(Configured):
         members: int | None,
         ask: Callable[..., Any],
         cost: float | None = None,
-        rate: float | None = None,
+        rate: Any = None,
     ) -> None:
         if not self.undecided:
             return
@@ -181,7 +183,7 @@ class Automatic(Configured):
                 widest(fitness, start, who.antithetic, who.groups) if cost is None else costing(fitness, start, cost)
             )
         by_size = rate is None and who.noise == "activations"
-        chosen = RATE_BY_SIZE * weight if by_size else (RATE if rate is None else rate) * sigma
+        chosen = RATE_BY_SIZE * weight if by_size else (RATE if rate is None else rate) * sigma  # or a schedule times
         self._take({name: {"sigma": sigma, "learning_rate": chosen}[name] for name in self.undecided})
 
     def settled(self) -> Self:

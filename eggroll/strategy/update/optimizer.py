@@ -13,7 +13,7 @@ import optax
 from jax.core import Tracer
 
 from eggroll.engine.annotations import Index, PyTree, Scalar, Schedule
-from eggroll.engine.checks import is_traced
+from eggroll.engine.checks import is_huge, is_traced
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.plan.leaves import LeafPlan
 from eggroll.strategy.plan.parameters import full, master_copies, without
@@ -122,15 +122,17 @@ def check_sigma(sigma: object) -> None:
         return
     if not _is_positive(value):
         raise ValueError(
-            f"got sigma={value!r}; a finite number > 0, an optax schedule of such numbers, or 'auto' is required. 0.01 "
-            "to 0.1 times the size of a weight is sensible."
+            f"got sigma={value!r:.80}; a finite number > 0, an optax schedule of such numbers, or 'auto' is required. "
+            "0.01 to 0.1 times the size of a weight is sensible."
         )
 
 
 def _is_positive(value: Any) -> bool:
     """Whether it is a finite number > 0."""
-    number = isinstance(value, int | float | np.number | np.ndarray | jax.Array) and not isinstance(value, bool)
-    return number and jnp.ndim(value) == 0 and 0 < float(value) < float("inf")
+    array = isinstance(value, np.number | np.ndarray | jax.Array)
+    real = array and any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.floating, jnp.integer))
+    number = real or type(value) in (int, float)
+    return number and not is_huge(value) and jnp.ndim(value) == 0 and 0 < float(value) < float("inf")
 
 
 def sigma_at(sigma: Sigma, generation: Index) -> Any:

@@ -26,8 +26,8 @@ class Pretended:
         self.lengths, self.turns = lengths, []
 
     def begin(self, live: Any) -> Paused:
-        none = np.zeros((MEMBERS, EACH), np.int32)
-        answers = Answers(np.full((MEMBERS, EACH, TOKENS), -1, np.int32), none)
+        none = np.zeros((MEMBERS, len(self.lengths) // MEMBERS), np.int32)
+        answers = Answers(np.full((*none.shape, TOKENS), -1, np.int32), none)
         row = _Row(np.zeros(MEMBERS, np.int32), none, none > 0, none, answers)
         number = np.arange(none.size, dtype=np.int32).reshape(none.shape)
         return self._write(Paused(row, (number[:, None],), number, None), 0, int(live))
@@ -50,15 +50,25 @@ class Pretended:
         )
 
 
-@pytest.mark.parametrize("kind", ["a fifth is long", "all lengths", "all alike", "one is long"])
-def test_every_row_gets_its_own_answer_whoever_goes_on_with_it(kind):
-    rows = MEMBERS * EACH
+@pytest.mark.parametrize(
+    ("kind", "each", "turns"),
+    [
+        ("a fifth is long", 3, 2),
+        ("all lengths", 3, 2),
+        ("all alike", 3, 1),
+        ("one is long", 3, 2),
+        ("halves", 8, 4),
+    ],
+)
+def test_every_row_gets_its_own_answer_whoever_goes_on_with_it(kind, each, turns):
+    rows = MEMBERS * each
     rng = np.random.default_rng(0)
     lengths = {
         "a fifth is long": np.where(rng.permutation(rows) % 5 == 0, TOKENS, 10),
         "all lengths": rng.integers(1, TOKENS + 1, rows),
         "all alike": np.full(rows, TOKENS),
         "one is long": np.where(np.arange(rows) == 7, TOKENS, 3),
+        "halves": rng.permutation(np.repeat([8, 16, 24, TOKENS], [rows // 2, rows // 4, rows // 8, rows // 8])),
     }[kind]
     pretended = Pretended(lengths)
     answers = segments.in_segments(pretended.begin, pretended.go_on, rows)
@@ -66,7 +76,7 @@ def test_every_row_gets_its_own_answer_whoever_goes_on_with_it(kind):
     want = np.where(place < lengths[:, None], 1000 * np.arange(rows)[:, None] + place, -1)
     assert np.array_equal(answers.tokens, want) and np.array_equal(answers.length, lengths)
     assert pretended.turns == list(segments.schedule(lengths, TOKENS))
-    assert len(pretended.turns) == (1 if kind == "all alike" else 2)
+    assert len(pretended.turns) == turns
 
 
 def test_batches_have_few_sizes():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import os
 from datetime import datetime
 
 import pytest
@@ -113,10 +113,10 @@ def test_a_template_that_loses_what_is_said_or_fails_is_refused(template, messag
     ],
 )
 def test_a_template_without_end_is_stopped(endless):
-    start = time.process_time(), time.monotonic()
+    start = sum(os.times()[:4])  # of this process and of those that it waited for: the machine may have more to do
     with pytest.raises(RunError, match=r"does not end|MemoryError"):
         chats(endless + TEMPLATE, "hello")
-    assert time.process_time() - start[0] < 1 and time.monotonic() - start[1] < 10  # the machine may have more to do
+    assert sum(os.times()[:4]) - start < 0.5  # a tenth begins Python
 
 
 def test_options_reach_the_template_or_are_refused():

@@ -12,14 +12,15 @@ from eggroll.llm.answers.prompts import pad_left
 from eggroll.llm.finetuning.settings import settings_for
 from eggroll.llm.finetuning.statistics import divergence
 from eggroll.llm.finetuning.strategy import SIZE, TRIED, _optimizer, choose, strategy
-from eggroll.training import named
+from eggroll.training import named, schedule
 from tests.llm.climbing import language
 
 
 def test_an_update_by_adam_is_of_the_rate_that_is_chosen():
     """Each of its numbers; one by "sgd" is below."""
     settings = settings_for("eggroll", model="m", task="countdown", optimizer="adam")
-    assert _optimizer(settings)(0.02).spec == named("adam", learning_rate=0.02).spec
+    falling = schedule("inverse_sqrt_schedule", init_value=1.0) * 0.02
+    assert _optimizer(settings)(0.02).spec == named("adam", learning_rate=falling).spec
 
 
 @pytest.mark.slow
@@ -35,6 +36,10 @@ def test_noise_moves_a_model_by_a_fifth_of_a_nat(method, optimizer):
     answers, members = jax.device_get(generate_plain(params, greedy, prompts)), es.ask(state)
     dense = [divergence(graphdef, members.materialize(i), params, prompts, answers) for i in range(TRIED)]
     assert np.mean(dense) == pytest.approx(0.2, rel=0.3)
-    state, metrics = es.tell(state, members, np.random.default_rng(0).normal(size=TRIED))
-    count = sum(x.size for x in jax.tree.leaves(params))  # of noise alone: half of its size
+    told = np.random.default_rng(0).normal(size=TRIED)
+    after, metrics = es.tell(state, members, told)
+    count = sum(x.size for x in jax.tree.leaves(params))  # of noise alone: a part of its size
     assert float(metrics["update_norm"]) / count**0.5 == pytest.approx(SIZE * es.sigma, rel=0.3)
+    for _ in range(3):  # and with the root of the generations less
+        after, metrics = es.tell(after, es.ask(after), told)
+    assert float(metrics["update_norm"]) / count**0.5 == pytest.approx(SIZE * es.sigma / 2, rel=0.3)

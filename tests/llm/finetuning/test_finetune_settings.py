@@ -13,7 +13,7 @@ from eggroll.llm.finetuning.run_facts import facts_of
 from eggroll.llm.finetuning.settings import EvaluateSettings, FinetuneSettings, settings_for
 from eggroll.llm.tasks.options import options_from
 from eggroll.strategy.methods import METHODS
-from eggroll.training.options import SettingsError, from_json
+from eggroll.training.options import SettingsError, from_json, options_of
 
 ASKED: dict[str, Any] = {"model": "a folder", "task": "countdown"}
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
@@ -73,7 +73,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "noise of another kind": ({"noise": "rows"}, "noise='rows'; one of 'weights', 'activations'"),
     "the likeliest of some tokens": ({"top_k": 4}, "top_k=4 at temperature=0.*--temperature above 0"),
     "the likeliest of a probability": ({"top_p": 0.9, "temperature": 0.0}, "top_p=0.9 at temperature=0"),
-    "a seed": ({"seed": 2**31}, "seed=2147483648; at most"),
+    "a seed": ({"seed": 2**31}, "seed=2147483648; an integer .* at most 2147483647"),
     "an evaluation never": ({"eval_every": 0}, "eval_every=0"),
 }
 
@@ -134,6 +134,13 @@ def test_each_file_that_decides_a_run_is_known_by_its_content(tmp_path: Path) ->
     files[2].write_text("another", encoding="utf-8")
     after = facts_of(settings, dated=False)["files"]
     assert {name for name in before if before[name] != after[name]} == {"test_prompts_file_2"}
+
+
+@pytest.mark.parametrize("value", [[1], {}, b"x", object()])
+def test_no_setting_takes_what_is_of_another_kind(value: object) -> None:
+    for name in options_of(FinetuneSettings):
+        with pytest.raises(SettingsError, match=f"got {name}="):
+            settings_for(**ASKED | {name: value})
 
 
 def test_options_of_a_task() -> None:

@@ -62,6 +62,11 @@ def test_other_weights_can_be_saved_and_others_of_another_shape_not(tmp_path):
         llm.save(language, tmp_path, params=nnx.split(tiny.language_model("qwen3").model, nnx.Param)[1])
 
 
+def test_a_folder_without_a_name_is_not_the_current_one():
+    with pytest.raises(RunError, match="got folder='', which cannot be a file's name"):
+        llm.save(tiny.language_model("qwen3"), "")
+
+
 def test_dtype_casts_and_the_files_own_is_kept(tmp_path):
     tiny.folder(tmp_path, dtype=jnp.bfloat16)
     assert llm.load(tmp_path).model.layers.query.dtype == jnp.bfloat16
@@ -249,7 +254,7 @@ def test_a_folder_is_put_on_the_hub(tmp_path, monkeypatch):
     model = {"adapter_model.safetensors": b"\0\1", "adapter_config.json": b"{}"}
     for name, content in model.items():
         (tmp_path / name).write_bytes(content)
-    with taking_hub("owner/tiny", "secret") as (address, given):
+    with taking_hub("owner/tiny", "secret", private=True) as (address, given):
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", address)
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
         monkeypatch.setenv("HF_TOKEN", "wrong")

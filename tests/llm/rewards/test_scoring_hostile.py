@@ -79,13 +79,15 @@ def test_what_a_reward_started_ends_with_its_process(tmp_path, order):
 
 
 def test_variables_are_those_that_programs_need_and_those_that_were_named(monkeypatch, tmp_path):
-    for name in ("SECRET_TOKEN", "OTHER_KEY", "PYTHON_API_TOKEN", "LC_SECRET", "PATH_TO_KEY"):
+    hidden = {"SECRET_TOKEN", "PYTHON_API_TOKEN", "LC_SECRET", "PATH_TO_KEY", "HF_TOKEN", "WANDB_API_KEY"}
+    hidden |= {"AWS_SECRET_ACCESS_KEY", "GITHUB_TOKEN", "OPENAI_API_KEY", "SSH_AUTH_SOCK"}
+    for name in {*hidden, "OTHER_KEY"}:
         monkeypatch.setenv(name, "hidden")
     with Scorers(hostile.variables, workers=1, variables=["OTHER_KEY"]) as scorers:
         scorers.score([""], [Problem("?", str(tmp_path / "names"))])
     seen = set((tmp_path / "names").read_text().split("\n"))
     assert {"OTHER_KEY", "PATH", "JAX_PLATFORMS"} <= seen
-    assert not seen & {"SECRET_TOKEN", "PYTHON_API_TOKEN", "LC_SECRET", "PATH_TO_KEY", "JAX_COMPILATION_CACHE_DIR"}
+    assert not seen & {*hidden, "JAX_COMPILATION_CACHE_DIR"}
 
 
 @pytest.mark.parametrize("name", ["NOT_SET_ANYWHERE", "HOME=somewhere", ""])

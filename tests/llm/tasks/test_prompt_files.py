@@ -111,6 +111,8 @@ def test_a_folder_of_datasets(tmp_path: Path) -> None:
     assert problems(tmp_path) == [Problem(row["prompt"], row) for row in ROWS]
     text(tmp_path / "dataset_dict.json", json.dumps({"splits": ["train", "test"]}))
     refused(tmp_path, "holds the splits train, test; name the folder of one, such as .*train'")
+    text(tmp_path / "dataset_dict.json", '{"splits":' * 100_000)
+    refused(tmp_path, "cannot be read as one of datasets: RecursionError")
 
 
 def test_a_folder_that_datasets_itself_has_written(tmp_path: Path) -> None:

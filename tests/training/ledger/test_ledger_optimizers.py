@@ -59,10 +59,14 @@ PAIRS = [
             )
         ),
     ),
+    (
+        named("sgd", learning_rate=schedule("inverse_sqrt_schedule", init_value=0.5) * 0.5),
+        optax.sgd(lambda count: 0.25 / jnp.sqrt(1.0 + count)),
+    ),
 ]
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=["sgd", "adamw", "adam", "chain", "schedules"])
+@pytest.mark.parametrize("pair", PAIRS, ids=["sgd", "adamw", "adam", "chain", "schedules", "falling"])
 def test_named_is_optax_and_comes_back_from_json(pair):
     mine, theirs = pair
     again = from_spec(json.loads(json.dumps(mine.spec)))
