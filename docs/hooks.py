@@ -1,7 +1,8 @@
 """What MkDocs does not do by itself: pages that lie elsewhere in the repository, and a reference of all public names.
 
 README, CONTRIBUTING, CHANGELOG and the log of measurements become pages, so that nothing is written twice; the
-reference is made of the lists `__all__`, so that no public name is missing. A link to what is not there is an error.
+reference is made of the lists `__all__`, so that no public name is missing, and the page of examples has the code of
+each. A link to what is not there is an error.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     for i in range(0, len(parts), 2):
         parts[i] = re.sub(r"\[([^\]\n]*)\]\((?!https?:|#)([^)#\s]+)\)", lambda found: plain(found, here), parts[i])
         parts[i] = LINK.sub(led, parts[i])
-    return "".join(parts)
+    return "".join(parts) + (examples() if uri == "examples/index.md" else "")
 
 
 def plain(found: re.Match, here: Path) -> str:
@@ -83,6 +84,12 @@ def plain(found: re.Match, here: Path) -> str:
     if outside and target.suffix not in SHOWN and target.relative_to(ROOT).as_posix() not in PAGES:
         return f"{found[1]} (`{target.relative_to(ROOT).as_posix()}`)"
     return found[0]
+
+
+def examples() -> str:
+    """A section with the code of every example. No page includes it: formatters rewrite the lines that would."""
+    scripts = sorted((ROOT / "docs" / "examples").glob("*.py"))
+    return "".join(f"\n## {path.name}\n\n```python\n{path.read_text(encoding='utf-8')}```\n" for path in scripts)
 
 
 def reference(package: str) -> str:

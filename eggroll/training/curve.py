@@ -76,7 +76,7 @@ def draw_curve(records: Sequence[Record], path: Path, drawn: Drawn) -> None:
 
 def _fitness(axes: Axes, records: Sequence[Record], drawn: Drawn) -> None:
     usable = [r for r in records if r.get("fitness_mean") is not None and r.get("fitness_std") is not None]
-    generation = [r["generation"] for r in usable]
+    generation = [r["generation"] - 1 for r in usable]  # where its members were: the first is before training
     mean = [r["fitness_mean"] for r in usable]
     low = [r["fitness_mean"] - r["fitness_std"] for r in usable]
     high = [r["fitness_mean"] + r["fitness_std"] for r in usable]

@@ -137,6 +137,7 @@ def test_a_script_begins_without_eggroll_and_a_warning_ends_it(processes: Forkin
 
 
 def test_blocks_and_examples_are_found() -> None:
-    assert set(EXAMPLES) == set(PRINTED)
+    page = (DOCS / "examples" / "index.md").read_text(encoding="utf-8")
+    assert set(EXAMPLES) == set(PRINTED) == set(re.findall(r"\]\((\w+)\.py\)", page))
     assert {"README-1", "llm-2", "processes-2"} <= set(BLOCKS)
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1300

@@ -32,7 +32,7 @@ def modules() -> list[str]:
 # Their examples train or answer, and what they show has tests of its own.
 LONG = ("eggroll.llm.answers.generation", "eggroll.nnx.es", "eggroll.recipes.models", "eggroll.strategy.full_rank")
 LONG += ("eggroll.llm.answers.decoding", "eggroll.llm.model.decoder", "eggroll.nnx.gradient")
-LONG += ("eggroll.rl", "eggroll.rl.policies")
+LONG += ("eggroll.rl", "eggroll.rl.networks", "eggroll.rl.policies")
 
 
 @pytest.mark.parametrize("name", quickest(modules(), *(name for name in modules() if name not in LONG)))
