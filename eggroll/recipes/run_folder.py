@@ -42,7 +42,7 @@ def load(folder: Path | str) -> nnx.Module:
     options = options_of_run(folder, Settings, "eggroll train", (PARAMETERS,))
     try:
         model = build(options["model"], options["seed"])
-    except (KeyError, TypeError, ValueError, OverflowError) as why:
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as why:
         raise RunError(
             f"'{folder / CONFIG}' names no model of `eggroll train` ({type(why).__name__}: {why}); one of that "
             "command is required. Restore it from a copy."

@@ -192,7 +192,7 @@ class ES(Strategy):
 
     def _take(self, settings: Mapping[str, Any]) -> None:
         super()._take(settings)
-        if isinstance(rate := settings.get("learning_rate"), float) and self._optimizer_of is not None:
+        if (rate := settings.get("learning_rate")) is not None and self._optimizer_of is not None:
             vars(self)["optimizer"] = check_optimizer(self._optimizer_of(rate))
 
     def draw(self, state: State) -> LowRankDraw:

@@ -119,7 +119,7 @@ class FullRankES(Strategy):
 
     def _take(self, settings: Mapping[str, Any]) -> None:
         rate = settings.get("learning_rate")  # of the size of an update, which is this one's over √N
-        own = {"learning_rate": rate * self.population**0.5} if isinstance(rate, float) else {}
+        own = {} if rate is None else {"learning_rate": rate * self.population**0.5}
         super()._take({**settings, **own})
 
     def draw(self, state: State) -> FullRankDraw:

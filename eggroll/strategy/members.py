@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from eggroll.engine.annotations import Chunk, Function, Index, PyTree
+from eggroll.engine.annotations import Chunk, Function, Index, Numbers, PyTree
 from eggroll.engine.checks import as_index, check_function, is_traced
 from eggroll.engine.factored import is_array
 from eggroll.engine.paths import leaf_paths
@@ -19,6 +20,7 @@ from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State
 from eggroll.strategy.update.activations import Ran
+from eggroll.strategy.update.fitness import as_float
 from eggroll.strategy.update.written import Writes, reading
 
 Evaluated = Callable[[int], tuple[Function, tuple, InAxes]]  # of a generation: a function, its arguments, their in_axes
@@ -184,6 +186,8 @@ class Members:
         if self.settings.mesh is not None or self.settings.noise != "weights":
             what = "on a mesh" if self.settings.mesh is not None else 'with noise="activations"'
             raise ValueError(f"got some of the members {what}, which are evaluated together: use members.apply.")
+        if np.ndim(who) != 1 or not len(who):
+            raise ValueError(f"got {who!r:.80} as some members; a list of at least one number is required, as [0, 3].")
         numbers = np.array([self._checked(i) for i in np.asarray(who).tolist()], np.int32)
         rows = make_rows(args, in_axes, len(numbers), len(numbers))
         return self._draw.some(self._plan_of(fun, rows), self.params, fun, rows, numbers)
@@ -237,9 +241,12 @@ class Members:
             )
         return self._draw.member(self.plan, self.params, self._checked(i))
 
-    def gradient(self, weights: jax.Array) -> PyTree:
+    def gradient(self, weights: Numbers) -> PyTree:
         """The descent direction `−1/(N·σ·√r)·Σ wᵢ·AᵢBᵢᵀ` for shaped fitness `weights [N]`, float32 or wider."""
-        return self._draw.gradient(self.plan, self.params, weights)
+        given = as_float(jnp.asarray(weights))
+        if given.shape[:1] != (len(self),) or (given.ndim > 1 and not self.plan.sites):
+            raise ValueError(f"got weights of shape {given.shape}; one per member, ({len(self)},), is required.")
+        return self._draw.gradient(self.plan, self.params, given)
 
     def _rows(self, args: tuple, in_axes: InAxes) -> Rows:
         return make_rows(args, in_axes, self.settings.size, self.settings.groups)

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import jax
@@ -13,7 +14,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from eggroll.engine.annotations import Chunk, PyTree
-from eggroll.engine.checks import as_count
+from eggroll.engine.checks import as_count, check_flag, check_one_of
 from eggroll.engine.interpreter import Fallback, check_fallback
 from eggroll.engine.lowrank import accumulator_dtype
 from eggroll.engine.paths import leaf_paths, path_name
@@ -159,8 +160,7 @@ def _check_fits(path: str, shape: tuple[int, ...], spec: PartitionSpec, mesh: Me
             )
 
 
-NOISES = ("weights", "activations")
-CREDITS = ("dependent", "own")
+NOISES, CREDITS = ("weights", "activations"), ("dependent", "own")
 UPDATES = ("auto", "members", "weights")
 
 
@@ -188,8 +188,6 @@ class Population:
 
     def __post_init__(self) -> None:
         self._check_names()
-        if not isinstance(self.antithetic, bool):
-            raise ValueError(f"got antithetic={self.antithetic!r}; True or False is required.")
         self._set("size", as_count("population", self.size, 2 if self.antithetic else 1))
         if self.antithetic and self.size % 2:
             raise ValueError(
@@ -213,8 +211,9 @@ class Population:
         object.__setattr__(self, name, value)
 
     def _check_mesh(self, mesh: Mesh) -> None:
-        if AXIS not in mesh.shape:
-            raise ValueError(f'got a mesh with axes {tuple(mesh.shape)}; an axis named "{AXIS}" is required.')
+        if AXIS not in getattr(mesh, "shape", ()):
+            got = f"a mesh with axes {tuple(mesh.shape)}" if hasattr(mesh, "shape") else f"mesh={mesh!r:.80}"
+            raise ValueError(f'got {got}; a mesh with an axis named "{AXIS}" is required.')
         if self.units % mesh.shape[AXIS]:
             unit, devices = "pairs" if self.antithetic else "members", mesh.shape[AXIS]
             raise ValueError(
@@ -223,11 +222,12 @@ class Population:
             )
 
     def _check_names(self) -> None:
-        for name, known in (("update", UPDATES), ("noise", NOISES), ("credit", CREDITS), ("relative", (True, False))):
-            if (got := getattr(self, name)) not in known:
-                raise ValueError(f"got {name}={got!r}; one of {', '.join(map(repr, known))} is required.")
-        if isinstance(self.discount, bool) or not 0 <= self.discount <= 1:
-            raise ValueError(f"got discount={self.discount!r}; a number from 0 (its own loss alone) to 1 is required.")
+        for name, known in (("update", UPDATES), ("noise", NOISES), ("credit", CREDITS)):
+            check_one_of(name, getattr(self, name), known)
+        check_flag("antithetic", self.antithetic)
+        check_flag("relative", self.relative)
+        if isinstance(self.discount, bool) or not isinstance(self.discount, Real) or not 0 <= self.discount <= 1:
+            raise ValueError(f"got discount={self.discount!r:.80}; a number from 0 (own loss alone) to 1 is required.")
         named = f"credit={self.credit!r}, discount={self.discount!r} and relative={self.relative!r}"
         if (self.credit, self.discount, self.relative) != ("dependent", 1.0, False) and self.noise == "weights":
             raise ValueError(f'got {named} with noise="weights"; they say something of noise="activations" alone.')

@@ -31,10 +31,9 @@ from eggroll.strategy.plan.rules import Rules, as_rules
 from eggroll.strategy.population import Population
 from eggroll.strategy.state import State, check_state
 from eggroll.strategy.update.automatic import COMPILED, MEMBERS, Automatic
-from eggroll.strategy.update.fitness import as_float, of_members, raise_if_lost, summary
+from eggroll.strategy.update.fitness import Standstill, as_float, of_members, raise_if_lost, summary
 from eggroll.strategy.update.optimizer import Sigma, check_sigma, sigma_at
 from eggroll.strategy.update.shaping import Shaping, shape_rows, validate_shaping
-from eggroll.strategy.update.standstill import Standstill
 from eggroll.strategy.update.told import beyond, check_fitness, check_weights, float64_on_host, is_wide, narrowed
 
 Metrics = dict[str, Any]

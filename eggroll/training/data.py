@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import itertools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Set
 from operator import length_hint
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeGuard
 
 from eggroll.engine.checks import check_callback
 from eggroll.training.errors import RunError
@@ -46,7 +46,8 @@ def as_source(data: Data, epochs: int | None = 1) -> Source:
         made anew for a resumed run, and always in the same order.
 
     Raises:
-        RunError: none of these; or other epochs than 1 of an iterator or a generator, which cannot be started again,
+        RunError: none of these, or what iterates over names or letters (a dictionary, a text) or in no order (a set);
+            other epochs than 1 of an iterator or a generator, which cannot be started again,
             or, unless they are None, of what has no end.
 
     Example:
@@ -58,14 +59,14 @@ def as_source(data: Data, epochs: int | None = 1) -> Source:
         >>> again.next()
         (3,)
     """
-    if isinstance(data, Iterable):
+    if _has_batches(data):
         if epochs != 1 and hasattr(data, "repeat") and hasattr(iter(data), "set_state"):
             return _Passes(_repeated(data, epochs), 1)
         return _Passes(data, epochs)
     if data is not None and not callable(data):
         raise RunError(
-            f"got data of type {type(data).__name__}; None, an iterable of batches, or a function of the generation's "
-            "number is required."
+            f"got data of type {type(data).__name__}; None, an iterable of batches in an order (no dictionary, set, "
+            "text or single number), or a function of the generation's number is required."
         )
     if epochs not in (1, None):
         raise RunError(
@@ -74,6 +75,15 @@ def as_source(data: Data, epochs: int | None = 1) -> Source:
         )
     check_callback("data", data, "generation")
     return _ByGeneration(data or (lambda generation: ()))
+
+
+def _has_batches(data: object) -> TypeGuard[Iterable[object]]:
+    """Whether iterating over it gives batches in an order: not names, letters, or an error."""
+    return (
+        isinstance(data, Iterable)
+        and not isinstance(data, Mapping | Set | str | bytes)
+        and getattr(data, "ndim", 1) != 0
+    )
 
 
 def _repeated(data: Any, epochs: int | None) -> Any:
@@ -100,7 +110,7 @@ def _arguments(batch: object) -> tuple:
 
 def first_batch(data: Data) -> tuple[tuple, Data]:
     """The first batch, as arguments after the parameters, and data that begin with it still."""
-    if not isinstance(data, Iterable):
+    if not _has_batches(data):
         return as_source(data).next(), data
     try:
         if (iterator := iter(data)) is not data:
@@ -200,7 +210,10 @@ class _Passes:
                 ) from None
 
     def _go_to(self, position: dict[str, Any]) -> None:
-        self._passes, self._untouched = position.get("pass", 0), False
+        passes, inner = position.get("pass", 0), position.keys() - {"pass"}
+        if type(passes) is not int or passes < 0 or inner not in ({"bytes"}, {"state"}):
+            raise RunError(f"got a place in the data that no run writes: {position!r:.60}. Bring the checkpoint back.")
+        self._passes, self._untouched = passes, False
         if self._epochs is not None and self._passes >= self._epochs:
             raise RunError(
                 f"got epochs={self._epochs}; the run to resume is in pass {self._passes + 1} of its data. Give at "

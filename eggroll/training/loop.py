@@ -23,6 +23,7 @@ from eggroll.training.data import Data, Source, as_source, length
 from eggroll.training.errors import RunError
 from eggroll.training.metrics import Record
 from eggroll.training.opening import Opening, check_given, check_made, check_processes
+from eggroll.training.options import check_path
 from eggroll.training.processes.talk import gather, outline
 from eggroll.training.progress import Meter
 from eggroll.training.steps import Compiled, Step, decided
@@ -105,8 +106,8 @@ def fit(
 
     Raises:
         TypeError: no strategy, state or function where it is required, or what a callback may not return.
-        RunError: the folder holds another run, is in use, or cannot be written; other settings; every checkpoint is
-            damaged; another process is lost, or differs in what decides the run.
+        RunError: the folder has no name, holds another run, is in use, or cannot be written; other settings; every
+            checkpoint is damaged; another process is lost, or differs in what decides the run.
         ValueError: counts out of their range.
 
     Example:
@@ -128,22 +129,21 @@ def fit(
     begun, saving = Place(state, jax.tree.map(_canonical, carry)), saving or Saving()
     with ExitStack() as stack:
         stack.enter_context(processes.watching())  # while the folder is opened, and the last save is made, too
-        decides = {"generations": generations, "epochs": epochs, "evaluate_every": evaluate_every}
-        decides |= {"evaluate": evaluate is not None, "until": until is not None}
+        decides = {"generations": generations, "epochs": epochs, "evaluate_every": evaluate_every, "data": length(data)}
+        decides |= {"evaluate": evaluate is not None, "until": until is not None, "folder": folder is not None}
         decides |= {"early_stopping": early_stopping and asdict(early_stopping), "fitness": type(step).__name__}
-        decides |= {"data": length(data), "folder": folder is not None}
         decides |= {f"saving.{name}": getattr(saving, name) for name in ("every", "keep", "best", "score")}
         check_processes(es, begun, {**decides, "settings": dict(settings or {})})
         stop = asked_to_stop or stack.enter_context(StopRequest()).was_asked
-        store = None
+        store, shows = None, [] if show is None else [show]
         if folder is not None:
+            check_path("folder", folder)
             options = {"resume": resume, "overwrite": overwrite, "force": force}
             opening = Opening(Path(folder), es, saving, settings or {}, frozenset(may_change), **options)
             store = stack.enter_context(opening.opened(begun))
         place = begun if store is None else store.place
         if started is not None:
             started(place.generation)
-        shows = [] if show is None else [show]
         if progress and processes.is_main():
             shows.append(stack.enter_context(Meter.plain(generations, place.generation)).update)
         loop = _Loop(

@@ -8,12 +8,12 @@ import json
 import logging
 import math
 import os
-import sys
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
+from eggroll.engine.checks import is_huge
 from eggroll.training.errors import RunError
 from eggroll.training.folder.disk import not_writable, open_to_read, own_handle, parse_json, read_json
 from eggroll.training.folder.files import write_text
@@ -124,16 +124,12 @@ def _record(line: bytes) -> Record:
     record = parse_json(line)
     if not isinstance(record, dict) or type(record.get("generation")) is not int:
         raise ValueError("a line that is no record of a generation")
-    odd = [name for name, x in record.items() if isinstance(x, dict | list) or _is_huge(x)]
+    odd = [name for name, x in record.items() if isinstance(x, dict | list) or is_huge(x)]
     if odd:
         raise ValueError(
-            f"the record of generation {record['generation']:.3g} has neither number nor text as {odd[0]!r:.50}"
+            f"the record of generation {record['generation']!r:.50} has neither number nor text as {odd[0]!r:.50}"
         )
     return record
-
-
-def _is_huge(x: Any) -> bool:
-    return isinstance(x, int) and x.bit_length() > sys.float_info.max_exp - 1
 
 
 def read_metrics(folder: Path | str) -> list[Record]:

@@ -41,7 +41,7 @@ from eggroll.training.folder.settings import as_json, check_same, differences
 from eggroll.training.metrics import count_lines
 from eggroll.training.processes.deciding import first_decides
 from eggroll.training.processes.talk import outline
-from eggroll.training.stopping import Place, Seen
+from eggroll.training.stopping import Place
 from eggroll.training.store import RECORD, Saving, Store
 
 LOGGER = logging.getLogger("eggroll")
@@ -171,14 +171,12 @@ class Opening:
         record = found.record
         check_known("the record of a checkpoint", record, RECORD)
         try:
-            seen = Seen(**record["seen"])
-            rest = {"data": record["data"], "seconds": float(record["seconds"]), "score": record["score"], "seen": seen}
+            return Place.recorded(found.state["state"], found.state["carry"], record, begun)
         except (KeyError, TypeError, ValueError) as why:
             raise RunError(
                 f"the checkpoint of generation {found.generation} in '{self.folder}' has a record that no run writes "
                 f"({type(why).__name__}: {why}). Bring it back from a copy, or remove it to go on from the one before."
             ) from why
-        return Place(found.state["state"], found.state["carry"], **rest)
 
     def _check_never_saved(self) -> None:
         """Raises where the run got further than one can that was killed before its first checkpoint was whole."""

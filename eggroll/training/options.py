@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path, PurePath
 from typing import Annotated, Any, ClassVar, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
 
+from eggroll.engine.checks import LARGEST, is_of
 from eggroll.extras import check_installed
 from eggroll.training.errors import RunError, abridged, check_known
 from eggroll.training.folder.disk import not_writable
@@ -31,7 +32,6 @@ UNDECIDING = frozenset(
 )
 OF_THE_CALL = {"out", "overwrite", "resume", "force"}  # what a run that goes on does not have from its start
 Reporter = Literal["wandb", "trackio"]
-MAX_SEED = 2**31 - 1  # what a key is made from without 64-bit integers
 P = ParamSpec("P")
 SettingsT = TypeVar("SettingsT")
 
@@ -47,7 +47,7 @@ class Option:
     Attributes:
         default: what help says of a default that says nothing by itself, as None does; "": the default.
         metavar: what help writes for a value; "": that of the type.
-        least: the least that an integer may be; None: it is no count.
+        least, most: what an integer is between; None as the least: it is no count.
         positive: whether a number has to be finite and > 0.
         repeated: whether the option is given once for each of several values.
         absent: what runs of earlier versions were, which could not choose: it is not written down. Default: they could.
@@ -56,6 +56,7 @@ class Option:
     default: str = ""
     metavar: str = ""
     least: int | None = None
+    most: int = LARGEST
     positive: bool = False
     repeated: bool = False
     absent: Any = NOTHING
@@ -80,16 +81,18 @@ class Checked:
             value: Any = getattr(self, name)
             if value is None and type(None) in get_args(kind):
                 continue
-            number = isinstance(value, float | int) and float in get_args(kind)  # where a word may stand for one
-            for choices in (kind, *get_args(kind)):
-                if get_origin(choices) is Literal and not number:
-                    check_choice(name, value, choices)
-            if option.least is not None:
-                check_count(name, value, option.least)
-            if option.positive and (number or not isinstance(value, str) or kind is float):
+            word = next((each for each in (kind, *get_args(kind)) if get_origin(each) is Literal), None)
+            if word is not None and not (isinstance(value, float | int) and float in get_args(kind)):
+                check_choice(name, value, word)
+            elif option.positive:
                 check_positive(name, value)
-            if isinstance(value, PurePath):
-                check_path(name, value)
+            elif option.least is not None:
+                check_count(name, value, option.least, option.most)
+            elif not is_of(value, kind):
+                raise SettingsError(f"got {name}={value!r:.40}; {getattr(kind, '__name__', kind)} is required.")
+            for path in value if isinstance(value, tuple) else (value,):
+                if Path in (kind, *get_args(kind)) and isinstance(path, PurePath | str):
+                    check_path(name, path)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +166,6 @@ class RunSettings(Checked):
         if self.force and not self.resume:
             raise SettingsError("got --force without --resume: only a run that goes on can have changed settings.")
         check_told(self.tensorboard, self.report_to)
-        if self.seed > MAX_SEED:
-            raise SettingsError(f"got seed={self.seed}; at most {MAX_SEED} is required.")
 
 
 def from_json(settings: type, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -266,16 +267,16 @@ def check_choice(name: str, value: object, choices: object) -> None:
         raise SettingsError(f"got {name}={value!r}; one of {', '.join(map(repr, get_args(choices)))} is required.")
 
 
-def check_count(name: str, value: object, least: int) -> None:
-    """Raises `SettingsError` unless `value` is an integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise SettingsError(f"got {name}={value!r}; an integer of at least {least} is required.")
+def check_count(name: str, value: object, least: int, most: int) -> None:
+    """Raises `SettingsError` unless `value` is an integer from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise SettingsError(f"got {name}={value!r:.40}; an integer of at least {least} is required, at most {most}.")
 
 
 def check_positive(name: str, value: Any) -> None:
     """Raises `SettingsError` unless `value` is a finite number > 0."""
-    if not 0 < value < math.inf:
-        raise SettingsError(f"got {name}={value!r}; a finite number > 0 is required.")
+    if not isinstance(value, int | float) or not 0 < value < (LARGEST if isinstance(value, int) else math.inf):
+        raise SettingsError(f"got {name}={value!r:.40}; a finite number > 0 is required, as integer below 2³¹.")
 
 
 def check_path(name: str, value: str | PurePath) -> None:
@@ -283,8 +284,8 @@ def check_path(name: str, value: str | PurePath) -> None:
     try:
         os.lstat(value)
     except (OSError, ValueError) as why:
-        if isinstance(why, ValueError) or why.errno in (ENAMETOOLONG, ELOOP):
-            said = why.strerror if isinstance(why, OSError) else why
+        if value == "" or isinstance(why, ValueError) or why.errno in (ENAMETOOLONG, ELOOP):
+            said = "it is empty" if value == "" else why.strerror if isinstance(why, OSError) else why
             raise SettingsError(
                 f"got {name}={abridged(value)!r}, which cannot be a file's name ({said}); a path is required, of at "
                 "most 255 bytes a name and 4095 in all on most systems."
@@ -295,6 +296,5 @@ def check_pairs(population: int) -> None:
     """Raises `SettingsError` for an odd population of antithetic pairs."""
     if population % 2:
         raise SettingsError(
-            f"got population={population}; an even number is required, because members come in pairs with opposite "
-            f"noise. Use {population + 1}."
+            f"got population={population}; an even number is required: members come in pairs. Use {population + 1}."
         )

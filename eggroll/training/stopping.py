@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -149,6 +150,20 @@ class Place:
     seconds: float = 0.0
     seen: Seen = field(default_factory=Seen)
     score: float | None = None
+
+    @classmethod
+    def recorded(cls, state: State, carry: PyTree, record: Record, begun: Place) -> Place:
+        """What a checkpoint's record says; raises KeyError, TypeError or ValueError for one that no run writes."""
+        told = cls(state, carry, record["data"], record["seconds"], Seen(**record["seen"]), record["score"])
+        made, counts = told.generation - begun.generation, [told.seen.since]
+        numbers = [told.seconds, *(x for x in (told.score, told.seen.best) if x is not None)]
+        if not all(type(x) in (int, float) and abs(x) <= sys.float_info.max for x in numbers) or told.seconds < 0:
+            raise ValueError("seconds, score or best that are no such numbers")
+        if not isinstance(told.data, dict):  # data without a state of their own: a batch a generation
+            counts.append(told.data)
+        if not all(type(x) is int and 0 <= x <= made for x in counts) or counts[1:] not in ([], [made]):
+            raise ValueError("another number of measurements or batches than there were")
+        return told
 
     @property
     def generation(self) -> int:

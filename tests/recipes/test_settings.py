@@ -26,6 +26,7 @@ WRONG: list[tuple[str, Any]] = [
     ("learning_rate", float("nan")),
     ("distribution", "cauchy"),
     ("shaping", "best"),
+    ("out", ""),
 ]
 
 

@@ -220,6 +220,18 @@ def test_compiled_functions_keep_no_parameters_alive():
     assert gone() is None
 
 
+@pytest.mark.parametrize("make", [eggroll.ES, eggroll.FullRankES])
+def test_weights_and_numbers_of_other_members_are_refused(make):
+    members = make(population=4, sigma=0.1)
+    members = members.ask(members.init({"w": jnp.ones(3)}, KEY))
+    for weights in (np.ones(3), np.ones(8), np.ones((4, 2)), 1.0):
+        with pytest.raises(ValueError, match=r"got weights of shape .*; one per member, \(4,\), is required"):
+            members.gradient(weights)
+    for who in ((), 2, np.zeros((1, 1), int)):
+        with pytest.raises(ValueError, match=r"got .* as some members; a list of at least one number is required"):
+            members.some(who, lambda p: p["w"].sum())
+
+
 def test_held_members_draw_once(monkeypatch):
     """Members alone; pairs play in `tests/rl/test_rollouts.py`."""
     es = eggroll.ES(population=12, sigma=0.1, rank=3, antithetic=False, chunk=4)

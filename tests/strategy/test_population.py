@@ -47,7 +47,7 @@ def test_numbers_from_numpy():
         ({"size": 8, "groups": 0}, "got groups=0; an integer of at least 1"),
         ({"size": 8, "chunk": 0}, "got chunk=0; an integer of at least 1"),
         ({"size": 8, "distribution": "uniform"}, "got distribution='uniform'; one of 'rademacher', 'normal'"),
-        ({"size": 8, "fallback": "ignore"}, "fallback='ignore': use one of 'warn', 'allow', 'error'"),
+        ({"size": 8, "fallback": "ignore"}, "fallback='ignore'; one of 'warn', 'allow', 'error'"),
     ],
 )
 def test_settings_that_do_not_fit_together(settings, text):
@@ -56,7 +56,7 @@ def test_settings_that_do_not_fit_together(settings, text):
 
 
 def test_a_mesh_needs_the_axis_and_an_even_split():
-    with pytest.raises(ValueError, match=r"got a mesh with axes \('data',\); an axis named \"population\" is required"):
+    with pytest.raises(ValueError, match=r"got a mesh with axes \('data',\); a mesh with an axis named \"population\""):
         Population(8, mesh=Mesh(np.array(jax.devices()[:1]), ("data",)))
 
     class Two:

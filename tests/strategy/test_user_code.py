@@ -45,6 +45,7 @@ CASES = [
     (lambda p: jnp.ones((4, 4)) @ p["w"], TypeError, "contracting dimensions"),
     (lambda p: p["v"], KeyError, "KeyError: 'v'"),
     (odd, Odd, "Odd: .1, 'two'."),
+    (lambda p: next(iter(p["w"][:0])), RuntimeError, "StopIteration"),
 ]
 
 

@@ -178,8 +178,9 @@ def test_data_of_another_kind_are_refused() -> None:
 
 
 def test_what_is_no_data_is_named() -> None:
-    with pytest.raises(RunError, match="got data of type int"):
-        as_source(3)
+    for data in (3, {"x": 1}, {1.0, 2.0}, "abc", np.float32(3), np.array(3)):
+        with pytest.raises(RunError, match=f"got data of type {type(data).__name__}; None, an iterable of batches"):
+            as_source(data)
 
 
 def test_a_function_that_takes_no_generation_is_named() -> None:

@@ -265,6 +265,9 @@ def test_progress_is_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
 def test_without_a_folder_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     run(None, 2)
+    unnamed: Any = ""  # is not the current folder
+    with pytest.raises(RunError, match=r"got folder='', which cannot be a file's name \(it is empty\)"):
+        run(unnamed, 1)
     assert not list(tmp_path.iterdir())
 
 

@@ -45,7 +45,7 @@ def batch(generation: int) -> Any:
 @pytest.mark.slow
 def test_resumed_run_is_the_uninterrupted_one_and_its_replay_too(tmp_path: Path) -> None:
     """In half precision, where the rounding has to be the same as well."""
-    rate = schedule("linear_schedule", init_value=0.1, end_value=0.01, transition_steps=6)
+    rate = schedule("inverse_sqrt_schedule", init_value=0.05) * 2
     options: dict[str, Any] = {"sigma": schedule("constant_schedule", value=0.1), "learning_rate": rate}
     whole, parts, saving = tmp_path / "whole", tmp_path / "parts", Saving(every=2)
 

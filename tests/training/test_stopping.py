@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from types import SimpleNamespace
 
 import pytest
 
-from eggroll.training.stopping import EarlyStopping, Seen, StopRequest
+from eggroll.training.stopping import EarlyStopping, Place, Seen, StopRequest
 
 
 def test_the_first_signal_asks_and_the_second_raises() -> None:
@@ -72,3 +73,23 @@ def test_a_record_without_the_metric_does_not_count() -> None:
 def test_early_stopping_that_cannot_be(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="patience of at least 1"):
         EarlyStopping("x", **{"patience": 1, **options})  # type: ignore[arg-type]
+
+
+WHOLE = {"data": 4, "seconds": 1.5, "seen": {"best": None, "since": 2}, "score": -0.5}
+ODD = {
+    "data": (None, "4", True, -4, 0, 4.0, 10**30, []),
+    "seconds": (None, "1", True, -1.0, float("nan"), 10**400, []),
+    "seen": (None, [], {"best": "1", "since": 0}, {"best": None, "since": -1}, {"since": 5}, {"since": 1.0}, {"x": 1}),
+    "score": ("1", True, float("inf"), 10**400, {}),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_record_that_no_run_writes_is_no_place(name):
+    state, begun = SimpleNamespace(generation=5), SimpleNamespace(generation=1)
+    told = Place.recorded(state, (), WHOLE, begun)
+    assert (told.data, told.seconds, told.seen, told.score) == (4, 1.5, Seen(None, 2), -0.5)
+    assert Place.recorded(state, (), WHOLE | {"data": {"state": "of the data"}}, begun).data
+    for value in ODD[name]:
+        with pytest.raises((TypeError, ValueError)):
+            Place.recorded(state, (), WHOLE | {name: value}, begun)

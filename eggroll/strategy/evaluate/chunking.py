@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from eggroll.engine import jax_compat
-from eggroll.engine.annotations import Index, JaxprEqn, PyTree
+from eggroll.engine.annotations import Atom, Index, Jaxpr, JaxprEqn, PyTree, Var
 from eggroll.engine.factored import Program, abstract, partition
 from eggroll.engine.interpreter import Policy
 from eggroll.ops.noise import DISTRIBUTIONS
@@ -80,7 +80,7 @@ def member_need(sampler: Sampler, program: Program, params: PyTree, rows: Rows) 
     return largest_operations(traced, [*own, *[WEIGHT] * len(leaves), OTHER])
 
 
-def largest_operations(jaxpr: Any, kinds: Sequence[int]) -> Need:
+def largest_operations(jaxpr: Jaxpr, kinds: Sequence[int]) -> Need:
     """The largest operation and the largest shared product on a member's own values.
 
     Args:
@@ -93,7 +93,7 @@ def largest_operations(jaxpr: Any, kinds: Sequence[int]) -> Need:
     return _walk(jaxpr, kinds)[0]
 
 
-def _walk(jaxpr: Any, kinds: Sequence[int]) -> tuple[Need, list[int]]:
+def _walk(jaxpr: Jaxpr, kinds: Sequence[int]) -> tuple[Need, list[int]]:
     """(the largest operations, the kind of each output): what is made of several kinds is of the highest."""
     jaxpr, _ = jax_compat.open_jaxpr(jaxpr)
     known = dict(zip(jaxpr.invars, kinds, strict=True))
@@ -110,11 +110,11 @@ def _walk(jaxpr: Any, kinds: Sequence[int]) -> tuple[Need, list[int]]:
     return largest, [_kind(v, known) for v in jaxpr.outvars]
 
 
-def _kind(v: Any, known: dict[Any, int]) -> int:
+def _kind(v: Atom, known: dict[Var, int]) -> int:
     return OTHER if isinstance(v, jax_compat.Literal) else known.get(v, OTHER)
 
 
-def _shared_product(eqn: Any, known: dict[Any, int]) -> Need:
+def _shared_product(eqn: Any, known: dict[Var, int]) -> Need:
     """A product of the member's own rows with a weight that all members share."""
     kinds = [_kind(v, known) for v in eqn.invars]
     if eqn.primitive.name != "dot_general" or sorted(kinds) != [WEIGHT, OWN]:
@@ -128,7 +128,7 @@ def _shared_product(eqn: Any, known: dict[Any, int]) -> Need:
     return Need(0, numbers * summed, numbers // max(columns, 1), frozenset((columns,)))
 
 
-def _walk_inner(eqn: JaxprEqn, jaxpr: Any, known: dict[Any, int]) -> Need:
+def _walk_inner(eqn: JaxprEqn, jaxpr: Jaxpr, known: dict[Var, int]) -> Need:
     """The largest operation inside a call, a branch or a step of a loop."""
     inputs = jax_compat.open_jaxpr(jaxpr)[0].invars
     # Predicates, and constants of a loop's condition, come first and are no inputs of this jaxpr.

@@ -61,8 +61,11 @@ def dense_matrices(
     for leaf in plan.leaves:
         if leaf.kind != "dense" or isinstance(chosen.get(leaf.path), DenseRule):
             continue
-        # Layers that a loop walks are a stack: of vectors, it is no matrix.
-        own = [n for a, n in enumerate(leaf.shape) if not all(a in use.walked for use in uses[leaf.path])]
+        # Layers that a loop walks are a stack: of vectors, it is no matrix, unless the loop makes one of them.
+        stacks = [set(use.walked) & set(use.stack) for use in uses[leaf.path] if use.walked]
+        whole = not stacks or any(use.whole for use in uses[leaf.path])
+        layers = set() if whole else set.intersection(*stacks)
+        own = [n for a, n in enumerate(leaf.shape) if a not in layers]
         factors = leaf.numbers // max(math.prod(own), 1) * rank * (math.prod(own[:-1]) + own[-1]) if own else 1
         matrix = sum(n > 1 for n in own) > 1 and leaf.numbers > factors
         if not matrix or not any(use.multiplied for use in uses[leaf.path]):

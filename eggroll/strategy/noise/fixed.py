@@ -18,7 +18,7 @@ from jax.interpreters import ad, batching, mlir
 
 from eggroll.engine import jax_compat
 from eggroll.engine.ahead import NOISE_KEY
-from eggroll.engine.annotations import JaxprEqn
+from eggroll.engine.annotations import Atom, Jaxpr, JaxprEqn
 from eggroll.engine.jax_compat import Literal
 from eggroll.engine.user_code import warn_user
 from eggroll.strategy.noise.keys import as_threefry
@@ -111,13 +111,13 @@ class _Walk:
     def new(self, *of: int) -> _Value:
         return _Value(frozenset(of), object())
 
-    def program(self, jaxpr: Any, args: Sequence[_Value]) -> list[_Value]:
+    def program(self, jaxpr: Jaxpr, args: Sequence[_Value]) -> list[_Value]:
         """The outputs of a jaxpr, open or closed; constants come first, and depend on nothing."""
         jaxpr, _ = jax_compat.open_jaxpr(jaxpr)
         heads = [*jaxpr.constvars, *jaxpr.invars]
         env = dict(zip(heads, [*[self.new() for _ in range(len(heads) - len(args))], *args], strict=True))
 
-        def read(atom: Any) -> _Value:
+        def read(atom: Atom) -> _Value:
             return self.new() if isinstance(atom, Literal) else env[atom]
 
         for eqn in jaxpr.eqns:
@@ -146,7 +146,7 @@ class _Walk:
         chosen = args[:1] if name == "cond" else []
         return [_either(outs, chosen) for outs in zip(*each, strict=True)]
 
-    def _fitting(self, jaxpr: Any, args: list[_Value]) -> list[_Value]:
+    def _fitting(self, jaxpr: Jaxpr, args: list[_Value]) -> list[_Value]:
         """The arguments of an inner jaxpr: the last of an equation's, or all to each where they do not fit."""
         n = len(jax_compat.open_jaxpr(jaxpr)[0].invars)
         return args[len(args) - n :] if n <= len(args) else [self.new(CALL, *self._loops).also(*args)] * n

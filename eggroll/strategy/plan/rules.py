@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from eggroll.engine.checks import as_count
+from eggroll.engine.checks import as_count, check_one_of
 
 _RANK_HINT = (
     " 1 is a sensible start: the noise of a large population adds up to full rank. To keep a parameter still, give it "
@@ -21,8 +21,7 @@ Small = Literal["dense", "low_rank"]  # noise of layers whose factors would be n
 
 def check_small(small_layers: Small) -> Small:
     """The noise of small layers, if it is one that there is."""
-    if small_layers not in get_args(Small):
-        raise ValueError(f"got small_layers={small_layers!r}; use one of {', '.join(map(repr, get_args(Small)))}.")
+    check_one_of("small_layers", small_layers, get_args(Small))
     return small_layers
 
 
@@ -151,8 +150,8 @@ def match_rules(rules: Rules, paths: Iterable[str]) -> dict[str, Rule]:
 
 def as_rules(rules: Any) -> tuple[tuple[str, str | Rule], ...]:
     """The rules as a tuple; raises TypeError where they are no list of pairs."""
-    if isinstance(rules, str) or not isinstance(rules, Iterable):
-        raise TypeError(f'got rules={rules!r}; a list of pairs is required, such as [(".*/bias", "frozen")].')
+    if isinstance(rules, str) or not isinstance(rules, Iterable) or hasattr(rules, "dtype"):
+        raise TypeError(f'got rules={rules!r:.80}; a list of pairs is required, such as [(".*/bias", "frozen")].')
     return tuple(rules)
 
 

@@ -43,7 +43,7 @@ def validate_shaping(shaping: Shaping) -> None:
     if callable(shaping) or (isinstance(shaping, str) and shaping in SHAPINGS):
         return
     names = ", ".join(repr(name) for name in SHAPINGS)
-    raise ValueError(f"got shaping={shaping!r}; one of {names}, or a callable [N] -> [N], is required")
+    raise ValueError(f"got shaping={shaping!r:.80}; one of {names}, or a callable [N] -> [N], is required")
 
 
 def shape_fitness(fitness: Any, *, shaping: Shaping, antithetic: bool, groups: int = 1) -> tuple[jax.Array, jax.Array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -44,7 +45,7 @@ def check_fitness(fitness: Any, population: int, *, rows: bool = False) -> Any:
             f"got fitness of shape {fitness.shape}; one number per member, shape ({population},), is required, in the "
             "order of the members. Average over data first where there are several numbers per member."
         )
-    if jnp.issubdtype(fitness.dtype, jnp.complexfloating):
+    if not any(jnp.issubdtype(fitness.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise TypeError(f"got fitness of dtype {fitness.dtype}; real numbers are required.")
     return as_float(fitness)
 
@@ -65,6 +66,8 @@ def _from_host(fitness: Any) -> np.ndarray:
         host = np.asarray(fitness)
         if host.dtype.kind in "USMm" or any(x is None or isinstance(x, str | bytes) for x in host.flat):
             raise TypeError("it has text, dates or None among its values")
+        if host.dtype.names is not None or np.ma.is_masked(fitness):
+            raise TypeError("it has fields by name" if host.dtype.names else "some of its values are masked")
         if np.iscomplexobj(host):
             return host
         with np.errstate(over="ignore"):
@@ -96,10 +99,10 @@ def _check_exact(host: np.ndarray, wide: np.ndarray) -> None:
     if host.dtype.kind not in "iuO" or not host.size:
         return
     if host.dtype.kind == "O":
-        finite = [x for x in host.flat if x == x and abs(x) != np.inf]
+        finite = [x for x in map(_exact, host.flat) if x is not None]
         if len(finite) > np.isfinite(wide).sum():
             raise ValueError(_beyond(host))
-        exact = len(set(map(_exact, finite)))
+        exact = len(set(finite))
     else:
         exact = len(np.unique(host))
     told_apart = len(np.unique(wide[np.isfinite(wide)]))
@@ -112,10 +115,13 @@ def _check_exact(host: np.ndarray, wide: np.ndarray) -> None:
 
 
 def _exact(x: Any) -> Any:
+    """The number without rounding, as far as it says that; None where it is not finite."""
     try:
         return Fraction(x)
-    except (TypeError, ValueError):  # a number of another kind
-        return float(x)
+    except (OverflowError, ValueError):
+        return None
+    except TypeError:  # a number of another kind
+        return near if math.isfinite(near := float(x)) else None
 
 
 def is_wide(x: Any) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import heapq
+import math
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,7 +107,7 @@ class CheckpointFolder:
         skipped: list[Damaged] = []
         for entry in entries:
             try:
-                return entry.path, verify(entry.path), skipped
+                return entry.path, _checked(verify(entry.path), entry.path), skipped
             except DamagedError as why:
                 skipped.append(Damaged(entry.path, str(why)))
                 self._damaged.add(entry.path)
@@ -132,9 +134,34 @@ class CheckpointFolder:
 
 def _content(path: Path) -> dict[str, Any] | None:
     try:
-        return read_manifest(path)
+        return _checked(read_manifest(path), path)
     except DamagedError:
         return None
+
+
+def _checked(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """A manifest's content, once it is known to be that of a checkpoint of this name."""
+    name, score, leaves = _NAME.fullmatch(path.name), content.get("score", ...), content.get("leaves")
+    generation = content.get("generation")
+    sound = {
+        "generation": type(generation) is int and name is not None and generation == int(name[1]),
+        "score": score is None or (type(score) is float and math.isfinite(score)),
+        "record": isinstance(content.get("record"), dict),
+        "leaves": isinstance(leaves, list) and all(map(_is_row, leaves)),
+    }
+    for what, right in sound.items():
+        if not right:
+            raise DamagedError(f"{MANIFEST} has '{what}' as no run writes it: {content.get(what, 'missing')!r:.60}")
+    return content
+
+
+def _is_row(row: Any) -> bool:
+    """Whether it describes an array, as `eggroll.training.folder.arrays.flatten` does."""
+    if not isinstance(row, Mapping) or row.keys() - {"impl"} != {"path", "shape", "dtype"}:
+        return False
+    sizes = row["shape"]
+    texts = all(isinstance(text, str) for name, text in row.items() if name != "shape")
+    return texts and isinstance(sizes, list) and all(type(size) is int and size >= 0 for size in sizes)
 
 
 def _remove(path: Path) -> None:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from eggroll.engine.checks import is_huge
 from eggroll.engine.paths import leaf_paths
 from eggroll.strategy.plan.leaves import Plan, full_rank
 from eggroll.strategy.plan.parameters import as_arrays
@@ -69,8 +70,9 @@ def check_plan(plan: Plan) -> None:
             most = full_rank(leaf.shape, leaf.left_axes, leaf.right_axes) if axes == set(range(len(leaf.shape))) else 0
             if type(leaf.rank) is not int or not 1 <= leaf.rank <= most:
                 raise ValueError(f"rank {leaf.rank!r} for '{leaf.path}' of shape {list(leaf.shape)}")
-        if type(leaf.sigma_scale) not in (int, float) or not 0 < leaf.sigma_scale < math.inf:
-            raise ValueError(f"sigma_scale {leaf.sigma_scale!r} for '{leaf.path}'")
+        scale = leaf.sigma_scale
+        if type(scale) not in (int, float) or is_huge(scale) or not 0 < scale < math.inf:
+            raise ValueError(f"sigma_scale {scale!r} for '{leaf.path}'")
 
 
 def check_base(base: Any, plan: Plan, recorded: Mapping[str, Any]) -> None:

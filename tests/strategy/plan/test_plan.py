@@ -122,7 +122,7 @@ def test_dense_noise_where_factors_would_be_no_fewer_numbers():
     explained = eggroll.explain(fun, params, jnp.zeros((1, 4)), rank=2)
     assert [row.reason for row in explained.rows] == ["rank·(m+n) = 8 ≥ m·n = 4", "rank·(m+n) = 48 ≥ m·n = 48", ""]
     assert "dense: rank·(m+n) = 8" in " ".join(str(explained).split())
-    with pytest.raises(ValueError, match=r"got small_layers='factors'; use one of 'dense', 'low_rank'"):
+    with pytest.raises(ValueError, match=r"got small_layers='factors'; one of 'dense', 'low_rank' is required"):
         eggroll.ES(small_layers="factors")  # type: ignore[arg-type]
 
 

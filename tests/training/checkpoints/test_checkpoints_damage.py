@@ -92,6 +92,27 @@ def test_the_one_before_is_taken(folder, damage):
     assert re.search(reason, skipped.reason), skipped.reason
 
 
+FORGED = {
+    "generation": (None, "30", 31, 30.0, ...),
+    "score": ("1", True, 10**400, [], ...),
+    "record": (None, [], "x", ...),
+    "leaves": (None, {}, [3], [{}], [{"path": 1, "shape": [], "dtype": "x"}], [{"path": "a", "shape": [-1]}]),
+}
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_manifest_of_sound_checksums_that_no_run_writes_is_passed_over(folder, name):
+    content = read_manifest(folder / "30")
+    for value in FORGED[name]:
+        forged = {each: x for each, x in {**content, name: value}.items() if x is not ...}
+        write_manifest(folder / "30", forged)
+        checkpoints = Checkpoints(folder)
+        assert checkpoints.generations() == [10, 20] and checkpoints.best() is None
+        found = checkpoints.restore(small(0))
+        assert found.generation == 20
+        assert f"has '{name}' as no run writes it" in found.skipped[0].reason
+
+
 def test_any_flipped_bit_of_any_file_is_found(folder):
     checkpoint = folder / "30"
     rng = np.random.default_rng(0)
