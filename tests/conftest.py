@@ -45,6 +45,7 @@ os.environ.setdefault("NPROC", "8")
 USUAL = os.environ["JAX_COMPILATION_CACHE_DIR"]
 
 import jax  # noqa: E402  reads the variables above
+from jax._src import compiler  # noqa: E402
 from jax._src.interpreters import mlir  # noqa: E402
 from jax.experimental.compilation_cache.compilation_cache import reset_cache  # noqa: E402
 
@@ -65,6 +66,18 @@ if not hasattr(mlir, "_thread_local_context"):
         return kept.context
 
     mlir.make_ir_context = reused_context
+
+    # The emitters of fusions that it has by default are two fifths of what compiling without optimisations takes.
+    get_compile_options = compiler.get_compile_options
+
+    def with_older_emitters(*args: object, **options: object) -> object:
+        found = get_compile_options(*args, **options)
+        if jax.config.values["jax_disable_most_optimizations"]:
+            older = [("xla_cpu_use_fusion_emitters", False)]
+            found.env_option_overrides = [*found.env_option_overrides, *older]
+        return found
+
+    compiler.get_compile_options = with_older_emitters
 
 # Where tests run in the background of a shell, Ctrl-C is ignored, which processes hand on to those that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
