@@ -16,8 +16,10 @@ from jax.flatten_util import ravel_pytree
 
 import eggroll
 import eggroll.nnx
-from eggroll.strategy.activations import noise as site_noise
 from eggroll.strategy.activations.credit import credits
+from eggroll.strategy.activations.streams import Streams
+from eggroll.strategy.activations.values import Linear
+from eggroll.strategy.activations.walk import Frame
 from eggroll.strategy.dependence.relations import dependence
 from eggroll.strategy.plan.sites import Site
 from eggroll.training import fit
@@ -49,7 +51,8 @@ def enumerated(monkeypatch: Any, sites: list[tuple[int, ...]]) -> int:
         drawn = (units.astype(jnp.uint32)[:, None] >> bits) & 1
         return (1.0 - 2.0 * drawn.astype(made.value.dtype)).reshape(-1, *made.value.shape)
 
-    monkeypatch.setattr(site_noise.Streams, "noise", noise)
+    monkeypatch.setattr(Streams, "noise", noise)
+    monkeypatch.setattr(Streams, "_crosses", lambda *_: False)
     return 2 * 2 ** int(first[-1])
 
 
@@ -70,6 +73,23 @@ def test_all_patterns_together_give_the_gradient_of_a_quadratic(monkeypatch, los
         exact = jax.grad(lambda p: quadratic(p, x).mean())(p)
         for name in p:
             np.testing.assert_allclose(grads[name], exact[name], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("units", [1, 4, 32, 128])
+@pytest.mark.parametrize("shapes", [[(2, 3, 5), (2, 3, 70)], [(7,), (40,)]], ids=["rows", "one row"])
+def test_noise_is_summed_as_it_was_drawn(units, shapes):
+    """With a credit for each row, each unit or each number: `Σ cᵤ·εᵤ` of what members see, in NumPy."""
+    sites = [Site((i,), (), "dot_general", "", shape, "float32", ()) for i, shape in enumerate(shapes)]
+    streams, at = Streams.of(KEY, sites, "rademacher", 2 * units), Frame([], [])
+    drawn = np.random.default_rng(0)
+    for site in sites:
+        made = Linear(jnp.zeros(site.shape), lambda _: None, frozenset(), where=site.where)
+        rows = len(streams.places[site.where].rows)
+        seen = np.asarray(streams.noise(made, at, jnp.arange(units) + 3), np.float64)
+        for kept in (0, rows, len(site.shape)):
+            credit = drawn.normal(size=(units, *(n if i < kept else 1 for i, n in enumerate(site.shape))))
+            found = streams.total(made, at, jnp.arange(units) + 3, jnp.asarray(credit, jnp.float32))
+            np.testing.assert_allclose(found, (credit * seen).sum(0), rtol=1e-4, atol=1e-4)
 
 
 def test_as_many_pairs_as_a_row_has_numbers_tell_the_gradient():

@@ -17,8 +17,9 @@ from eggroll.engine.factored import Program, Use, abstract, discover, partition
 from eggroll.engine.interpreter import DenseFallback, Interpreter, Policy
 from eggroll.engine.paths import leaf_paths
 from eggroll.ops import Choice
-from eggroll.strategy.activations.noise import Seen, Streams
+from eggroll.strategy.activations.noise import Seen
 from eggroll.strategy.activations.sites import find_sites, walked
+from eggroll.strategy.activations.streams import Streams
 from eggroll.strategy.evaluate.compiled import CompiledCache, Recent
 from eggroll.strategy.evaluate.tracing import Rows, all_at_once
 from eggroll.strategy.noise.sampler import Noise, Sampler, member_sign

@@ -20,8 +20,9 @@ from eggroll.engine.annotations import Index, PyTree
 from eggroll.engine.factored import Program, partition
 from eggroll.engine.interpreter import Policy
 from eggroll.strategy.activations.credit import Relation, credits, relations
-from eggroll.strategy.activations.noise import Credited, Streams
+from eggroll.strategy.activations.noise import Credited
 from eggroll.strategy.activations.sites import walked
+from eggroll.strategy.activations.streams import Streams
 from eggroll.strategy.evaluate.tracing import Rows
 from eggroll.strategy.plan.leaves import Plan
 from eggroll.strategy.population import AXIS, Population

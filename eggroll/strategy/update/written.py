@@ -23,8 +23,9 @@ from jax import lax
 from eggroll.engine.annotations import Index, PyTree, Scalar
 from eggroll.engine.factored import Program, abstract, partition
 from eggroll.engine.interpreter import Policy
-from eggroll.strategy.activations.noise import Retold, Streams
+from eggroll.strategy.activations.noise import Retold
 from eggroll.strategy.activations.sites import find_sites, walked
+from eggroll.strategy.activations.streams import Streams
 from eggroll.strategy.activations.walk import Where
 from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.tracing import Rows

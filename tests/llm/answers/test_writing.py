@@ -17,8 +17,9 @@ from eggroll.llm.answers.generation import generate
 from eggroll.llm.answers.prompts import Prompts
 from eggroll.llm.answers.writing import UNDER_NOISE, writer
 from eggroll.llm.finetuning.step import Answered
-from eggroll.strategy.activations.noise import Retold, Streams
+from eggroll.strategy.activations.noise import Retold
 from eggroll.strategy.activations.sites import find_sites, walked
+from eggroll.strategy.activations.streams import Streams
 from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.tracing import make_rows
 from eggroll.strategy.noise.keys import generation_key
