@@ -213,13 +213,15 @@ class ModelMembers(Members):
         self._model, self._wrt, self._share_rngs = model, wrt, share_rngs
         self._own: set[Any] = set()  # paths of the state that has a row per member
 
-    def plan_for(self, fun: Function, *args: Any, in_axes: InAxes = None) -> Plan:
-        """As `eggroll.Members.plan_for`, for `fun(model, *args)`."""
-        _, inputs, axes = self._called(args, in_axes)
+    def plan_for(self, fun: Function, *args: Any, in_axes: InAxes = None, **kwargs: Any) -> Plan:
+        """As `eggroll.Members.plan_for`, for `fun(model, *args, **kwargs)`."""
+        _, inputs, axes = self._called(args, in_axes, kwargs)
         return super().plan_for(Pure(fun, False), *inputs, in_axes=axes)
 
-    def apply(self, fun: Function, *args: Any, in_axes: InAxes = None, chunk: Chunk | None = None) -> PyTree:
-        """Evaluates `fun(model, *args)` for every member, in compiled chunks; see `eggroll.Members.apply`.
+    def apply(
+        self, fun: Function, *args: Any, in_axes: InAxes = None, chunk: Chunk | None = None, **kwargs: Any
+    ) -> PyTree:
+        """Evaluates `fun(model, *args, **kwargs)` for every member, in compiled chunks; see `eggroll.Members.apply`.
 
         What `fun` changes of its model is kept for every member until it is told.
 
@@ -232,7 +234,7 @@ class ModelMembers(Members):
             (8, 5, 3)
         """
         check_function("fun", fun, "members.apply(fun, *args)")
-        call, inputs, axes = self._called(args, in_axes)
+        call, inputs, axes = self._called(args, in_axes, kwargs)
         out, (_, changed) = super().apply(Pure(fun, False), *inputs, in_axes=axes, chunk=chunk)
         every, found = jnp.ones(len(self), bool), jax.tree_util.tree_leaves_with_path(changed)
         self._own |= {path for path, x in found if path[0].key == 0 and jnp.issubdtype(x.dtype, jnp.floating)}
@@ -240,7 +242,7 @@ class ModelMembers(Members):
         call.write(self._with_own(lambda x: x, changed, lambda x: averaged(x, every)))
         return out
 
-    def some(self, who: Any, fun: Function, *args: Any, in_axes: InAxes = None) -> PyTree:
+    def some(self, who: Any, fun: Function, *args: Any, in_axes: InAxes = None, **kwargs: Any) -> PyTree:
         """Not of models: each member goes on with a state of its own, which all of them leave together.
 
         Raises:
@@ -264,8 +266,8 @@ class ModelMembers(Members):
         """`rest` with `fun` of what has a row per member, and `other` of what has none."""
         return jax.tree_util.tree_map_with_path(lambda path, x: (fun if path in self._own else other)(x), rest)
 
-    def _called(self, args: tuple, in_axes: InAxes) -> tuple[Call, tuple, tuple]:
-        call, who = Call(self._model, args, {}, self._wrt), self.settings
+    def _called(self, args: tuple, in_axes: InAxes, kwargs: dict[str, Any]) -> tuple[Call, tuple, tuple]:
+        call, who = Call(self._model, args, kwargs, self._wrt), self.settings
         keys = [] if self._share_rngs else call.keys(who.size, who.antithetic, self._draw.key)
         rest = self._with_own(lambda _: 0, call.rest, lambda _: None) if self._own else None
         return call, call.arguments(keys), axes_of(in_axes, self._share_rngs, rest)

@@ -11,8 +11,8 @@ import numpy as np
 
 from eggroll.engine.annotations import Chunk, Function, Index, Numbers, PyTree
 from eggroll.engine.checks import as_index, check_function, is_traced
-from eggroll.engine.factored import is_array
 from eggroll.engine.paths import leaf_paths
+from eggroll.strategy.evaluate.argnums import by_name
 from eggroll.strategy.evaluate.compiled import CompiledCache
 from eggroll.strategy.evaluate.draw import Draw
 from eggroll.strategy.evaluate.tracing import InAxes, Rows, make_rows
@@ -70,10 +70,7 @@ class Members:
     def _check_noise_of(self, draw: Draw) -> None:
         """Of another strategy the settings below decide the noise; rank and rules come with the members' plan."""
         if self._draw.strategy != draw.strategy:
-            raise ValueError(
-                f"got members of an {self._draw.strategy} for an {draw.strategy}: their noise is not what would be "
-                "summed up. Tell the ES that you asked."
-            )
+            raise _not_asked(f"got members of an {self._draw.strategy} for an {draw.strategy}")
         for name in ("size", "antithetic", "distribution", "noise", "relative"):
             mine, other = getattr(self._draw.settings, name), getattr(draw.settings, name)
             if mine != other:
@@ -108,25 +105,27 @@ class Members:
             self._plan = self._draw.plan_for(self.params)
         return self._plan
 
-    def plan_for(self, fun: Function, *args: Any, in_axes: InAxes = None) -> Plan:
+    def plan_for(self, fun: Function, *args: Any, in_axes: InAxes = None, **kwargs: Any) -> Plan:
         """How each parameter is perturbed, as `apply` with these arguments decides it; nothing is evaluated."""
-        return self._plan_of(fun, self._rows(args, in_axes))
+        return self._plan_of(*self._asked(fun, args, in_axes, kwargs))
 
     def _plan_of(self, fun: Function, rows: Rows) -> Plan:
         if self._plan is None or self._plan.sites:  # sites are a function's own
             self._plan = self._draw.plan_for(self.params, fun, rows)
         return self._plan
 
-    def apply(self, fun: Function, *args: Any, in_axes: InAxes = None, chunk: Chunk | None = None) -> PyTree:
-        """Evaluates `fun(params, *args)` for every member, in compiled chunks.
+    def apply(
+        self, fun: Function, *args: Any, in_axes: InAxes = None, chunk: Chunk | None = None, **kwargs: Any
+    ) -> PyTree:
+        """Evaluates `fun(params, *args, **kwargs)` for every member, in compiled chunks.
 
         Args:
             fun: any traceable function of the parameters.
             *args: further arguments; arrays are traced, other leaves reach `fun` as they are.
             in_axes: None (default: members share all arguments) or as in `jax.vmap`, for `args`: one row per member or
                 per group.
-            chunk: members evaluated at once on a device, or `"auto"`. Default None: the chunk of the ES. It says
-                nothing where members are evaluated one after the other.
+            chunk: members evaluated at once on a device, or `"auto"`. Default None: that of the ES.
+            **kwargs: arguments by name, which all members share.
 
         Returns:
             The output of `fun`, every leaf with a leading axis `population`.
@@ -144,8 +143,8 @@ class Members:
             (8, 5, 3)
         """
         check_function("fun", fun, "members.apply(fun, *args)")
-        rows = self._rows(args, in_axes)
-        like = None if self._held is None else (fun, rows.axes, chunk, _shapes(args))
+        fun, rows = self._asked(fun, args, in_axes, kwargs)
+        like = None if self._held is None else (fun, chunk, rows.shapes())
         if self._held is None or (ready := self._held.get(like)) is None:
             ready = self._draw.ready(self._plan_of(fun, rows), self.params, fun, rows, chunk, self._held)
             if self._held is not None:
@@ -154,8 +153,8 @@ class Members:
         self._ran = fun, rows, outputs if isinstance(fun, Writes) else None
         return outputs
 
-    def some(self, who: Any, fun: Function, *args: Any, in_axes: InAxes = None) -> PyTree:
-        """Evaluates `fun(params, *args)` for some members, all of them at once.
+    def some(self, who: Any, fun: Function, *args: Any, in_axes: InAxes = None, **kwargs: Any) -> PyTree:
+        """Evaluates `fun(params, *args, **kwargs)` for some members, all of them at once.
 
         Numbers are traced: other members of as many are evaluated by the same compiled function. `tell` takes what all
         members made; what these did is for the caller to put together.
@@ -167,6 +166,7 @@ class Members:
             fun: see `apply`.
             *args: see `apply`.
             in_axes: as in `apply`, but with one row for each of `who`.
+            **kwargs: see `apply`.
 
         Returns:
             The output of `fun`, every leaf with a leading axis `n`.
@@ -189,7 +189,7 @@ class Members:
         if np.ndim(who) != 1 or not len(who):
             raise ValueError(f"got {who!r:.80} as some members; a list of at least one number is required, as [0, 3].")
         numbers = np.array([self._checked(i) for i in np.asarray(who).tolist()], np.int32)
-        rows = make_rows(args, in_axes, len(numbers), len(numbers))
+        fun, rows = self._asked(fun, args, in_axes, kwargs, len(numbers))
         return self._draw.some(self._plan_of(fun, rows), self.params, fun, rows, numbers)
 
     def hold(self) -> Self:
@@ -248,8 +248,11 @@ class Members:
             raise ValueError(f"got weights of shape {given.shape}; one per member, ({len(self)},), is required.")
         return self._draw.gradient(self.plan, self.params, given)
 
-    def _rows(self, args: tuple, in_axes: InAxes) -> Rows:
-        return make_rows(args, in_axes, self.settings.size, self.settings.groups)
+    def _asked(
+        self, fun: Function, args: tuple, in_axes: InAxes, kwargs: dict[str, Any], some: int = 0
+    ) -> tuple[Function, Rows]:
+        fun, args, in_axes = by_name(fun, args, in_axes, kwargs)
+        return fun, make_rows(args, in_axes, some or self.settings.size, some or self.settings.groups)
 
     def _checked(self, i: int | jax.Array) -> int | jax.Array:
         """A member's number, known to be one unless it is traced."""
@@ -281,17 +284,11 @@ def applied_last(members: Members, plan: Plan, cache: CompiledCache) -> Ran:
 
 
 def _other_noise(name: str, mine: object, other: Any) -> ValueError:
-    return ValueError(
-        f"got members of an ES with {name}={mine!r} for one with {name}={other!r}: their noise is not what would be "
-        "summed up. Tell the ES that you asked."
-    )
+    return _not_asked(f"got members of an ES with {name}={mine!r} for one with {name}={other!r}")
 
 
-def _shapes(args: tuple) -> Any:
-    """What a compiled function is fixed to of its arguments."""
-    leaves, tree = jax.tree.flatten(args)
-    shapes = ((x.shape, x.dtype, getattr(x, "weak_type", False)) if is_array(x) else (type(x), x) for x in leaves)
-    return tree, tuple(shapes)
+def _not_asked(got: str) -> ValueError:
+    return ValueError(f"{got}: their noise is not what would be summed up. Tell the ES that you asked.")
 
 
 def _layout(params: PyTree) -> dict[str, tuple[tuple[int, ...], str]]:

@@ -18,7 +18,7 @@ import numpy as np
 
 from eggroll.engine.annotations import Flag, Function, Numbers, PyTree, Scalar
 from eggroll.engine.checks import check_function, is_traced
-from eggroll.strategy.evaluate.argnums import ByName, axes_after_shared
+from eggroll.strategy.evaluate.argnums import by_name
 from eggroll.strategy.evaluate.averages import averaged_output
 from eggroll.strategy.evaluate.compiled import CompiledCache, settings_key, shared
 from eggroll.strategy.evaluate.draw import Draw
@@ -228,9 +228,7 @@ class Strategy(Automatic, ABC):
         check_function("fitness_fn", fitness_fn, "es.step(state, fitness_fn, *args)")
         self._choose_by(fitness_fn, state, args, kwargs, in_axes, has_aux)
         members = self.ask(state)
-        if kwargs:
-            args, in_axes = (kwargs, *args), axes_after_shared(in_axes, len(args))
-            fitness_fn = ByName(fitness_fn)
+        fitness_fn, args, in_axes = by_name(fitness_fn, args, in_axes, kwargs)
         outputs = members.apply(fitness_fn, *args, in_axes=in_axes)
         of_one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), outputs)
         check_scalar(of_one, has_aux, "fitness")
@@ -248,8 +246,7 @@ class Strategy(Automatic, ABC):
         """Chooses what is `"auto"` by a fitness function; with few members where none has a row of its own."""
 
         def evaluate(members: Members) -> jax.Array:
-            named, axes = ((kwargs, *args), axes_after_shared(in_axes, len(args))) if kwargs else (args, in_axes)
-            outputs = Members.apply(members, ByName(fun) if kwargs else fun, *named, in_axes=axes)
+            outputs = Members.apply(members, fun, *args, in_axes=in_axes, **kwargs)
             return outputs[0] if has_aux else outputs
 
         if self.undecided:

@@ -98,7 +98,7 @@ def test_a_derivative_of_an_estimate_is_refused(fun):
 
 
 @pytest.mark.parametrize("kind", [eggroll.ES, eggroll.FullRankES])
-def test_arguments_by_name_of_a_step(kind):
+def test_arguments_by_name(kind):
     """Arrays and settings; rows per member stay those of the positional arguments."""
     es = kind(population=4, sigma=0.1)
     state = es.init({"w": jnp.ones((3, 2))}, KEY)
@@ -113,3 +113,9 @@ def test_arguments_by_name_of_a_step(kind):
     for args, axes in (((), None), ((jnp.arange(4.0),), (None, 0))):
         got = es.step(state, fitness, jnp.ones((2, 3)), *args, in_axes=axes, scale=jnp.float32(3), twice=True)[0]
         assert (got.params["w"] == want.params["w"]).all()
+        members, named = es.ask(state), {"scale": jnp.float32(3), "twice": True}
+        asked = members.apply(fitness, jnp.ones((2, 3)), *args, in_axes=axes, **named)
+        dense = [fitness(members.materialize(i), jnp.ones((2, 3)), **named) for i in range(4)]
+        np.testing.assert_allclose(asked, dense, rtol=1e-5)
+        few = members.some([2, 0], fitness, jnp.ones((2, 3)), *(a[:2] for a in args), in_axes=axes, **named)
+        np.testing.assert_allclose(few, [dense[2], dense[0]], rtol=1e-5)

@@ -117,6 +117,11 @@ class ByName:
         return self.fun(params, *args, **kwargs)
 
 
+def by_name(fun: Function, args: tuple, in_axes: Any, kwargs: dict[str, Any]) -> tuple[Function, tuple, Any]:
+    """The function, arguments and axes with those by name, which all members share, as the first argument if any."""
+    return (ByName(fun), (kwargs, *args), axes_after_shared(in_axes, len(args))) if kwargs else (fun, args, in_axes)
+
+
 def axes_after_shared(in_axes: Any, count: int) -> Any:
     """`in_axes` of so many arguments, with one before them that all members share."""
     if isinstance(in_axes, tuple | list):

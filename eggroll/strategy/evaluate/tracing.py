@@ -55,6 +55,12 @@ class Rows:
         rest = iter(own)
         return merge([a if axis is None else next(rest) for a, axis in zip(arrays, self.axes, strict=True)])
 
+    def shapes(self) -> Any:
+        """What a compiled function is fixed to of them."""
+        leaves, tree = jax.tree.flatten(self.args)
+        fixed = ((x.shape, x.dtype, getattr(x, "weak_type", False)) if is_array(x) else (type(x), x) for x in leaves)
+        return self.axes, tree, tuple(fixed)
+
     def after(self, shared: Any) -> Rows:
         """These rows with one more argument in front, which all members share."""
         none = (None,) * len(partition(shared)[0])
