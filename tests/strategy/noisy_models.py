@@ -8,9 +8,12 @@ from typing import Any
 import flax.linen as linen
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 from jax import lax
+
+from eggroll.strategy.activations.streams import Streams
 
 KEY = jax.random.key(0)
 X = jax.random.normal(KEY, (3, 4))
@@ -123,3 +126,17 @@ def framed() -> tuple[Any, Any, tuple]:
         return (h**2).sum(1) + jnp.tanh(scaled).sum() + inside
 
     return losses, {"w": SQUARE["w"], "u": SQUARE["w"].T, "scale": jnp.full(4, 0.3)}, (X,)
+
+
+def enumerated(monkeypatch: Any, sites: list[tuple[int, ...]]) -> int:
+    """Units whose noise is every pattern of ±1 at these sites, once each; returns the population."""
+    first = np.cumsum([0, *(int(np.prod(s)) for s in sites)])
+
+    def noise(self: Any, made: Any, frame: Any, units: jax.Array) -> jax.Array:
+        bits = np.arange(made.value.size, dtype=np.uint32) + np.uint32(first[self.places[made.where].number])
+        drawn = (units.astype(jnp.uint32)[:, None] >> bits) & 1
+        return (1.0 - 2.0 * drawn.astype(made.value.dtype)).reshape(-1, *made.value.shape)
+
+    monkeypatch.setattr(Streams, "noise", noise)
+    monkeypatch.setattr(Streams, "_crosses", lambda *_: False)
+    return 2 * 2 ** int(first[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import partial
 from typing import Any
 
@@ -31,6 +32,7 @@ from tests.strategy.noisy_models import (
     X,
     batch_norm,
     convolutions,
+    enumerated,
     framed,
     lstm,
     mixed,
@@ -40,20 +42,6 @@ from tests.strategy.noisy_models import (
 from tests.strategy.noisy_networks import LATER
 
 ESTIMATE = partial(eggroll.value_and_grad, noise="activations")
-
-
-def enumerated(monkeypatch: Any, sites: list[tuple[int, ...]]) -> int:
-    """Units whose noise is every pattern of ±1 at these sites, once each; returns the population."""
-    first = np.cumsum([0, *(int(np.prod(s)) for s in sites)])
-
-    def noise(self: Any, made: Any, frame: Any, units: jax.Array) -> jax.Array:
-        bits = np.arange(made.value.size, dtype=np.uint32) + np.uint32(first[self.places[made.where].number])
-        drawn = (units.astype(jnp.uint32)[:, None] >> bits) & 1
-        return (1.0 - 2.0 * drawn.astype(made.value.dtype)).reshape(-1, *made.value.shape)
-
-    monkeypatch.setattr(Streams, "noise", noise)
-    monkeypatch.setattr(Streams, "_crosses", lambda *_: False)
-    return 2 * 2 ** int(first[-1])
 
 
 @pytest.mark.parametrize("losses", ["rows", "scalar"])
@@ -80,16 +68,13 @@ def test_all_patterns_together_give_the_gradient_of_a_quadratic(monkeypatch, los
 def test_noise_is_summed_as_it_was_drawn(units, shapes):
     """With a credit for each row, each unit or each number: `Σ cᵤ·εᵤ` of what members see, in NumPy."""
     sites = [Site((i,), (), "dot_general", "", shape, "float32", ()) for i, shape in enumerate(shapes)]
-    streams, at = Streams.of(KEY, sites, "rademacher", 2 * units), Frame([], [])
+    streams, who = Streams.of(KEY, sites, "rademacher", 2 * units), jnp.arange(units) + 3
     drawn = np.random.default_rng(0)
-    for site in sites:
-        made = Linear(jnp.zeros(site.shape), lambda _: None, frozenset(), where=site.where)
-        rows = len(streams.places[site.where].rows)
-        seen = np.asarray(streams.noise(made, at, jnp.arange(units) + 3), np.float64)
-        for kept in (0, rows, len(site.shape)):
-            credit = drawn.normal(size=(units, *(n if i < kept else 1 for i, n in enumerate(site.shape))))
-            found = streams.total(made, at, jnp.arange(units) + 3, jnp.asarray(credit, jnp.float32))
-            np.testing.assert_allclose(found, (credit * seen).sum(0), rtol=1e-4, atol=1e-4)
+    for site, kept in itertools.product(sites, (0, 1, 2, 3)):
+        at = Linear(jnp.zeros(site.shape), lambda _: None, frozenset(), where=site.where), Frame([], []), who
+        credit = drawn.normal(size=(units, *(n if i < kept else 1 for i, n in enumerate(site.shape))))
+        found = streams.total(*at, jnp.asarray(credit, jnp.float32))
+        np.testing.assert_allclose(found, (credit * np.asarray(streams.noise(*at))).sum(0), rtol=1e-4, atol=1e-4)
 
 
 def test_as_many_pairs_as_a_row_has_numbers_tell_the_gradient():

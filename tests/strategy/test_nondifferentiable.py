@@ -15,8 +15,7 @@ from jax import lax
 from jax.experimental import io_callback
 
 import eggroll
-from tests.strategy.noisy_models import KEY
-from tests.strategy.test_activations import enumerated
+from tests.strategy.noisy_models import KEY, enumerated
 
 B, M, EXPERTS, SIGMA = 2, 3, 2, 0.8
 X = np.random.default_rng(0).normal(size=(B, M))
