@@ -63,7 +63,7 @@ def test_all_patterns_together_give_the_gradient_of_a_quadratic(monkeypatch, los
             np.testing.assert_allclose(grads[name], exact[name], rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("units", [1, 4, 32, 128])
+@pytest.mark.parametrize("units", [4, 32])
 @pytest.mark.parametrize("shapes", [[(2, 3, 5), (2, 3, 70)], [(7,), (40,)]], ids=["rows", "one row"])
 def test_noise_is_summed_as_it_was_drawn(units, shapes):
     """With a credit for each row, each unit or each number: `Σ cᵤ·εᵤ` of what members see, in NumPy."""
