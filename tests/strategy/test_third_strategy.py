@@ -85,3 +85,5 @@ def test_it_fine_tunes_by_the_command(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / "run" / WEIGHTS).read_bytes()
     assert call(*command, "--rank", "2", "--overwrite") == 2
     assert "rank=2 for method='random-search', which has settings of its own" in capsys.readouterr().err
+    assert call(*command, "--lora", "2", "--overwrite") == 2
+    assert "lora=2 for method='random-search', which cannot freeze the base" in capsys.readouterr().err

@@ -32,6 +32,11 @@ TRIED, ASKED = 8, 4  # members and prompts by which both are chosen
 def strategy(settings: FinetuneSettings) -> Strategy:
     """The evolution strategy of a run."""
     made = method_named(settings.method).strategy()
+    if settings.lora is not None and not made.takes("rules"):
+        raise SettingsError(
+            f"got lora={settings.lora} for method={settings.method!r}, which cannot freeze the base, "
+            "as it takes no rules. Leave it out, or take another method."
+        )
     options: dict[str, Any] = {"population": settings.population, "sigma": settings.sigma, "groups": settings.parts}
     options |= {"rank": settings.rank, "fallback": "error"}
     options |= {"rules": [(FROZEN, "frozen")]} if settings.lora is not None else {}
