@@ -160,6 +160,8 @@ def test_what_it_cannot_do_is_refused() -> None:
         eggroll.ES(population=4, relative=True)
     es = strategy(4)
     members = es.ask(state := es.init(PARAMS, jax.random.key(0)))
+    with pytest.raises(TypeError, match=r"got arguments by name of .*pass them by position"):
+        members.apply(Chain(), start=jnp.int32(0))
     members.apply(Chain(), jnp.int32(0))
     with pytest.raises(ValueError, match="one number for what each member wrote"):
         es.tell(state, members, np.zeros((4, TURNS)))

@@ -161,10 +161,12 @@ class Streams:
         """Of a row's columns."""
         return np.unique(self._columns(place) // self.block).astype(np.uint32)
 
-    def _of_blocks(self, place: Place, dtype: Any, units: jax.Array, *at: Any) -> jax.Array:
+    def _of_blocks(
+        self, place: Place, dtype: Any, units: jax.Array, frame: Frame, turns: jax.Array | None
+    ) -> jax.Array:
         """A sign of each unit, row and block of columns, `[U, *rows, blocks]`."""
         # Those of a block of columns are the same at every site: so numbers of two sites are orthogonal, too.
-        keys = folded(self._keys(len(self.places), *at, units)[..., None], self._blocks(place))
+        keys = folded(self._keys(len(self.places), frame, turns, units)[..., None], self._blocks(place))
         return jnp.moveaxis(self._drawn(keys, jax.ShapeDtypeStruct(place.rows, dtype)), 1, -1)
 
     def _crossed(self, units: jax.Array, columns: np.ndarray, dtype: Any) -> jax.Array:
@@ -173,9 +175,9 @@ class Streams:
         odd = lax.population_count(units.astype(jnp.uint32)[:, None] & columns) & 1
         return 1 - 2 * odd.astype(dtype)
 
-    def _shared(self, place: Place, like: Any, *at: Any) -> jax.Array:
+    def _shared(self, place: Place, like: Any, frame: Frame, turns: jax.Array | None) -> jax.Array:
         """`[T, *shape]`, a sign of each number that all units share; one turn's if there are none."""
-        return self._drawn(self._keys(place.number, *at)[..., None], like)[:, 0]
+        return self._drawn(self._keys(place.number, frame, turns)[..., None], like)[:, 0]
 
     def _keys(self, number: int, frame: Frame, turns: jax.Array | None, units: jax.Array | None = None) -> jax.Array:
         """`[2, U]` of the units `[U]`, `[2, U·T]` with turns; of all units together if there are none given."""
