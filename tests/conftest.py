@@ -67,12 +67,13 @@ if not hasattr(mlir, "_thread_local_context"):
 
     mlir.make_ir_context = reused_context
 
-    # The emitters of fusions that it has by default are two fifths of what compiling without optimisations takes.
+    # The emitters of fusions that it has by default are two fifths of what compiling without optimisations takes. The
+    # default run does without; slow tests compare bits with processes that have them.
     get_compile_options = compiler.get_compile_options
 
     def with_older_emitters(*args: object, **options: object) -> object:
         found = get_compile_options(*args, **options)
-        if jax.config.values["jax_disable_most_optimizations"]:
+        if DEFAULT_RUN and jax.config.values["jax_disable_most_optimizations"]:
             older = [("xla_cpu_use_fusion_emitters", False)]
             found.env_option_overrides = [*found.env_option_overrides, *older]
         return found
@@ -88,6 +89,15 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 EXAMPLES = int(os.environ.get("EGGROLL_TEST_EXAMPLES", "6"))
 settings.register_profile("eggroll", deadline=None, max_examples=EXAMPLES, derandomize=True, database=None)
 settings.load_profile("eggroll")
+
+
+DEFAULT_RUN = True
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Knows which run this is."""
+    global DEFAULT_RUN
+    DEFAULT_RUN = config.getoption("markexpr") == "not slow"
 
 
 # What takes a minute or more: begun first, so that no process is left with it at the end.
