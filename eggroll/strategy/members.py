@@ -251,8 +251,6 @@ class Members:
     def _asked(
         self, fun: Function, args: tuple, in_axes: InAxes, kwargs: dict[str, Any], some: int = 0
     ) -> tuple[Function, Rows]:
-        if kwargs and isinstance(fun, Writes):
-            raise TypeError(f"got arguments by name of {fun!r:.80}, which writes turn by turn: pass them by position.")
         fun, args, in_axes = by_name(fun, args, in_axes, kwargs)
         return fun, make_rows(args, in_axes, some or self.settings.size, some or self.settings.groups)
 

@@ -246,7 +246,8 @@ class Strategy(Automatic, ABC):
         """Chooses what is `"auto"` by a fitness function; with few members where none has a row of its own."""
 
         def evaluate(members: Members) -> jax.Array:
-            outputs = Members.apply(members, fun, *args, in_axes=in_axes, **kwargs)
+            called, given, axes = by_name(fun, args, in_axes, kwargs)  # names that `apply` has are the function's, too
+            outputs = Members.apply(members, called, *given, in_axes=axes)
             return outputs[0] if has_aux else outputs
 
         if self.undecided:

@@ -119,3 +119,13 @@ def test_arguments_by_name(kind):
         np.testing.assert_allclose(asked, dense, rtol=1e-5)
         few = members.some([2, 0], fitness, jnp.ones((2, 3)), *(a[:2] for a in args), in_axes=axes, **named)
         np.testing.assert_allclose(few, [dense[2], dense[0]], rtol=1e-5)
+
+
+def test_settings_are_chosen_by_a_function_whose_names_apply_has_too():
+    es = eggroll.ES(population=8, sigma="auto")
+
+    def fitness(p, x, *, chunk, fun):
+        return -jnp.mean((x @ p["w"] - 1) ** 2) * chunk * fun
+
+    state = es.init({"w": jnp.zeros((3, 2))}, KEY)
+    assert es.step(state, fitness, jnp.ones((2, 3)), chunk=2.0, fun=1.0)[0].generation == 1

@@ -107,6 +107,12 @@ class ByName:
 
     fun: Function
 
+    def __post_init__(self) -> None:
+        if hasattr(self.fun, "wrote"):
+            raise TypeError(
+                f"got arguments by name of {self.fun!r:.80}, which writes turn by turn: pass them by position."
+            )
+
     @property
     def __wrapped__(self) -> Function:
         """Whose name and line messages have."""
