@@ -147,7 +147,8 @@ class Streams:
         place = self.places[made.where]
         if not self._crosses(place) or any(n > 1 for n in credit.shape[1 + len(place.rows) :]):
             return max(made.value.size, 1)
-        return max(math.prod(place.rows) * len(self._blocks(place)), min(self.block, len(self._columns(place))))
+        numbers = math.prod(place.rows) * len(self._blocks(place)) + min(self.block, len(self._columns(place)))
+        return 4 * numbers  # products are as fast in parts, and memory grows with the population up to one
 
     def _crosses(self, place: Place) -> bool:
         """Whether a site's numbers are signs of the matrix, and not drawn alone."""
