@@ -106,6 +106,9 @@ def test_arguments_by_name(kind):
     def fitness(params, x, row=0.0, *, scale, twice=False):
         return -jnp.sum((x @ params["w"] * scale) ** 2) * (2 if twice else 1) + 0 * row
 
+    def added(params, x, row=0.0, **named):
+        return fitness(params, x, **named) + 100 * row
+
     def alone(params, x):
         return fitness(params, x, scale=jnp.float32(3), twice=True)
 
@@ -114,11 +117,12 @@ def test_arguments_by_name(kind):
         got = es.step(state, fitness, jnp.ones((2, 3)), *args, in_axes=axes, scale=jnp.float32(3), twice=True)[0]
         assert (got.params["w"] == want.params["w"]).all()
         members, named = es.ask(state), {"scale": jnp.float32(3), "twice": True}
-        asked = members.apply(fitness, jnp.ones((2, 3)), *args, in_axes=axes, **named)
-        dense = [fitness(members.materialize(i), jnp.ones((2, 3)), **named) for i in range(4)]
+        rows = [float(args[0][i]) if args else 0.0 for i in range(4)]
+        dense = [added(members.materialize(i), jnp.ones((2, 3)), rows[i], **named) for i in range(4)]
+        asked = members.apply(added, jnp.ones((2, 3)), *args, in_axes=axes, **named)
         np.testing.assert_allclose(asked, dense, rtol=1e-5)
-        few = members.some([2, 0], fitness, jnp.ones((2, 3)), *(a[:2] for a in args), in_axes=axes, **named)
-        np.testing.assert_allclose(few, [dense[2], dense[0]], rtol=1e-5)
+        few = members.some([0, 1], added, jnp.ones((2, 3)), *(a[:2] for a in args), in_axes=axes, **named)
+        np.testing.assert_allclose(few, dense[:2], rtol=1e-5)
 
 
 def test_settings_are_chosen_by_a_function_whose_names_apply_has_too():
