@@ -148,6 +148,7 @@ def main(args: list[str] | None = None) -> None:
         counts[found.outcome] += 1
         if found.outcome in ("crashed", "wrong"):
             bad.append({"seed": seed, "outcome": found.outcome, "said": found.said.strip().splitlines()[-1]})
+            print(*bad[-1].values(), flush=True)
         if (done := seed - options.first + 1) % 100 == 0:
             print(f"{done:,} of {n:,}: {_counted(counts)}", flush=True)
         if seed % 200 == 199:  # what was compiled is never used again

@@ -21,6 +21,7 @@ Maker = Callable[[Rng, list[tuple[int, ...]], Callable[..., int]], Made]
 
 SIZES = (1, 2, 3, 4)
 LARGEST = 300  # elements of a value
+DECIDING = 0.1234  # what decides is compared with it: of a value that is 0 but for rounding, the sign is rounding's
 
 
 @dataclass(frozen=True)
@@ -179,7 +180,7 @@ UNARY: dict[str, Callable[[Rng, tuple[int, ...], int, int], Callable[..., Any]]]
         lambda c: (c[0] < k) & (jnp.sum(c[1]) < 1e3), lambda c: (c[0] + 1, c[1] + 0.1), (0, v)
     )[1],
     "cond": lambda rng, s, a, k: lambda v: lax.cond(jnp.argmax(jnp.arange(3)) == k, lambda v: v * 2, lambda v: -v, v),
-    "cond of a value": lambda rng, s, a, k: lambda v: lax.cond(v.sum() > 0, lambda: v * 2, lambda: v[::-1]),
+    "cond of a value": lambda rng, s, a, k: lambda v: lax.cond(v.sum() > DECIDING, lambda: v * 2, lambda: v[::-1]),
 }  # fmt: skip
 
 
@@ -218,7 +219,7 @@ def _updated(v: Any, w: Any) -> Any:
 
 
 def _grouped(x: Any, w: Any) -> Any:
-    return lax.ragged_dot(x, w, jnp.arange(w.shape[0]) % 2 + (x.sum() > 0).astype(int))
+    return lax.ragged_dot(x, w, jnp.arange(w.shape[0]) % 2 + (x.sum() > DECIDING).astype(int))
 
 
 def _matrix(shape: tuple[int, ...]) -> bool:
@@ -247,8 +248,8 @@ BINARY: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Any], Callable[..
     "sub": (bool, lambda s: lambda t: t == s, jnp.subtract),
     "mul": (bool, lambda s: lambda t: t == s, jnp.multiply),
     "larger": (bool, lambda s: lambda t: t == s, jnp.maximum),
-    "where": (bool, lambda s: lambda t: t == s, lambda v, w: jnp.where(v > 0, v, w)),
-    "either": (bool, lambda s: lambda t: t == s, lambda v, w: lax.cond(v.sum() > 0, lambda: v, lambda: w)),
+    "where": (bool, lambda s: lambda t: t == s, lambda v, w: jnp.where(v > DECIDING, v, w)),
+    "either": (bool, lambda s: lambda t: t == s, lambda v, w: lax.cond(v.sum() > DECIDING, lambda: v, lambda: w)),
     "beside": (bool, lambda s: lambda t: t == s, lambda v, w: jnp.concatenate([v, w], -1)),
     "stacked": (bool, lambda s: lambda t: t == s, lambda v, w: jnp.stack([v, w], 1)),
     "plus a row": (_matrix, lambda s: lambda t: t == s[1:], lambda v, w: w + v),
@@ -270,7 +271,7 @@ BINARY: dict[str, tuple[Callable[[Any], bool], Callable[[Any], Any], Callable[..
     "layers": (_stack_of_squares, lambda s: _has_end(s[1]), _layers),
     "recurrent": (_square, lambda s: _has_end(s[0]), _recurrent),
     "until": (_square, lambda s: _has_end(s[0]), _until),
-    "looked up": (bool, bool, lambda v, w: w[jnp.argsort(v.reshape(-1))[:2] % w.shape[0]]),
+    "looked up": (bool, bool, lambda v, w: w[jnp.argsort(jnp.round(v.reshape(-1), 6))[:2] % w.shape[0]]),
     "put into": (_matrix, lambda s: _has_end(s[1]), lambda v, w: w.at[0].set(v.reshape(-1, w.shape[1])[0])),
     "added into": (_matrix, lambda s: lambda t: t == s, lambda v, w: w.at[np.arange(w.shape[0]) // 2].add(v)),
     "updated at": (bool, lambda s: lambda t: len(t) == len(s), _updated),
