@@ -11,24 +11,22 @@ from eggroll.llm.tasks.options import check_common, is_integer
 LONG = 40  # characters beyond the number for which nothing but being right is rewarded
 RIGHT = 0.2
 NUMBER = 0.1
-INTEGER = re.compile(r"[+-]?[0-9]+")
+NUMBERS = re.compile(r"(?<![0-9.,])-?[0-9]+(?:[.,][0-9]+)*")
 
 
 class Arithmetic(Generated):
     """Sums and differences, `What is 7 + 5?`, of which only the number is wanted.
 
-    The reward, with `e` the characters beyond those of the right number:
+    An answer is the last number of a text, as the field's graders take it: a sum that is said again has numbers, too.
+    The reward, with `e` the characters beyond those of the right number, and `short = max(0, 1 − e/40)`:
 
-    - `0.2 + 0.8·max(0, 1 − e/40)` if the right number stands in the text as a number of its own: 1 for the number
-      alone, 0.82 for "7 + 5 = 12.";
-    - 0.1 for a wrong number alone;
-    - 0 for anything else, and for an answer that repeats itself or was cut off, whatever is in it.
+    - `0.2 + 0.8·short` for the right number: 1 for it alone, 0.82 for "7 + 5 = 12.";
+    - `0.1·short` for a wrong one: 0.1 for it alone, 0.08 for "7 + 5 = 13.";
+    - 0 for a text without a number, and for an answer that repeats itself or was cut off, whatever is in it.
 
-    So it has no plateau where small models start: they mostly know the sum and write around it, and every character
-    left out counts the same. Being right is worth more than being short, at any length, and listing many numbers to
-    have the right one among them earns no more than 0.2 once the list is long. A wrong number alone is worth
-    something, so that the format can be learnt before the sums, and less than any right answer. Our own task; not from
-    a paper.
+    So it has no plateau where small models start: they know some of the sums, write around them and do not come to an
+    end. Ending, and every character left out, counts whether the sum is right or not, so that the format can be learnt
+    before the sums; any right answer is worth more than any wrong one. Our own task; not from a paper.
 
     Args:
         largest: the largest operand, at least 1. Default 20, which makes 420 problems.
@@ -45,7 +43,7 @@ class Arithmetic(Generated):
         >>> task = Arithmetic()
         >>> problem = Problem("What is 7 + 5?", 12)
         >>> [round(task.reward(text, problem), 3) for text in ("12", "7 + 5 = 12.", "13", "It is 13.", "120")]
-        [1.0, 0.82, 0.1, 0.0, 0.1]
+        [1.0, 0.82, 0.1, 0.083, 0.098]
         >>> task.problems("test", 2, seed=0) == task.problems("test", 2, seed=0)
         True
     """
@@ -86,11 +84,12 @@ class Arithmetic(Generated):
         return f"{first} {operation} {second}"
 
     def reward(self, text: str, problem: Problem) -> float:
-        """Rewards the number alone with 1, and the number within a text with less, the longer the text."""
+        """Rewards the right number alone with 1, and less, the longer the text around it; a wrong one with a tenth."""
         text, wanted = text.strip(), str(problem.data)
         if self.degenerate == "worst" and text != wanted and is_degenerate(text):
             return 0.0
-        if re.search(rf"(?<![0-9.,-]){wanted}(?![0-9]|[.,][0-9])", text):
-            excess = len(text) - len(wanted)
-            return RIGHT + (1 - RIGHT) * max(0.0, 1 - excess / LONG)
-        return NUMBER if INTEGER.fullmatch(text) else 0.0
+        found = NUMBERS.findall(text)
+        if not found:
+            return 0.0
+        short = max(0.0, 1 - max(0, len(text) - len(wanted)) / LONG)
+        return RIGHT + (1 - RIGHT) * short if found[-1] == wanted else NUMBER * short

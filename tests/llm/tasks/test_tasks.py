@@ -137,18 +137,29 @@ def test_silence_wins_nothing(name):
         ("7 + 5 = 12", 1 - 0.8 * 8 / 40),
         ("12" + " so" * 100, 0),
         ("12" + " and so on" * 3 + " to the end", 0.2),
+        ("+12", 1 - 0.8 / 40),
         ("13", 0.1),
-        ("-12", 0.1),
-        ("112", 0.1),
-        ("12.5", 0),
-        ("1,12", 0),
-        ("12,000", 0),
+        ("1", 0.1),
+        ("7 + 5 = 13.", 0.1 * (1 - 9 / 40)),
+        ("12, or 13", 0.1 * (1 - 7 / 40)),
+        ("-12", 0.1 * (1 - 1 / 40)),
+        ("112", 0.1 * (1 - 1 / 40)),
+        ("12.5", 0.1 * (1 - 2 / 40)),
+        ("1,12", 0.1 * (1 - 2 / 40)),
+        ("12,000", 0.1 * (1 - 4 / 40)),
+        ("13, which is not easy to see if one has no pencil", 0),
         ("twelve", 0),
         ("", 0),
     ],
 )
 def test_arithmetic_wants_the_number_alone(text, reward):
     assert task_named("arithmetic").reward(text, Problem("What is 7 + 5?", 12)) == pytest.approx(reward, abs=1e-12)
+
+
+def test_an_operand_that_is_said_again_is_no_answer():
+    problem = Problem("What is 16 - 8?", 8)
+    assert task_named("arithmetic").reward("16 - 8 = 9.", problem) == pytest.approx(0.1 * (1 - 10 / 40))
+    assert task_named("arithmetic").reward("16 - 8 = 8.", problem) == pytest.approx(1 - 0.8 * 10 / 40)
 
 
 @pytest.mark.parametrize("operations", ["+", "-", "*", "+-*"])
